@@ -1,0 +1,56 @@
+"""The errors that kvcheck raises. Each says what was wrong, what would be right, and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KvcheckError(Exception):
+    """Base of every error of kvcheck; `hint` names the remedy and is printed on a line of its own."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message}\n  {hint}" if hint else message)
+
+
+class SpecError(KvcheckError):
+    """A method, task, model or option text that cannot be read, or a value out of range."""
+
+
+class MethodUnsupported(KvcheckError):
+    """A method that cannot serve this model or this setting."""
+
+
+class ContextTooLong(KvcheckError):
+    """A prompt that exceeds the model's context limit."""
+
+
+class BaselineError(KvcheckError):
+    """A baseline that is missing, damaged, foreign or stale."""
+
+
+class MissingBaseline(BaselineError):
+    """No stored record for this case."""
+
+
+class NotComparable(BaselineError):
+    """Two records that do not describe the same prompts, task version or model."""
+
+
+class MethodFailed(KvcheckError):
+    """The method under test raised, returned NaN, emptied the cache, broke its own claims or did nothing."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint: the nearest known words, or all of them when none is near.
+
+    >>> did_you_mean("snapkw", ["snapkv", "kivi"])
+    'did you mean snapkv?'
+    """
+    known = sorted(known)
+    near = get_close_matches(word, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known) or 'none'}"

@@ -1,0 +1,209 @@
+"""Plain data: what a case is, and what it produced. Imports nothing of ours but errors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from kvcheck.errors import SpecError
+
+SCHEMA = 1
+MODES = ("single", "multi_turn", "multi_request")
+CAPABILITIES = (
+    "string_retrieval",
+    "semantic_retrieval",
+    "global_information",
+    "code",
+    "needle",
+    "multi_task",
+    "long_generation",
+)
+
+_CASE = re.compile(r"(?P<task>[\w.]+)/v(?P<version>\d+)/(?P<mode>\w+)/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class CaseId:
+    """What one test item runs: task x mode x length x seed x n (contexts)."""
+
+    task: str
+    version: int
+    mode: str
+    length: int
+    seed: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.key}/n={self.n}"
+
+    @property
+    def key(self) -> str:
+        """The case without its sample count: samples of two runs pair up by index under the same key."""
+        return f"{self.task}/v{self.version}/{self.mode}/len={self.length}/seed={self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> CaseId:
+        """Read the text form back. Raises SpecError."""
+        match = _CASE.fullmatch(text)
+        if match is None:
+            raise SpecError(f"not a case id: {text!r}", "a case id reads kv/v1/single/len=1024/seed=0/n=16")
+        part = match.groupdict()
+        numbers = (int(part[name]) for name in ("length", "seed", "n"))
+        return cls(part["task"], int(part["version"]), part["mode"], *numbers)
+
+
+def prompt_digest(*texts: str) -> str:
+    """Twelve hex digits that identify the texts, in order."""
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """One question of one sample.
+
+    score in [0, 1]; depth is the relative position of the evidence in the context (0 = start, 1 = end).
+    Drift, on the reference answer under teacher forcing: nll in nats per token, agree the share of tokens where the
+    method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in nats. None where it was not measured.
+    """
+
+    score: float
+    answer: str
+    subtask: str = ""
+    depth: float | None = None
+    nll: float | None = None
+    agree: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One context and its turns. digest identifies the context and all of its questions and references."""
+
+    index: int
+    digest: str
+    turns: tuple[TurnRecord, ...]
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """Bytes right after compression, per context (mean over the contexts of the case).
+
+    kv_bytes: keys, values, codes, scales: everything needed to attend, from distinct storages.
+    dense_bytes: the same tokens in a full 16-bit cache. meta_bytes: bookkeeping (positions), not counted in kv_bytes.
+    kept: mean number of slots per layer and kv head; seen: tokens seen. touched: layers that took part.
+    peak_bytes: peak device memory of the case where the device can tell (CUDA), else None.
+    """
+
+    kv_bytes: int
+    dense_bytes: int
+    meta_bytes: int
+    kept: float
+    seen: int
+    layers: int
+    touched: int
+    peak_bytes: int | None = None
+
+    @property
+    def ratio(self) -> float:
+        """KV bytes as a share of the full 16-bit cache."""
+        return self.kv_bytes / self.dense_bytes
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Seconds of the method and, interleaved with it, of fp16; the ratio is of medians with a bootstrap interval.
+
+    what: "ttft" (prefill, compression and first token) or "tpot" (one decode step).
+    """
+
+    what: str
+    length: int
+    seconds: float
+    fp16_seconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What one case produced with one method.
+
+    method is the spec text. query_aware: the first question was visible when the cache was compressed.
+    binary: every score is 0 or 1. chance: the expected score of a guess. stopped: why sampling ended.
+    not_measured: (what, reason) pairs.
+    """
+
+    case: CaseId
+    method: str
+    model: str
+    capability: str
+    query_aware: bool
+    binary: bool
+    chance: float
+    samples: tuple[SampleRecord, ...]
+    memory: MemoryRecord | None = None
+    latency: tuple[LatencyRecord, ...] = ()
+    stopped: str = "all samples"
+    not_measured: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score over samples, each the mean of its turns."""
+        return sum(context_score(sample) for sample in self.samples) / len(self.samples)
+
+
+def context_score(sample: SampleRecord) -> float:
+    """Mean score of the turns of one context."""
+    return sum(turn.score for turn in sample.turns) / len(sample.turns)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question about one case.
+
+    question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
+    "nll", "agree", "kl". outcome: "pass", "fail" or "inconclusive". value with its interval [low, high] and limit are
+    in the unit of the question: points of accuracy for drops, a ratio for bytes and latency.
+    n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that
+    this n could have seen; None where that makes no sense.
+    """
+
+    question: str
+    outcome: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    n: int
+    lost: int = 0
+    won: int = 0
+    detectable: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes."""
+
+    kvcheck: str
+    git: str
+    dirty: bool
+    packages: dict[str, str]
+    machine: dict[str, str]
+    model: str
+    model_name: str
+    settings: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of records with its header; verdicts by str(case) + "|" + method."""
+
+    header: RunHeader
+    cases: tuple[CaseRecord, ...]
+    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)

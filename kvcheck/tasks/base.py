@@ -1,0 +1,82 @@
+"""What a task is: a seeded, versioned source of samples with a metric. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvcheck.record import prompt_digest
+
+
+class Tokenizer(Protocol):
+    """All that a generator asks of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, without special tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question about the context.
+
+    question ends with the lead-in of the answer ("... The code of otter is"), as the benchmarks do.
+    evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
+    """
+
+    question: str
+    references: tuple[str, ...]
+    max_new_tokens: int
+    metric: str
+    evidence: tuple[tuple[int, int], ...] = ()
+    depth: float | None = None
+    subtask: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One shared context and its turns. `separator` joins an answer to the next question in multi-turn mode."""
+
+    task: str
+    index: int
+    context: str
+    turns: tuple[Turn, ...]
+    separator: str = "\n"
+
+    @property
+    def digest(self) -> str:
+        """Identifies everything that the model is shown and everything that it is graded against."""
+        parts = [self.context]
+        for turn in self.turns:
+            parts += [turn.question, *turn.references]
+        return prompt_digest(*parts)
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """The declaration of a task. chance: analytic score of a guess among the candidates of the right form."""
+
+    name: str
+    version: int
+    capability: str
+    modes: tuple[str, ...]
+    binary: bool
+    chance: float
+    doc: str
+    lengths: tuple[int, ...] = (512, 1024, 2048)
+
+
+Generate = Callable[[int, int, int, Tokenizer], Sample]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its declaration and its generator `generate(seed, index, length, tokenizer) -> Sample`.
+
+    The context of the sample has exactly `length` tokens of the tokenizer.
+    """
+
+    info: TaskInfo
+    generate: Generate
