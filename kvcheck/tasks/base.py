@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +20,8 @@ class Tokenizer(Protocol):
 class Turn:
     """One question about the context.
 
-    question ends with the lead-in of the answer ("... The code of otter is"), as the benchmarks do.
+    question ends with the lead-in of the answer ("... The code of otter is"), as the benchmarks do; `space` stands
+    between the two (so the text that teacher forcing feeds is question + space + expected).
     evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
     """
 
@@ -33,17 +33,27 @@ class Turn:
     depth: float | None = None
     subtask: str = ""
     options: tuple[str, ...] = ()
+    space: str = " "
+    target: str = ""
+
+    @property
+    def expected(self) -> str:
+        """The answer text that earns the full score, as teacher forcing feeds it (without `space`)."""
+        return self.target or self.references[0]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One shared context and its turns. `separator` joins an answer to the next question in multi-turn mode."""
+    """One shared context and its turns.
+
+    A question begins with its own line break; `separator` joins an answer to the next question in multi-turn mode.
+    """
 
     task: str
     index: int
     context: str
     turns: tuple[Turn, ...]
-    separator: str = "\n"
+    separator: str = ""
 
     @property
     def digest(self) -> str:
@@ -68,7 +78,12 @@ class TaskInfo:
     lengths: tuple[int, ...] = (512, 1024, 2048)
 
 
-Generate = Callable[[int, int, int, Tokenizer], Sample]
+class Generate(Protocol):
+    """A generator: a pure function of its arguments; `turns` is the number of questions where it can be chosen."""
+
+    def __call__(self, seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = ...) -> Sample:
+        """One sample."""
+        ...
 
 
 @dataclass(frozen=True)

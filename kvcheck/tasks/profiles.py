@@ -1,0 +1,88 @@
+"""Which cases a profile runs, and with how many contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.record import CAPABILITIES, MODES, CaseId
+from kvcheck.tasks import TASKS
+from kvcheck.tasks.base import TaskInfo
+
+
+@dataclass(frozen=True)
+class Profile:
+    """lengths: tokens of context that every task runs at (None: all that it declares). far: a longer one for the
+    tasks in FAR. n: contexts per case at most; far_n: at the longer length.
+    """
+
+    lengths: tuple[int, ...] | None
+    n: int
+    far: tuple[int, ...] = ()
+    far_n: int = 0
+    modes: tuple[str, ...] = MODES
+
+
+FAR = ("kv", "needle", "needle_multi")
+PROFILES = {
+    "quick": Profile((512,), 4, modes=("multi_turn", "multi_request")),
+    "default": Profile((512, 1024), 8, far=(2048,), far_n=4),
+    "full": Profile(None, 32),
+}
+
+
+def infos() -> list[TaskInfo]:
+    """The declarations of all tasks, by capability and name."""
+    found = [TASKS.get(name).info for name in TASKS.names()]
+    return sorted(found, key=lambda info: (CAPABILITIES.index(info.capability), info.name))
+
+
+def cases(
+    profile: str = "default",
+    lengths: Sequence[int] = (),
+    tasks: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    n: int | None = None,
+    capability: str | None = None,
+    seed: int = 0,
+) -> list[CaseId]:
+    """The cases of a profile, narrowed or overridden by hand; cases of one (task, length) stand together.
+
+    Raises SpecError for an unknown profile, task or mode, and when a task is asked for in no mode that it has.
+    """
+    if profile not in PROFILES:
+        raise SpecError(f"unknown profile {profile!r}", did_you_mean(profile, PROFILES))
+    for mode in modes:
+        if mode not in MODES:
+            raise SpecError(f"unknown mode {mode!r}", did_you_mean(mode, MODES))
+    for name in tasks:
+        TASKS.get(name)
+    chosen = PROFILES[profile]
+    found = []
+    for info in infos():
+        if (tasks and info.name not in tasks) or (capability is not None and info.capability != capability):
+            continue
+        for length, count in _lengths(chosen, info, lengths, n):
+            for mode in _modes(chosen, info, modes):
+                found.append(CaseId(info.name, info.version, mode, length, seed, count))
+    return found
+
+
+def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | None) -> list[tuple[int, int]]:
+    """Pairs of a length and its number of contexts."""
+    if lengths:
+        return [(length, n or profile.n) for length in lengths]
+    pairs = [(length, n or profile.n) for length in (profile.lengths or info.lengths)]
+    if info.name in FAR:
+        pairs += [(length, n or profile.far_n) for length in profile.far]
+    return pairs
+
+
+def _modes(profile: Profile, info: TaskInfo, modes: Sequence[str]) -> list[str]:
+    """The modes to run: those asked for that the task has; by default the profile's, or all when it has none of them."""
+    wanted = modes or profile.modes
+    found = [mode for mode in info.modes if mode in wanted]
+    if not found and not modes:
+        return list(info.modes[:1])
+    return found
