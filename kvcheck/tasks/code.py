@@ -129,7 +129,7 @@ TASKS = (
         generate_code_function,
     ),
     Task(
-        TaskInfo("code_completion", 1, "code", MODES, False, 0.45, "complete a call from its signature"),
+        TaskInfo("code_completion", 1, "code", MODES, False, 0.46, "complete a call from its signature"),
         generate_code_completion,
     ),
 )

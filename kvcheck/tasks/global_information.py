@@ -149,6 +149,6 @@ def _info(name: str, binary: bool, chance: float, doc: str) -> TaskInfo:
 TASKS = (
     Task(_info("many_shot", True, 1 / 6, "in-context classification by a known cue"), generate_many_shot),
     Task(_info("few_shot", True, 1 / 4, "in-context classification of a new thing"), generate_few_shot),
-    Task(_info("math_find", True, 1 / 40, "the largest and smallest of an array"), generate_math_find),
-    Task(_info("summary", False, 0.5, "all points of one report, in order"), generate_summary),
+    Task(_info("math_find", True, 0.03, "the largest and smallest of an array"), generate_math_find),
+    Task(_info("summary", False, 0.29, "all points of one report, in order"), generate_summary),
 )

@@ -34,6 +34,7 @@ def generate_path_trace(seed: int, index: int, length: int, tokenizer: Tokenizer
         "prefix_trace",
         context.evidence(*edges),
         0.5,
+        options=("to", "end"),
         target="to " + " to ".join((*trace, "end")),
     )
     return Sample("path_trace", index, context.text, (turn,))

@@ -64,7 +64,7 @@ def generate_code_and_kv(seed: int, index: int, length: int, tokenizer: Tokenize
 
 TASKS = (
     Task(
-        TaskInfo("summary_with_needles", 1, "multi_task", MODES, False, 0.25, "summaries and needles in one context"),
+        TaskInfo("summary_with_needles", 1, "multi_task", MODES, False, 0.145, "summaries and needles in one context"),
         generate_summary_with_needles,
     ),
     Task(

@@ -74,7 +74,7 @@ TASKS = (
     ),
     Task(
         TaskInfo(
-            "needle_64", 1, "needle", ("single", "multi_request"), False, 0.04, "one 64-digit needle", LENGTHS[:3]
+            "needle_64", 1, "needle", ("single", "multi_request"), False, 0.05, "one 64-digit needle", LENGTHS[:3]
         ),
         generate_needle_64,
     ),

@@ -213,8 +213,8 @@ def _info(name: str, binary: bool, chance: float, doc: str) -> TaskInfo:
 
 
 TASKS = (
-    Task(_info("qa_single", False, 0.03, "a fact asked in other words"), generate_qa_single),
-    Task(_info("qa_multi", False, 0.3, "a fact spread over two documents"), generate_qa_multi),
-    Task(_info("qa_zh", False, 0.05, "a fact asked in Chinese"), generate_qa_zh),
+    Task(_info("qa_single", False, 0.02, "a fact asked in other words"), generate_qa_single),
+    Task(_info("qa_multi", False, 0.34, "a fact spread over two documents"), generate_qa_multi),
+    Task(_info("qa_zh", False, 0.06, "a fact asked in Chinese"), generate_qa_zh),
     Task(_info("choice", True, 0.25, "a fact asked with four options"), generate_choice),
 )
