@@ -1,0 +1,200 @@
+"""Stores of baselines: where recorded runs lie, how they are read, and how recording touches them.
+
+    <root>/<model name>/<method>.txt        one file per method and model; fp16.txt is the full cache
+
+Folders are in baseline_files.py, the text of a file is described in baseline_text.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlparse
+
+from kvcheck.baseline_files import VERBS, Changes, Entry, FileStore, Get, Lookup, RemoteStore
+from kvcheck.baseline_text import ModelId, StoredCase, base_digest, decode, encode
+from kvcheck.errors import BaselineError
+from kvcheck.paths import bundle, user_baselines
+from kvcheck.record import CaseId, CaseRecord
+
+__all__ = [
+    "VERBS",
+    "Changes",
+    "Entry",
+    "FileStore",
+    "Layered",
+    "ModelId",
+    "ReadOnly",
+    "RemoteStore",
+    "Store",
+    "open_place",
+    "open_store",
+]
+
+
+class Store(Protocol):
+    """Records by model, method and case."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether `record` may be called."""
+        ...
+
+    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
+        """The stored record of that case (any n); None when there is none. Raises BaselineError for a bad file."""
+        ...
+
+    def raw(self, model: ModelId, method: str, case: CaseId) -> StoredCase | None:
+        """The case as it stands in the file, not yet decoded."""
+        ...
+
+    def path(self, model: ModelId, method: str) -> str:
+        """The file that holds, or would hold, the records of that method."""
+        ...
+
+    def record(
+        self,
+        model: ModelId,
+        method: str,
+        records: Iterable[CaseRecord],
+        verb: str,
+        about: dict[str, Any],
+        lookup: Lookup | None = None,
+    ) -> Changes:
+        """Merge records into the file of a method. See FileStore.record."""
+        ...
+
+    def source(self, model: ModelId, method: str, case: CaseId) -> str:
+        """The file that `get` reads this case from; "" when there is none."""
+        ...
+
+    def entries(self) -> list[Entry]:
+        """Every readable file, sorted."""
+        ...
+
+    def verify(self, get: Get | None = None) -> list[tuple[str, str]]:
+        """(file, problem) for every file that cannot be used as it is. get: reads a case, else this store does."""
+        ...
+
+
+class ReadOnly:
+    """Another store, closed to recording."""
+
+    writable = False
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def record(self, model: ModelId, method: str, *args: Any, **kwargs: Any) -> Changes:
+        """Refuse."""
+        path = self._store.path(model, method)
+        raise BaselineError(f"{path} is read-only", "name a folder to record into: --kv-baselines=PATH")
+
+
+class Layered:
+    """Several stores, the first one that has a case wins; recording goes to the first."""
+
+    def __init__(self, *stores: Store) -> None:
+        if not stores:
+            raise ValueError("no stores")
+        self.stores = stores
+
+    @property
+    def writable(self) -> bool:
+        """Whether the first store takes records."""
+        return self.stores[0].writable
+
+    def path(self, model: ModelId, method: str) -> str:
+        """The file that recording writes."""
+        return self.stores[0].path(model, method)
+
+    def source(self, model: ModelId, method: str, case: CaseId) -> str:
+        """The file that `get` reads this case from; "" when no store has it."""
+        holders = (store.path(model, method) for store in self.stores if store.raw(model, method, case) is not None)
+        return next(holders, "")
+
+    def raw(self, model: ModelId, method: str, case: CaseId) -> StoredCase | None:
+        """The case as it stands in the first file that has it."""
+        found = (store.raw(model, method, case) for store in self.stores)
+        return next((one for one in found if one is not None), None)
+
+    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
+        """The record from the first store that has it, with the fp16 record it was written against from any of them."""
+        stored = self.raw(model, method, case)
+        if stored is None:
+            return None
+        fp16 = None
+        if stored.base:
+            known = [one for store in self.stores if (one := store.get(model, "fp16", case)) is not None]
+            fitting = [one for one in known if base_digest(one) == stored.base]
+            fp16 = next(iter(fitting or known), None)
+        return decode(stored, method, model, fp16, self.source(model, method, case))
+
+    def record(
+        self,
+        model: ModelId,
+        method: str,
+        records: Iterable[CaseRecord],
+        verb: str,
+        about: dict[str, Any],
+        lookup: Lookup | None = None,
+    ) -> Changes:
+        """Merge into the first store's file. What a later store holds is not "new" nor, if equal, "changed"."""
+        lookup = lookup or (lambda case: self.get(model, "fp16", case))
+        wanted = []
+        for record in records:
+            below = None
+            if self.stores[0].raw(model, method, record.case) is None:
+                below = self.raw(model, method, record.case)
+            if (
+                below is None
+                or verb == "all"
+                or (verb == "changed" and not below.same_as(encode(record, lookup(record.case))))
+            ):
+                wanted.append(record)
+        return self.stores[0].record(model, method, wanted, verb, about, lookup)
+
+    def entries(self) -> list[Entry]:
+        """The files of every store."""
+        return [entry for store in self.stores for entry in store.entries()]
+
+    def verify(self, get: Get | None = None) -> list[tuple[str, str]]:
+        """The problems of every file; a base record is looked for in all stores."""
+        return [problem for store in self.stores for problem in store.verify(get or self.get)]
+
+    def orphans(self, known: Callable[[str, CaseId], bool]) -> list[tuple[str, CaseId]]:
+        """(file, case) that no test would run any more, in every store."""
+        return [(e.path, case) for e in self.entries() for case in e.cases if not known(e.method, case)]
+
+
+def open_store(uri: str | Path | None = None, rootdir: Path | None = None) -> Store:
+    """Where a session reads and records: the place named by `uri` first, what ships with kvcheck below it, read-only.
+
+    uri: a folder, file:// or anything that fsspec reads (that one read-only). Without it, recording goes to
+    `.kvcheck/baselines` under rootdir; in kvcheck's own checkout, to the shipped folder itself.
+    """
+    shipped = bundle("baselines")
+    if uri is not None:
+        first = open_place(uri)
+    elif rootdir is not None and shipped == rootdir.resolve() / "baselines":
+        return FileStore(shipped)
+    else:
+        first = FileStore(user_baselines(rootdir or Path.cwd()))
+    if isinstance(first, FileStore) and Path(first.root).resolve() == shipped:
+        return first
+    return Layered(first, ReadOnly(FileStore(shipped)))
+
+
+def open_place(uri: str | Path) -> Store:
+    """The store at a plain path, at file://, or at anything that fsspec reads (that one read-only)."""
+    text = str(uri)
+    if "://" not in text:
+        return FileStore(text)
+    parsed = urlparse(text)
+    if parsed.scheme == "file":
+        return FileStore(unquote(parsed.path))
+    return RemoteStore(text)

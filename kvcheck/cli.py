@@ -1,0 +1,189 @@
+"""The command line `kvcheck`: lists, compares and reports; works on files, and without torch but for `doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcheck.errors import KvcheckError
+
+if TYPE_CHECKING:
+    from kvcheck.baseline import Store
+
+OK, REGRESSION, ERROR = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(prog="kvcheck", description="Does a KV cache method still work?")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    commands.add_parser("methods", help="list the methods that --kv-method knows").set_defaults(run=_methods)
+    commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
+        run=_tasks
+    )
+
+    compare = commands.add_parser("compare", help="compare two run files, case by case")
+    compare.add_argument("before", type=Path, metavar="A", help="run file of before")
+    compare.add_argument("after", type=Path, metavar="B", help="run file of now")
+    compare.add_argument("--fail-on-regression", action="store_true", help="exit with 1 where B is worse for sure")
+    compare.set_defaults(run=_compare)
+
+    baselines = commands.add_parser("baselines", help="list or verify stored baselines")
+    baselines.add_argument("action", choices=("list", "verify"))
+    baselines.add_argument(
+        "--baselines", metavar="PATH", help="a folder of your own (default: the shipped ones and yours)"
+    )
+    baselines.set_defaults(run=_baselines)
+
+    commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
+
+    report = commands.add_parser("report", help="print the summary of a run file")
+    report.add_argument("run_file", type=Path, metavar="RUN.json")
+    report.add_argument("--md", action="store_true", help="as Markdown")
+    report.set_defaults(run=_report)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0: fine, 1: a regression or a damaged baseline was found, 2: the command could not be run."""
+    given = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = given.run
+    try:
+        return run(given)
+    except KvcheckError as error:
+        print(f"kvcheck: {error}", file=sys.stderr)
+        return ERROR
+    except BrokenPipeError:  # kvcheck methods | head
+        sys.stderr.close()
+        return OK
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        print(line)
+
+
+def _methods(given: argparse.Namespace) -> int:
+    from kvcheck.report import catalogue
+
+    show(catalogue.methods())
+    return OK
+
+
+def _tasks(given: argparse.Namespace) -> int:
+    from kvcheck.report import catalogue
+
+    show(catalogue.tasks())
+    return OK
+
+
+def _report(given: argparse.Namespace) -> int:
+    from kvcheck.report import markdown, terminal
+    from kvcheck.runfile import read_run
+
+    run = read_run(given.run_file)
+    show(markdown.lines(run) if given.md else terminal.lines(run))
+    return OK
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from kvcheck.compare import compare_runs, regressions
+    from kvcheck.report import comparison
+    from kvcheck.runfile import read_run
+
+    before, after = read_run(given.before), read_run(given.after)
+    rows = compare_runs(before, after)
+    show(comparison.lines(before, after, rows))
+    found = regressions(rows)
+    if given.fail_on_regression and (found or not rows):
+        print(f"kvcheck: {len(found)} rows are worse, missing or not comparable", file=sys.stderr)
+        return REGRESSION
+    return OK
+
+
+def _baselines(given: argparse.Namespace) -> int:
+    from kvcheck.baseline import open_store
+    from kvcheck.report.text import columns, plural
+
+    found: list[Store] = [open_store(given.baselines)] if given.baselines else stores()
+    if given.action == "list":
+        body = [("model", "fingerprint", "method", "cases", "file")]
+        for store in found:
+            for entry in store.entries():
+                model = entry.model
+                body.append((model.name, model.fingerprint, entry.method, str(len(entry.cases)), entry.path))
+        show(
+            columns(body, "<<<><")
+            if len(body) > 1
+            else ["no baselines; record some: pytest --kv-method=fp16 --kv-record=new"]
+        )
+    problems = [problem for store in found for problem in store.verify()]
+    for path, reason in problems:
+        print(f"kvcheck: {path}: {reason}", file=sys.stderr)
+    if given.action == "verify" and not problems:
+        print(f"{plural(sum(len(store.entries()) for store in found), 'file')}, all readable and whole")
+    return REGRESSION if problems else OK
+
+
+def stores() -> list[Store]:
+    """The user's baselines under this folder, and the shipped ones."""
+    from kvcheck import paths
+    from kvcheck.baseline import open_store
+
+    return [open_store(paths.user_baselines(Path.cwd())), open_store(paths.bundle("baselines"))]
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from kvcheck import env, paths
+
+    for title, found in (("packages", env.packages()), ("machine", env.machine())):
+        print(title)
+        show(f"  {name:<18} {value}" for name, value in sorted(found.items()))
+    healthy = _torch()
+    print("embedded models")
+    models = sorted(path.parent for path in paths.bundle("fixtures").glob("*/config.json"))
+    show(f"  {_model(folder)}" for folder in models)
+    if not models:
+        print("  none: this installation lacks its fixtures; pip install --force-reinstall kvcheck")
+    print("baselines")
+    for store in stores():
+        show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
+    problems = [problem for store in stores() for problem in store.verify()]
+    show(f"  {path}: {reason}" for path, reason in problems)
+    return OK if healthy and models and not problems else REGRESSION
+
+
+def _torch() -> bool:
+    """Print what torch and transformers say of themselves; are both there?"""
+    print("device")
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        print(f"  {error}; pip install torch transformers")
+        return False
+    print(f"  torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        print("  no CUDA device: --kv-device=cpu is used")
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        print(f"  cuda:{index} {card.name}, {card.total_memory / 1e9:.0f} GB")
+    return True
+
+
+def _model(folder: Path) -> str:
+    """A model with its fingerprint, and whether baselines were recorded with it."""
+    from kvcheck.models.fingerprint import fingerprint
+
+    print_of = fingerprint(folder)
+    fitting = [entry.method for store in stores() for entry in store.entries() if entry.model.fingerprint == print_of]
+    return f"{folder.name:<18} {print_of}, baselines that fit: {', '.join(sorted(set(fitting))) or 'none'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""What runs the cases: prefill, fork, ask, decode."""
+
+from kvcheck.engine.base import Engine, OnBlock, Progress, Timer
+from kvcheck.engine.session import Session
+
+__all__ = ["Engine", "OnBlock", "Progress", "Session", "Timer"]

@@ -1,0 +1,49 @@
+"""Turn what goes wrong inside a method into MethodFailed, with the method and the case named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from kvcheck.errors import KvcheckError, MethodFailed
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Who is running where: the method's spec and the case (or "latency at 2048 tokens")."""
+
+    method: str
+    where: str
+
+    @contextmanager
+    def __call__(self, doing: str) -> Iterator[None]:
+        """Run code of the method; an exception that is not ours becomes MethodFailed, chained to its cause."""
+        try:
+            yield
+        except KvcheckError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise MethodFailed(
+                f"{self.method} raised while {doing} in {self.where}: {reason}", "the traceback above names the line"
+            ) from error
+
+    def pick(self, logits: torch.Tensor) -> list[int]:
+        """The most likely token of each row of logits (R, V). Raises MethodFailed for NaN and infinities."""
+        tokens = logits.argmax(-1)
+        best = logits.gather(-1, tokens[:, None])[:, 0]
+        if not bool(torch.isfinite(best).all()):
+            raise MethodFailed(
+                f"{self.method} made the logits NaN or infinite in {self.where}",
+                "an empty cache, an overflow in 16 bits, or a division by zero are the usual causes",
+            )
+        return tokens.tolist()
+
+    def fail(self, problems: Sequence[str]) -> None:
+        """Raise MethodFailed with the list where there are problems."""
+        if problems:
+            listed = "".join(f"\n  - {problem}" for problem in problems)
+            raise MethodFailed(f"{self.method} broke its own claims in {self.where}:{listed}")

@@ -1,0 +1,86 @@
+"""What the method's cache holds right after compression, over the contexts of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kvcheck.engine.decode import forward
+from kvcheck.engine.guard import Guard
+from kvcheck.measure.audit import audit
+from kvcheck.measure.memory import held
+from kvcheck.methods.base import Method, ModelShape, Prefilled
+from kvcheck.record import MemoryRecord
+
+
+@dataclass
+class Meter:
+    """Weighs and audits every freshly compressed cache."""
+
+    method: Method
+    shape: ModelShape
+    guard: Guard
+    peak: int | None = None
+    layers: int = 0
+    touched: int = 0
+    audited: bool = False
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def watch(self, cache: Any, prompt: Sequence[Prefilled]) -> None:
+        """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.
+
+        All rows of the first block are audited, one row of the others. Raises MethodFailed with what the audit finds.
+        """
+        with self.guard("being audited"):
+            if self.audited:
+                last = [prompt[0].keys.shape[0] - 1]
+                proof = audit(cache.select(last), [layer.select(last) for layer in prompt], self.method)
+            else:
+                proof = audit(cache, prompt, self.method)
+        self.guard.fail(proof.problems)
+        weight = held(cache)
+        rows, _, tokens, _ = prompt[0].keys.shape
+        self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
+        self._add(rows=rows, kv=weight.kv, meta=weight.meta, kept=proof.kept * rows, seen=tokens * rows)
+        self._add(dense=self.shape.dense_bytes(rows, tokens))
+
+    def _add(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self.totals[name] = self.totals.get(name, 0) + amount
+
+    def record(self) -> MemoryRecord | None:
+        """Means per context; None before the first cache."""
+        rows = self.totals.get("rows", 0)
+        if not rows:
+            return None
+        mean = {name: amount / rows for name, amount in self.totals.items()}
+        return MemoryRecord(
+            kv_bytes=round(mean["kv"]),
+            dense_bytes=round(mean["dense"]),
+            meta_bytes=round(mean["meta"]),
+            kept=round(mean["kept"], 2),
+            seen=round(mean["seen"]),
+            layers=self.layers,
+            touched=self.touched,
+            peak_bytes=self.peak,
+        )
+
+
+def peak_bytes(model: Any, method: Method, shape: ModelShape, ids: torch.Tensor) -> int | None:
+    """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
+
+    The method's own route from an empty cache, so that shared prefills do not blur it.
+    """
+    if ids.device.type != "cuda":
+        return None
+    torch.cuda.synchronize(ids.device)
+    torch.cuda.reset_peak_memory_stats(ids.device)
+    before = torch.cuda.memory_allocated(ids.device)
+    cache = method.build(shape)
+    token = forward(model, cache, ids)[:, -1].argmax(-1, keepdim=True)
+    forward(model, cache, token)
+    torch.cuda.synchronize(ids.device)
+    return int(torch.cuda.max_memory_allocated(ids.device) - before)

@@ -1,0 +1,256 @@
+"""The in-process engine: one model in this process, and the cases that are run with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kvcheck.engine.base import OnBlock, Progress, Timer
+from kvcheck.engine.decode import forward
+from kvcheck.engine.guard import Guard
+from kvcheck.engine.memo import Memo
+from kvcheck.engine.meter import Meter, peak_bytes
+from kvcheck.engine.prefill import Prefiller
+from kvcheck.engine.prompts import Ask, Prompter
+from kvcheck.engine.turns import Block
+from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.measure import latency
+from kvcheck.methods.base import Method, ModelShape
+from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord
+from kvcheck.settings import Settings
+from kvcheck.spec import Spec
+from kvcheck.tasks.base import Sample, Task
+
+CLEAR = "verdict clear"
+CPU_BYTES = 3 * 1024**3 // 2
+CONTEXTS = 4
+ROWS = 32
+
+
+def find_method(text: str) -> Method:
+    """The method that a spec names. Raises SpecError."""
+    from kvcheck.methods import make
+
+    return make(text)
+
+
+def find_task(case: CaseId) -> Task:
+    """The task of a case. Raises SpecError for an unknown one, another version, or a mode that it does not have."""
+    from kvcheck.tasks import TASKS
+
+    task = TASKS.get(case.task)
+    if task.info.version != case.version:
+        raise SpecError(f"{case}: the task {case.task} is at version {task.info.version}", "record the baseline again")
+    if case.mode not in task.info.modes:
+        raise SpecError(f"{case}: the task {case.task} has no mode {case.mode}", f"it has {', '.join(task.info.modes)}")
+    return task
+
+
+@dataclass
+class Session:
+    """One model, ready to run cases with any method.
+
+    memo: prefills of contexts, shared between the methods and modes of a task and length, and its samples.
+    """
+
+    loaded: LoadedModel
+    settings: Settings
+    shape: ModelShape
+    prefiller: Prefiller
+    memo: Memo
+    samples: dict[Hashable, Sample] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Session:
+        """Load the model that the settings name. Raises SpecError, MethodUnsupported."""
+        share_threads()
+        device = pick_device(settings.device)
+        return cls.of(load(settings.model, device, pick_dtype(settings.dtype, device)), settings)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
+        """A session with a model that is loaded already."""
+        shape = ModelShape.of(loaded.model.config)
+        memo = Memo(_room(loaded.device))
+        wants = any("queries" in find_method(text).info.needs for text in settings.methods)
+        return cls(loaded, settings, shape, Prefiller(loaded.model, shape, memo, queries=wants), memo)
+
+    @property
+    def model_name(self) -> str:
+        """What the user typed."""
+        return self.loaded.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies configuration, weights and tokenizer."""
+        return self.loaded.fingerprint
+
+    # -- cases ---------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run_case(
+        self, case: CaseId, method_spec: str, on_block: OnBlock | None = None, progress: Progress | None = None
+    ) -> CaseRecord:
+        """Answer the questions of a case, block by block.
+
+        After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
+        ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
+        """
+        task, method = find_task(case), find_method(method_spec)
+        method.check(self.shape)
+        guard = Guard(str(Spec.parse(method_spec)), str(case))
+        meter = Meter(method, self.shape, guard)
+        prompter = Prompter(self.loaded.tokenizer, case, self.loaded.max_length)
+        done: list[SampleRecord] = []
+        record = None
+        for indices in _blocks(case, self.shape, self.loaded.device):
+            samples = [self._sample(task, case, index) for index in indices]
+            block = self._block(samples, prompter, method, guard, meter)
+            for sample, asks in zip(samples, block.run(), strict=True):
+                turns = tuple(_turn(sample, ask, prompter) for ask in asks)
+                done.append(SampleRecord(sample.index, sample.digest, turns))
+            meter.audited = True
+            if record is None:
+                meter.peak = peak_bytes(self.loaded.model, method, self.shape, block.ids[:1])
+            record = self._record(task, case, guard.method, done, meter, indices[-1] + 1 == case.n)
+            if progress is not None:
+                progress(len(done), case.n)
+            if on_block is not None and on_block(record):
+                break
+        if record is None:
+            raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
+        return record
+
+    def _record(
+        self, task: Task, case: CaseId, spec: str, done: list[SampleRecord], meter: Meter, complete: bool
+    ) -> CaseRecord:
+        """What the case has produced so far."""
+        info = task.info
+        return CaseRecord(
+            case=case,
+            method=spec,
+            model=self.fingerprint,
+            capability=info.capability,
+            query_aware=self._aware(case.mode),
+            binary=info.binary,
+            chance=info.chance,
+            samples=tuple(done),
+            memory=meter.record(),
+            stopped="all samples" if complete else CLEAR,
+        )
+
+    def _block(self, samples: list[Sample], prompter: Prompter, method: Method, guard: Guard, meter: Meter) -> Block:
+        """The contexts as token ids, with everything that runs them."""
+        case = prompter.case
+        ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
+        indices = tuple(sample.index for sample in samples)
+        return Block(
+            prefiller=self.prefiller,
+            prompter=prompter,
+            method=method,
+            guard=guard,
+            watch=meter.watch,
+            key=(case.task, case.version, case.seed, case.length, indices),
+            ids=ids,
+            samples=samples,
+            aware=self._aware(case.mode),
+            most=_rows(case, self.shape, self.loaded.device),
+        )
+
+    def _aware(self, mode: str) -> bool:
+        """Whether the first question is visible when the cache is compressed."""
+        return {"yes": True, "no": False}.get(self.settings.query_aware, mode != "multi_request")
+
+    def _sample(self, task: Task, case: CaseId, index: int) -> Sample:
+        """A sample, generated once for all modes and methods."""
+        key = (case.task, case.version, case.seed, case.length, index)
+        if key not in self.samples:
+            if len(self.samples) >= 4096:
+                self.samples.clear()
+            self.samples[key] = task.generate(case.seed, index, case.length, self.loaded.tokenizer)
+        return self.samples[key]
+
+    # -- latency -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
+        """Time to first token (prefill, compression, first token) and per output token, as ratios to fp16.
+
+        timer: see kvcheck/measure/latency.py. Raises KvcheckError under several workers, which would share the device.
+        """
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        devices = torch.cuda.device_count() if self.loaded.device.type == "cuda" else 1
+        if workers > devices:
+            raise KvcheckError(
+                f"latency cannot be measured by {workers} workers on {devices} device{'s' * (devices > 1)}: "
+                "they slow each other down",
+                "run the latency tests with -n 0",
+            )
+        limit = self.loaded.max_length
+        if limit is not None and length + latency.STEPS > limit:
+            raise SpecError(f"latency at {length} tokens: the model has room for {limit}", "--kv-lengths")
+        method = find_method(method_spec)
+        method.check(self.shape)
+        guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
+        ids = torch.randint(vocabulary, (1, length), generator=generator).to(self.loaded.device)
+        with guard("being timed"):
+            return latency.interleave(length, self._side(method, ids), self._side(find_method("fp16"), ids), timer)
+
+    def _side(self, method: Method, ids: torch.Tensor) -> Callable[[], dict[str, float]]:
+        """What one round times: a prompt from nothing to its first token, then some decode steps."""
+        device = self.loaded.device
+
+        def prompt() -> tuple[Any, torch.Tensor]:
+            cache = method.build(self.shape)
+            return cache, forward(self.loaded.model, cache, ids)[:, -1].argmax(-1, keepdim=True)
+
+        def steps(cache: Any, token: torch.Tensor) -> None:
+            for _ in range(latency.STEPS):
+                token = forward(self.loaded.model, cache, token)[:, -1].argmax(-1, keepdim=True)
+
+        def once() -> dict[str, float]:
+            first, (cache, token) = latency.stopwatch(device, prompt)
+            rest, _ = latency.stopwatch(device, lambda: steps(cache, token))
+            return {"ttft": first, "tpot": rest / latency.STEPS}
+
+        return once
+
+
+def _turn(sample: Sample, ask: Ask, prompter: Prompter) -> TurnRecord:
+    """Grade one answer."""
+    from kvcheck.tasks.metrics import score
+
+    turn = sample.turns[ask.turn]
+    answer = prompter.answer(turn, ask)
+    graded = score(turn.metric, answer, turn.references, turn.options)
+    return TurnRecord(graded, answer, turn.subtask, turn.depth, ask.nll, ask.agree, ask.kl)
+
+
+def _blocks(case: CaseId, shape: ModelShape, device: torch.device) -> Iterator[range]:
+    """Sample indices, some contexts at a time: CONTEXTS, fewer where their caches, queries and forks would not fit."""
+    each = shape.dense_bytes(1, case.length) * (3 + shape.group)
+    size = max(1, min(CONTEXTS, _room(device) // max(1, each)))
+    for start in range(0, case.n, size):
+        yield range(start, min(start + size, case.n))
+
+
+def _rows(case: CaseId, shape: ModelShape, device: torch.device) -> int:
+    """Rows that are fed together: ROWS, fewer where twice their full caches would not fit."""
+    return max(1, min(ROWS, _room(device) // max(1, 2 * shape.dense_bytes(1, case.length))))
+
+
+def _room(device: torch.device) -> int:
+    """Bytes for the shared prefills, and again for a block in work: 1.5 GiB on the CPU, a quarter of a GPU.
+
+    It does not depend on what else runs, so that the same machine always stops after the same samples.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 4
+    return CPU_BYTES

@@ -1,0 +1,154 @@
+"""The proof that a method acted, and that what it holds is what it declares.
+
+Run on a cache right after compression (or later: what decoding may change is then left out). It checks properties that
+hold for every method, whatever it does: see `audit`. It never raises; problems are sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from kvcheck.measure.memory import held, tensors
+from kvcheck.methods.base import Method, ModelShape, Prefilled
+from kvcheck.methods.cache import KVLayer
+
+META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
+SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What a cache holds: layers, those with tokens, mean slots per layer and kv head, tokens seen; problems."""
+
+    layers: int
+    touched: int
+    kept: float
+    seen: int
+    problems: tuple[str, ...]
+
+
+def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+    """Check a cache against the prompt it was made from (one Prefilled per layer) and the method's own declarations.
+
+    Problems: layers without tokens or that saw another number of tokens; numbers that are not finite; positions out
+    of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
+    than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
+    than zero would be; bookkeeping as large as a cache; memory as large as the full cache's where less is claimed.
+    """
+    layers = list(cache.layers)
+    prompt = prefilled[0].keys.shape[2]
+    seen = [int(layer.get_seq_length()) for layer in layers]
+    stored = [layer.stored if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
+    problems = list(_coverage(seen, stored, prompt, len(prefilled)))
+    if not problems:
+        for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
+            found = _contents(layer, part, method) if isinstance(layer, KVLayer) else _finite(layer)
+            problems += [f"layer {index}: {problem}" for problem in found]
+        problems += _sizes(cache, prefilled[0], method, prompt, seen[0] - prompt)
+    touched = sum(count > 0 for count in seen)
+    return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+
+
+def _coverage(seen: list[int], stored: list[int], prompt: int, expected: int) -> Iterator[str]:
+    """Every layer of the model took in the prompt, and the same number of tokens."""
+    if len(seen) != expected:
+        yield f"the cache has {len(seen)} layers, the model has {expected}"
+    elif not any(stored):
+        yield "the cache is empty"
+    else:
+        for index, count in enumerate(stored):
+            if count == 0:
+                yield f"layer {index}: the layer is empty"
+        if len(set(seen)) > 1:
+            yield f"the layers disagree on the tokens seen: {sorted(set(seen))}"
+        elif seen[0] < prompt:
+            yield f"the cache saw {seen[0]} tokens of a prompt of {prompt}"
+
+
+def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[str]:
+    """Problems of one layer's positions, keys and values."""
+    yield from _finite(layer)
+    positions = layer.positions.long()
+    batch, heads, prompt, _ = prefilled.keys.shape
+    if tuple(positions.shape) != (batch, heads, layer.stored):
+        expected = (batch, heads, layer.stored)
+        yield f"positions have the shape {tuple(positions.shape)} where rows, kv heads and slots are {expected}"
+        return
+    if int(positions.min()) < 0 or int(positions.max()) >= layer.seen:
+        yield f"positions reach from {int(positions.min())} to {int(positions.max())} of {layer.seen} tokens seen"
+        return
+    if layer.stored > 1 and bool((positions.diff(dim=2) <= 0).any()):
+        yield "positions are repeated or out of order"
+    declared = method.slots(layer.shape, prompt, layer.seen - prompt)
+    if declared is not None and declared[layer.index] != layer.stored:
+        yield f"{layer.stored} slots per kv head, {declared[layer.index]} declared"
+    if layer.seen == prompt or not method.info.evicts_in_decode:
+        yield from _protected(positions, method.protected(prompt), layer.seen)
+    yield from _faithful(layer, positions, prefilled, method.info.verbatim)
+
+
+def _finite(layer: Any) -> Iterator[str]:
+    """No NaN and no infinity in anything that the layer holds."""
+    for tensor in tensors(layer):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            yield f"a tensor of shape {tuple(tensor.shape)} holds NaN or infinite numbers"
+
+
+def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: int) -> Iterator[str]:
+    """Every protected position is held by every row and kv head."""
+    if not protected:
+        return
+    there = torch.zeros(*positions.shape[:2], seen, dtype=torch.bool, device=positions.device)
+    there.scatter_(2, positions, True)
+    wanted = torch.tensor(sorted(protected), device=positions.device)
+    missing = (~there[:, :, wanted]).nonzero()
+    if len(missing):
+        row, head, which = missing[0].tolist()
+        yield (
+            f"{len(missing)} protected positions are missing, the first is {int(wanted[which])} "
+            f"in row {row}, kv head {head}"
+        )
+
+
+def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, verbatim: bool) -> Iterator[str]:
+    """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is."""
+    prompt = prefilled.keys.shape[2]
+    if not verbatim and layer.stored != layer.seen:
+        return  # merged slots stand for several tokens
+    inside = positions < prompt
+    at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
+    read = layer.read(slice(None), layer.dtype if verbatim else torch.float32)
+    for name, mine, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
+        true = theirs.gather(2, at).to(mine.dtype)
+        if verbatim:
+            wrong = ((mine != true).any(dim=3) & inside).nonzero()
+        else:
+            error, size = ((each * inside.unsqueeze(-1)).norm(dim=(2, 3)) for each in (mine - true, true))
+            wrong = (error > size).nonzero()
+        if len(wrong):
+            row, head = wrong[0].tolist()[:2]
+            what = "slots" if verbatim else "kv heads"
+            yield f"{name} of {len(wrong)} {what} are not those of the prompt, the first in row {row}, kv head {head}"
+
+
+def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decoded: int) -> Iterator[str]:
+    """Bytes as declared, and less than the full cache where that is claimed."""
+    batch, kv_heads, _, head_dim = prefilled.keys.shape
+    layer = cache.layers[0]
+    itemsize = layer.dtype.itemsize if isinstance(layer, KVLayer) else prefilled.keys.itemsize
+    heads = layer.shape.heads if isinstance(layer, KVLayer) else kv_heads
+    shape = ModelShape(len(cache.layers), heads, kv_heads, head_dim, itemsize)
+    bytes_held = held(cache)
+    declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
+    if declared is not None and declared != bytes_held.kv:
+        yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
+    slots = sum(each.stored if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
+    if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:
+        yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots} slots, which is a cache of its own"
+    expected_less = declared < dense if declared is not None else prompt >= SHORT
+    if method.info.frees_memory and expected_less and bytes_held.kv >= dense:
+        yield f"did nothing: {bytes_held.kv:,} bytes are held, the full cache holds {dense:,}"

@@ -1,0 +1,97 @@
+"""Bytes that a cache holds, counted from the distinct storages that can be reached from it.
+
+A view counts with all of the storage that it keeps alive: evicting by slicing frees nothing, and is seen to.
+The only discount is the unused part of append Rooms. Works on any object: kvcheck's caches, transformers' caches,
+a user's class. What a cache hides in a module, a closure or a global is out of reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+
+from kvcheck.methods._room import Room
+from kvcheck.methods.cache import KVLayer
+
+_CLOSED = (str, bytes, int, float, complex, type, ModuleType, FunctionType, MethodType, torch.nn.Module, torch.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes. kv: keys, values, codes, scales and whatever else is not declared as bookkeeping; meta: positions and
+    scores that a KVLayer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in neither)."""
+
+    kv: int
+    meta: int
+    room: int
+
+
+def held(cache: Any) -> Held:
+    """Count what `cache` holds."""
+    sizes: dict[tuple[str, int], int] = {}
+    spare: dict[tuple[str, int], int] = {}
+    owners: dict[tuple[str, int], bool] = {}  # storage -> all that reach it declare it as bookkeeping
+    for tensor, room, meta in _tensors(cache):
+        storage = tensor.untyped_storage()
+        key = (str(tensor.device), storage.data_ptr())
+        if not storage.nbytes():
+            continue
+        sizes[key] = storage.nbytes()
+        unused = 0 if room is None else room.unused_bytes
+        spare[key] = min(spare.get(key, unused), unused)
+        owners[key] = owners.get(key, True) and meta
+    kv = sum(size - spare[key] for key, size in sizes.items() if not owners[key])
+    meta_bytes = sum(size - spare[key] for key, size in sizes.items() if owners[key])
+    return Held(kv, meta_bytes, sum(spare.values()))
+
+
+def tensors(cache: Any) -> Iterator[torch.Tensor]:
+    """Every tensor that can be reached from `cache`; the buffer of a Room as its used part."""
+    for tensor, room, _ in _tensors(cache):
+        yield tensor if room is None else room.used
+
+
+def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, bool]]:
+    """(tensor, the Room whose buffer it is, declared as bookkeeping) for all that can be reached."""
+    done: set[tuple[int, bool]] = set()
+    todo: list[tuple[Any, bool]] = [(root, False)]
+    while todo:
+        value, meta = todo.pop()
+        if value is None or isinstance(value, _CLOSED) or (id(value), meta) in done:
+            continue
+        done.add((id(value), meta))
+        if isinstance(value, Room):
+            yield value.buffer, value, meta
+        elif isinstance(value, torch.Tensor):
+            inner = _inner(value)
+            if inner:
+                todo.extend((part, meta) for part in inner)
+            else:
+                yield value, None, meta
+        else:
+            declared = value.meta if isinstance(value, KVLayer) else ()
+            todo.extend((part, meta or name in declared) for name, part in _parts(value))
+
+
+def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a wrapper such as a quantized tensor is made of; none for a plain one."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return []
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    """What an object, mapping or sequence is made of, by name."""
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [("", part) for part in value]
+    names = list(vars(value)) if hasattr(value, "__dict__") else []
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else list(slots)
+    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]

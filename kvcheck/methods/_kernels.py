@@ -1,0 +1,54 @@
+"""Attention over stored keys and values. GQA heads are never repeated on CPU; query head h reads kv head h // group.
+
+Shapes: query (B, H, q, d); keys, values (B, G, c, d) of which the last q columns are the query's own tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+CHUNK = (
+    1 << 19
+)  # elements of keys that are upcast or dequantized at a time: 2 MiB in float32, which stays in the L2 cache
+
+
+def attend_block(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Causal attention of the newest q tokens over all c columns -> (B, H, q, d).
+
+    Row r sees the columns < c - q + r + 1. Without past (c == q) and with one row it is the very kernel call that
+    transformers' "sdpa" makes, so the result is the same bit for bit.
+    """
+    rows, columns = query.shape[2], keys.shape[2]
+    mask = None
+    if 1 < rows < columns:
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+        if query.is_cuda and query.shape[1] != keys.shape[1]:  # masked GQA has no fused kernel there
+            group = query.shape[1] // keys.shape[1]
+            keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
+    causal = rows == columns and rows > 1
+    return scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
+    )
+
+
+def attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Attention of one new token: the query heads of a group become the rows of one small matmul per kv head."""
+    batch, heads, _, dim = query.shape
+    packed = query.reshape(batch, keys.shape[1], heads // keys.shape[1], dim)
+    return scaled_dot_product_attention(packed, keys, values, scale=scaling).reshape(batch, heads, 1, dim)
+
+
+def probabilities(query: torch.Tensor, keys: torch.Tensor, scaling: float, past: int) -> torch.Tensor:
+    """Softmax attention of q consecutive tokens in float32 -> (B, G, group, q, c).
+
+    `past` columns lie before the first row, c = past + q; row r sees the columns < past + r + 1.
+    """
+    batch, heads, rows, dim = query.shape
+    kv_heads, columns = keys.shape[1:3]
+    grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, dim) * scaling
+    scores = torch.matmul(grouped, keys.float().transpose(2, 3)).view(batch, kv_heads, -1, rows, columns)
+    if rows > 1:
+        hidden = torch.ones(rows, columns - past, dtype=torch.bool, device=query.device).triu(1)
+        scores[..., past:].masked_fill_(hidden, float("-inf"))
+    return scores.softmax(dim=-1)

@@ -1,0 +1,162 @@
+"""Group-wise asymmetric quantization, really packed into bytes, and the cache layer that stores it.
+
+A group of values with minimum lo and maximum hi becomes codes round((x - lo) / scale) of b bits with scale =
+(hi - lo) / (2^b - 1); x is read back as lo + code · scale. lo and scale are float16, and scale is rounded up, so that
+every value lies within scale / 2 of what is read back; a constant group is read back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvcheck.errors import KvcheckError
+from kvcheck.methods._room import Room
+from kvcheck.methods.cache import KVLayer
+
+BITS = (2, 4, 8)  # widths that divide a byte
+
+
+def quantize(values: torch.Tensor, bits: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Quantize the groups that lie along `dim` -> codes (uint8, one per value), scale, low (float16, `dim` removed)."""
+    wide, levels = values.float(), 2**bits - 1
+    low = wide.amin(dim, keepdim=True).half()
+    exact = (wide.amax(dim, keepdim=True) - low.float()).clamp(min=0) / levels
+    scale = exact.half()
+    scale = torch.where(scale.float() < exact, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # next float16
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = ((wide - low.float()) / scale.float()).round_().clamp_(0, levels).to(torch.uint8)
+    return codes, scale.squeeze(dim), low.squeeze(dim)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """(..., 8/bits, m) codes -> (..., m) bytes; lane i of the second last dimension takes bits i·b to (i+1)·b."""
+    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8).unsqueeze(1)
+    return (codes << shifts).sum(dim=-2, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
+    """Write the codes of (..., m) bytes into out, whose last dimensions hold 8/bits · m of them in the order of `pack`."""
+    lanes = out.view(*packed.shape[:-1], 8 // bits, packed.shape[-1])
+    for lane in range(8 // bits):
+        lanes[..., lane, :] = (packed >> (lane * bits)) & (2**bits - 1)
+
+
+class Packed:
+    """Quantized tokens of one layer, appended to: Rooms of codes, scales and lows.
+
+    along="token": a group is `group` neighbouring channels of one token;
+    codes (B, G, T, d·b/8), scales and lows (B, G, T, d/group).
+    along="channel": a group is `group` neighbouring tokens of one channel;
+    codes (B, G, T·b/8, d), scales and lows (B, G, T/group, d).
+    """
+
+    def __init__(self, bits: int, group: int, along: str) -> None:
+        self.bits, self.group, self.along = bits, group, along
+        self.codes: Room | None = None
+        self.scale: Room | None = None
+        self.low: Room | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+        if self.codes is None:
+            return 0
+        return self.codes.length if self.along == "token" else self.codes.length * 8 // self.bits
+
+    def append(self, values: torch.Tensor) -> None:
+        """Quantize and store tokens (B, G, t, d); per channel, t must be a multiple of the group."""
+        batch, heads, tokens, dim = values.shape
+        lanes = 8 // self.bits
+        if self.along == "token":
+            grouped = values.reshape(batch, heads, tokens, dim // self.group, self.group)
+            codes, scale, low = quantize(grouped, self.bits, dim=-1)
+            packed = pack(codes.view(batch, heads, tokens, lanes, dim // lanes), self.bits)
+        else:
+            grouped = values.reshape(batch, heads, tokens // self.group, self.group, dim)
+            codes, scale, low = quantize(grouped, self.bits, dim=-2)
+            packed = pack(codes.view(batch, heads, tokens // lanes, lanes, dim), self.bits)
+        if self.codes is None or self.scale is None or self.low is None:
+            self.codes, self.scale, self.low = Room(packed), Room(scale), Room(low)
+        else:
+            for room, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
+                room.append(part)
+
+    def read(self, rows: slice, out: torch.Tensor) -> None:
+        """Write the tokens of these rows of the batch into out (b, G, T, d), float32."""
+        if self.codes is None or self.scale is None or self.low is None:
+            return
+        batch, heads, tokens, dim = out.shape
+        unpack(self.codes.used[rows], self.bits, out)
+        if self.along == "token":
+            groups, inner = out.view(batch, heads, tokens, dim // self.group, self.group), -1
+        else:
+            groups, inner = out.view(batch, heads, tokens // self.group, self.group, dim), -2
+        scale, low = (room.used[rows].float().unsqueeze(inner) for room in (self.scale, self.low))
+        groups.mul_(scale).add_(low)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Packed:
+        """Copies of these rows of the batch."""
+        twin = Packed(self.bits, self.group, self.along)
+        if self.codes is not None and self.scale is not None and self.low is not None:
+            twin.codes, twin.scale, twin.low = (each.select(rows) for each in (self.codes, self.scale, self.low))
+        return twin
+
+
+class QuantLayer(KVLayer):
+    """Quantized tokens, then a tail of the newest in 16 bits. Attends to new tokens unquantized; then `due` decides.
+
+    kq, vq: Packed; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
+    """
+
+    kq: Packed
+    vq: Packed
+
+    def due(self, keys: int, values: int) -> tuple[int, int]:
+        """How many of the oldest tokens of the two tails, of these lengths, are to be quantized now."""
+        raise NotImplementedError
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """Quantize what the prompt makes due."""
+        self.fold()
+
+    def step(self, query: torch.Tensor) -> None:
+        """Quantize what a later forward makes due."""
+        self.fold()
+
+    def fold(self) -> None:
+        """Move the oldest tokens of the tails to the quantized part."""
+        if self.k is None or self.v is None:
+            return
+        due = self.due(self.k.length, self.v.length)
+        for room, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
+            if count:
+                packed.append(room.used[:, :, :count])
+                room.drop(count)
+
+    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Quantized part and tail of these rows, dequantized in float32, in `dtype`."""
+        return self._join(self.kq, self.keys[rows], rows).to(dtype), self._join(self.vq, self.values[rows], rows).to(
+            dtype
+        )
+
+    @staticmethod
+    def _join(packed: Packed, tail: torch.Tensor, rows: slice) -> torch.Tensor:
+        """(b, G, quantized + tail, d) in the tail's dtype while nothing is quantized, else in float32."""
+        if not packed.length:
+            return tail
+        batch, heads, length, dim = tail.shape
+        whole = torch.empty(batch, heads, packed.length + length, dim, device=tail.device)
+        packed.read(rows, whole[:, :, : packed.length])
+        whole[:, :, packed.length :] = tail
+        return whole
+
+    @property
+    def stored(self) -> int:
+        """Every token has a slot."""
+        return self.kq.length + super().stored
+
+    def keep(self, index: torch.Tensor, spare: int = 0) -> None:
+        """Refused: groups share scales, single tokens cannot leave."""
+        raise KvcheckError("a quantized layer cannot evict single tokens")

@@ -1,0 +1,77 @@
+"""Append room: a buffer that grows ahead, so that a decode step writes one slot instead of copying the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Room:
+    """A buffer (B, G, capacity, ...) of which the first `length` slots are used. Appends in place while room is left.
+
+    What a tensor brings along is adopted as it is (no copy, no spare room). An adopted buffer is never written to:
+    it is full, so the first append moves the content to a new buffer. Only the unused slots of a Room are discounted
+    when memory is measured.
+    """
+
+    __slots__ = ("buffer", "length")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.buffer = tensor.contiguous()
+        self.length = tensor.shape[2]
+
+    @property
+    def used(self) -> torch.Tensor:
+        """The used slots (B, G, length, ...), a view."""
+        return self.buffer[:, :, : self.length]
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes of the slots that nothing has been written to."""
+        capacity = self.buffer.shape[2]
+        return self.buffer.nbytes // capacity * (capacity - self.length) if capacity else 0
+
+    def append(self, block: torch.Tensor) -> None:
+        """Write a block (B, G, q, ...) behind the used slots."""
+        need = self.length + block.shape[2]
+        if need > self.buffer.shape[2]:
+            grown = _like(self.buffer, need + _spare(need))
+            grown[:, :, : self.length] = self.used
+            self.buffer = grown
+        self.buffer[:, :, self.length : need] = block
+        self.length = need
+
+    def keep(self, index: torch.Tensor, spare: int = 0) -> None:
+        """Keep the slots `index` (B, G, m), int64, per kv head, in a new buffer of exactly m (+ spare) slots."""
+        batch, heads, capacity = self.buffer.shape[:3]
+        self.length = index.shape[2]
+        index = torch.nn.functional.pad(index, (0, spare))  # spare slots hold any slot: room, never read
+        lanes = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * capacity
+        flat = self.buffer.reshape(batch * heads * capacity, *self.buffer.shape[3:])
+        self.buffer = flat.index_select(0, (index + lanes).flatten()).view(*index.shape, *self.buffer.shape[3:])
+
+    def drop(self, oldest: int) -> None:
+        """Drop the oldest slots; the rest moves to a new buffer of exactly its size."""
+        self.buffer = self.buffer[:, :, oldest : self.length].clone(memory_format=torch.contiguous_format)
+        self.length -= oldest
+
+    def own(self) -> None:
+        """Copy the content when the buffer is a view into something larger, which it would keep alive."""
+        if self.buffer.untyped_storage().nbytes() != self.buffer.nbytes:
+            self.buffer = self.buffer.clone(memory_format=torch.contiguous_format)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Room:
+        """A new room with copies of these rows of the batch."""
+        at = torch.as_tensor(rows, dtype=torch.long, device=self.buffer.device)
+        return Room(self.used.index_select(0, at))
+
+
+def _like(buffer: torch.Tensor, capacity: int) -> torch.Tensor:
+    """An uninitialised buffer of another capacity."""
+    return buffer.new_empty(*buffer.shape[:2], capacity, *buffer.shape[3:])
+
+
+def _spare(length: int) -> int:
+    """Slots to allocate ahead: an eighth, so that growing costs O(1) copies per token, and at least 32."""
+    return max(32, length // 8)

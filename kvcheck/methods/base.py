@@ -1,0 +1,167 @@
+"""What a method is: a frozen dataclass of hyper-parameters that builds a cache for a model.
+
+A method of your own is one class in one file:
+
+    @dataclass(frozen=True)
+    class Newest(Method):
+        info: ClassVar[MethodInfo] = MethodInfo(summary="keeps the newest tokens", stage="compression", knob="tokens")
+        tokens: int = 256
+
+        def layer(self, shape: ModelShape, index: int) -> KVLayer:
+            return NewestLayer(shape, index, self)
+
+    class NewestLayer(KVLayer):
+        def compress(self, queries: torch.Tensor) -> None:
+            self.keep(self.newest(self.method.tokens))
+
+No torch is imported here at run time; `build` imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kvcheck.errors import MethodUnsupported
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvcheck.methods.cache import KVCache, KVLayer
+    from kvcheck.spec import Spec
+
+STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method declares about itself.
+
+    stage: one of STAGES, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy; more
+    of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and values
+    equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
+    `compress` reads the queries of the prompt. variant: which official form it is, and what differs from that.
+    """
+
+    summary: str
+    stage: str
+    paper: str = ""
+    knob: str = ""
+    frees_memory: bool = True
+    verbatim: bool = True
+    evicts_in_decode: bool = False
+    needs: tuple[str, ...] = ()
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a cache must know of a model: L layers, H query heads, G kv heads, head_dim d, bytes per stored element."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    itemsize: int = 2
+
+    @property
+    def group(self) -> int:
+        """Query heads per kv head; query head h reads kv head h // group (block-wise)."""
+        return self.heads // self.kv_heads
+
+    @classmethod
+    def of(cls, config: Any) -> ModelShape:
+        """Read the shape of a transformers config. Raises MethodUnsupported for models without plain KV attention."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
+        if not isinstance(layers, int) or not isinstance(heads, int):
+            kind = getattr(text, "model_type", type(config).__name__)
+            raise MethodUnsupported(
+                f"the config of {kind} names no num_hidden_layers and num_attention_heads",
+                "kvcheck's caches serve decoder models with softmax attention, such as llama, qwen2 and mistral",
+            )
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        if heads % kv_heads:
+            raise MethodUnsupported(f"{heads} query heads cannot be shared out over {kv_heads} kv heads")
+        return cls(layers, heads, kv_heads, head_dim)
+
+    def token_bytes(self, batch: int = 1) -> int:
+        """Bytes of one token of one layer in a full cache: keys and values of all kv heads."""
+        return 2 * batch * self.kv_heads * self.head_dim * self.itemsize
+
+    def dense_bytes(self, batch: int, tokens: int) -> int:
+        """Bytes of a full cache of all layers."""
+        return self.layers * tokens * self.token_bytes(batch)
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What one layer saw of a prompt of n tokens, after RoPE.
+
+    keys, values: (B, G, n, d) as the full cache stores them; queries: (B, H, n, d), or None where nothing will read
+    them; scaling: the factor on the scores, 1/sqrt(d) when None.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    queries: torch.Tensor | None = None
+    scaling: float | None = None
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Prefilled:
+        """The same for these rows of the batch (copies; repeats allowed)."""
+        import torch
+
+        at = torch.as_tensor(rows, dtype=torch.long, device=self.keys.device)
+        queries = None if self.queries is None else self.queries.index_select(0, at)
+        return Prefilled(self.keys.index_select(0, at), self.values.index_select(0, at), queries, self.scaling)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every method. Subclasses are frozen dataclasses that define `layer`, and `slots` or `kv_bytes`."""
+
+    info: ClassVar[MethodInfo]
+
+    @classmethod
+    def name(cls) -> str:
+        """The registry name of a built-in method (its file's stem), the import path of any other."""
+        package, _, stem = cls.__module__.rpartition(".")
+        return stem if package == "kvcheck.methods" else f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def spec(self) -> Spec:
+        """The text form: the name and the parameters that are not at their default."""
+        from kvcheck.spec import Spec
+
+        changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
+        return Spec(self.name(), tuple(changed))
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise MethodUnsupported when a model of this shape cannot be served."""
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A fresh, empty cache layer for layer `index` of the model."""
+        raise NotImplementedError(f"{type(self).__name__} must define layer(shape, index)")
+
+    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
+        """A fresh, empty cache. store_dtype: see KVCache; only tests keep float32."""
+        import kvcheck.methods.attention  # noqa: F401  registers the attention function
+        from kvcheck.methods.cache import KVCache
+
+        self.check(shape)
+        return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
+        """Slots per layer and kv head after a prompt and `decoded` more tokens, fed one by one. None: not declared."""
+        return None
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
+        """Bytes of keys, values, codes and scales at that point, exactly. None: not declared."""
+        slots = self.slots(shape, prompt, decoded)
+        return None if slots is None else sum(slots) * shape.token_bytes(batch)
+
+    def protected(self, prompt: int) -> frozenset[int] | None:
+        """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
+        return None

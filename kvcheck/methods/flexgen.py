@@ -1,0 +1,88 @@
+"""FlexGen's 4-bit cache: group-wise quantization per token. arXiv 2303.06865, FMInference/FlexLLMGen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvcheck.errors import MethodUnsupported
+from kvcheck.methods import _values
+from kvcheck.methods._quantize import BITS, Packed, QuantLayer
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+
+
+@dataclass(frozen=True)
+class FlexGen(Method):
+    """Every token's keys and values in `bits` bits, in groups of `group` neighbouring channels.
+
+    bits: 2, 4 or 8 (official: 4). group: s, channels that share a scale and a minimum; must divide head_dim.
+    A forward attends to its own tokens in full precision and to older ones dequantized; then it quantizes its own.
+    So the prompt's logits are those of the full cache. Keys are quantized post-RoPE.
+
+    Bytes: 2·L·B·G·n·(d·bits/8 + 4·d/s) after n tokens: 4.5 bits per element for s = 64.
+    Errors: SpecError for values out of range, MethodUnsupported for a head_dim that s does not divide.
+    Differences from the official code: scale and minimum are stored in float16 (official: the inverse of the scale,
+    which overflows for groups that are almost constant; a constant group is 0/0 there and exact here); byte lanes are
+    ordered otherwise; kv heads of GQA models, where the official code knows MHA only.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="quantizes every token in groups of channels",
+        stage="compression",
+        paper="arXiv 2303.06865",
+        knob="bits",
+        verbatim=False,
+        variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",
+    )
+
+    bits: int = 4
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        _values.one_of(self.name(), "bits", self.bits, (4, *(each for each in BITS if each != 4)))
+        _values.whole(self.name(), "group", self.group, 8, 64)
+
+    def check(self, shape: ModelShape) -> None:
+        """The group must divide head_dim."""
+        if shape.head_dim % self.group:
+            raise MethodUnsupported(
+                f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
+                f"type --kv-method=flexgen:group={_values.divisor(shape.head_dim, self.group)}",
+            )
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer whose tail is empty between forwards."""
+        return FlexGenLayer(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Codes, and two float16 numbers per group."""
+        token = shape.head_dim * self.bits // 8 + 4 * (shape.head_dim // self.group)
+        return 2 * shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+class FlexGenLayer(QuantLayer):
+    """Quantizes everything after every forward."""
+
+    method: FlexGen
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.kq, self.vq = (Packed(self.method.bits, self.method.group, "token") for _ in "kv")
+
+    def due(self, keys: int, values: int) -> tuple[int, int]:
+        """All."""
+        return keys, values
+
+
+METHOD = FlexGen

@@ -1,0 +1,111 @@
+"""KIVI: 2 or 4 bits, keys per channel, values per token, the newest in 16 bits. arXiv 2402.02750, jy-yuan/KIVI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.methods import _values
+from kvcheck.methods._quantize import Packed, QuantLayer
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+
+
+@dataclass(frozen=True)
+class KIVI(Method):
+    """Quantize keys per channel, in groups of tokens, and values per token, in groups of channels.
+
+    bits: 2 or 4. group: g, tokens (keys) or channels (values) that share a scale and a zero; must divide head_dim.
+    residual: R, a multiple of g. Of n tokens, the newest n mod R keys and the newest min(n, R) values stay in 16 bits.
+    While decoding, the key tail is quantized as a whole each time it reaches R, and the value tail loses its oldest
+    token to the quantized part as soon as it exceeds R. A forward attends to its own tokens unquantized, so the
+    prompt's logits are those of the full cache. A block of tokens leaves the state that token by token would leave.
+
+    Bytes, with rK = n mod R, rV = min(n, R), qK = n - rK, qV = n - rV:
+    L·B·G·d·[ (qK + qV)·bits/8 + 4·(qK + qV)/g + 2·(rK + rV) ].
+    Errors: SpecError for values out of range, MethodUnsupported for a head_dim that g does not divide.
+    Differences from the official code: a constant group is exact (0/0 there); bytes instead of int32 words, with the
+    lanes in another order; keys are not stored transposed. Keys are quantized post-RoPE, as there.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="quantizes keys per channel and values per token",
+        stage="compression",
+        paper="arXiv 2402.02750",
+        knob="bits",
+        verbatim=False,
+        variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
+    )
+
+    bits: int = 2
+    group: int = 32
+    residual: int = 128
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        name = self.name()
+        _values.one_of(name, "bits", self.bits, (2, 4))
+        _values.whole(name, "group", self.group, 4, 32)
+        _values.whole(name, "residual", self.residual, 1, 128)
+        if self.group % (8 // self.bits):
+            raise SpecError(
+                f"{name}: group={self.group} codes of {self.bits} bits do not fill whole bytes",
+                f"type --kv-method={name}:group=32",
+            )
+        if self.residual % self.group:
+            raise SpecError(
+                f"{name}: residual={self.residual} is not a multiple of group={self.group}",
+                f"type --kv-method={name}:residual={self.group * max(1, self.residual // self.group)}",
+            )
+
+    def check(self, shape: ModelShape) -> None:
+        """The group must divide head_dim."""
+        if shape.head_dim % self.group:
+            raise MethodUnsupported(
+                f"kivi: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
+                f"type --kv-method=kivi:group={_values.divisor(shape.head_dim, self.group)}",
+            )
+
+    def tails(self, seen: int) -> tuple[int, int]:
+        """rK, rV: tokens whose keys, and whose values, are in 16 bits after `seen` tokens."""
+        return seen % self.residual, min(seen, self.residual)
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer with two tails."""
+        return KIVILayer(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Codes, two float16 numbers per group, and the tails."""
+        seen = prompt + decoded
+        tail = sum(self.tails(seen))
+        packed = 2 * seen - tail
+        values = shape.layers * batch * shape.kv_heads * shape.head_dim
+        return values * packed * self.bits // 8 + 4 * values * packed // self.group + values * tail * shape.itemsize
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+class KIVILayer(QuantLayer):
+    """Quantizes by the residual rules."""
+
+    method: KIVI
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        bits, group = self.method.bits, self.method.group
+        self.kq, self.vq = Packed(bits, group, "channel"), Packed(bits, group, "token")
+
+    def due(self, keys: int, values: int) -> tuple[int, int]:
+        """Whole residuals of keys; values in excess of one residual."""
+        return keys - keys % self.method.residual, max(0, values - self.method.residual)
+
+
+METHOD = KIVI

@@ -1,0 +1,108 @@
+"""SnapKV: keep what the last queries of the prompt look at. arXiv 2404.14469, FasterDecoding/SnapKV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from kvcheck.errors import SpecError
+from kvcheck.methods import _scoring, _values
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+
+
+@dataclass(frozen=True)
+class SnapKV(Method):
+    """After the prompt of p tokens, keep the C tokens per layer and kv head that its last queries attend to most.
+
+    budget: C, window included: a share of the prompt (0.5; C = floor(0.5 p), at least window + 1) or a number of tokens
+    (1024). Prompts of at most C tokens are kept whole. window: w, queries that vote, and newest tokens, which stay.
+    kernel, pooling ("avg" or "max"): smoothing of the votes along the prompt.
+
+    Votes: A = softmax(Q_w Kᵀ·scaling) over all p keys in float32, causal in the last w x w block; summed over the w
+    queries, mean over the query heads of a kv head, pooled, top C - w of the first p - w columns. Decoded tokens are
+    appended and never leave. Keys stay post-RoPE at their original positions; kept indices ascend.
+
+    Bytes: 2·L·B·G·(min(p, C) + decoded)·d·2. Errors: SpecError for values out of range.
+    Differences from the official code: G kv heads are stored and scored by the group's mean (official: all H query
+    heads, group times the memory); the budget may be a share; kept tokens are in order; ties go to the older token.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="keeps the tokens that the last queries of the prompt attend to",
+        stage="compression",
+        paper="arXiv 2404.14469",
+        knob="budget",
+        needs=("queries",),
+        variant="one choice per kv head (mean over its query heads); official chooses and stores per query head",
+    )
+
+    budget: float | int = 0.5
+    window: int = 32
+    kernel: int = 5
+    pooling: str = "avg"
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        name = self.name()
+        _values.budget(name, "budget", self.budget)
+        _values.whole(name, "window", self.window, 1, 32)
+        _values.whole(name, "kernel", self.kernel, 1, 5)
+        _values.one_of(name, "pooling", self.pooling, ("avg", "max"))
+        if self.kernel % 2 == 0:
+            raise SpecError(
+                f"{name}: kernel={self.kernel} is even; pooling around a token needs an odd one",
+                f"type --kv-method={name}:kernel={self.kernel + 1}",
+            )
+        if isinstance(self.budget, int) and self.window >= self.budget:
+            raise SpecError(
+                f"{name}: window={self.window} leaves nothing to choose in a budget of {self.budget} tokens",
+                f"type --kv-method={name}:budget={self.budget},window={max(1, self.budget // 2)}",
+            )
+
+    def cap(self, prompt: int) -> int:
+        """C: slots per layer and kv head for a prompt of this length."""
+        return _values.tokens(self.budget, prompt, least=self.window + 1)
+
+    def prefix(self, layers: int, index: int, prompt: int) -> int:
+        """Slots for tokens before the window in layer `index`, for a prompt longer than C."""
+        return self.cap(prompt) - self.window
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer that compresses once, after the prompt."""
+        return SnapLayer(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """min(p, C) and everything decoded."""
+        if prompt <= self.cap(prompt):
+            return (prompt + decoded,) * shape.layers
+        each = (self.prefix(shape.layers, index, prompt) + self.window for index in range(shape.layers))
+        return tuple(min(prompt, slots) + decoded for slots in each)
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """The window, or all of a short prompt."""
+        first = 0 if prompt <= self.cap(prompt) else prompt - self.window
+        return frozenset(range(first, prompt))
+
+
+class SnapLayer(KVLayer):
+    """Chooses by the observation window."""
+
+    method: SnapKV
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """Keep the top of the prefix and the window."""
+        method, prompt = self.method, self.stored
+        if prompt <= method.cap(prompt):
+            return
+        prefix = prompt - method.window
+        scores = _scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
+        scores = _scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
+        chosen = _scoring.top(scores, method.prefix(self.shape.layers, self.index, prompt))
+        window = self.every_head(torch.arange(prefix, prompt, device=chosen.device))
+        self.keep(torch.cat([chosen, window], dim=2))
+
+
+METHOD = SnapKV

@@ -1,0 +1,31 @@
+"""Models under test: the embedded ones, a local folder, the Hugging Face hub.
+
+The names of the embedded ones are known without torch; `load` and the rest are imported on demand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvcheck.models.encoder import Encoder
+    from kvcheck.models.loading import LoadedModel, load, pick_device, pick_dtype, share_threads
+
+__all__ = ["EMBEDDED", "Encoder", "LoadedModel", "load", "pick_device", "pick_dtype", "share_threads"]
+
+
+EMBEDDED = ("mini",)
+"""The models that ship with kvcheck, each a folder of fixtures/."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import the part that needs torch when it is asked for."""
+    if name == "Encoder":
+        from kvcheck.models.encoder import Encoder
+
+        return Encoder
+    if name in __all__:
+        from kvcheck.models import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module 'kvcheck.models' has no attribute {name!r}")

@@ -1,0 +1,35 @@
+"""The few things that the engine and the task generators ask of a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Encoder:
+    """A Hugging Face tokenizer that adds nothing to a text: no special tokens, no truncation, no warnings.
+
+    bos: id that opens every prompt, () where the tokenizer has none. eos: ids that end an answer.
+    Encoded texts are remembered (the same questions come back for every mode and method).
+    """
+
+    def __init__(self, tokenizer: Any, eos: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.bos: tuple[int, ...] = () if bos is None else (int(bos),)
+        self.eos: frozenset[int] = frozenset(int(token) for token in (*eos, end) if token is not None)
+        self._memo: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, without special tokens."""
+        ids = self._memo.get(text)
+        if ids is None:
+            ids = [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False, verbose=False)]
+            if len(self._memo) >= 20_000:
+                self._memo.clear()
+            self._memo[text] = ids
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, without special tokens, its blanks as they are."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

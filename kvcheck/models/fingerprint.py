@@ -1,0 +1,76 @@
+"""What a model is, in sixteen hex digits: its configuration, its weights and its tokenizer.
+
+A baseline belongs to one fingerprint. It is taken from the files, so it does not depend on the device, on the dtype
+of the run, on the folder, or on how the weights are split into files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WHOLE = 256 * 1024**2
+"""Weights up to this many bytes are hashed in full; of larger ones, three samples of every tensor."""
+SAMPLE = 16 * 1024
+
+_VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits of the model in `folder` (config.json, weights, tokenizer files)."""
+    digest = hashlib.sha256()
+    digest.update(_config(folder / "config.json"))
+    digest.update(_weights(folder))
+    for name in _TOKENIZER:
+        if (folder / name).is_file():
+            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _config(path: Path) -> bytes:
+    """The configuration without the fields that change nothing."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE}
+    return json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _weights(folder: Path) -> bytes:
+    """Digest over the tensors of all safetensors files in the order of their names; over other files as they are."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        files = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
+        return hashlib.sha256(b"".join(_range(path, 0, path.stat().st_size, WHOLE) for path in files)).digest()
+    whole = sum(path.stat().st_size for path in files) <= WHOLE
+    digest = hashlib.sha256()
+    for name, meta, path, start in sorted(_tensors(files), key=lambda entry: entry[0]):
+        low, high = meta["data_offsets"]
+        digest.update(f"{name} {meta['dtype']} {meta['shape']}\n".encode())
+        digest.update(_range(path, start + low, high - low, WHOLE if whole else 3 * SAMPLE))
+    return digest.digest()
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, dict[str, Any], Path, int]]:
+    """(name, header entry, file, offset of the data) of every tensor."""
+    for path in files:
+        with path.open("rb") as handle:
+            size = struct.unpack("<Q", handle.read(8))[0]
+            header = json.loads(handle.read(size))
+        for name, meta in header.items():
+            if name != "__metadata__":
+                yield name, meta, path, 8 + size
+
+
+def _range(path: Path, start: int, size: int, most: int) -> bytes:
+    """Digest of `size` bytes from `start`; of the first, middle and last sample where there are more than `most`."""
+    digest = hashlib.sha256(str(size).encode())
+    spans = [(start, size)] if size <= most else [(start + place, SAMPLE) for place in (0, size // 2, size - SAMPLE)]
+    with path.open("rb") as handle:
+        for offset, count in spans:
+            handle.seek(offset)
+            digest.update(handle.read(count))
+    return digest.digest()

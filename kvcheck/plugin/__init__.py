@@ -1,0 +1,144 @@
+"""The pytest plugin: hooks only, each handing on to the module that does the work.
+
+pytest loads this module in every session on the machine, so it imports pytest and the standard library, no more.
+Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or the `kv_case` fixture asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvcheck.plugin import options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from kvcheck.budget import Budget
+    from kvcheck.plugin.case import KvCase
+    from kvcheck.plugin.latency import KvLatency
+    from kvcheck.record import CaseRecord, Verdict
+    from kvcheck.settings import Settings
+
+COLLECTOR = "kvcheck-collector"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options. They cost nothing when unused."""
+    options.declare(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks for third parties."""
+    from kvcheck.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where kvcheck is used: check the options, and gather results unless this is a worker of xdist."""
+    config.addinivalue_line("markers", "kv_capability(name): run the cases of this capability (see `kvcheck tasks`)")
+    if not options.wanted(config):
+        return
+    from kvcheck.plugin import collector, state
+
+    state.activate(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(collector.Collector(config), COLLECTOR)
+        if config.pluginmanager.hasplugin("xdist"):
+            from kvcheck.plugin import scheduling
+
+            config.pluginmanager.register(scheduling.Scheduling(), "kvcheck-scheduling")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One item per case and method."""
+    for fixture in ("kv_case", "kv_latency"):
+        if fixture in metafunc.fixturenames:
+            from kvcheck.plugin import params
+
+            params.parametrize(metafunc, fixture)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the place holders of suites that have no case under these options."""
+    if any(hasattr(item, "callspec") for item in items) and config.stash.get(options.USED, False):
+        from kvcheck.plugin import params
+
+        params.deselect(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Before the first test, check the values of the methods' parameters, once, where that needs their code."""
+    config = session.config
+    if config.stash.get(options.ACTIVE, False) and not hasattr(config, "workerinput") and not config.option.collectonly:
+        from kvcheck.plugin import state
+
+        state.check_methods(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies."""
+    report = yield
+    if call.when == "call" or report.failed:
+        text = item.stash.get(options.RESULT, None)
+        if text is not None:
+            report.kvcheck = text()
+    return report
+
+
+@pytest.fixture(scope="session")
+def kv_settings(request: pytest.FixtureRequest) -> Settings:
+    """The settings of this session: command line over `[tool.kvcheck]`."""
+    from kvcheck.plugin import state
+
+    return state.settings(request.config)
+
+
+@pytest.fixture(scope="session")
+def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Any:
+    """The engine with the model, opened when the first case needs it."""
+    from kvcheck.plugin import state
+
+    return state.open_session(request.config)
+
+
+@pytest.fixture
+def kv_case(request: pytest.FixtureRequest) -> Iterator[KvCase]:
+    """One case with one method: `record = kv_case.run()`, then `kv_case.check(record)`."""
+    from kvcheck.plugin.case import KvCase
+
+    case, method = request.param
+    session = request.getfixturevalue("kv_session")
+    result = KvCase(request, session, case, method)
+    yield result
+    result.close()
+
+
+@pytest.fixture
+def kv_latency(request: pytest.FixtureRequest) -> KvLatency:
+    """The latency of one method at one length, interleaved with fp16: `kv_latency.run()`, then `.check(…)`."""
+    from kvcheck.plugin.latency import KvLatency
+
+    return KvLatency(request, *request.param)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_kvcheck_open(settings: Settings) -> Any:
+    """The in-process engine, unless a plugin opened another one."""
+    from kvcheck.engine import Session
+
+    return Session.open(settings)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_kvcheck_judge(
+    record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, alpha: float, against: str
+) -> tuple[Verdict, ...]:
+    """kvcheck's own judge, unless a plugin judged."""
+    from kvcheck.budget import judge
+
+    return judge(record, fp16, own, budget, alpha, against)

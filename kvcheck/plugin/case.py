@@ -1,0 +1,135 @@
+"""The `kv_case` fixture: runs one case with one method, judges it, and keeps what rides on the report."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, NoReturn
+
+import pytest
+
+from kvcheck.errors import KvcheckError
+from kvcheck.plugin import gate, options, payload, state
+from kvcheck.plugin.progress import Progress
+from kvcheck.plugin.timelimit import TimeLimit, time_limit
+from kvcheck.questions import check_record
+from kvcheck.record import CaseId, CaseRecord, Verdict
+from kvcheck.report import explain
+
+FRAMES = 4
+"""Frames of the traceback of a method that raised; the innermost ones."""
+
+PROGRESS: pytest.StashKey[Progress] = pytest.StashKey()
+
+
+class KvCase:
+    """One case with one method.
+
+    `run()` measures and gives the record; `check(record)` judges it and fails the test where the verdict is fail.
+    A test of your own may look at the record in between: `record.accuracy`, `record.samples`, `record.memory`.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest, session: Any, case: CaseId, method: str) -> None:
+        self.case = case
+        self.method = method
+        self.settings = state.settings(request.config)
+        self._state = state.activate(request.config)
+        self._session = session
+        self._node = request.node
+        self._config = request.config
+        self._gate = gate.gate(request.config, session)
+        self._progress = _progress(request.config, len(request.session.items))
+        self._so_far = ""
+        self.record: CaseRecord | None = None
+        self.verdicts: tuple[Verdict, ...] = ()
+        self.failure = ""
+        self._node.stash[options.RESULT] = self._text
+
+    def run(self) -> CaseRecord:
+        """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
+        record = self._resumed()
+        if record is None:
+            record = self._measure()
+        try:
+            check_record(record)
+        except KvcheckError as error:
+            self._fail(str(error))
+        self.record = record
+        self._state.records[str(self.case), self.method] = record
+        return record
+
+    def check(self, record: CaseRecord) -> tuple[Verdict, ...]:
+        """Judge the record against fp16 and the method's own stored record; fails the test where a verdict is fail."""
+        self.record = record
+        try:
+            judged = self._gate.judge(record)
+        except KvcheckError as error:
+            self._fail(f"{self.case}  {self.method}\n{error}")
+        self.record, self.verdicts = judged.record, judged.verdicts
+        self._properties(judged)
+        bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
+        if bad:
+            self._fail(self._gate.message(judged))
+        return self.verdicts
+
+    def close(self) -> None:
+        """The test is over: clear the progress line."""
+        self._progress.stop()
+
+    def _resumed(self) -> CaseRecord | None:
+        run = self._state.resumed
+        found = () if run is None else run.cases
+        return next((one for one in found if one.case == self.case and one.method == self.method), None)
+
+    def _measure(self) -> CaseRecord:
+        try:
+            with time_limit(self.settings.timeout):
+                return self._session.run_case(self.case, self.method, self._on_block, self._on_progress)
+        except TimeLimit:
+            self._fail(
+                f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n"
+                "  does it hang? A slow one gets more time with --kv-timeout=SECONDS (0: no limit)"
+            )
+        except KvcheckError as error:
+            self._fail(f"{_tail(error.__cause__)}{self.method} failed in {self.case}\n{error}")
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".rstrip(": ")
+            self._fail(f"{_tail(error)}{self.method} failed in {self.case}\n{what}")
+
+    def _on_block(self, record: CaseRecord) -> bool:
+        """After every block of contexts: is the verdict clear already?"""
+        self._so_far, stop = self._gate.look(record)
+        return stop
+
+    def _on_progress(self, done: int, total: int) -> None:
+        label = f"{self.case.task} {self.case.mode} {self.case.length} {self.method}"
+        self._progress.update(label, done, total, self._so_far)
+
+    def _fail(self, message: str) -> NoReturn:
+        self.failure = message
+        pytest.fail(message, pytrace=False)
+
+    def _properties(self, judged: gate.Judged) -> None:
+        for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
+            self._node.user_properties.append((f"kvcheck_{name}", value))
+
+    def _text(self) -> str:
+        """What rides on the report."""
+        model = {"fingerprint": self._session.fingerprint, "name": self._session.model_name}
+        done = payload.Payload(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
+        return payload.write(done)
+
+
+def _tail(error: BaseException | None) -> str:
+    """The innermost frames of what a method raised, for its author."""
+    if error is None or error.__traceback__ is None:
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__][-FRAMES:]
+    return "".join(traceback.format_list(frames))
+
+
+def _progress(config: pytest.Config, items: int) -> Progress:
+    if PROGRESS not in config.stash:
+        config.stash[PROGRESS] = Progress(config)
+    progress = config.stash[PROGRESS]
+    progress.start(items)
+    return progress

@@ -1,0 +1,168 @@
+"""Where records meet baselines and the budget: judge a case, look after a block, record baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from kvcheck import paths
+from kvcheck.baseline import Layered, ModelId, ReadOnly, Store, open_store
+from kvcheck.budget import Allowances, Budget, case_alpha, sequential
+from kvcheck.plugin import params, state
+from kvcheck.questions import judge_latency as judge_one
+from kvcheck.record import CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.report import explain
+from kvcheck.settings import Settings
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A record with what it was compared with and the answers."""
+
+    record: CaseRecord
+    fp16: CaseRecord | None
+    own: CaseRecord | None
+    verdicts: tuple[Verdict, ...]
+    baseline: str = ""
+
+
+class Gate:
+    """Judges the cases of one process."""
+
+    def __init__(self, config: pytest.Config, session: Any) -> None:
+        self.config = config
+        self.state = state.activate(config)
+        self.settings = self.state.settings
+        self.model = ModelId(session.model_name, session.fingerprint)
+        self.store = store(config)
+        self.allowances = Allowances.load(paths.bundle("baselines") / "allowances.toml")
+        self.alpha = case_alpha(self.settings.alpha, len(params.cases(self.settings, None)))
+
+    def budget(self, method: str, capability: str) -> Budget:
+        """The reviewed allowance of the method, or the default; a limit given by the user goes before both."""
+        base = self.allowances.get(method, capability) or Budget()
+        return replace(base, **self.settings.budget)
+
+    def references(self, record: CaseRecord) -> tuple[CaseRecord | None, CaseRecord | None]:
+        """(fp16, own): the stored records, and as fp16 the one of this session where none is stored.
+
+        A case that is about to be recorded anew is not held against the record that it replaces.
+        """
+        against, writes = self.settings.against, self.settings.record
+        own = None if against == "fp16" or writes in ("changed", "all") else self._stored(record, record.method)
+        fp16 = self._stored(record, "fp16")
+        renewed = record.method == "fp16" and (writes in ("changed", "all") or fp16 is None)
+        if renewed and writes:
+            return record, own
+        if fp16 is None and record.method != "fp16":
+            fp16 = self.state.records.get((str(record.case), "fp16"))
+        return fp16, own
+
+    def _stored(self, record: CaseRecord, method: str) -> CaseRecord | None:
+        return self.store.get(self.model, method, record.case)
+
+    def judge(self, record: CaseRecord) -> Judged:
+        """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
+        fp16, own = self.references(record)
+        verdicts = self.config.hook.pytest_kvcheck_judge(
+            config=self.config,
+            record=record,
+            fp16=fp16,
+            own=own,
+            budget=self.budget(record.method, record.capability),
+            alpha=self.alpha,
+            against=self.settings.against,
+        )
+        if own is None and self.settings.against != "fp16" and not self.settings.record:
+            reason = "no stored record of this method (--kv-record=new writes one)"
+            record = replace(record, not_measured=(*record.not_measured, ("regression", reason)))
+        return Judged(record, fp16, own, tuple(verdicts), self._where(record, fp16, own))
+
+    def _where(self, record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None) -> str:
+        """The files that the record was compared with."""
+        names = ["fp16"] if fp16 is not None else []
+        names += [record.method] if own is not None and record.method != "fp16" else []
+        files = (self.store.source(self.model, name, record.case) for name in names)
+        return ", ".join(file for file in files if file) or "the records of this session"
+
+    def message(self, judged: Judged) -> str:
+        """What a failed case says."""
+        return "\n".join(
+            explain.failure(
+                judged.record,
+                judged.fp16,
+                judged.verdicts,
+                strict=self.settings.strict,
+                baseline=judged.baseline,
+                alpha=self.alpha,
+            )
+        )
+
+    def look(self, record: CaseRecord) -> tuple[str, bool]:
+        """(verdict so far in words, may the case stop): asked after every block of contexts."""
+        fp16, own = self.references(record)
+        accuracy = f"accuracy {record.accuracy:.2f}"
+        if self.settings.record or (fp16 is None and own is None):
+            return accuracy, False
+        budget = self.budget(record.method, record.capability)
+        stop = sequential(record, fp16, own, budget, self.alpha, self.settings.against)
+        return f"{accuracy}, {'clear' if stop else 'not clear yet'}", stop
+
+
+GATE: pytest.StashKey[Gate] = pytest.StashKey()
+
+
+def gate(config: pytest.Config, session: Any) -> Gate:
+    """The gate of this process, made once."""
+    if GATE not in config.stash:
+        config.stash[GATE] = Gate(config, session)
+    return config.stash[GATE]
+
+
+def store(config: pytest.Config) -> Store:
+    """Where baselines are read and written: the user's folder above the shipped ones.
+
+    In kvcheck's own checkout the shipped ones are written.
+    """
+    shipped = paths.bundle("baselines")
+    mine = state.settings(config).baselines
+    if mine is None and shipped.parent == config.rootpath:
+        return open_store(shipped)
+    return Layered(open_store(mine or paths.user_baselines(config.rootpath)), ReadOnly(open_store(shipped)))
+
+
+def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple[Verdict, ...]:
+    """Verdicts on the ratios that have a limit."""
+    budget = Budget(**settings.budget)
+    limits = {"ttft": budget.ttft, "tpot": budget.tpot}
+    found = ((one, limits.get(one.what)) for one in latency)
+    return tuple(judge_one(one, limit) for one, limit in found if limit is not None)
+
+
+def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
+    """The stored fp16 records of these cases, by case key."""
+    where = store(config)
+    keys = {record.case.key: record.case for record in records if record.samples}
+    found = {key: where.get(model, "fp16", case) for key, case in keys.items()}
+    return {key: record for key, record in found.items() if record is not None}
+
+
+def record(config: pytest.Config, run: Run) -> Iterator[str]:
+    """Write the baselines of a run, fp16 first, and say what changed. Cases that failed to run are not in it."""
+    verb = state.settings(config).record or "new"
+    model = ModelId(run.header.model_name, run.header.model)
+    where = store(config)
+    about = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
+    methods = sorted({one.method for one in run.cases if one.samples}, key=lambda name: (name != "fp16", name))
+    for method in methods:
+        records = [one for one in run.cases if one.method == method and one.samples]
+        changes = where.record(model, method, records, verb, about)
+        yield (
+            f"recorded {changes.written} cases of {method} in {changes.path}"
+            if changes.written
+            else (f"nothing to record for {method}: {changes.path} is up to date")
+        )
+        yield from (f"  {line}" for line in changes.lines)

@@ -1,0 +1,85 @@
+"""The `kv_latency` fixture: time to first token and per output token, interleaved with fp16, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+
+from kvcheck.errors import KvcheckError
+from kvcheck.plugin import gate, options, payload, state
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Verdict
+from kvcheck.report import explain
+
+WORKERS = (
+    "latency is not measured with several workers: they slow each other down on one device; "
+    "run it on its own: pytest <the same arguments> -n 0 -k latency"
+)
+
+
+class KvLatency:
+    """The latency of one method at one length: `check(run(benchmark))`."""
+
+    def __init__(self, request: pytest.FixtureRequest, method: str, length: int) -> None:
+        self.method = method
+        self.length = length
+        self.settings = state.settings(request.config)
+        self._request = request
+        self._session: Any = None
+        self.failure = ""
+        self.verdicts: tuple[Verdict, ...] = ()
+        self.latency: tuple[LatencyRecord, ...] = ()
+        self._not_measured: tuple[tuple[str, str], ...] = ()
+        request.node.stash[options.RESULT] = self._text
+
+    def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
+        """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
+        if workers(self._request.config) > 1:
+            self._not_measured = (("latency", WORKERS),)
+            if {"ttft", "tpot"} & set(self.settings.budget):
+                self._fail(f"{self.method} at {self.length} tokens: {WORKERS}")
+            pytest.skip(f"not measured: {WORKERS}")
+        self._session = self._request.getfixturevalue("kv_session")
+        timer = getattr(benchmark, "pedantic", None)
+        try:
+            self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
+        except KvcheckError as error:
+            self._fail(f"latency of {self.method} at {self.length} tokens\n{error}")
+        if not self.latency:
+            self._fail(f"{self.method} at {self.length} tokens: no latency was measured")
+        extra = getattr(benchmark, "extra_info", {})
+        for one in self.latency:
+            extra[f"{one.what}_ratio"] = one.ratio
+        return self.latency
+
+    def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
+        """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
+        self.verdicts = gate.judge_latency(latency, self.settings)
+        bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
+        if bad:
+            self._fail("\n".join(explain.latency_failure(self.method, self.length, bad, self.settings.strict)))
+        return self.verdicts
+
+    def _fail(self, message: str) -> NoReturn:
+        self.failure = message
+        pytest.fail(message, pytrace=False)
+
+    def _text(self) -> str:
+        session = self._session
+        model = {
+            "fingerprint": session.fingerprint if session else "",
+            "name": session.model_name if session else self.settings.model,
+        }
+        case = CaseId("latency", 1, "single", self.length, self.settings.seed, 1)
+        record = CaseRecord(
+            case, self.method, model["fingerprint"], "latency", True, False, 0.0, (), None, self.latency,
+            "measured" if self.latency else "not measured", self._not_measured,
+        )  # fmt: skip
+        return payload.write(payload.Payload(str(case), self.method, model, record, self.verdicts, self.failure))
+
+
+def workers(config: pytest.Config) -> int:
+    """How many processes run tests at the same time."""
+    worker = getattr(config, "workerinput", None)
+    return int(worker["workercount"]) if worker else 1

@@ -1,0 +1,121 @@
+"""The options: declared once, read from the command line and from `[tool.kvcheck]`, checked into Settings.
+
+Declaring costs next to nothing and happens in every pytest session; reading happens only where kvcheck is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvcheck.settings import Settings
+
+ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
+"""On the config: kvcheck is used in this session."""
+USED: pytest.StashKey[bool] = pytest.StashKey()
+"""On the config: a test of this session takes a case."""
+RESULT: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
+"""On an item: what rides on its report, as text."""
+
+
+class Option(NamedTuple):
+    """One setting: its name in `[tool.kvcheck]`, how it is spelled on the command line, and its help."""
+
+    name: str
+    help: str
+    metavar: str = ""
+    repeat: bool = False
+
+    @property
+    def flag(self) -> str:
+        """`--kv-method` for `methods`, `--kv-record-in-ci` for `record_in_ci`."""
+        spelled = {"methods": "method"}.get(self.name, self.name)
+        return "--kv-" + spelled.replace("_", "-")
+
+    @property
+    def dest(self) -> str:
+        """The attribute of `config.option`."""
+        return f"kv_{self.name}"
+
+
+OPTIONS = (
+    Option(
+        "methods", "method under test, NAME:key=value,… or package.module.Class:key=value; repeatable", "SPEC", True
+    ),
+    Option("model", "embedded model, path or hub id (default: mini)", "NAME"),
+    Option("profile", "how much is measured: quick, default or full", "PROFILE"),
+    Option("lengths", "context lengths in tokens, such as 512,2048", "N,…"),
+    Option("tasks", "tasks, such as kv,needle (default: the profile's)", "NAME,…"),
+    Option("modes", "single, multi_turn, multi_request (default: the profile's)", "MODE,…"),
+    Option("n", "contexts per case (default: the profile's)", "N"),
+    Option("device", "auto, cpu, cuda, cuda:1, … (default: auto)", "DEVICE"),
+    Option("dtype", "auto, float32, float16 or bfloat16 (default: auto)", "DTYPE"),
+    Option(
+        "query_aware", "is the question visible at compression: mode, yes or no (default: the mode decides)", "WHEN"
+    ),
+    Option("seed", "seed of the samples (default: 0)", "N"),
+    Option("baselines", "where baselines are read and recorded (default: the shipped ones)", "URI"),
+    Option("record", "write baselines: new, changed or all", "WHICH"),
+    Option("record_in_ci", "allow --kv-record where CI is set"),
+    Option("against", "judge against fp16, self (the stored record) or both (default: both)", "WHAT"),
+    Option("budget", "limits, such as drop=2,bytes=0.30,ttft=1.2,tpot=1.2", "KEY=X,…"),
+    Option("alpha", "level of the tests (default: 0.05)", "P"),
+    Option("strict", "an inconclusive verdict fails"),
+    Option("json", "write the run to this file, as cases finish", "PATH"),
+    Option("md", "write a Markdown summary to this file", "PATH"),
+    Option("timeout", "seconds per case, 0 for no limit (default: 1800)", "SECONDS"),
+    Option("resume", "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"),
+)
+
+
+def declare(parser: pytest.Parser) -> None:
+    """Add every option to pytest's command line."""
+    group = parser.getgroup("kvcheck", "kvcheck: does a KV cache method still work")
+    for option in OPTIONS:
+        how: dict[str, Any] = {"action": "store", "metavar": option.metavar}
+        if option.repeat:
+            how["action"] = "append"
+        elif not option.metavar:
+            how = {"action": "store_true"}
+        group.addoption(option.flag, dest=option.dest, default=None, help=option.help, **how)
+
+
+def given(config: pytest.Config) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    found = {option.name: getattr(config.option, option.dest, None) for option in OPTIONS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def wanted(config: pytest.Config) -> bool:
+    """Does the command line or the project ask for kvcheck? Cheap: pytest asks in every session."""
+    if given(config):
+        return True
+    try:
+        return b"[tool.kvcheck" in (config.rootpath / "pyproject.toml").read_bytes()
+    except OSError:
+        return False
+
+
+def load(config: pytest.Config) -> Settings:
+    """Settings from `[tool.kvcheck]` and, above it, the command line. Raises KvcheckError."""
+    from kvcheck.plugin import parse
+
+    raw = parse.table(config.rootpath / "pyproject.toml")
+    source = dict.fromkeys(raw, "[tool.kvcheck]")
+    for name, value in given(config).items():
+        raw[name] = value
+        source[name] = next(option.flag for option in OPTIONS if option.name == name)
+    return parse.settings(raw, source)
+
+
+def last_run(config: pytest.Config) -> Path | None:
+    """Where the run is kept when no --kv-json is given: pytest's cache folder, None where the cache is off."""
+    cache = getattr(config, "cache", None)
+    if cache is None:
+        return None
+    return cache.mkdir("kvcheck") / "last-run.json"

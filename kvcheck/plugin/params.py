@@ -1,0 +1,137 @@
+"""Cases x methods into test items: order, ids and markers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvcheck.errors import KvcheckError
+from kvcheck.plugin import options
+from kvcheck.record import CAPABILITIES, MODES, CaseId
+
+if TYPE_CHECKING:
+    from kvcheck.settings import Settings
+
+QUICK_LENGTH = 1024
+"""Cases up to this many tokens are marked `quick`, longer ones `slow`."""
+
+NO_CASE = "no case under these options"
+HOWTO = "kvcheck: no method to test; name one, such as --kv-method=snapkv (`kvcheck methods` lists them)"
+
+
+def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
+    """Give the test its cases: items of one task and length stand together, over all modes and methods."""
+    from kvcheck.plugin import state
+
+    config = metafunc.config
+    config.stash[options.USED] = True
+    try:
+        settings = state.settings(config)
+    except pytest.UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    if not settings.methods:
+        params = [pytest.param(None, id="no-method", marks=pytest.mark.skip(reason=HOWTO))]
+    elif fixture == "kv_latency":
+        params = list(latency_params(settings))
+    else:
+        params = list(case_params(settings, _capability(metafunc)))
+    metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
+
+
+def _capability(metafunc: pytest.Metafunc) -> str | None:
+    """The capability that the test is marked with, None for all of them."""
+    marker = metafunc.definition.get_closest_marker("kv_capability")
+    if marker is None:
+        return None
+    if len(marker.args) != 1 or marker.args[0] not in CAPABILITIES:
+        raise pytest.Collector.CollectError(
+            f"kvcheck: kv_capability takes one of {', '.join(CAPABILITIES)}, not {marker.args}"
+        )
+    return str(marker.args[0])
+
+
+def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
+    """One parameter (case, method) per item, sorted by task, length, mode, then as the methods were given."""
+    for case in cases(settings, capability):
+        for method in settings.methods:
+            names = marks(case, _task(case.task).capability)
+            yield pytest.param(
+                (case, method),
+                id=f"{case.task}-{case.mode}-{case.length}-{method}",
+                marks=[getattr(pytest.mark, name) for name in names],
+            )
+
+
+def cases(settings: Settings, capability: str | None) -> list[CaseId]:
+    """The cases of these settings, in the order in which they run."""
+    from kvcheck.tasks import profiles
+
+    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
+    found = profiles.cases(*chosen, capability, settings.seed)
+    return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))
+
+
+def latency_params(settings: Settings) -> Iterator[Any]:
+    """One parameter (method, length) per item, where latency is to be measured."""
+    asked = {"ttft", "tpot"} & set(settings.budget)
+    if not asked and settings.profile != "full":
+        return
+    lengths = settings.lengths or tuple(sorted({case.length for case in cases(settings, None)}))
+    for length in lengths[-1:] if settings.profile != "full" else lengths:
+        for method in settings.methods:
+            names = (f"length_{length}", "slow")
+            yield pytest.param(
+                (method, length),
+                id=f"latency-{length}-{method}",
+                marks=[getattr(pytest.mark, name) for name in names],
+            )
+
+
+def marks(case: CaseId, capability: str) -> list[str]:
+    """The markers of an item."""
+    cost = "quick" if case.length <= QUICK_LENGTH else "slow"
+    return list(dict.fromkeys((capability, case.task, case.mode, f"length_{case.length}", cost)))
+
+
+def _task(name: str) -> Any:
+    from kvcheck.tasks import TASKS
+
+    return TASKS.get(name).info
+
+
+def register_markers(config: pytest.Config, settings: Settings) -> None:
+    """Register every marker that an item of this session can carry, so that --strict-markers holds."""
+    if not settings.methods:
+        return
+    lengths = {case.length for case in _cases_or_none(settings)} | set(settings.lengths)
+    from kvcheck.tasks import TASKS
+
+    lines = [f"{name}: a case of this capability" for name in CAPABILITIES]
+    lines += [f"{name}: a case of this task" for name in TASKS.names() if name not in CAPABILITIES]
+    lines += [f"{name}: a case in this mode" for name in MODES]
+    lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]
+    lines += [f"quick: up to {QUICK_LENGTH} tokens of context", f"slow: more than {QUICK_LENGTH} tokens, or latency"]
+    for line in lines:
+        config.addinivalue_line("markers", line)
+
+
+def _cases_or_none(settings: Settings) -> list[CaseId]:
+    try:
+        return cases(settings, None)
+    except KvcheckError as error:
+        raise pytest.UsageError(f"kvcheck: {error}") from None
+
+
+def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out the place holders of suites that have no case under these options."""
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        spec = getattr(item, "callspec", None)
+        holder = spec is not None and NO_CASE in spec.params.values()
+        (dropped if holder else kept).append(item)
+    if dropped:
+        items[:] = kept
+        config.hook.pytest_deselected(items=dropped)

@@ -1,0 +1,215 @@
+"""Raw option values into Settings. Every refusal names the option, the value and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.record import MODES
+from kvcheck.settings import AGAINST, DTYPES, PROFILES, QUERY_AWARE, RECORD, Settings
+
+ALIASES = {"method": "methods", "length": "lengths", "task": "tasks", "mode": "modes"}
+CHOICES = {
+    "profile": PROFILES,
+    "against": AGAINST,
+    "record": RECORD,
+    "query_aware": QUERY_AWARE,
+    "dtype": DTYPES,
+}
+
+
+def table(path: Path) -> dict[str, Any]:
+    """The `[tool.kvcheck]` table of a pyproject.toml, {} where there is none. Raises SpecError."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    if "kvcheck" not in text:
+        return {}
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        found = tomllib.loads(text).get("tool", {}).get("kvcheck", {})
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not a TOML file: {error}") from None
+    if not isinstance(found, dict):
+        raise SpecError(f"{path}: [tool.kvcheck] is not a table")
+    known = Settings.names()
+    result = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name not in known:
+            raise SpecError(f"{path}: unknown key {key!r} in [tool.kvcheck]", did_you_mean(name, known))
+        result[name] = value
+    return result
+
+
+def settings(raw: Mapping[str, Any], source: Mapping[str, str]) -> Settings:
+    """Check every value. `source` says where each stood, for the message. Raises SpecError."""
+    result: dict[str, Any] = {}
+    for name, value in raw.items():
+        where = source.get(name, name)
+        where = where if where.startswith("--") else f"{where} {name}"
+        result[name] = READERS.get(name, _text)(value, where, name)
+    return Settings(**result)
+
+
+def _text(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SpecError(f"{where}: expected a text, not {value!r}")
+    return value.strip()
+
+
+def _choice(value: Any, where: str, name: str) -> str:
+    known = CHOICES[name]
+    if value not in known:
+        raise SpecError(f"{where}: unknown value {value!r}", did_you_mean(str(value), known))
+    return str(value)
+
+
+def _flag(value: Any, where: str, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{where}: expected true or false, not {value!r}")
+    return value
+
+
+def _number(value: Any, where: str, hint: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise SpecError(f"{where}: not a number: {value!r}", hint) from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise SpecError(f"{where}: not a number: {value!r}", hint)
+    return number
+
+
+def _whole(value: Any, where: str, least: int) -> int:
+    hint = f"a whole number of at least {least}"
+    number = _number(value, where, hint)
+    if number != int(number) or number < least:
+        raise SpecError(f"{where}: out of range: {value}", hint)
+    return int(number)
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)):
+        raise SpecError(f"{where}: expected a list, not {value!r}")
+    words = tuple(dict.fromkeys(str(word).strip() for word in value))
+    if not words or "" in words:
+        raise SpecError(f"{where}: empty name in {value!r}", "separate names by commas, without spaces")
+    return words
+
+
+def _modes(value: Any, where: str, name: str) -> tuple[str, ...]:
+    words = _words(value, where)
+    for word in words:
+        if word not in MODES:
+            raise SpecError(f"{where}: unknown mode {word!r}", did_you_mean(word, MODES))
+    return words
+
+
+def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
+    from kvcheck.tasks import TASKS
+
+    words = _words(value, where)
+    known = list(TASKS.names())
+    for word in words:
+        if word not in known:
+            raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, known))
+    return words
+
+
+def _lengths(value: Any, where: str, name: str) -> tuple[int, ...]:
+    if isinstance(value, int):
+        value = [value]
+    return tuple(sorted({_whole(word, where, 64) for word in _words(value, where)}))
+
+
+def _methods(value: Any, where: str, name: str) -> tuple[str, ...]:
+    from kvcheck.spec import Spec
+
+    values: Iterable[Any] = [value] if isinstance(value, str) else value
+    specs = []
+    for text in values:
+        spec = Spec.parse(_text(text, where, name))
+        known_method(spec.name, where)
+        specs.append(str(spec))
+    return tuple(dict.fromkeys(specs))
+
+
+def known_method(name: str, where: str = "--kv-method") -> None:
+    """Refuse a name that is neither registered nor an import path. Looks at names only: nothing is imported."""
+    from kvcheck.methods import METHODS
+
+    if "." in name or name in METHODS.names():
+        return
+    raise SpecError(f"{where}: unknown method {name!r}", did_you_mean(name, METHODS.names()))
+
+
+def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
+    """The limits that were given, each checked by Budget; None lifts one."""
+    from kvcheck.budget import Budget
+    from kvcheck.spec import read_pair
+
+    if not isinstance(value, (str, dict)):
+        raise SpecError(f"{where}: expected limits, not {value!r}", "such as drop=2,bytes=0.30")
+    try:
+        if isinstance(value, str):
+            Budget.parse(value)
+            return dict(read_pair(part, value) for part in value.split(","))
+        known = [field.name for field in dataclasses.fields(Budget)]
+        for key in value:
+            if key not in known:
+                raise SpecError(f"unknown budget {key!r}", did_you_mean(key, known))
+        Budget(**value)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error.message}", error.hint) from None
+    return dict(value)
+
+
+def _alpha(value: Any, where: str, name: str) -> float:
+    number = _number(value, where, "between 0 and 0.5")
+    if not 0 < number <= 0.5:
+        raise SpecError(f"{where}: out of range: {value}", "between 0 and 0.5, such as 0.05")
+    return number
+
+
+def _device(value: Any, where: str, name: str) -> str:
+    text = _text(value, where, name)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise SpecError(f"{where}: unknown device {text!r}", did_you_mean(text, ["auto", "cpu", "cuda", "cuda:0"]))
+    return text
+
+
+def _timeout(value: Any, where: str, name: str) -> float:
+    number = _number(value, where, "seconds per case, 0 for no limit")
+    if number < 0:
+        raise SpecError(f"{where}: out of range: {value}", "seconds per case, 0 for no limit")
+    return number
+
+
+READERS: dict[str, Callable[[Any, str, str], Any]] = {
+    **dict.fromkeys(CHOICES, _choice),
+    **dict.fromkeys(("record_in_ci", "strict"), _flag),
+    "methods": _methods,
+    "lengths": _lengths,
+    "tasks": _tasks,
+    "modes": _modes,
+    "n": lambda value, where, name: _whole(value, where, 1),
+    "seed": lambda value, where, name: _whole(value, where, 0),
+    "budget": _budget,
+    "alpha": _alpha,
+    "device": _device,
+    "timeout": _timeout,
+}

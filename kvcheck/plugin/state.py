@@ -1,0 +1,135 @@
+"""What the hooks and fixtures of one process share, kept on pytest's config."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvcheck import paths
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.plugin import options
+from kvcheck.settings import Settings
+
+if TYPE_CHECKING:
+    from kvcheck.record import CaseRecord, Run
+
+
+@dataclass
+class State:
+    """Settings, the engine once it is open, and the records that this process already has."""
+
+    settings: Settings
+    session: Any = None
+    resumed: Run | None = None
+    records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
+
+
+STATE: pytest.StashKey[State] = pytest.StashKey()
+
+
+def activate(config: pytest.Config) -> State:
+    """Read and check the options, register the markers. Raises pytest.UsageError."""
+    if STATE in config.stash:
+        return config.stash[STATE]
+    try:
+        found = options.load(config)
+        refuse_recording_in_ci(found)
+        state = State(found, resumed=_resumed(config, found))
+        if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
+            known_model(found.model)
+    except KvcheckError as error:
+        raise pytest.UsageError(f"kvcheck: {error}") from None
+    config.stash[STATE] = state
+    config.stash[options.ACTIVE] = True
+    from kvcheck.plugin import params
+
+    params.register_markers(config, found)
+    return state
+
+
+def settings(config: pytest.Config) -> Settings:
+    """The settings of this session."""
+    return activate(config).settings
+
+
+def refuse_recording_in_ci(settings: Settings) -> None:
+    """In CI a baseline is written only where that was asked for by a second option."""
+    if settings.record and os.environ.get("CI") and not settings.record_in_ci:
+        raise SpecError(
+            f"--kv-record={settings.record} is off where CI is set: a job must not move its own goalposts",
+            "to record here on purpose, add --kv-record-in-ci",
+        )
+
+
+def known_model(name: str) -> None:
+    """Refuse a name that is no embedded model, no folder and no hub id. Looks at names only."""
+    if name == Settings.model or "/" in name or os.sep in name or Path(name).expanduser().is_dir():
+        return
+    embedded = [path.parent.name for path in paths.bundle("fixtures").glob("*/config.json")]
+    if name not in embedded:
+        raise SpecError(
+            f"--kv-model: unknown model {name!r}",
+            f"{did_you_mean(name, embedded)} A folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too.",
+        )
+
+
+def check_methods(config: pytest.Config) -> None:
+    """Build the methods that were given parameters or an import path, so that a bad value is refused before any test.
+
+    A plain registered name needs no check, and does not cost the import of torch here.
+    """
+    from kvcheck.methods import make
+
+    for text in settings(config).methods:
+        if ":" not in text and "." not in text:
+            continue
+        try:
+            make(text)
+        except KvcheckError as error:
+            raise pytest.UsageError(f"kvcheck: --kv-method={text}: {error}") from None
+
+
+def open_session(config: pytest.Config) -> Any:
+    """The engine, opened once per process."""
+    state = activate(config)
+    if state.session is None:
+        try:
+            state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            _refuse_foreign_resume(state)
+        except KvcheckError as error:
+            pytest.fail(f"kvcheck: cannot open {state.settings.model}: {error}", pytrace=False)
+    return state.session
+
+
+def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
+    """The run to go on with. Raises BaselineError where the file is damaged."""
+    if settings.resume is None:
+        return None
+    from kvcheck.runfile import read_run
+
+    path = options.last_run(config) if settings.resume == "last" else Path(settings.resume)
+    if path is None or not path.is_file():
+        raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
+    run = read_run(path)
+    for name in ("device", "dtype", "query_aware"):
+        then, now = run.header.settings.get(name), settings.texts()[name]
+        if then != now:
+            raise SpecError(
+                f"--kv-resume: {path} was measured with {name}={then}, this session has {name}={now}",
+                "repeat the options of the first run, or start without --kv-resume",
+            )
+    return run
+
+
+def _refuse_foreign_resume(state: State) -> None:
+    """A run is continued with the model that it began with."""
+    if state.resumed is not None and state.resumed.header.model != state.session.fingerprint:
+        raise SpecError(
+            f"--kv-resume: the run was measured with {state.resumed.header.model_name} "
+            f"({state.resumed.header.model}), this is {state.session.model_name} ({state.session.fingerprint})",
+            "resume with the same --kv-model, or start without --kv-resume",
+        )

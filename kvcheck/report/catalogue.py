@@ -1,0 +1,110 @@
+"""What there is to choose from: methods and tasks as lines.
+
+Methods are read from their source, not imported: a list needs no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvcheck.report.text import WIDTH, columns, short, wrap
+
+
+@dataclass(frozen=True)
+class Described:
+    """A method as its source describes it. parameters: name -> default, as text."""
+
+    name: str
+    origin: str
+    stage: str = ""
+    summary: str = ""
+    paper: str = ""
+    parameters: tuple[tuple[str, str], ...] = ()
+
+
+def describe(name: str, origin: str) -> Described:
+    """Read a method's source. A method whose source cannot be found or read is named and not described."""
+    module, _, attribute = origin.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else None
+    except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError):
+        tree = None
+    if tree is None:
+        return Described(name, origin)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    node = classes.get(_alias(tree, attribute) or attribute)
+    if node is None:
+        return Described(name, origin)
+    info = _info(node)
+    summary = info.get("summary") or (ast.get_docstring(node) or "").partition("\n")[0]
+    parents = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+    parameters = tuple(pair for each in (*parents, node) for pair in _parameters(each))
+    return Described(name, origin, info.get("stage", ""), summary, info.get("paper", ""), parameters)
+
+
+def _alias(tree: ast.Module, name: str) -> str | None:
+    """The class that `METHOD = Class` names."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and name in map(ast.unparse, node.targets):
+            return node.value.id
+    return None
+
+
+def _info(node: ast.ClassDef) -> dict[str, str]:
+    """The literal texts in `info = MethodInfo(…)`."""
+    for item in node.body:
+        value = item.value if isinstance(item, (ast.AnnAssign, ast.Assign)) else None
+        if isinstance(value, ast.Call) and "MethodInfo" in ast.unparse(value.func):
+            pairs = ((key.arg, key.value) for key in value.keywords)
+            return {name: str(word.value) for name, word in pairs if name and isinstance(word, ast.Constant)}
+    return {}
+
+
+def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """The fields of the dataclass with their defaults."""
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name) or item.value is None:
+            continue
+        if "ClassVar" not in ast.unparse(item.annotation):
+            yield item.target.id, ast.unparse(item.value).strip("'\"")
+
+
+def methods() -> Iterator[str]:
+    """Every registered method: name, stage, what it does, parameters with their defaults."""
+    from kvcheck.methods import METHODS
+
+    for name, origin in METHODS.origins().items():
+        found = describe(name, origin)
+        head = f"{name:<16} {found.stage:<12} {found.summary or found.origin}"
+        yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 30)
+        if found.parameters:
+            text = ",".join(f"{key}={value}" for key, value in found.parameters)
+            yield short(f"{'':<29} {name}:{text}", WIDTH)
+    yield ""
+    yield "pytest --kv-method=NAME, or --kv-method=NAME:key=value,key=value"
+    yield "your own class: --kv-method=package.module.Class:key=value"
+
+
+def tasks() -> Iterator[str]:
+    """Every registered task by capability."""
+    from kvcheck.record import CAPABILITIES
+    from kvcheck.tasks import TASKS
+
+    infos = [TASKS.get(name).info for name in TASKS.names()]
+    order = {name: at for at, name in enumerate(CAPABILITIES)}
+    infos.sort(key=lambda info: (order.get(info.capability, len(order)), info.name))
+    body = [("task", "v", "capability", "modes", "lengths", "chance")]
+    for info in infos:
+        modes = " ".join(info.modes)
+        lengths = " ".join(str(length) for length in info.lengths)
+        body.append((info.name, str(info.version), info.capability, modes, lengths, f"{info.chance:.2f}"))
+    yield from (short(line, WIDTH) for line in columns(body, "<><<<>"))
+    yield ""
+    for info in infos:
+        first = info.doc.strip().partition("\n")[0]
+        yield from wrap(f"{info.name:<22} {first}", " " * 23)

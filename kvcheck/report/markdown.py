@@ -1,0 +1,129 @@
+"""A run as Markdown for a pull request or a job summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvcheck.record import CaseRecord, Run
+from kvcheck.report import rows, statement, terminal
+from kvcheck.report.rows import References, Row
+from kvcheck.report.text import interval, points, seconds, size
+
+HEAD = ("", "fp16", "method", "drop (points)", "95% interval", "cases", "n", "chance")
+
+
+def lines(run: Run, stored: References | None = None) -> Iterator[str]:
+    """The summary of a run as Markdown."""
+    known = rows.references(run, stored)
+    header = run.header
+    bad = sum(bool(count_bad(run, method)) for method in rows.methods(run))
+    yield f"## kvcheck: {'failed' if bad else 'passed'}"
+    yield ""
+    for method in rows.methods(run):
+        yield from of_method(run, method, known)
+    yield "<details><summary>Run</summary>"
+    yield ""
+    commit = f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
+    yield f"kvcheck {header.kvcheck} · model `{header.model_name}` ({header.model}) · {commit}"
+    yield ""
+    for title, values in (("settings", header.settings), ("machine", header.machine), ("packages", header.packages)):
+        yield f"{title}: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in sorted(values.items()))
+        yield ""
+    yield "</details>"
+
+
+def count_bad(run: Run, method: str) -> int:
+    """Cases of the method that failed, with or without a result."""
+    names = {name for name in run.failures if name.endswith(f"|{method}")}
+    names |= {rows.key(one) for one in rows.of_method(run, method) if rows.outcome(run, one) in ("fail", "error")}
+    return len(names)
+
+
+def escape(text: str) -> str:
+    """A text that does not break a table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "|".join("---" if at == 0 else "---:" for at in range(len(head))) + "|"
+    for row in body:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+
+
+def cells(row: Row, bold: bool) -> tuple[str, ...]:
+    """A row of the table."""
+    label = f"**{escape(row.label)}**" if bold else f"&nbsp;&nbsp;{escape(row.label)}"
+    before = "" if row.before is None else f"{row.before:.3f}"
+    after = "" if row.after is None else f"{row.after:.3f}"
+    drop = "" if row.drop is None else points(row.drop)
+    between = "" if row.low is None or row.high is None else interval(row.low, row.high)
+    return (label, before, after, drop, between, terminal.outcome_text(row), str(row.n), f"{row.chance:.2f}")
+
+
+def of_method(run: Run, method: str, known: References) -> Iterator[str]:
+    """Everything about one method."""
+    records = rows.of_method(run, method)
+    yield f"### `{method}`: {terminal.count_text(run, method)}"
+    yield ""
+    yield statement.plain(run, method, known)
+    yield ""
+    body = []
+    for capability, tasks in rows.by_capability(run, rows.judged(run, method), known):
+        body.append(cells(capability, True))
+        body += [cells(task, False) for task in tasks]
+    if body:
+        yield from grid(HEAD, body)
+    yield from costs(records)
+    yield from doubts(run, records)
+    yield from lost(run, method)
+
+
+def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
+    """Memory and latency."""
+    body = []
+    found = [record.memory for record in records if record.memory is not None]
+    if found:
+        held, dense = sum(one.kv_bytes for one in found), sum(one.dense_bytes for one in found)
+        body.append(("KV bytes per context", size(dense / len(found)), size(held / len(found)), f"{held / dense:.3f}"))
+    for record in records:
+        for one in record.latency:
+            name = f"{one.what} at {one.length} tokens"
+            ratio = f"{one.ratio:.2f} {interval(one.low, one.high, 2)}"
+            body.append((name, seconds(one.fp16_seconds), seconds(one.seconds), ratio))
+    if body:
+        yield from grid(("", "fp16", "method", "ratio"), body)
+
+
+def doubts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """Verdicts that are not a pass."""
+    found = rows.failed_verdicts(run, records)
+    if found:
+        yield f"<details{' open' if found[0][1].outcome == 'fail' else ''}><summary>Not passed</summary>"
+        yield ""
+        body = [
+            (
+                f"`{record.case}`",
+                one.question,
+                one.outcome,
+                f"{one.value:.3f} {interval(one.low, one.high, 3)}",
+                f"{one.limit:g}",
+            )
+            for record, one in found
+        ]
+        yield from grid(("case", "question", "verdict", "seen", "limit"), body)
+        yield "</details>"
+        yield ""
+    for what, names in sorted(rows.not_measured(run, records).items()):
+        yield f"- not measured: {what} ({len(names)})"
+    if any(record.not_measured for record in records):
+        yield ""
+
+
+def lost(run: Run, method: str) -> Iterator[str]:
+    """Cases that failed without a verdict."""
+    for name, text in rows.errors(run).items():
+        if name.endswith(f"|{method}"):
+            yield f"- **{escape(name.partition('|')[0])}** failed: {escape(rows.reason(text))}"

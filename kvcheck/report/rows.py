@@ -1,0 +1,191 @@
+"""A run as rows: what the terminal and the Markdown report both show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvcheck.record import CAPABILITIES, MODES, CaseRecord, Run, Verdict, context_score
+
+References = Mapping[str, CaseRecord]
+"""fp16 records by `case.key`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cases pooled: a capability, a task, a mode or a length.
+
+    before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known.
+    drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error").
+    """
+
+    label: str
+    before: float | None
+    after: float | None
+    drop: float | None
+    low: float | None
+    high: float | None
+    outcomes: Mapping[str, int]
+    n: int
+    chance: float
+
+
+def key(record: CaseRecord) -> str:
+    """How the run names the verdicts of a record."""
+    return f"{record.case}|{record.method}"
+
+
+def methods(run: Run) -> list[str]:
+    """The methods of a run, in the order of their records; those that only failed come last."""
+    failed = (name.partition("|")[2] for name in run.failures)
+    return list(dict.fromkeys([*(record.method for record in run.cases), *failed]))
+
+
+def of_method(run: Run, method: str) -> list[CaseRecord]:
+    """The records of one method."""
+    return [record for record in run.cases if record.method == method]
+
+
+def judged(run: Run, method: str) -> list[CaseRecord]:
+    """The records of one method that hold samples; a record of latency alone has none."""
+    return [record for record in of_method(run, method) if record.samples]
+
+
+def references(run: Run, stored: References | None = None) -> dict[str, CaseRecord]:
+    """fp16 records: those of the run itself above the stored ones."""
+    found = dict(stored or {})
+    found.update({record.case.key: record for record in run.cases if record.method == "fp16"})
+    return found
+
+
+def outcome(run: Run, record: CaseRecord) -> str:
+    """The worst outcome of a case: "error" where it failed without a verdict that says so."""
+    outcomes = {verdict.outcome for verdict in run.verdicts.get(key(record), ())}
+    for name in ("fail", "inconclusive"):
+        if name in outcomes:
+            return name
+    if key(record) in run.failures:
+        return "error"
+    if not record.samples and not record.latency:
+        return "not measured"
+    return "pass" if outcomes else "not judged"
+
+
+def outcomes(run: Run, records: Iterable[CaseRecord]) -> dict[str, int]:
+    """Cases by outcome."""
+    found: dict[str, int] = {}
+    for record in records:
+        name = outcome(run, record)
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def errors(run: Run) -> dict[str, str]:
+    """The failures that no verdict explains: the method broke, or there was nothing to compare with."""
+    explained = {key(record) for record in run.cases if outcome(run, record) in ("fail", "inconclusive")}
+    return {name: text for name, text in sorted(run.failures.items()) if name not in explained}
+
+
+def reason(text: str) -> str:
+    """The line of a failure's message that says most: the last one that is no hint (hints are indented)."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    plain = [line for line in lines if not line.startswith(" ")] or lines
+    return plain[-1].strip() if plain else ""
+
+
+def pairs(record: CaseRecord, known: References) -> list[tuple[float, float]]:
+    """(fp16, method) scores of the contexts that both have, paired by index and digest."""
+    other = known.get(record.case.key)
+    if other is None:
+        return []
+    by_index = {sample.index: sample for sample in other.samples}
+    found = []
+    for sample in record.samples:
+        partner = by_index.get(sample.index)
+        if partner is not None and partner.digest == sample.digest:
+            found.append((context_score(partner), context_score(sample)))
+    return found
+
+
+def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
+    """One row for several cases, with an interval over all their contexts."""
+    both = [pair for record in records for pair in pairs(record, known)]
+    n = sum(len(record.samples) for record in records)
+    chance = sum(record.chance for record in records) / len(records)
+    counted = outcomes(run, records)
+    if not both or len(both) < n:
+        after = sum(record.accuracy for record in records) / len(records)
+        return Row(label, None, after, None, None, None, counted, n, chance)
+    before = sum(first for first, _ in both) / n
+    after = sum(second for _, second in both) / n
+    low, high = drop_interval([first - second for first, second in both])
+    return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance)
+
+
+def drop_interval(differences: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the mean drop in points, one difference per context."""
+    from kvcheck.stats import bootstrap_interval
+
+    low, high = bootstrap_interval(differences, alpha, lowest=-1.0, highest=1.0)
+    return low * 100, high * 100
+
+
+def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:
+    """(capability, its tasks), in the order of the capabilities."""
+    found = []
+    for capability in dict.fromkeys([*CAPABILITIES, *(record.capability for record in records)]):
+        mine = [record for record in records if record.capability == capability]
+        if mine:
+            found.append((pool(capability, run, mine, known), by(run, mine, known, "task")))
+    return found
+
+
+def by(run: Run, records: Sequence[CaseRecord], known: References, field: str) -> list[Row]:
+    """Rows by a field of the case: task, mode or length."""
+    groups: dict[object, list[CaseRecord]] = {}
+    for record in records:
+        groups.setdefault(getattr(record.case, field), []).append(record)
+    order = sorted(groups, key=lambda value: MODES.index(value) if value in MODES else value)  # type: ignore[arg-type, return-value]
+    return [pool(str(value), run, groups[value], known) for value in order]
+
+
+def turns(records: Iterable[CaseRecord]) -> list[float]:
+    """Mean score of the first, second, … turn over the multi-turn cases."""
+    scores: list[list[float]] = []
+    for record in records:
+        if record.case.mode != "multi_turn":
+            continue
+        for sample in record.samples:
+            for number, turn in enumerate(sample.turns):
+                if number == len(scores):
+                    scores.append([])
+                scores[number].append(turn.score)
+    return [sum(column) / len(column) for column in scores]
+
+
+def drift(records: Iterable[CaseRecord]) -> dict[str, float]:
+    """Mean nll, agree and kl over the turns where they were measured."""
+    found: dict[str, list[float]] = {"nll": [], "agree": [], "kl": []}
+    for record in records:
+        for sample in record.samples:
+            for turn in sample.turns:
+                for name, values in found.items():
+                    value = getattr(turn, name)
+                    if value is not None:
+                        values.append(value)
+    return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+
+def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]]:
+    """ "what: reason" with the cases that it holds for."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for what, reason in record.not_measured:
+            found.setdefault(f"{what}: {reason}", []).append(str(record.case))
+    return found
+
+
+def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:
+    """Every verdict that is not a pass, failures first."""
+    found = [(record, one) for record in records for one in run.verdicts.get(key(record), ()) if one.outcome != "pass"]
+    return sorted(found, key=lambda pair: pair[1].outcome != "fail")

@@ -1,0 +1,45 @@
+"""What a method gives up against fp16, in plain sentences."""
+
+from __future__ import annotations
+
+from kvcheck.record import Run
+from kvcheck.report import rows
+from kvcheck.report.rows import References, Row
+from kvcheck.report.text import interval, points
+
+
+def plain(run: Run, method: str, known: References) -> str:
+    """One paragraph: the drop over everything, where it is largest, and what is gained for it."""
+    records = rows.judged(run, method)
+    if not records:
+        return f"{method}: no accuracy was measured, so what it gives up against fp16 is not known."
+    whole = rows.pool("all", run, records, known)
+    found = [record.memory for record in records if record.memory is not None]
+    share = sum(one.kv_bytes for one in found) / sum(one.dense_bytes for one in found) if found else None
+    held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16."
+    if whole.drop is None or whole.low is None or whole.high is None:
+        return f"{method}: no fp16 record of these prompts, so what it gives up is not known.{held}"
+    if method == "fp16":
+        return f"fp16 is the reference: accuracy {whole.after:.3f}, {_exact(whole)}.{held}"
+    if not whole.drop and not _losing(run, method, known):
+        return f"{method} gives up nothing against fp16 on these {whole.n} contexts.{held}"
+    text = (
+        f"Against fp16, {method} gives up {points(whole.drop, False)} points of accuracy "
+        f"{interval(whole.low, whole.high)} over {whole.n} contexts."
+    )
+    losing = _losing(run, method, known)
+    if losing:
+        named = ", ".join(f"{row.label} ({points(row.drop or 0, False)})" for row in losing[:4])
+        text += f" Surely lost points: {named}."
+    return text + held
+
+
+def _losing(run: Run, method: str, known: References) -> list[Row]:
+    """Tasks whose whole interval lies above 0, the largest drop first."""
+    tasks = rows.by(run, rows.judged(run, method), known, "task")
+    found = [row for row in tasks if row.low is not None and row.low > 0]
+    return sorted(found, key=lambda row: -(row.drop or 0))
+
+
+def _exact(row: Row) -> str:
+    return "and it repeats its record exactly" if row.drop == 0 else f"{points(row.drop or 0)} points off its record"

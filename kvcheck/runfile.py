@@ -1,0 +1,124 @@
+"""A run as JSON and back: exact, sorted, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck.files import write_atomically
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict
+
+T = TypeVar("T")
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
+    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def case_from_json(text: str) -> CaseRecord:
+    """Read `dumps(record)` back."""
+    return typing.cast(CaseRecord, _build(CaseRecord, json.loads(text)))
+
+
+def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
+    """Read `dumps(verdicts)` back."""
+    return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
+
+
+def write_run(path: str | Path, run: Run) -> None:
+    """Write a run file. The same run gives the same bytes. Raises KvcheckError when it cannot be written."""
+    write_atomically(str(path), run_to_json(run))
+
+
+def run_to_json(run: Run) -> str:
+    """The text of a run file: header first, then one line per case, sorted, then verdicts and failures."""
+    cases = sorted(run.cases, key=lambda record: (record.case, record.method))
+    verdicts = [f"    {_text(key)}: {dumps(run.verdicts[key])}" for key in sorted(run.verdicts)]
+    parts = [
+        f'  "header": {dumps(run.header)}',
+        '  "cases": [\n' + ",\n".join(f"    {dumps(case)}" for case in cases) + "\n  ]",
+        '  "verdicts": {\n' + ",\n".join(verdicts) + "\n  }",
+        f'  "failures": {dumps(run.failures)}',
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run file. Raises KvcheckError that names the file: missing, truncated, or of another schema."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvcheckError(
+            f"{path} cannot be read: {error}", "write one with: pytest --kv-method=… --kv-json=run.json"
+        ) from error
+    return run_from_json(text, str(path))
+
+
+def run_from_json(text: str, name: str = "the run") -> Run:
+    """Read the text of a run file. Raises BaselineError."""
+    again = "write it again: pytest --kv-method=… --kv-json=run.json"
+    try:
+        data = json.loads(text, parse_constant=_refuse)
+    except ValueError as error:
+        raise BaselineError(f"{name} is not a whole run file: {error}", again) from error
+    if not isinstance(data, dict) or not isinstance(data.get("header"), dict):
+        raise BaselineError(f"{name} is not a kvcheck run file", again)
+    schema = data["header"].get("schema")
+    if schema != SCHEMA:
+        raise BaselineError(f"{name} has schema {schema}; this kvcheck reads schema {SCHEMA}", again)
+    try:
+        return typing.cast(Run, _build(Run, data))
+    except (KeyError, TypeError, ValueError, KvcheckError) as error:
+        raise BaselineError(f"{name} cannot be read: {error}", again) from error
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not a number")
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, CaseId):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(wanted: Any, value: Any) -> Any:
+    """The value as the type that the dataclass declares. Raises TypeError, KeyError or ValueError."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in args if option is not type(None)]
+        return None if value is None else _build(inner[0], value)
+    if wanted is CaseId:
+        return CaseId.parse(value)
+    if is_dataclass(wanted):
+        hints = typing.get_type_hints(wanted)
+        unknown = set(value) - hints.keys()
+        if unknown:
+            raise ValueError(f"unknown field {sorted(unknown)[0]!r} in {typing.cast(type, wanted).__name__}")
+        return typing.cast(Any, wanted)(**{key: _build(hints[key], item) for key, item in value.items()})
+    if origin is tuple:
+        each = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_build(kind, item) for kind, item in zip(each, value, strict=True))
+    if origin is dict:
+        return {key: _build(args[1], item) for key, item in value.items()}
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and not (isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))):
+        raise TypeError(f"{value!r} is not a {wanted.__name__}")
+    return value

@@ -1,0 +1,62 @@
+"""What a session was asked to do: the parsed options, as plain data. No torch, no pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+PROFILES = ("quick", "default", "full")
+AGAINST = ("fp16", "self", "both")
+RECORD = ("new", "changed", "all")
+QUERY_AWARE = ("mode", "yes", "no")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+TIMEOUT = 1800.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a session, from the command line and `[tool.kvcheck]`, checked.
+
+    methods: spec texts. lengths: tokens of context; empty means the profile's. tasks, modes: empty means all.
+    n: contexts per case, None means the profile's. query_aware: "mode" (single and multi_turn see the first question
+    at compression, multi_request does not), "yes" or "no". budget: limits asked for by hand, such as {"drop": 2.0};
+    None lifts one.
+    record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
+    resume: a run file whose cases are not run again.
+    """
+
+    methods: tuple[str, ...] = ()
+    model: str = "mini"
+    profile: str = "default"
+    lengths: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    n: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    query_aware: str = "mode"
+    seed: int = 0
+    baselines: str | None = None
+    record: str | None = None
+    record_in_ci: bool = False
+    against: str = "both"
+    budget: Mapping[str, float | None] = field(default_factory=dict)
+    alpha: float = 0.05
+    strict: bool = False
+    json: str | None = None
+    md: str | None = None
+    timeout: float = TIMEOUT
+    resume: str | None = None
+
+    def texts(self) -> dict[str, str]:
+        """What changes a result, as text, for the header of the run."""
+        shown = ("profile", "device", "dtype", "query_aware", "seed", "against", "alpha")
+        found = {name: str(getattr(self, name)) for name in shown}
+        if self.budget:
+            found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
+        return found
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all settings, in order."""
+        return tuple(item.name for item in fields(cls))

@@ -1,0 +1,88 @@
+"""Graded scores or several turns per context: a guarded bootstrap interval and the sign-flip test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_EXACT = 32
+_FLIPS = 99_999
+_CHUNK = 4_000_000
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    alpha: float = 0.05,
+    *,
+    lowest: float | None = None,
+    highest: float | None = None,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of level 1 - alpha for the mean of `values`, one value per context: the cluster is resampled whole.
+
+    A Bayesian bootstrap (Rubin 1981: Dirichlet weights on the contexts) with one guard value added at each end, which
+    stands for the contexts that were not drawn. lowest and highest are the guards; by default the largest change
+    seen, in either direction. With a guard at the end of the range this is Gaffke's bound (Gaffke 2005; Phan, Thomas
+    and Learned-Miller 2021), which on 0/1 data is Clopper-Pearson: identical differences never give an interval of
+    width zero, and 16 of 16 unchanged contexts still allow a drop of 0.21.
+
+    Chosen over percentile-t and BCa, which resample only what was seen. One-sided false alarms, in 1,500 simulated
+    runs each, of five binary turns per context without a true change and at a nominal rate of
+        2.5 %:   n = 8   this 0 %, percentile-t 2 %, BCa 5 %        n = 16   this 0.3 %, 3 %, 3 %
+        0.25 %:  n = 8   this 0 %, percentile-t 0.7 %, BCa 2.4 %    n = 16   this 0 %, 0.4 %, 1 %
+    so that percentile-t and BCa cannot be trusted at the small rates that many cells need. Where one context in ten
+    gains what nine lose (n = 16, 2.5 %), all are too bold, this one the least: 18 %, 51 %, 18 %.
+    """
+    data = np.asarray(values, dtype=float)
+    if data.ndim != 1 or not data.size:
+        raise ValueError("no values")
+    largest = float(np.abs(data).max())
+    low_guard = -largest if lowest is None else lowest
+    high_guard = largest if highest is None else highest
+    draws = int(min(200_000, max(10_000, 200 / alpha)))
+    rng = np.random.default_rng(seed)
+    body, guard = np.empty(draws), np.empty(draws)
+    step = max(1, _CHUNK // (data.size + 1))
+    for start in range(0, draws, step):
+        weights = rng.standard_exponential((min(step, draws - start), data.size + 1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        body[start : start + step] = weights[:, :-1] @ data
+        guard[start : start + step] = weights[:, -1]
+    low = np.quantile(body + guard * low_guard, alpha / 2, method="lower")
+    high = np.quantile(body + guard * high_guard, 1 - alpha / 2, method="higher")
+    return float(low), float(high)
+
+
+def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
+    """One-sided p-value of "worse" (mean difference above 0): the sign of each context's difference is a coin flip
+    if nothing changed.
+
+    Exact up to 32 changed contexts (the sums of the two halves are enumerated and matched), else 99,999 seeded random
+    flips (the observed one counted in, so the p-value is valid). On +1/-1 differences this is the exact McNemar test.
+    Source: Fisher 1935.
+    """
+    data = np.asarray(differences, dtype=float)
+    data = data[np.abs(data) > 1e-12]
+    if not data.size:
+        return 1.0
+    observed = data.sum() - 1e-9
+    if data.size <= _EXACT:
+        left, right = _sums(data[::2]), np.sort(_sums(data[1::2]))
+        reached = right.size - np.searchsorted(right, observed - left, side="left")
+        return float(reached.sum() / (left.size * right.size))
+    rng = np.random.default_rng(seed)
+    count, step = 0, max(1, _CHUNK // data.size)
+    for start in range(0, _FLIPS, step):
+        signs: NDArray[np.int64] = rng.integers(0, 2, (min(step, _FLIPS - start), data.size)) * 2 - 1
+        count += int((signs @ data >= observed).sum())
+    return (1 + count) / (1 + _FLIPS)
+
+
+def _sums(data: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of the data under every choice of signs."""
+    sums = np.zeros(1)
+    for value in data:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums

@@ -1,0 +1,18 @@
+"""Latency: time to first token and per output token, as a ratio to fp16, measured in turns in this process.
+
+Runs where a budget for it is set (`--kv-budget ttft=1.2,tpot=1.2`) or with `--kv-profile full`, and in one process
+only: several workers on one device slow each other down, and the ratio would mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvcheck.plugin.latency import KvLatency
+
+
+def test_latency(kv_latency: KvLatency, benchmark: Callable[..., Any]) -> None:
+    """The method is not slower than its budget allows."""
+    kv_latency.check(kv_latency.run(benchmark))

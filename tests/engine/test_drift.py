@@ -1,0 +1,80 @@
+"""Drift: likelihood of the reference, agreement and divergence from the full cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from kvcheck.engine import Session, drift
+from kvcheck.engine import session as session_module
+from kvcheck.engine.prompts import Ask
+from kvcheck.methods.base import ModelShape
+from kvcheck.record import MODES, CaseId
+
+SNAP = "snapkv:budget=8,window=4"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fp16_has_none(session: Session, case: Callable[..., CaseId], mode: str) -> None:
+    for sample in session.run_case(case(mode), "fp16").samples:
+        for turn in sample.turns:
+            assert turn.nll is not None
+            assert turn.nll > 0
+            assert (turn.agree, turn.kl) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tight_budget_drifts_and_a_loose_one_does_not(
+    session: Session, case: Callable[..., CaseId], mode: str
+) -> None:
+    tight, loose = (session.run_case(case(mode), f"snapkv:budget={budget},window=4") for budget in (8, 400))
+    for record, drifts in ((tight, True), (loose, False)):
+        turns = [turn for sample in record.samples for turn in sample.turns]
+        assert all(turn.kl is not None and turn.kl >= 0 and 0 <= turn.agree <= 1 for turn in turns)
+        assert (max(turn.kl for turn in turns) > 1e-2) == drifts
+    assert min(turn.agree for sample in loose.samples for turn in sample.turns) == 1.0
+
+
+def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., CaseId]) -> None:
+    """In the last turn of a conversation, against the full cache with the method's own earlier answers."""
+    record = session.run_case(case("multi_turn"), SNAP)
+    loaded = session.loaded
+    encode = loaded.tokenizer.encode
+    for recorded in record.samples:
+        sample = session.samples["toy", 1, 0, 40, recorded.index]
+        rows = {}
+        for spec in (SNAP, "fp16"):
+            cache = session_module.find_method(spec).build(ModelShape.of(loaded.model.config))
+            fed = [*loaded.tokenizer.bos, *encode(sample.context), *encode(sample.turns[0].question)]
+            for turn, answered in zip(sample.turns[1:], recorded.turns, strict=False):
+                with torch.inference_mode():
+                    loaded.model(torch.tensor([fed]), past_key_values=cache)
+                fed = encode(f" {answered.answer}") + encode(sample.separator + turn.question)
+            reference = encode(" " + sample.turns[-1].references[0])
+            logits = []
+            for token in (None, *reference[:-1]):
+                fed = fed if token is None else [token]
+                with torch.inference_mode():
+                    logits.append(loaded.model(torch.tensor([fed]), past_key_values=cache).logits[0, -1])
+            rows[spec] = torch.log_softmax(torch.stack(logits).double(), -1)
+        own, full = rows[SNAP], rows["fp16"]
+        got = recorded.turns[-1]
+        assert got.nll == pytest.approx(-own[range(len(reference)), reference].mean().item(), abs=1e-3)
+        assert got.kl == pytest.approx((full.exp() * (full - own)).sum(-1).mean().item(), abs=1e-3)
+        assert got.agree == pytest.approx((full.argmax(-1) == own.argmax(-1)).double().mean().item())
+
+
+def test_tokens_that_the_full_cache_rules_out_do_not_spoil_the_divergence() -> None:
+    full = torch.log(torch.tensor([[0.5, 0.5, 0.0]]))
+    own = torch.log(torch.tensor([[0.25, 0.5, 0.25]]))
+    ask = Ask(0, 0, (1,), (1,), 4)
+    drift.fill(ask, full, own)
+    assert ask.kl == pytest.approx(0.5 * 0.6931, abs=1e-4)
+
+
+def test_a_turn_without_reference_has_no_drift() -> None:
+    ask = Ask(0, 0, (1,), (), 4)
+    drift.fill(ask, torch.zeros(1, 3), None)
+    assert (ask.nll, ask.agree, ask.kl) == (None, None, None)

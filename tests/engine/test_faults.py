@@ -1,0 +1,158 @@
+"""What goes wrong inside a method is a failure with a name, never a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kvcheck.engine import Session
+from kvcheck.errors import ContextTooLong, KvcheckError, MethodFailed, SpecError
+from kvcheck.methods.base import MethodInfo
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.fp16 import Fp16
+from kvcheck.record import CaseId
+from kvcheck.tasks.base import Sample, Task
+
+
+def broken(layer: type[KVLayer], **info: Any) -> type[Fp16]:
+    """A method with this layer that promises nothing."""
+
+    class Broken(Fp16):
+        def layer(self, shape: Any, index: int) -> KVLayer:
+            return layer(shape, index, self)
+
+        def slots(self, *args: Any) -> None:
+            return None
+
+        def protected(self, prompt: int) -> None:
+            return None
+
+    Broken.info = replace(MethodInfo(summary="broken", stage="compression", frees_memory=False), **info)
+    return Broken
+
+
+class Overflowing(KVLayer):
+    def mix(self, *args: Any) -> torch.Tensor:
+        return super().mix(*args) * float("nan")
+
+
+class Crashing(KVLayer):
+    def compress(self, queries: torch.Tensor) -> None:
+        raise IndexError("index 7 is out of bounds")
+
+
+class CrashingLater(KVLayer):
+    def step(self, query: torch.Tensor) -> None:
+        raise ZeroDivisionError("division by zero")
+
+
+class Emptying(KVLayer):
+    def compress(self, queries: torch.Tensor) -> None:
+        self.keep(self.every_head(torch.arange(0)))
+
+
+class Unforkable(KVLayer):
+    def select(self, rows: Any) -> KVLayer:
+        raise NotImplementedError("no batches")
+
+
+class Swapping(KVLayer):
+    def compress(self, queries: torch.Tensor) -> None:
+        self.keys.copy_(self.keys.flip(2).clone())
+
+
+@pytest.mark.parametrize("mode", ["single", "multi_request"])
+@pytest.mark.parametrize(
+    ("layer", "says", "cause"),
+    [
+        (Overflowing, "NaN or infinite", None),
+        (Crashing, "raised while compressing in toy/v1/.*: IndexError: index 7 is out of bounds", IndexError),
+        (CrashingLater, "ZeroDivisionError: division by zero", ZeroDivisionError),
+        (Emptying, "the cache is empty", None),
+        (Unforkable, "NotImplementedError: no batches", NotImplementedError),
+        (Swapping, "layer 0: keys of .* are not those of the prompt", None),
+    ],
+)
+def test_a_broken_method_fails_by_name(
+    session: Session,
+    case: Callable[..., CaseId],
+    methods: dict[str, Any],
+    layer: type[KVLayer],
+    says: str,
+    cause: type[Exception] | None,
+    mode: str,
+) -> None:
+    methods["broken"] = broken(layer)
+    with pytest.raises(MethodFailed, match=f"broken .*(?s:.*){says}") as caught:
+        session.run_case(case(mode), "broken")
+    assert "toy/v1" in str(caught.value)
+    assert cause is None or isinstance(caught.value.__cause__, cause)
+
+
+def test_a_method_that_claims_to_free_memory_and_does_not_is_caught(
+    session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
+) -> None:
+    methods["idle"] = broken(KVLayer, frees_memory=True)
+    with pytest.raises(MethodFailed, match="did nothing"):
+        session.run_case(case(length=300, n=1), "idle")
+
+
+def test_the_next_case_is_not_harmed_by_a_broken_method(
+    session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
+) -> None:
+    before = session.run_case(case(), "fp16")
+    for layer in (Overflowing, Crashing, CrashingLater):
+        methods["broken"] = broken(layer)
+        with pytest.raises(MethodFailed):
+            session.run_case(case(), "broken")
+    assert session.run_case(case(), "fp16") == before
+
+
+def test_a_context_longer_than_the_model_is_refused(session: Session, case: Callable[..., CaseId]) -> None:
+    with pytest.raises(ContextTooLong, match="the model has room for 512") as caught:
+        session.run_case(case(length=505, n=1), "fp16")
+    most = int(caught.value.hint.split()[1])
+    assert 500 <= most < 505
+    session.run_case(case(length=most - 2, n=1), "fp16")
+
+
+def test_a_conversation_needs_room_for_all_of_its_turns(session: Session, case: Callable[..., CaseId]) -> None:
+    session.run_case(case("multi_request", length=495, n=1), "fp16")
+    with pytest.raises(ContextTooLong):
+        session.run_case(case("multi_turn", length=495, n=1), "fp16")
+
+
+def test_a_task_that_does_not_fill_its_context_is_named(
+    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+) -> None:
+    full = tasks["toy"]
+
+    def short(seed: int, index: int, length: int, tokenizer: Any) -> Sample:
+        return full.generate(seed, index, length - 1, tokenizer)
+
+    tasks["toy"] = Task(full.info, short)
+    with pytest.raises(KvcheckError, match="sample 0 has 39 tokens instead of 40"):
+        session.run_case(case(), "fp16")
+
+
+def test_unknown_names_are_refused_with_a_suggestion(make_session: Callable[..., Session]) -> None:
+    from kvcheck.engine import session as module
+
+    with pytest.raises(SpecError, match="did you mean snapkv"):
+        module.find_method("snapkw")
+
+
+def test_tasks_are_found_by_name_version_and_mode() -> None:
+    from kvcheck.engine.session import find_task
+
+    assert find_task(CaseId("kv", 1, "single", 512, 0, 1)).info.name == "kv"
+    with pytest.raises(SpecError, match="unknown task 'kw'"):
+        find_task(CaseId("kw", 1, "single", 512, 0, 1))
+    with pytest.raises(SpecError, match="is at version 1"):
+        find_task(CaseId("kv", 9, "single", 512, 0, 1))
+    with pytest.raises(SpecError, match="has no mode triple"):
+        find_task(CaseId("kv", 1, "triple", 512, 0, 1))

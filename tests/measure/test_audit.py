@@ -1,0 +1,175 @@
+"""The audit accepts every method as it is and names what is wrong with a cache that was tampered with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import transformers
+
+from kvcheck.measure.audit import audit
+from kvcheck.methods import make
+from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
+from kvcheck.methods.cache import KVCache, KVLayer
+
+SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
+METHODS = ("fp16", "snapkv:budget=20,window=8", "pyramidkv:budget=20,window=8", "h2o:budget=20")
+METHODS += ("streaming_llm:window=20", "flexgen:group=8", "kivi:group=8,residual=16")
+SNAP = METHODS[1]
+
+
+def prompt(n: int = 60) -> list[Prefilled]:
+    source = torch.Generator().manual_seed(0)
+
+    def draw(heads: int) -> torch.Tensor:
+        return torch.randn(2, heads, n, 8, generator=source).half()
+
+    return [Prefilled(draw(2), draw(2), draw(4)) for _ in range(2)]
+
+
+def made(text: str, parts: list[Prefilled]) -> tuple[KVCache, Method]:
+    method = make(text)
+    cache = method.build(SHAPE)
+    cache.absorb(parts)
+    return cache, method
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_an_honest_cache_has_no_problems(text):
+    parts = prompt()
+    cache, method = made(text, parts)
+    proof = audit(cache, parts, method)
+    assert proof.problems == ()
+    assert (proof.layers, proof.touched, proof.seen) == (2, 2, 60)
+    assert proof.kept == sum(method.slots(SHAPE, 60, 0)) / 2
+
+
+def lose_a_slot(layer: KVLayer) -> None:
+    layer.keep(torch.arange(1, layer.stored).expand(2, 2, -1))
+
+
+def swap_values(layer: KVLayer) -> None:
+    layer.v.buffer[1] = layer.v.buffer[1].roll(1, dims=1)
+
+
+def swap_keys_of_the_last_row(layer: KVLayer) -> None:
+    layer.k.buffer[1] = layer.k.buffer[0]
+
+
+def overwrite_with_nan(layer: KVLayer) -> None:
+    layer.k.buffer[0, 0, 0, 0] = float("nan")
+
+
+def repeat_a_position(layer: KVLayer) -> None:
+    layer.kept[0, 1, 3] = layer.kept[0, 1, 2]
+
+
+def point_past_the_end(layer: KVLayer) -> None:
+    layer.kept[0, 1, -1] = 60
+
+
+def keep_everything_alive(layer: KVLayer) -> None:
+    layer.k.buffer = torch.zeros(2, 2, 60, 8).half()[:, :, : layer.stored].copy_(layer.k.buffer)
+
+
+def forget_the_window(layer: KVLayer) -> None:
+    full = make("fp16").build(SHAPE)
+    full.absorb(prompt())
+    layer.kept = None
+    layer.k, layer.v, layer._kept_at = full.layers[layer.index].k, full.layers[layer.index].v, 0
+    layer.keep(torch.arange(20).expand(2, 2, -1))
+
+
+def hoard(layer: KVLayer) -> None:
+    layer.kept = layer.kept.repeat_interleave(50, dim=2)[:, :, ::50]
+
+
+def empty(layer: KVLayer) -> None:
+    layer.reset()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lose_a_slot, "layer 1: 19 slots per kv head, 20 declared"),
+        (swap_values, "layer 1: values of 40 slots are not those of the prompt, the first in row 1, kv head 0"),
+        (swap_keys_of_the_last_row, "layer 1: keys of .* slots are not those of the prompt, the first in row 1"),
+        (overwrite_with_nan, r"layer 1: a tensor of shape \(2, 2, 20, 8\) holds NaN"),
+        (repeat_a_position, "layer 1: positions are repeated or out of order"),
+        (point_past_the_end, "layer 1: positions reach from 0 to 60 of 60 tokens seen|positions reach from"),
+        (keep_everything_alive, "bytes of keys and values are held, .* declared"),
+        (forget_the_window, "layer 1: 32 protected positions are missing, the first is 52 in row 0, kv head 0"),
+        (hoard, "declared as bookkeeping"),
+        (empty, "layer 1: the layer is empty"),
+    ],
+)
+def test_a_fault_in_one_layer_is_named(fault, message):
+    parts = prompt()
+    cache, method = made(SNAP, parts)
+    fault(cache.layers[1])
+    problems = audit(cache, parts, method).problems
+    assert problems
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize("text", METHODS[5:])
+def test_quantized_keys_of_another_row_are_noticed(text):
+    parts = prompt()
+    cache, method = made(text, [part.select([0, 0]) for part in parts])
+    problems = audit(cache, parts, method).problems
+    assert any("not those of the prompt, the first in row 1" in problem for problem in problems)
+
+
+def test_an_empty_cache_is_a_problem():
+    method = make("fp16")
+    assert audit(method.build(SHAPE), prompt(), method).problems == ("the cache is empty",)
+
+
+def test_a_cache_of_too_few_layers_or_tokens_is_a_problem():
+    cache, method = made("fp16", prompt())
+    cache.layers.pop()
+    assert audit(cache, prompt(), method).problems == ("the cache has 1 layers, the model has 2",)
+    cache, method = made("fp16", prompt(50))
+    assert audit(cache, prompt(), method).problems == ("the cache saw 50 tokens of a prompt of 60",)
+
+
+@dataclass(frozen=True)
+class Idle(Method):
+    """Claims to free memory, declares no size, does nothing."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(summary="does nothing", stage="compression")
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        return KVLayer(shape, index, self)
+
+
+def test_a_method_that_does_nothing_is_a_problem_even_if_it_declares_no_size():
+    parts, method = prompt(300), Idle()
+    cache = method.build(SHAPE)
+    cache.absorb(parts)
+    assert [problem[:11] for problem in audit(cache, parts, method).problems] == ["did nothing"]
+    cache = method.build(SHAPE)
+    cache.absorb(prompt(10))
+    assert audit(cache, prompt(10), method).problems == ()
+
+
+def test_a_transformers_cache_is_audited_by_what_it_holds():
+    parts, cache = prompt(), transformers.DynamicCache()
+    for index, part in enumerate(parts):
+        cache.update(part.keys, part.values, index)
+    assert audit(cache, parts, make("fp16")).problems == ()
+    assert any("did nothing" in problem for problem in audit(cache, parts, make(SNAP)).problems)
+
+
+def test_later_in_decoding_what_may_leave_is_not_asked_for():
+    for text in METHODS:
+        parts = prompt()
+        cache, method = made(text, parts)
+        for _ in range(30):
+            for index in range(2):
+                cache.update(torch.randn(2, 2, 1, 8), torch.randn(2, 2, 1, 8), index)
+                cache.layers[index].attend(torch.randn(2, 4, 1, 8))
+        assert audit(cache, parts, method).problems == ()

@@ -1,0 +1,106 @@
+"""Bytes are counted from distinct storages; nothing but unused append room is discounted."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+
+from kvcheck.measure.memory import Held, held, tensors
+from kvcheck.methods._room import Room
+
+
+def test_a_view_counts_with_all_that_it_keeps_alive():
+    full = torch.zeros(1, 2, 100, 8)
+    assert held([full[:, :, :10]]).kv == full.nbytes
+    assert held([full[:, :, :10].clone()]).kv == full.nbytes // 10
+
+
+def test_a_storage_counts_once_however_many_reach_it():
+    full = torch.zeros(100)
+    pair = namedtuple("pair", "one two")(full, full[10:])
+    assert held({"a": full, "b": [full.view(10, 10), (pair,)]}).kv == 400
+
+
+def test_tensors_are_found_in_attributes_slots_dataclasses_and_containers():
+    @dataclass
+    class Codes:
+        scale: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+
+    class Slotted:
+        __slots__ = ("hidden", "unset")
+
+        def __init__(self) -> None:
+            self.hidden = {1: {torch.zeros(4)}}
+
+    class Cache:
+        def __init__(self) -> None:
+            self.layers = [Codes(), Slotted(), (torch.zeros(8, dtype=torch.uint8), None, "text", 3)]
+            self.loop = self
+
+    assert held(Cache()) == Held(kv=8 + 16 + 8, meta=0, room=0)
+    assert len(list(tensors(Cache()))) == 3
+
+
+def test_a_cache_that_refers_to_the_model_is_not_charged_its_weights():
+    class Cache:
+        model = torch.nn.Linear(100, 100)
+
+        def __init__(self) -> None:
+            self.owner, self.keys = self.model, torch.zeros(4)
+
+    assert held(Cache()).kv == 16
+
+
+def test_only_unused_room_is_discounted():
+    room = Room(torch.zeros(1, 2, 10, 8))
+    assert held(room) == Held(kv=640, meta=0, room=0)
+    room.append(torch.zeros(1, 2, 1, 8))
+    found = held(room)
+    assert found.kv == 704
+    assert found.room == room.buffer.nbytes - 704 > 0
+    kept = room.buffer
+    assert held([room, kept]).kv == 704 + found.room, "a second owner that is no Room sees a full buffer"
+
+
+def test_transformers_caches_can_be_counted():
+    cache = transformers.DynamicCache()
+    for layer in range(2):
+        cache.update(torch.zeros(1, 2, 5, 8), torch.zeros(1, 2, 5, 8), layer)
+    assert held(cache).kv == 2 * 2 * 5 * 2 * 8 * 4
+
+
+def test_an_empty_cache_holds_nothing():
+    assert held(transformers.DynamicCache()) == Held(0, 0, 0)
+
+
+def test_room_appends_in_place_and_seldom_moves():
+    room, moves = Room(torch.zeros(1, 1, 1000, 4)), 0
+    for at in range(1000):
+        before = room.buffer
+        room.append(torch.full((1, 1, 1, 4), float(at + 1)))
+        moves += room.buffer is not before
+    assert moves <= 8
+    assert room.length == 2000
+    assert torch.equal(room.used[0, 0, 1000:, 0], torch.arange(1.0, 1001.0))
+
+
+def test_room_keeps_slots_per_head_in_a_new_buffer_of_exact_size():
+    room = Room(torch.arange(2 * 2 * 6).view(2, 2, 6, 1).float())
+    index = torch.tensor([[[0, 5], [1, 2]], [[3, 4], [0, 1]]])
+    wanted = room.used.gather(2, index.unsqueeze(-1))
+    room.keep(index, spare=3)
+    assert torch.equal(room.used, wanted)
+    assert room.buffer.shape[2] == 5
+    assert room.unused_bytes == 3 * 2 * 2 * 4
+    room.drop(1)
+    assert torch.equal(room.used, wanted[:, :, 1:])
+    assert room.unused_bytes == 0
+
+
+def test_room_lets_go_of_a_larger_tensor():
+    room = Room(torch.zeros(1, 1, 50, 4)[:, :, :10])
+    room.own()
+    assert room.buffer.untyped_storage().nbytes() == 160

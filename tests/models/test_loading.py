@@ -1,0 +1,214 @@
+"""Models by name, folder and hub id; what a model is; where it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.models import Encoder, LoadedModel, load, loading, pick_device, pick_dtype
+from kvcheck.models.fingerprint import fingerprint
+
+CPU = torch.device("cpu")
+
+
+def save(path: Path, model: Any) -> Path:
+    """A model with a word tokenizer beside it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "one": 3, "two": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
+    model.save_pretrained(path)
+    return path
+
+
+def llama(**changed: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=8, max_position_embeddings=64, **{**shape, **changed}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("models") / "tiny", llama())
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_folder_gives_a_model_that_attends_through_kvcheck(folder: Path) -> None:
+    loaded = load(str(folder), CPU, torch.float32)
+    assert isinstance(loaded, LoadedModel)
+    assert loaded.model.config._attn_implementation == "kvcheck"
+    assert not loaded.model.training
+    assert (loaded.max_length, loaded.device, loaded.name) == (64, CPU, str(folder))
+
+
+def test_weights_stored_in_16_bits_compute_in_float32_on_the_cpu(tmp_path: Path) -> None:
+    path = save(tmp_path / "half", llama().to(torch.bfloat16))
+    loaded = load(str(path), CPU, pick_dtype("auto", CPU))
+    assert loaded.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mino", "unknown model 'mino'(?s:.*)did you mean mini"),
+        ("./nowhere", "no such folder"),
+        ("/nowhere/at/all", "no such folder"),
+        ("EMPTY", "it has no config.json"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        load(str(tmp_path) if name == "EMPTY" else name, CPU, torch.float32)
+
+
+def test_a_hub_model_without_network_is_refused_with_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    with pytest.raises(SpecError, match=r"'owner/model' cannot be loaded from the .* hub: We couldn't") as caught:
+        load("owner/model", CPU, torch.float32)
+    assert "network" in caught.value.hint
+
+
+def test_damaged_weights_are_refused(copied: Path) -> None:
+    (copied / "model.safetensors").write_bytes(b"\x10\0\0\0")
+    with pytest.raises(SpecError, match=r"cannot be loaded(?s:.*)undamaged"):
+        load(str(copied), CPU, torch.float32)
+
+
+def test_an_embedded_model_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loading.paths, "bundle", lambda name: tmp_path)
+    with pytest.raises(SpecError, match="lacks the embedded model mini"):
+        load("mini", CPU, torch.float32)
+
+
+def test_models_without_a_kv_cache_are_refused(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=8, hidden_size=16, state_size=4, num_hidden_layers=1))
+    with pytest.raises(MethodUnsupported, match="attention"):
+        load(str(save(tmp_path / "mamba", mamba)), CPU, torch.float32)
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    )
+    with pytest.raises(MethodUnsupported, match="encoder-decoder"):
+        load(str(save(tmp_path / "t5", t5)), CPU, torch.float32)
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_does_not_depend_on_folder_or_sharding(folder: Path, copied: Path, tmp_path: Path) -> None:
+    assert fingerprint(folder) == fingerprint(copied)
+    split = save(tmp_path / "split", llama())
+    llama().save_pretrained(split, max_shard_size="4KB")
+    (split / "model.safetensors").unlink(missing_ok=True)
+    assert len(list(split.glob("*.safetensors"))) > 1
+    assert fingerprint(split) == fingerprint(folder)
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _weight(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "same"),
+    [
+        ("model.safetensors", _weight, False),
+        ("config.json", lambda path: _edit(path, lambda config: config.update(rms_norm_eps=1e-3)), False),
+        ("tokenizer.json", lambda path: _edit(path, lambda words: words["model"]["vocab"].update(three=5)), False),
+        ("config.json", lambda path: _edit(path, lambda config: config.update(transformers_version="9")), True),
+    ],
+)
+def test_the_fingerprint_changes_with_everything_that_matters(
+    folder: Path, copied: Path, file: str, change: Callable[[Path], None], same: bool
+) -> None:
+    change(copied / file)
+    assert (fingerprint(copied) == fingerprint(folder)) == same
+
+
+def test_large_weights_are_sampled_in_every_tensor(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvcheck.models import fingerprint as module
+
+    monkeypatch.setattr(module, "WHOLE", 1)
+    monkeypatch.setattr(module, "SAMPLE", 64)
+    before = fingerprint(copied)
+    _weight(copied / "model.safetensors")
+    assert fingerprint(copied) != before
+
+
+# -- tokens, devices, dtypes -------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_adds_nothing_and_knows_where_answers_end(folder: Path) -> None:
+    encoder = load(str(folder), CPU, torch.float32).tokenizer
+    assert isinstance(encoder, Encoder)
+    assert encoder.encode("one two one") == [3, 4, 3]
+    assert (encoder.bos, encoder.eos) == ((0,), frozenset({1, 2}))
+    assert encoder.decode([3, 4, 1]).split() == ["one", "two"]
+    encoder.encode("one").append(9)
+    assert encoder.encode("one") == [3]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == CPU
+    with pytest.raises(SpecError, match="torch sees 0 CUDA devices"):
+        pick_device("cuda")
+    with pytest.raises(SpecError, match="unknown device 'gpu'"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 1)
+    assert pick_device("cuda:0") == torch.device("cuda", 0)
+    assert pick_device("cpu") == CPU
+
+
+def test_dtypes() -> None:
+    cuda = torch.device("cuda", 0)
+    assert pick_dtype("auto", CPU) == pick_dtype("float32", CPU) == torch.float32
+    assert (pick_dtype("auto", cuda), pick_dtype("float16", cuda)) == (torch.bfloat16, torch.float16)
+    with pytest.raises(SpecError, match="is for CUDA"):
+        pick_dtype("bfloat16", CPU)
+    with pytest.raises(SpecError, match="unknown dtype 'int3'"):
+        pick_dtype("int3", cuda)
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    loading.share_threads()
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    loading.share_threads()
+    assert asked == [2]

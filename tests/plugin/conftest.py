@@ -1,0 +1,87 @@
+"""Shared by the tests of the plugin: a foreign repository with a fake engine, and three ways to distribute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# pytester puts sys.modules back after a run in this process: what it imported first would be imported twice.
+import kvcheck.cli
+import kvcheck.compare
+import kvcheck.plugin.case
+import kvcheck.plugin.collector
+import kvcheck.plugin.latency
+import kvcheck.plugin.params
+import kvcheck.plugin.scheduling
+import kvcheck.report.comparison
+import kvcheck.report.markdown
+import kvcheck.report.terminal
+import kvcheck.tasks.profiles  # noqa: F401
+from kvcheck.tasks import TASKS
+
+TASKS.names()
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+SUITE = "kvcheck.suites.test_string_retrieval"
+SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8")
+
+
+@pytest.fixture(params=[(), ("-n", "0"), ("-n", "2")], ids=["no xdist", "-n 0", "-n 2"])
+def dist(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """How the tests are distributed."""
+    return request.param
+
+
+@pytest.fixture
+def repo(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A foreign repository whose engine is the fake one, with baselines of its own."""
+    for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    pytester.makeconftest(FAKE.read_text("utf-8"))
+    return pytester
+
+
+@pytest.fixture
+def behave(repo: pytest.Pytester) -> Callable[[dict[str, Any]], None]:
+    """Say how methods behave: {method: accuracy or what goes wrong}."""
+
+    def write(table: dict[str, Any]) -> None:
+        (repo.path / "behaviour.json").write_text(json.dumps(table))
+
+    return write
+
+
+@pytest.fixture
+def run(repo: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run the string retrieval suite with these options, one small case per mode unless they say otherwise."""
+
+    def call(*options: str, suite: str = SUITE, small: bool = True) -> pytest.RunResult:
+        return repo.runpytest("--pyargs", suite, *(SMALL if small else ()), "--kv-baselines=stored", *options)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def baselines() -> dict[str, str]:
+    """The fp16 baselines, recorded by the first test that needs them."""
+    return {}
+
+
+@pytest.fixture
+def recorded(
+    run: Callable[..., pytest.RunResult], repo: pytest.Pytester, baselines: dict[str, str]
+) -> Callable[..., pytest.RunResult]:
+    """The same, with the fp16 baseline recorded."""
+    path = repo.path / "stored" / "fake" / "fp16.txt"
+    if not baselines:
+        result = run("--kv-method=fp16", "--kv-record=new", "--kv-tasks=kv,multi_hop", "-p", "no:cacheprovider")
+        assert result.ret == 0, result.outlines
+        baselines["fp16"] = path.read_text("utf-8")
+        (repo.path / "ran.txt").unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(baselines["fp16"], "utf-8")
+    return run

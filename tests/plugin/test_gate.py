@@ -1,0 +1,123 @@
+"""A case fails its own test, in the call phase, with the numbers and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+Behave = Callable[[dict[str, Any]], None]
+
+
+def test_a_method_that_keeps_its_accuracy_passes(recorded: Run) -> None:
+    result = recorded("--kv-method=snapkv")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*snapkv on fake: 3 cases: 3 pass*", "*gives up nothing against fp16*"])
+
+
+def test_a_method_that_loses_for_sure_fails_its_own_test_with_the_numbers(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-n=8", "-rf")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_string_retrieval[[]kv-single-512-snapkv[]]*",
+            "kv/v1/single/len=512/seed=0/n=8  snapkv",
+            "*accuracy drop against fp16: 100.0 points*allowed 2.0*FAIL",
+            "*on the same * prompts, one by one: * lost, 0 won*",
+            "*baseline: stored/fake/fp16.txt",
+            "*cache: 4/4 layers*",
+            "*accept*: pytest --kv-method=snapkv --kv-budget drop=*",
+            "*for example: sample 0, turn 1*answered 'wrong'",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+    assert "case.py" not in result.stdout.str()
+
+
+def test_a_doubtful_case_passes_and_is_counted_and_fails_under_strict(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.875})
+    result = recorded("--kv-method=snapkv", "--kv-modes=single")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*1 case: 1 inconclusive*"])
+    strict = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-strict")
+    strict.assert_outcomes(failed=1)
+    strict.stdout.fnmatch_lines(["*more samples: pytest*--kv-n=32*", "*because of --kv-strict*"])
+
+
+def test_a_budget_of_the_user_goes_before_the_default(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    recorded("--kv-method=snapkv", "--kv-budget=drop=100").assert_outcomes(passed=3)
+    result = recorded("--kv-method=snapkv", "--kv-budget=drop=100,bytes=0.3")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*KV bytes as a share of fp16: 0.5*allowed 0.3*FAIL"])
+
+
+def test_without_an_fp16_record_a_case_fails_with_the_command_that_records_one(run: Run) -> None:
+    result = run("--kv-method=snapkv")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*no fp16 record*", "*pytest --kv-method=fp16 --kv-record=new*"])
+    run("--kv-method=fp16").assert_outcomes(failed=3)
+
+
+def test_fp16_of_the_same_session_stands_in_for_a_stored_one(run: Run) -> None:
+    result = run("--kv-method=fp16", "--kv-method=snapkv", "--kv-modes=single")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*FAILED*fp16*"])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", "*snapkv raised in kv/v1/single*IndexError: no slot*"),
+        ("bug", "*ZeroDivisionError: deep inside*"),
+        ("nan", "*not finite*"),
+        ("nothing", "*no samples*"),
+        ("hang", "*ran longer than 1 s in kv/v1/single*"),
+    ],
+)
+def test_a_method_that_breaks_fails_by_its_name_and_the_rest_runs(
+    recorded: Run, behave: Behave, how: str, message: str
+) -> None:
+    behave({"snapkv": how})
+    limit = ("--kv-timeout=1",) if how == "hang" else ()
+    result = recorded("--kv-method=snapkv", "--kv-method=h2o", "--kv-modes=single", *limit)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*snapkv*kv/v1/single/len=512*", "*failed without a verdict*"])
+    result.stdout.fnmatch_lines([message])
+    assert "kvcheck/plugin" not in result.stdout.str()
+
+
+def test_a_clear_failure_ends_a_case_early(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=fp16", "--kv-record=new", "--kv-n=64", "--kv-modes=single")
+    recorded("--kv-method=fp16", "--kv-record=all", "--kv-n=64", "--kv-modes=single")
+    behave({"snapkv": 0.0})
+    result = recorded("--kv-method=snapkv", "--kv-n=64", "--kv-modes=single")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*stopped after * of 64 contexts*"])
+
+
+def test_last_failed_and_exit_first_mean_what_people_expect(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    result = recorded("--kv-method=h2o", "--kv-method=snapkv", "--kv-modes=single", "-x")
+    result.assert_outcomes(passed=1, failed=1)
+    again = recorded("--kv-method=h2o", "--kv-method=snapkv", "--kv-modes=single", "--lf")
+    again.assert_outcomes(failed=1)
+
+
+def test_a_verdict_fails_in_the_call_phase_so_that_xfail_works(recorded: Run, behave: Behave, repo: Any) -> None:
+    behave({"snapkv": 0.0})
+    repo.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.xfail(reason="known to lose")
+        @pytest.mark.kv_capability("string_retrieval")
+        def test_mine(kv_case):
+            kv_case.check(kv_case.run())
+        """
+    )
+    small = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single", "--kv-baselines=stored")
+    repo.runpytest(*small, "--kv-method=snapkv").assert_outcomes(xfailed=1)

@@ -1,0 +1,129 @@
+"""Options and `[tool.kvcheck]`: every refusal names the option, the value and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+
+REFUSED = [
+    ("--kv-method=snapkw", "unknown method 'snapkw'", "did you mean snapkv"),
+    ("--kv-method=snapkv:budget", "budget", "budget=VALUE"),
+    ("--kv-method=mine.Mine:budget=0", "budget=0 is out of range", "above 0"),
+    ("--kv-method=mine.Mine:budgit=0.5", "budgit", "did you mean budget"),
+    ("--kv-method=mine.Mime", "mine has no 'Mime'", "did you mean Mine"),
+    ("--kv-method=yours.Method", "no module named 'yours'", "PYTHONPATH"),
+    ("--kv-tasks=needel", "unknown task 'needel'", "did you mean needle"),
+    ("--kv-modes=multi-turn", "unknown mode 'multi-turn'", "did you mean multi_turn"),
+    ("--kv-profile=fast", "unknown value 'fast'", "full"),
+    ("--kv-lengths=12,many", "--kv-lengths", "whole number"),
+    ("--kv-lengths=8", "--kv-lengths", "at least 64"),
+    ("--kv-n=0", "--kv-n", "at least 1"),
+    ("--kv-n=2.5", "--kv-n", "whole number"),
+    ("--kv-device=cuba", "unknown device 'cuba'", "did you mean cuda"),
+    ("--kv-dtype=fp17", "--kv-dtype", "float16"),
+    ("--kv-against=fp61", "--kv-against", "did you mean fp16"),
+    ("--kv-record=chnaged", "--kv-record", "did you mean changed"),
+    ("--kv-budget=dorp=2", "dorp", "did you mean drop"),
+    ("--kv-budget=drop=-1", "--kv-budget", "0 to 100"),
+    ("--kv-budget=bytes=0", "--kv-budget", "above 0"),
+    ("--kv-budget=drop", "--kv-budget", "drop=VALUE"),
+    ("--kv-alpha=1.5", "--kv-alpha", "0.05"),
+    ("--kv-timeout=soon", "--kv-timeout", "seconds per case"),
+    ("--kv-query-aware=maybe", "--kv-query-aware", "mode"),
+    ("--kv-resume=nowhere.json", "nowhere.json", "without --kv-resume"),
+]
+
+
+METHOD = """
+from dataclasses import dataclass
+from kvcheck.errors import SpecError
+from kvcheck.methods.base import Method
+
+@dataclass(frozen=True)
+class Mine(Method):
+    budget: float = 0.5
+
+    def __post_init__(self):
+        if self.budget <= 0:
+            raise SpecError(f"budget={self.budget:g} is out of range", "above 0")
+"""
+
+
+@pytest.mark.parametrize(("option", "wrong", "right"), REFUSED, ids=[option for option, _, _ in REFUSED])
+def test_a_bad_value_is_refused_before_any_test_with_what_would_be_right(
+    repo: pytest.Pytester, run: Run, option: str, wrong: str, right: str
+) -> None:
+    repo.makepyfile(mine=METHOD)
+    repo.syspathinsert()
+    given = () if option.startswith("--kv-method") else ("--kv-method=snapkv",)
+    result = run(*given, option, small=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.errlines + result.outlines
+    message = "\n".join(text)
+    assert wrong in message
+    assert right in message
+    assert "Traceback" not in message
+
+
+def test_an_unknown_model_is_refused_unless_another_engine_may_know_it(run: Run, repo: pytest.Pytester) -> None:
+    assert run("--kv-method=fp16", "--kv-record=new", "--kv-model=minni").ret == 0
+    (repo.path / "conftest.py").unlink()
+    result = run("--kv-method=fp16", "--kv-model=minni")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown model 'minni'*", "*hub id*"])
+
+
+def test_a_bad_value_is_refused_under_xdist_too(run: Run) -> None:
+    result = run("--kv-method=snapkw", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*did you mean snapkv?*"])
+
+
+def test_the_settings_come_from_pyproject_too(repo: pytest.Pytester, run: Run, dist: tuple[str, ...]) -> None:
+    repo.makepyprojecttoml('[tool.kvcheck]\nmethods = ["fp16"]\ntasks = ["kv"]\nlengths = [512]\nn = 4\nrecord = "new"')
+    result = run("-v", *dist, small=False)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*kv-single-512-fp16*", "*fp16 on fake: 3 cases*"])
+
+
+def test_the_command_line_goes_before_pyproject(repo: pytest.Pytester, run: Run) -> None:
+    repo.makepyprojecttoml('[tool.kvcheck]\nmethod = "fp16"\nlengths = [1024]\ntasks = ["kv"]')
+    result = run("--collect-only", "-q", "--kv-lengths=512", small=False)
+    assert "kv-single-512-fp16" in result.stdout.str()
+    assert "1024" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('metod = "snapkv"', "unknown key 'metod' in [[]tool.kvcheck]*"),
+        ("lengths = 'many'", "*[[]tool.kvcheck] lengths*"),
+        ("n = true", "*[[]tool.kvcheck] n*"),
+        ("strict = 1", "*expected true or false*"),
+        ("[tool.kvcheck.budget]\ndorp = 2", "*did you mean drop*"),
+    ],
+)
+def test_a_bad_key_or_value_in_pyproject_is_refused_by_name(
+    repo: pytest.Pytester, run: Run, table: str, message: str
+) -> None:
+    repo.makepyprojecttoml(f"[tool.kvcheck]\n{table}")
+    result = run("--kv-method=fp16")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{message.lstrip('*')}"])
+
+
+def test_suites_without_a_method_say_how_to_name_one(repo: pytest.Pytester) -> None:
+    result = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*--kv-method=snapkv*"])
+
+
+def test_recording_is_refused_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    result = run("--kv-method=fp16", "--kv-record=new")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--kv-record-in-ci*"])
+    assert run("--kv-method=fp16", "--kv-record=new", "--kv-record-in-ci").ret == 0

@@ -1,0 +1,77 @@
+"""--kv-record writes baselines on request, shows what changed, and touches nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., pytest.RunResult]
+Behave = Callable[[dict[str, Any]], None]
+
+
+def stored(repo: pytest.Pytester) -> dict[str, str]:
+    """The baseline files by name."""
+    return {path.name: path.read_text("utf-8") for path in sorted(Path(repo.path).glob("stored/*/*.txt"))}
+
+
+def test_recording_writes_on_the_controller_once(run: Run, repo: pytest.Pytester, dist: tuple[str, ...]) -> None:
+    result = run("--kv-method=fp16", "--kv-record=new", *dist)
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*recorded 3 cases of fp16 in stored/fake/fp16.txt*"])
+    assert list(stored(repo)) == ["fp16.txt"]
+
+
+def test_without_the_option_nothing_is_written(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
+    before = stored(repo)
+    behave({"fp16": 0.5})
+    recorded("--kv-method=fp16", "--kv-method=snapkv")
+    assert stored(repo) == before
+
+
+def test_a_second_run_is_compared_with_what_was_recorded(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    behave({"snapkv": 0.5})
+    recorded("--kv-method=snapkv", "--kv-record=new", "--kv-budget=drop=100").assert_outcomes(passed=3)
+    recorded("--kv-method=snapkv", "--kv-budget=drop=100").assert_outcomes(passed=3)
+    behave({"snapkv": 0.0})
+    options = ("--kv-method=snapkv", "--kv-budget=drop=100", "--kv-alpha=0.5")
+    worse = recorded(*options)
+    assert worse.parseoutcomes()["failed"] >= 1
+    worse.stdout.fnmatch_lines(["*accuracy drop against its own record*", "*--kv-record=changed*"])
+    recorded(*options, "--kv-record=changed").assert_outcomes(passed=3)
+    recorded(*options).assert_outcomes(passed=3)
+
+
+def test_new_leaves_recorded_cases_as_they_are(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
+    before = stored(repo)
+    behave({"fp16": 0.5})
+    result = recorded("--kv-method=fp16", "--kv-record=new")
+    result.stdout.fnmatch_lines(["*nothing to record for fp16*"])
+    assert stored(repo) == before
+
+
+def test_a_method_that_broke_is_not_recorded(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
+    behave({"snapkv": "raise"})
+    recorded("--kv-method=snapkv", "--kv-record=new").assert_outcomes(failed=3)
+    assert list(stored(repo)) == ["fp16.txt"]
+
+
+def test_a_damaged_baseline_is_refused_by_name_and_left_as_it_is(recorded: Run, repo: pytest.Pytester) -> None:
+    path = repo.path / "stored" / "fake" / "fp16.txt"
+    path.write_text(path.read_text("utf-8")[:-40], "utf-8")
+    damaged = stored(repo)
+    result = recorded("--kv-method=snapkv", "--kv-modes=single")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*stored/fake/fp16.txt*"])
+    recorded("--kv-method=fp16", "--kv-record=all")
+    assert stored(repo) == damaged
+
+
+def test_a_place_that_cannot_be_written_is_said_and_the_results_are_kept(run: Run, repo: pytest.Pytester) -> None:
+    (repo.path / "stored").write_text("a file, not a folder")
+    result = run("--kv-method=fp16", "--kv-record=new", "--kv-json=run.json")
+    result.stdout.fnmatch_lines(["*baselines could not be recorded*"])
+    assert (repo.path / "run.json").exists()
+    assert result.ret != 0

@@ -1,0 +1,150 @@
+"""The run file, the summaries and JUnit XML are the same however the tests are distributed, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from kvcheck.runfile import read_run
+
+Run = Callable[..., pytest.RunResult]
+Behave = Callable[[dict[str, Any]], None]
+
+
+def summary(result: pytest.RunResult) -> list[str]:
+    """The lines between kvcheck's headline and pytest's."""
+    lines = result.outlines
+    start = next(at for at, line in enumerate(lines) if line.strip("=").strip() == "kvcheck")
+    end = next(at for at, line in enumerate(lines) if at > start and line.startswith("==="))
+    return lines[start:end]
+
+
+def test_the_run_file_and_the_summary_do_not_depend_on_the_distribution(
+    recorded: Run, repo: pytest.Pytester, behave: Behave
+) -> None:
+    behave({"snapkv": {"kv": 0.5, "multi_hop": 1.0}})
+    seen = []
+    for name, dist in (("one", ()), ("two", ("-n", "2"))):
+        options = ("--kv-method=snapkv", "--kv-method=fp16", f"--kv-json={name}.json", "--kv-tasks=kv,multi_hop", *dist)
+        result = recorded(*options)
+        seen.append(((repo.path / f"{name}.json").read_text("utf-8"), summary(result)))
+    assert seen[0] == seen[1]
+
+
+def test_a_run_file_says_what_is_needed_to_judge_it_later(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-json=out/run.json")
+    run = read_run(repo.path / "out" / "run.json")
+    assert [record.method for record in run.cases] == ["snapkv"] * 3
+    assert len(run.cases[0].samples) == 8
+    assert (run.header.model, run.header.model_name) == ("fake0000fake0000", "fake")
+    assert {"pytest", "torch"} <= set(run.header.packages)
+    assert run.header.settings["query_aware"] == "mode"
+    assert {verdict.question for verdict in run.verdicts[f"{run.cases[0].case}|snapkv"]} == {"budget"}
+
+
+def test_a_worker_that_dies_loses_nothing_that_finished(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    behave({"snapkv": {"multi_hop": "die"}})
+    options = ("--kv-tasks=kv,multi_hop", "--kv-modes=single", "--kv-lengths=512", "--kv-n=8")
+    result = recorded("--kv-method=fp16", "--kv-method=snapkv", *options, "-n", "2", "--kv-json=run.json", small=False)
+    assert result.ret != 0
+    names = {f"{one.case.task}|{one.method}" for one in read_run(repo.path / "run.json").cases}
+    assert {"kv|fp16", "kv|snapkv", "multi_hop|fp16"} <= names
+    result.stdout.fnmatch_lines(["*crashed*"])
+
+
+def test_an_interrupted_run_is_kept_and_can_be_resumed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    behave({"h2o": "interrupt"})
+    options = ("--kv-method=snapkv", "--kv-method=h2o", "--kv-modes=single")
+    stopped = repo.runpytest_subprocess(
+        "--pyargs", "kvcheck.suites.test_string_retrieval", "--kv-baselines=stored", "--kv-tasks=kv",
+        "--kv-lengths=512", "--kv-n=8", "--kv-json=run.json", *options,
+    )  # fmt: skip
+    assert stopped.ret == pytest.ExitCode.INTERRUPTED
+    stopped.stdout.fnmatch_lines(["*interrupted: 1 case kept in run.json; continue with --kv-resume=run.json*"])
+    behave({})
+    (repo.path / "ran.txt").unlink()
+    result = recorded(*options, "--kv-resume=run.json", "--kv-json=run.json")
+    result.assert_outcomes(passed=2)
+    assert (repo.path / "ran.txt").read_text().splitlines() == ["kv/v1/single/len=512/seed=0/n=8|h2o"]
+    assert len(read_run(repo.path / "run.json").cases) == 2
+    result.stdout.fnmatch_lines(["*1 case taken from run.json*"])
+
+
+def test_the_last_run_can_be_resumed_without_a_file_of_ones_own(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single")
+    (repo.path / "ran.txt").unlink()
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-resume=last").assert_outcomes(passed=1)
+    assert not (repo.path / "ran.txt").exists()
+
+
+def test_a_run_of_other_settings_or_a_damaged_one_is_not_resumed(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    other = recorded("--kv-method=snapkv", "--kv-resume=run.json", "--kv-query-aware=no")
+    assert other.ret == pytest.ExitCode.USAGE_ERROR
+    other.stderr.fnmatch_lines(["*query_aware=mode*query_aware=no*"])
+    (repo.path / "run.json").write_text((repo.path / "run.json").read_text()[:100])
+    damaged = recorded("--kv-method=snapkv", "--kv-resume=run.json")
+    assert damaged.ret == pytest.ExitCode.USAGE_ERROR
+    damaged.stderr.fnmatch_lines(["*run.json is not a whole run file*"])
+
+
+def test_markdown_goes_to_its_file_and_is_appended_to_the_job_summary(
+    recorded: Run, repo: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = repo.path / "summary.md"
+    job.write_text("earlier step\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
+    recorded("--kv-method=snapkv", "--kv-md=mine.md")
+    mine = (repo.path / "mine.md").read_text("utf-8")
+    assert mine.startswith("## kvcheck: passed")
+    assert "### `snapkv`: 3 cases: 3 pass" in mine
+    assert job.read_text("utf-8") == "earlier step\n" + mine
+
+
+def test_junit_xml_carries_the_numbers(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--junitxml=junit.xml")
+    case = ElementTree.parse(repo.path / "junit.xml").getroot().find(".//testcase")
+    assert case is not None
+    found = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert found["kvcheck_accuracy"] == "0.0000"
+    assert found["kvcheck_fp16_accuracy"] == "1.0000"
+    assert found["kvcheck_drop"] == "100.00"
+    assert found["kvcheck_kv_ratio"] == "0.5000"
+    assert found["kvcheck_verdict_budget"] == "fail"
+    failure = case.find("failure")
+    assert failure is not None
+    assert "accuracy drop against fp16" in (failure.text or "")
+
+
+def test_hooks_of_third_parties_are_called(recorded: Run, repo: pytest.Pytester, dist: tuple[str, ...]) -> None:
+    (repo.path / "third.py").write_text(
+        """
+import json
+from kvcheck.record import Verdict
+
+def pytest_kvcheck_record(config, record, verdicts, failure):
+    assert not hasattr(config, "workerinput")
+    with open("tracked.txt", "a") as file:
+        file.write(f"{record.method} {record.accuracy} {len(verdicts)} {bool(failure)}\\n")
+
+def pytest_kvcheck_machine_info(machine):
+    return {"partition": "gpu-a" if machine["python"] else ""}
+
+def pytest_kvcheck_judge(record, fp16, own, budget, alpha, against):
+    if record.case.mode == "single":
+        return (Verdict("budget", "fail", 9.0, 8.0, 10.0, budget.drop, 8, reason="mine says no"),)
+"""
+    )
+    repo.syspathinsert()
+    result = recorded("--kv-method=snapkv", "-p", "third", "--kv-json=run.json", *dist)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*mine says no*"])
+    assert sorted((repo.path / "tracked.txt").read_text().splitlines()) == ["snapkv 1.0 1 False"] * 2 + [
+        "snapkv 1.0 1 True"
+    ]
+    assert json.loads((repo.path / "run.json").read_text())["header"]["machine"]["partition"] == "gpu-a"

@@ -1,0 +1,103 @@
+"""Reports are pure: a run in, lines out. They fit 100 columns and say plainly what is given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcheck.record import (
+    CAPABILITIES,
+    CaseId,
+    CaseRecord,
+    LatencyRecord,
+    MemoryRecord,
+    Run,
+    RunHeader,
+    SampleRecord,
+    TurnRecord,
+    Verdict,
+)
+from kvcheck.report import catalogue, markdown, rows, terminal
+
+HEADER = RunHeader("0.1.0", "0123456789abcdef", True, {"torch": "2.13"}, {"cpu": "x"}, "abc", "mini", {"alpha": "0.05"})
+METHOD = "pyramidkv:budget=0.25,window=32,beta=20"
+
+
+def record(task: str, mode: str, capability: str, method: str, lost: int, n: int = 8, length: int = 512) -> CaseRecord:
+    """A case that loses `lost` of its n contexts."""
+    turns = 3 if mode == "multi_turn" else 1
+    samples = tuple(
+        SampleRecord(at, f"{at:012x}", (TurnRecord(float(at >= lost), "a", nll=0.5, agree=0.9, kl=0.01),) * turns)
+        for at in range(n)
+    )
+    held = 1_000_000 if method == "fp16" else 250_000
+    memory = MemoryRecord(held, 1_000_000, 0, length / 4, length, 4, 4)
+    case = CaseId(task, 1, mode, length, 0, n)
+    return CaseRecord(case, method, "abc", capability, True, True, 0.1, samples, memory)
+
+
+@pytest.fixture
+def run() -> Run:
+    """A run with every capability, all outcomes, and something not measured."""
+    cases, verdicts = [], {}
+    for at, capability in enumerate(CAPABILITIES):
+        for mode in ("single", "multi_turn"):
+            task = "summary_with_needles" if capability == "multi_task" else capability
+            one = record(task, mode, capability, METHOD, 4 * (at == 0))
+            cases += [record(task, mode, capability, "fp16", 0), one]
+            outcome = ("fail", "inconclusive", "pass", "pass", "pass", "pass", "pass")[at]
+            drop = 50.0 * (at == 0)
+            verdicts[rows.key(one)] = (Verdict("budget", outcome, drop, drop - 9, drop + 9, 2.0, 8, 4, 0, 37.5),)
+    latency = (LatencyRecord("tpot", 512, 0.005, 0.004, 1.25, 1.2, 1.3, 9),)
+    empty = CaseId("latency", 1, "single", 512, 0, 1)
+    why = (("ttft", "several workers"),)
+    cases.append(CaseRecord(empty, METHOD, "abc", "latency", True, False, 0, (), None, latency, "measured", why))
+    failures = {f"needle/v1/single/len=512/seed=0/n=8|{METHOD}": "boom\nIndexError: no slot"}
+    return Run(HEADER, tuple(cases), verdicts, failures)
+
+
+def test_the_terminal_report_fits_a_hundred_columns(run: Run) -> None:
+    assert max(len(line) for line in terminal.lines(run)) <= 100
+
+
+@pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
+def test_a_report_says_what_a_newcomer_asks(run: Run, report: object) -> None:
+    text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
+    for wanted in ("string_retrieval", "0.500", "gives up", "Surely lost", "25% of the KV bytes", "several workers"):
+        assert wanted in text
+    assert "IndexError: no slot" in text
+
+
+def test_turns_bytes_latency_drift_and_chance_are_shown(run: Run) -> None:
+    text = "\n".join(terminal.lines(run))
+    for wanted in ("turn 3", "ratio 0.250", "tpot", "1.25 x fp16", "top-1 agreement 90.0%", "chance", "0.10"):
+        assert wanted in text
+
+
+def test_the_pooled_interval_is_tighter_than_that_of_one_case(run: Run) -> None:
+    known = rows.references(run)
+    mine = [one for one in rows.of_method(run, METHOD) if one.capability == "string_retrieval"]
+    one, both = rows.pool("one", run, mine[:1], known), rows.pool("both", run, mine, known)
+    assert None not in (one.low, one.high, both.low, both.high)
+    assert both.high - both.low < one.high - one.low  # type: ignore[operator]
+
+
+def test_without_fp16_the_report_says_that_the_drop_is_not_known(run: Run) -> None:
+    alone = Run(run.header, tuple(one for one in run.cases if one.method != "fp16"), run.verdicts, {})
+    text = "\n".join(terminal.lines(alone))
+    assert "no fp16 record" in text
+
+
+def test_fp16_against_its_record_is_called_exact(run: Run) -> None:
+    alone = Run(run.header, tuple(one for one in run.cases if one.method == "fp16"))
+    assert "repeats its record exactly" in "\n".join(terminal.lines(alone, rows.references(run)))
+
+
+def test_markdown_tables_survive_a_bar_in_a_name() -> None:
+    assert markdown.escape("a|b\nc") == "a\\|b c"
+
+
+def test_a_method_is_described_from_its_source() -> None:
+    found = catalogue.describe("snapkv", "kvcheck.methods.snapkv:METHOD")
+    assert found.stage == "compression"
+    assert ("budget", "0.5") in found.parameters
+    assert catalogue.describe("gone", "no.such.module:METHOD").summary == ""

@@ -1,0 +1,305 @@
+"""Stored baselines: what is written, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from building import MODEL, fp16, memory, record
+
+from kvcheck.baseline import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
+from kvcheck.errors import BaselineError, SpecError
+from kvcheck.files import safe_name
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, prompt_digest
+
+MINI = ModelId("mini", MODEL)
+ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.11"}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "baselines")
+
+
+def keep(store, *records: CaseRecord, verb: str = "all"):
+    for one in records:
+        changes = store.record(MINI, one.method, [one], verb, ABOUT)
+    return changes
+
+
+def path(store: FileStore, method: str = "snapkv") -> Path:
+    return Path(store.path(MINI, method))
+
+
+def rich(method: str, change: str = "") -> CaseRecord:
+    """Everything that a record can hold, already rounded as documented."""
+    turns = (
+        TurnRecord(0.8333, "a line\nand «another»", "x", 0.25, 1.234, 0.5, 0.001),
+        TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
+    )
+    whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))
+    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(3, "f" * 12, whole))
+    return CaseRecord(
+        case=CaseId("qa_zh", 2, "multi_turn", 512, 1, 2),
+        method=method,
+        model=MODEL,
+        capability="semantic_retrieval",
+        query_aware=False,
+        binary=False,
+        chance=0.125,
+        samples=samples,
+        memory=replace(memory(), peak_bytes=123, kept=50.3),
+        latency=(LatencyRecord("tpot", 512, 0.004, 0.002, 2.0, 1.9, 2.1, 7),),
+        stopped="enough",
+        not_measured=(("kl", "no: reason"),),
+    )
+
+
+class TestRoundTrip:
+    def test_fp16_comes_back_equal(self, store: FileStore) -> None:
+        keep(store, rich("fp16"))
+        assert store.get(MINI, "fp16", rich("fp16").case) == rich("fp16")
+
+    def test_a_method_written_against_fp16_comes_back_equal(self, store: FileStore) -> None:
+        keep(store, rich("fp16"), rich("snapkv", " and other end"))
+        assert store.get(MINI, "snapkv", rich("fp16").case) == rich("snapkv", " and other end")
+
+    def test_a_method_without_fp16_comes_back_equal(self, store: FileStore) -> None:
+        keep(store, rich("snapkv"))
+        assert store.get(MINI, "snapkv", rich("fp16").case) == rich("snapkv")
+
+    def test_answers_like_fp16s_are_not_written_again(self, store: FileStore) -> None:
+        keep(store, rich("fp16"), rich("snapkv"))
+        assert "same start" not in path(store).read_text()
+
+    def test_numbers_are_rounded_as_documented(self, store: FileStore) -> None:
+        keep(store, record([1 / 3], nll=1.23456))
+        turn = store.get(MINI, "snapkv", record([0.5]).case).samples[0].turns[0]
+        assert (turn.score, turn.nll) == (0.3333, 1.235)
+
+    def test_another_n_of_the_case_is_found(self, store: FileStore) -> None:
+        keep(store, record([1.0] * 4))
+        assert store.get(MINI, "snapkv", record([1.0] * 2).case) is not None
+
+    def test_what_is_not_there_is_none(self, store: FileStore) -> None:
+        assert store.get(MINI, "snapkv", record([1.0]).case) is None
+
+    def test_the_same_records_give_the_same_bytes(self, store: FileStore, tmp_path: Path) -> None:
+        other = FileStore(tmp_path / "other")
+        for one, tasks in ((store, "ab"), (other, "ba")):
+            keep(one, *(record([1.0], task=task) for task in tasks))
+        assert path(store).read_bytes() == path(other).read_bytes()
+
+    def test_six_thousand_turns_take_less_than_180_kb(self, store: FileStore) -> None:
+        rng = random.Random(0)
+        words = [str(rng.randrange(10**7)) for _ in range(6000)]
+
+        def case(method: str, task: int) -> CaseRecord:
+            samples = []
+            for i in range(60):
+                wrong = method != "fp16" and rng.random() < 0.4
+                answer = words[60 * task + i] + " and more"
+                answer = str(rng.randrange(10**7)) if wrong else answer
+                drift = (rng.expovariate(1), rng.random(), rng.expovariate(1))
+                turn = TurnRecord(float(not wrong), answer, "sub", 0.5, *drift)
+                samples.append(SampleRecord(i, prompt_digest(f"{task} {i}"), (turn,)))
+            return replace(
+                record([1.0], method), case=CaseId(f"t{task}", 1, "single", 512, 0, 60), samples=tuple(samples)
+            )
+
+        for method in ("fp16", "snapkv"):
+            store.record(MINI, method, [case(method, task) for task in range(100)], "all", ABOUT)
+        assert path(store).stat().st_size < 180_000
+
+
+class TestRecording:
+    def test_new_leaves_what_is_stored(self, store: FileStore) -> None:
+        keep(store, record([1.0]))
+        assert keep(store, record([0.0]), verb="new").written == 0
+
+    def test_changed_replaces_what_differs(self, store: FileStore) -> None:
+        keep(store, record([1.0]))
+        keep(store, record([0.0]), verb="changed")
+        assert store.get(MINI, "snapkv", record([1.0]).case).accuracy == 0.0
+
+    def test_changed_writes_nothing_when_nothing_changed(self, store: FileStore) -> None:
+        keep(store, record([1.0]))
+        before = path(store).stat().st_mtime_ns
+        changes = keep(store, record([1.0]), verb="changed")
+        assert (changes.written, path(store).stat().st_mtime_ns) == (0, before)
+
+    def test_latency_alone_is_no_change(self, store: FileStore) -> None:
+        keep(store, rich("snapkv"))
+        slower = replace(rich("snapkv"), latency=(LatencyRecord("tpot", 512, 9.0, 9.0, 1.0, 1.0, 1.0, 7),))
+        assert keep(store, slower, verb="changed").written == 0
+
+    def test_other_cases_stay(self, store: FileStore) -> None:
+        keep(store, record([1.0], task="a"), record([1.0], task="b"))
+        assert store.get(MINI, "snapkv", record([1.0], task="a").case) is not None
+
+    def test_every_number_that_changed_is_shown(self, store: FileStore) -> None:
+        keep(store, record([1.0, 1.0], nll=0.1))
+        lines = keep(store, record([1.0, 0.0], nll=[0.1, 2.5], held=memory(480, 48.0)), verb="changed").lines
+        shown = "\n".join(lines)
+        assert all(
+            part in shown for part in ("memory.kv_bytes 500 -> 480", "memory.kept 50.0 -> 48.0", "context 1 ", "2500")
+        )
+
+    def test_a_record_that_stopped_early_is_not_written(self, store: FileStore) -> None:
+        changes = keep(store, record([1.0], n=8))
+        assert changes.written == 0
+        assert "not recorded" in changes.lines[0]
+
+    def test_an_unknown_verb_is_refused(self, store: FileStore) -> None:
+        with pytest.raises(SpecError, match="did you mean changed"):
+            keep(store, record([1.0]), verb="change")
+
+    def test_a_new_fp16_names_the_methods_that_are_stale_now(self, store: FileStore) -> None:
+        keep(store, fp16(2), record([1.0, 0.0]))
+        lines = keep(store, record([0.5, 1.0], "fp16"), verb="changed").lines
+        assert any("stale now: 1 cases" in line and "--kv-method=snapkv" in line for line in lines)
+
+    def test_a_method_against_an_fp16_that_changed_is_refused(self, store: FileStore) -> None:
+        keep(store, fp16(2), record([1.0, 0.0]), record([0.5, 1.0], "fp16"))
+        with pytest.raises(BaselineError, match=r"fp16 record that has changed[\s\S]*--kv-record=changed"):
+            store.get(MINI, "snapkv", fp16(2).case)
+
+
+class TestDamage:
+    @pytest.fixture
+    def file(self, store: FileStore) -> Path:
+        keep(store, record([1.0, 0.0, 1.0], nll=0.5))
+        return path(store)
+
+    @pytest.mark.parametrize(
+        ("damage", "words"),
+        [
+            (lambda text: text[:-80], "truncated"),
+            (lambda text: text[: len(text) // 2], "truncated"),
+            (lambda text: text.replace("\n1 ", "\n2 ", 1), "edited by hand or damaged"),
+            (lambda text: text.replace("schema=1", "schema=7"), "has schema 7; this kvcheck reads schema 1"),
+            (lambda text: "hello\n", "not a kvcheck baseline"),
+            (lambda text: "", "not a kvcheck baseline"),
+            (lambda text: text.replace("\n", "\r\n"), "baseline|schema|truncated|edited"),
+        ],
+    )
+    def test_a_damaged_file_is_refused_by_name(self, store: FileStore, file: Path, damage, words: str) -> None:
+        file.write_bytes(damage(file.read_text()).encode())
+        with pytest.raises(BaselineError, match=words) as caught:
+            store.get(MINI, "snapkv", record([1.0]).case)
+        assert str(file) in caught.value.message
+
+    def test_recording_leaves_a_damaged_file_as_it_is(self, store: FileStore, file: Path) -> None:
+        file.write_text(file.read_text()[:-80])
+        before = file.read_bytes()
+        with pytest.raises(BaselineError, match="truncated"):
+            keep(store, record([1.0]))
+        assert file.read_bytes() == before
+
+    def test_a_file_of_another_model_is_refused_by_name(self, store: FileStore, file: Path) -> None:
+        with pytest.raises(BaselineError, match=r"snapkv\.txt is of another model: f00d there, beef here"):
+            store.get(ModelId("mini", "beef"), "snapkv", record([1.0]).case)
+
+    def test_bytes_that_are_no_text_are_refused(self, store: FileStore, file: Path) -> None:
+        file.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(BaselineError, match="cannot be read"):
+            store.get(MINI, "snapkv", record([1.0]).case)
+
+    def test_a_full_disk_leaves_the_old_file(
+        self, store: FileStore, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = file.read_bytes()
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(BaselineError, match="No space left"):
+            keep(store, record([0.0] * 3))
+        assert [(one.name, one.read_bytes()) for one in file.parent.iterdir()] == [(file.name, before)]
+
+    def test_a_place_that_cannot_be_written_is_a_clear_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(BaselineError, match="cannot write"):
+            keep(FileStore(tmp_path / "file"), record([1.0]))
+
+    def test_verify_names_each_problem(self, store: FileStore, file: Path) -> None:
+        file.write_text(file.read_text()[:-80])
+        ((name, problem),) = store.verify()
+        assert (name, "truncated" in problem) == (str(file), True)
+
+    def test_verify_finds_a_file_under_another_name(self, store: FileStore, file: Path) -> None:
+        file.rename(file.with_name("kivi.txt"))
+        assert "its name says otherwise" in store.verify()[0][1]
+
+
+class TestStores:
+    def test_good_files_verify(self, store: FileStore) -> None:
+        keep(store, fp16(2), record([1.0, 0.0]))
+        assert store.verify() == []
+
+    def test_entries_list_what_is_there(self, store: FileStore) -> None:
+        keep(store, fp16(2), record([1.0, 0.0]))
+        assert [(entry.method, len(entry.cases)) for entry in store.entries()] == [("fp16", 1), ("snapkv", 1)]
+
+    def test_orphans_are_what_no_test_runs(self, store: FileStore) -> None:
+        keep(store, record([1.0], task="a"), record([1.0], task="gone"))
+        assert [case.task for _, case in store.orphans(lambda method, case: case.task == "a")] == ["gone"]
+
+    def test_a_read_only_store_refuses(self, store: FileStore) -> None:
+        with pytest.raises(BaselineError, match="read-only"):
+            keep(ReadOnly(store), record([1.0]))
+
+    def test_a_read_only_store_reads(self, store: FileStore) -> None:
+        keep(store, record([1.0]))
+        assert ReadOnly(store).get(MINI, "snapkv", record([1.0]).case) is not None
+
+    def test_layers_read_the_first_that_has_the_case(self, store: FileStore, tmp_path: Path) -> None:
+        mine = FileStore(tmp_path / "mine")
+        keep(store, record([1.0]))
+        keep(mine, record([0.0]))
+        assert Layered(mine, ReadOnly(store)).get(MINI, "snapkv", record([1.0]).case).accuracy == 0.0
+
+    def test_layers_record_into_the_first(self, store: FileStore, tmp_path: Path) -> None:
+        mine = FileStore(tmp_path / "mine")
+        keep(Layered(mine, ReadOnly(store)), record([0.0]))
+        assert (path(mine).exists(), path(store).exists()) == (True, False)
+
+    def test_a_method_in_one_layer_is_read_against_fp16_in_another(self, store: FileStore, tmp_path: Path) -> None:
+        keep(store, fp16(2))
+        layers = Layered(FileStore(tmp_path / "mine"), ReadOnly(store))
+        keep(layers, record([1.0, 0.0]))
+        assert layers.get(MINI, "snapkv", fp16(2).case) == record([1.0, 0.0])
+        assert layers.verify() == []
+
+    def test_what_a_lower_layer_has_is_not_new(self, store: FileStore, tmp_path: Path) -> None:
+        keep(store, record([1.0]))
+        assert keep(Layered(FileStore(tmp_path / "mine"), ReadOnly(store)), record([0.0]), verb="new").written == 0
+
+    def test_a_file_uri_is_a_folder(self, tmp_path: Path) -> None:
+        assert open_place(f"file://{tmp_path}").writable
+
+    def test_any_other_uri_is_read_through_fsspec(self, store: FileStore) -> None:
+        fsspec = pytest.importorskip("fsspec")
+        keep(store, record([1.0]))
+        fsspec.filesystem("memory").pipe("/kv/mini/snapkv.txt", path(store).read_bytes())
+        assert open_place("memory://kv").get(MINI, "snapkv", record([1.0]).case) == record([1.0])
+
+    def test_without_a_place_recording_goes_under_the_users_root(self, tmp_path: Path) -> None:
+        assert open_store(None, tmp_path).path(MINI, "fp16") == f"{tmp_path}/.kvcheck/baselines/mini/fp16.txt"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [("fp16", "fp16"), ("snapkv:budget=0.25,window=32", "snapkv__budget=0.25,window=32")],
+    )
+    def test_a_spec_is_readable_as_a_file_name(self, text: str, name: str) -> None:
+        assert safe_name(text) == name
+
+    def test_different_texts_have_different_names(self) -> None:
+        texts = ["a:b", "a__b", "A:b", "a/b", "a--b", "..", "x" * 200, "x" * 201, "a b", "a_b", "my.Cls", "my.cls"]
+        assert len({safe_name(text).lower() for text in texts}) == len(texts)

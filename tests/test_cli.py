@@ -1,0 +1,106 @@
+"""The command line lists, compares and reports; it works on files and says what is wrong with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvcheck.cli import main
+from kvcheck.record import CaseId, CaseRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord
+from kvcheck.runfile import write_run
+from kvcheck.tasks import TASKS
+
+
+def record(method: str, scores: list[float]) -> CaseRecord:
+    """A case with these scores."""
+    case = CaseId("kv", 1, "single", 512, 0, len(scores))
+    samples = tuple(SampleRecord(at, f"{at:012x}", (TurnRecord(score, "answer"),)) for at, score in enumerate(scores))
+    memory = MemoryRecord(500, 1000, 0, 256, 512, 4, 4)
+    return CaseRecord(case, method, "abc", "string_retrieval", True, True, 0.0, samples, memory)
+
+
+def run_file(path: Path, *records: CaseRecord) -> Path:
+    """A run of these records."""
+    header = RunHeader("0.1.0", "", False, {"torch": "2.13"}, {"cpu": "x"}, "abc", "mini", {"profile": "quick"})
+    write_run(path, Run(header, records))
+    return path
+
+
+def test_methods_are_listed_with_their_parameters_and_without_torch() -> None:
+    code = "import sys; from kvcheck.cli import main; main(['methods']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "snapkv" in done.stdout
+    assert "budget=0.5,window=32" in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+def test_tasks_are_listed_by_capability(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in TASKS.names())
+    assert text.index("string_retrieval") < text.index("long_generation")
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_compare_finds_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = run_file(tmp_path / "good.json", record("snapkv", [1.0] * 16))
+    bad = run_file(tmp_path / "bad.json", record("snapkv", [0.0] * 16))
+    assert main(["compare", str(good), str(good), "--fail-on-regression"]) == 0
+    assert main(["compare", str(good), str(bad)]) == 0
+    assert main(["compare", str(good), str(bad), "--fail-on-regression"]) == 1
+    text = capsys.readouterr().out
+    assert "1.000 -> 0.000" in text
+    assert "worse" in text
+
+
+def test_compare_fails_on_a_case_that_has_gone(tmp_path: Path) -> None:
+    first = record("snapkv", [1.0] * 16)
+    other = replace(first, case=replace(first.case, length=1024))
+    both = run_file(tmp_path / "both.json", first, other)
+    one = run_file(tmp_path / "one.json", first)
+    assert main(["compare", str(both), str(one), "--fail-on-regression"]) == 1
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare", "none.json"]])
+def test_a_file_that_cannot_be_read_is_named(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"header": {"sche')
+    assert main([*command, str(broken)]) == 2
+    assert ".json" in capsys.readouterr().err
+
+
+def test_report_prints_the_summary_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_file(tmp_path / "run.json", record("fp16", [1.0] * 8), record("snapkv", [1.0] * 4 + [0.0] * 4))
+    assert main(["report", str(path)]) == 0
+    assert "1.000 -> 0.500" in capsys.readouterr().out
+    assert main(["report", str(path), "--md"]) == 0
+    assert capsys.readouterr().out.startswith("## kvcheck")
+
+
+def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kvcheck.baseline import FileStore, ModelId
+
+    store = FileStore(tmp_path)
+    store.record(
+        ModelId("mini", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {"kvcheck": "0.1.0", "packages": {}}
+    )
+    place = ["--baselines", str(tmp_path)]
+    assert main(["baselines", "list", *place]) == 0
+    assert "fp16.txt" in capsys.readouterr().out
+    assert main(["baselines", "verify", *place]) == 0
+    path = next(tmp_path.rglob("*.txt"))
+    path.write_text(path.read_text().replace("1111", "0000") + "x")
+    assert main(["baselines", "verify", *place]) == 1
+    assert "fp16.txt" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["compair"])
+    assert error.value.code == 2
