@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "spec", "registry", "paths", "env", "settings"},
+    {"record", "errors", "spec", "registry", "paths", "env", "settings", "files"},
     {"stats"},
-    {"questions", "explain", "budget", "baseline", "compare", "runfile"},
+    {"pairing", "questions", "explain", "budget", "baseline", "baseline_files", "baseline_text", "compare", "runfile"},
     {"methods", "adapters", "tasks", "models", "measure"},
     {"report", "engine"},
     {"plugin", "fixtures", "baselines"},

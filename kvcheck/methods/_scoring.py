@@ -24,7 +24,7 @@ def column_sums(
 ) -> torch.Tensor:
     """Attention that each of past + q keys receives from q consecutive causal queries, summed over rows and the group.
 
-    queries (B, H, q, d), keys (B, G, past + q, d) -> (B, G, past + q). Holds the weights of `rows` query rows at a time;
+    queries (B, H, q, d), keys (B, G, past + q, d) -> (B, G, past + q). Holds the weights of `rows` query rows at once;
     on CPU those of one sequence.
     """
     if keys.device.type == "cpu" and len(keys) > 1:

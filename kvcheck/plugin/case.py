@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import pytest
 
 from kvcheck.errors import KvcheckError
+from kvcheck.pairing import check_record
 from kvcheck.plugin import gate, options, payload, state
 from kvcheck.plugin.progress import Progress
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.questions import check_record
 from kvcheck.record import CaseId, CaseRecord, Verdict
 from kvcheck.report import explain
 

@@ -24,8 +24,8 @@ def function(rng: random.Random, name: str) -> tuple[tuple[str, str, str], str]:
     """A function with a comment that describes it: (what is asked for, the source after `def`, the unit)."""
     first, second = rng.sample(lexicon.FOODS, 2)
     number = rng.randrange(100)
-    argument = rng.choice(ARGUMENTS)
-    source = f"{name}({argument}):\n    return {first}({argument}) + {second}({number:02d})"
+    argument = f"{rng.choice(ARGUMENTS)}{rng.randrange(100):02d}"
+    source = f"{name}({argument}): return {argument} * {first} + {second}{number:02d}"
     described = f"plus {first} then times {second}{number:02d}"
     return (described, source, second), f"\n# adds {first} then scales {second}{number:02d}\ndef {source}"
 

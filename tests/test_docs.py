@@ -1,0 +1,34 @@
+"""What the documentation shows works as shown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_method_of_the_how_to_runs_through_a_suite(tmp_path):
+    (tmp_path / "my_cache.py").write_text(blocks("howto/own_method.md", "python")[0])
+    command = [sys.executable, "-m", "pytest", "--pyargs", "kvcheck.suites", "--kv-method=my_cache.Strided:window=64"]
+    command += ["--kv-tasks=kv", "--kv-lengths=512", "--kv-n=4", "--kv-modes=multi_request", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert "my_cache.Strided:window=64" in done.stdout, done.stdout + done.stderr
+    assert re.search(r"1 (passed|failed)", done.stdout), done.stdout + done.stderr
+    assert "kvcheck.errors" not in done.stdout
+
+
+def test_a_wrong_parameter_of_that_method_is_refused_by_name(tmp_path):
+    (tmp_path / "my_cache.py").write_text(blocks("howto/own_method.md", "python")[0])
+    command = [sys.executable, "-m", "pytest", "--pyargs", "kvcheck.suites", "--kv-method=my_cache.Strided:windw=64"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 4
+    assert "did you mean window?" in done.stdout + done.stderr
