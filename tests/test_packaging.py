@@ -33,7 +33,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(out), "."]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"the wheel cannot be built from what git knows:\n{done.stdout}{done.stderr}", pytrace=False)
     return next(out.glob("*.whl"))
 
 

@@ -32,7 +32,7 @@ class Meter:
     def watch(self, cache: Any, prompt: Sequence[Prefilled]) -> None:
         """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.
 
-        All rows of the first block are audited, one row of the others. Raises MethodFailed with what the audit finds.
+        All rows are audited, one row where `audited` is set. Raises MethodFailed with what the audit finds.
         """
         with self.guard("being audited"):
             if self.audited:

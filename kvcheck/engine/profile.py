@@ -1,7 +1,7 @@
 """What the engine costs on top of the forward passes: `python -m kvcheck.engine.profile --model mini --method snapkv`.
 
-Runs one task in its three modes and prints, per method and mode: processor seconds in all and inside the model, their ratio
-(the target is 1.15 for a run of all modes), and the shares of the drift, of the audit and of making samples.
+Runs one task in its three modes and prints, per method and mode: processor seconds in all and inside the model, their
+ratio (the target is 1.15 for a run of all modes), and the shares of the drift, of the audit and of making samples.
 """
 
 from __future__ import annotations

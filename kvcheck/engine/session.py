@@ -55,7 +55,8 @@ def find_task(case: CaseId) -> Task:
 class Session:
     """One model, ready to run cases with any method.
 
-    memo: prefills of contexts, shared between the methods and modes of a task and length, and its samples.
+    memo: prefills of contexts, shared between the methods and modes of a task and length; samples: likewise.
+    proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
     """
 
     loaded: LoadedModel
@@ -64,6 +65,7 @@ class Session:
     prefiller: Prefiller
     memo: Memo
     samples: dict[Hashable, Sample] = field(default_factory=dict)
+    proved: set[Hashable] = field(default_factory=set)
 
     @classmethod
     def open(cls, settings: Settings) -> Session:
@@ -104,7 +106,8 @@ class Session:
         task, method = find_task(case), find_method(method_spec)
         method.check(self.shape)
         guard = Guard(str(Spec.parse(method_spec)), str(case))
-        meter = Meter(method, self.shape, guard)
+        proved = (guard.method, case.length, self._aware(case.mode))
+        meter = Meter(method, self.shape, guard, audited=proved in self.proved)
         prompter = Prompter(self.loaded.tokenizer, case, self.loaded.max_length)
         done: list[SampleRecord] = []
         record = None
@@ -115,6 +118,7 @@ class Session:
                 turns = tuple(_turn(sample, ask, prompter) for ask in asks)
                 done.append(SampleRecord(sample.index, sample.digest, turns))
             meter.audited = True
+            self.proved.add(proved)
             if record is None:
                 meter.peak = peak_bytes(self.loaded.model, method, self.shape, block.ids[:1])
             record = self._record(task, case, guard.method, done, meter, indices[-1] + 1 == case.n)

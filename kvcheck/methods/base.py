@@ -12,7 +12,8 @@ A method of your own is one class in one file:
 
     class NewestLayer(KVLayer):
         def compress(self, queries: torch.Tensor) -> None:
-            self.keep(self.newest(self.method.tokens))
+            first = max(0, self.stored - self.method.tokens)
+            self.keep(self.every_head(torch.arange(first, self.stored)))
 
 No torch is imported here at run time; `build` imports it.
 """

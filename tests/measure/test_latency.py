@@ -70,6 +70,10 @@ def test_the_stopwatch_gives_the_result_too() -> None:
     assert result == 499500
 
 
-def test_with_pytest_benchmark(benchmark: Any) -> None:
+def test_with_pytest_benchmark(request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("pytest_benchmark")
+    benchmark = request.getfixturevalue("benchmark")
+    if benchmark.disabled:
+        pytest.skip("pytest-benchmark times nothing here (-n, or --benchmark-disable)")
     (record,) = latency.interleave(512, side("m", [], 2.0), side("f", [], 1.0), benchmark.pedantic)
     assert record.ratio == 2.0

@@ -143,6 +143,10 @@ def test_pyramidkv_budgets_never_grow_with_depth_and_fit_the_prompt(p, cap):
     assert cap <= sum(slots) / 5 <= cap + 2
 
 
+def test_pyramidkv_moves_what_the_first_layer_cannot_use_to_the_last():
+    assert PyramidKV(32, 8).slots(ModelShape(5, 4, 2, 8), 50, 0) == (50, 41, 32, 23, 14)
+
+
 def test_pyramidkv_with_beta_1_is_snapkv():
     parts = prompt(90)
     pyramid, snap = absorbed(PyramidKV(30, 8, beta=1), parts), absorbed(SnapKV(30, 8), parts)

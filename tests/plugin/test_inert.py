@@ -37,11 +37,12 @@ def test_loading_the_plugin_imports_only_its_options() -> None:
     assert done.stdout.strip() == "['kvcheck', 'kvcheck.plugin', 'kvcheck.plugin.options']"
 
 
-def test_the_plugin_loads_in_a_few_milliseconds() -> None:
+def test_loading_the_plugin_takes_a_small_part_of_loading_pytest() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "import pytest; import kvcheck.plugin"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
-    microseconds = sum(int(line.split("|")[0].removeprefix("import time:")) for line in lines if "kvcheck" in line)
-    assert microseconds < 50_000
+    times = [(int(line.split("|")[0].split(":")[1]), line) for line in lines if "|" in line and "self" not in line]
+    ours, whole = sum(time for time, line in times if "kvcheck" in line), sum(time for time, _ in times)
+    assert ours < whole / 10
 
 
 def test_a_run_without_kvcheck_prints_and_writes_nothing_of_it(foreign: pytest.Pytester) -> None:

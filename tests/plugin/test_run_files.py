@@ -121,11 +121,11 @@ def test_junit_xml_carries_the_numbers(recorded: Run, repo: pytest.Pytester, beh
     assert "accuracy drop against fp16" in (failure.text or "")
 
 
-def test_hooks_of_third_parties_are_called(
-    recorded: Run, repo: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, dist: tuple[str, ...]
-) -> None:
-    (repo.path / "third.py").write_text(
-        """
+def test_hooks_of_third_parties_are_called(recorded: Run, repo: pytest.Pytester, dist: tuple[str, ...]) -> None:
+    conftest = repo.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
 import json
 from kvcheck.record import Verdict
 
@@ -142,9 +142,7 @@ def pytest_kvcheck_judge(record, fp16, own, budget, alpha, against):
         return (Verdict("budget", "fail", 9.0, 8.0, 10.0, budget.drop, 8, reason="mine says no"),)
 """
     )
-    monkeypatch.setenv("PYTHONPATH", str(repo.path))  # the workers import the plugin before pytest sets their path
-    repo.syspathinsert()
-    result = recorded("--kv-method=snapkv", "-p", "third", "--kv-json=run.json", *dist)
+    result = recorded("--kv-method=snapkv", "--kv-json=run.json", *dist)
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*mine says no*"])
     assert sorted((repo.path / "tracked.txt").read_text().splitlines()) == ["snapkv 1.0 1 False"] * 2 + [
