@@ -179,10 +179,11 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
 
 
 def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:
-    """Are the KV bytes within the budget, and not above the method's own record? None when neither is there.
+    """Are the KV bytes within the budget, and those of the method's own record? None when neither is there.
 
-    Bytes are deterministic, so there is no interval. A mean over other contexts than the record's is compared as a
-    ratio within 0.5 %, because questions differ in length.
+    Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
+    should have been kept is gone. A mean over other contexts than the record's is compared as a ratio within 0.5 %,
+    because questions differ in length; there only more bytes fail.
     """
     if limit is None and (own is None or own.memory is None):
         return None
@@ -200,11 +201,12 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
         outcome = "fail"
         reasons.append(f"{ratio:.4f} of fp16's bytes, allowed {limit:g}")
     if own is not None and then is not None:
-        change = _memory_change(memory, then, exact=_indices(record) == _indices(own))
-        if change > 0:
+        same = _indices(record) == _indices(own)
+        change = _memory_change(memory, then, exact=same)
+        if change > 0 or (change and same):
             outcome = "fail"
         if change:
-            grew = "more than recorded" if change > 0 else "less than recorded: record it again if that is meant"
+            grew = "more" if change > 0 else "less: slots are missing, or it is meant to keep fewer now"
             reasons.append(
                 f"{memory.kv_bytes} bytes, {memory.kept:g} slots now; {then.kv_bytes}, {then.kept:g} recorded ({grew})"
             )

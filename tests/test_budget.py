@@ -230,10 +230,10 @@ class TestBytes:
         found = judge(lossy(0, held=memory(500, 51.0)), fp16(), lossy(0), Budget())
         assert verdict("bytes", found).outcome == "fail"
 
-    def test_one_byte_less_is_a_notice(self) -> None:
+    def test_one_byte_less_on_the_same_contexts_fails_because_a_slot_is_missing(self) -> None:
         found = verdict("bytes", judge(lossy(0, held=memory(499)), fp16(), lossy(0), Budget()))
-        assert found.outcome == "pass"
-        assert "less than recorded" in found.reason
+        assert found.outcome == "fail"
+        assert "slots are missing" in found.reason
 
     def test_an_unmeasured_cache_cannot_pass(self) -> None:
         mine = replace(lossy(0), memory=None, not_measured=(("memory", "served model"),))

@@ -47,6 +47,13 @@ class PyramidKV(SnapKV):
         if shape.layers < 2:
             raise MethodUnsupported("pyramidkv needs a model of at least 2 layers; this one has 1", "use snapkv")
 
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """min(p, m_l + w) and everything decoded."""
+        if prompt <= self.cap(prompt):
+            return (prompt + decoded,) * shape.layers
+        each = (self.prefix(shape.layers, index, prompt) + self.window for index in range(shape.layers))
+        return tuple(min(prompt, slots) + decoded for slots in each)
+
     def prefix(self, layers: int, index: int, prompt: int) -> int:
         """m_l: slots for tokens before the window in layer `index`."""
         base = self.cap(prompt) - self.window

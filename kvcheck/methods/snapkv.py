@@ -75,11 +75,8 @@ class SnapKV(Method):
         return SnapLayer(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """min(p, C) and everything decoded."""
-        if prompt <= self.cap(prompt):
-            return (prompt + decoded,) * shape.layers
-        each = (self.prefix(shape.layers, index, prompt) + self.window for index in range(shape.layers))
-        return tuple(min(prompt, slots) + decoded for slots in each)
+        """min(p, C) and everything decoded. Not by `prefix`, so that a slip there cannot hide itself."""
+        return (min(prompt, self.cap(prompt)) + decoded,) * shape.layers
 
     def protected(self, prompt: int) -> frozenset[int]:
         """The window, or all of a short prompt."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ TASKS.names()
 FAKE = Path(__file__).with_name("fake_engine.py")
 SUITE = "kvcheck.suites.test_string_retrieval"
 SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_collections() -> Iterator[None]:
+    """Every pytest run in this process ends in five garbage collections; what is here already need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=[(), ("-n", "0"), ("-n", "2")], ids=["no xdist", "-n 0", "-n 2"])

@@ -53,7 +53,7 @@ class FakeSession:
             samples.append(self._sample(case, index, how))
             if progress is not None:
                 progress(index + 1, case.n)
-            if on_block is not None and on_block(self._record(case, method_spec, samples)):
+            if index % 4 == 3 and on_block is not None and on_block(self._record(case, method_spec, samples)):
                 break
         return self._record(case, method_spec, samples)
 

@@ -110,7 +110,7 @@ def test_a_bad_key_or_value_in_pyproject_is_refused_by_name(
     repo: pytest.Pytester, run: Run, table: str, message: str
 ) -> None:
     repo.makepyprojecttoml(f"[tool.kvcheck]\n{table}")
-    result = run("--kv-method=fp16")
+    result = run("--kv-method=fp16", small=False)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*{message.lstrip('*')}"])
 
