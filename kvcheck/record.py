@@ -20,7 +20,9 @@ CAPABILITIES = (
     "long_generation",
 )
 
-_CASE = re.compile(r"(?P<task>[\w.]+)/v(?P<version>\d+)/(?P<mode>\w+)/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)")
+_CASE = re.compile(
+    r"(?P<task>[\w.]+)/v(?P<version>\d+)/(?P<mode>\w+)/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)"
+)
 
 
 @dataclass(frozen=True, order=True)

@@ -44,9 +44,7 @@ def function_turn(described: str, source: str, unit: str, context: Composed, poo
     )
 
 
-def functions(
-    rng: random.Random, names: Iterator[str], count: int
-) -> tuple[list[tuple[str, str, str]], list[Unit]]:
+def functions(rng: random.Random, names: Iterator[str], count: int) -> tuple[list[tuple[str, str, str]], list[Unit]]:
     """So many functions to ask for, (description, source, unit) each, with a near twin for every one."""
     asked, units, seen = [], [], set()
     for depth in strata(rng, count):

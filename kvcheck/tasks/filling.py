@@ -98,9 +98,7 @@ def compose(
     return _exact(header, placed, pool, length, tokenizer, room)
 
 
-def _exact(
-    header: str, placed: list[Unit], pool: list[str], length: int, tokenizer: Tokenizer, room: int
-) -> Composed:
+def _exact(header: str, placed: list[Unit], pool: list[str], length: int, tokenizer: Tokenizer, room: int) -> Composed:
     """Pad to the exact length; tokenizers that merge across units need a few rounds."""
     for _ in range(MAX_ROUNDS):
         filled = [*pool, *_pads(room, tokenizer)]

@@ -53,9 +53,7 @@ def generate_few_shot(seed: int, index: int, length: int, tokenizer: Tokenizer, 
         shots += [Unit(f" {thing} group {label};") for thing in drawn[:6]]
     rng.shuffle(held)
     asked = held[:turns]
-    context = compose(
-        "Read the text and answer. Groups:", shots, noise(rng, index % 2 == 1), length, tokenizer, rng
-    )
+    context = compose("Read the text and answer. Groups:", shots, noise(rng, index % 2 == 1), length, tokenizer, rng)
     questions = tuple(
         Turn(f"\nQuestion: Which group is the {thing}? Answer: {thing} group", (label,), 4, "exact")
         for thing, label in asked
@@ -69,7 +67,9 @@ def generate_math_find(seed: int, index: int, length: int, tokenizer: Tokenizer,
     low = rng.randrange(10, 45)
     high = rng.randrange(low + 25, 100)
     facts = {"largest": f" reading={high};", "smallest": f" reading={low};"}
-    units = [Unit(facts[kind], depth) for kind, depth in zip(facts, strata(rng, 2), strict=True)]  # both planted, whatever is asked
+    units = [
+        Unit(facts[kind], depth) for kind, depth in zip(facts, strata(rng, 2), strict=True)
+    ]  # both planted, whatever is asked
 
     def record() -> str:
         return f" reading={rng.randrange(low + MARGIN, high - MARGIN + 1)};"

@@ -48,15 +48,17 @@ LAST_NAMES = _words(
 )
 CITIES = _words(
     "Paris Rome Oslo Lima Tokyo Madrid Vienna Prague Warsaw Dublin Lisbon Athens Havana Quito Seoul Hanoi Mumbai Tunis "
-    "Nairobi Accra Geneva Milano Zurich Turin Porto Seville Leipzig Ghent Utrecht Malmo Tampere Riga Vilnius Kyiv Sofia "
-    "Izmir Haifa Osaka Perth Toronto"
+    "Nairobi Accra Geneva Milano Zurich Turin Porto Seville Leipzig Ghent Utrecht Malmo Tampere Riga Vilnius Kyiv "
+    "Sofia Izmir Haifa Osaka Perth Toronto"
 )
 JOBS = _words(
     "baker carpenter dentist editor farmer gardener hunter inspector jeweler lawyer mason nurse optician painter "
     "reporter sailor tailor waiter barber chemist doctor engineer florist guard judge locksmith miner pilot potter "
     "singer"
 )
-FIRMS = _words("Acme Borealis Corvus Delphi Equinox Fulcrum Globex Helios Initech Juno Krypton Lumen Monarch Nimbus Orion")
+FIRMS = _words(
+    "Acme Borealis Corvus Delphi Equinox Fulcrum Globex Helios Initech Juno Krypton Lumen Monarch Nimbus Orion"
+)
 LABELS = _words("alpha beta gamma delta kappa lambda sigma omega theta zeta")
 COLORS = _words("red blue green yellow purple orange brown black white gray pink silver golden amber crimson indigo")
 ORDINALS = _words("first second third")

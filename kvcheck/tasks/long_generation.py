@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import Unit, compose, identifiers, noise, sample_rng
 
@@ -19,13 +21,11 @@ def generate_path_trace(seed: int, index: int, length: int, tokenizer: Tokenizer
     hops = min(LONGEST, length // (2 * TOKENS_PER_EDGE))
     nodes = [next(names) for _ in range(hops + 1)]
     other = [next(names) for _ in range(hops // 4 + 1)]
-    edges = [f" {a} to {b};" for path in (nodes, other) for a, b in zip(path, path[1:], strict=False)]
+    edges = [f" {a} to {b};" for path in (nodes, other) for a, b in pairwise(path)]
     edges += [f" {path[-1]} to end;" for path in (nodes, other)]
     rng.shuffle(edges)
     units = [Unit(edge, (place + 0.5) / len(edges)) for place, edge in enumerate(edges)]
-    context = compose(
-        "Read the text and answer. Variables:", units, noise(rng, index % 2 == 1), length, tokenizer, rng
-    )
+    context = compose("Read the text and answer. Variables:", units, noise(rng, index % 2 == 1), length, tokenizer, rng)
     trace = tuple(nodes[1:])
     turn = Turn(
         f"\nPath from {nodes[0]} to the end: {nodes[0]}",
@@ -42,9 +42,7 @@ def generate_path_trace(seed: int, index: int, length: int, tokenizer: Tokenizer
 
 TASKS = (
     Task(
-        TaskInfo(
-            "path_trace", 1, "long_generation", ("single", "multi_request"), False, 0.0, "a path through a graph"
-        ),
+        TaskInfo("path_trace", 1, "long_generation", ("single", "multi_request"), False, 0.0, "a path through a graph"),
         generate_path_trace,
     ),
 )

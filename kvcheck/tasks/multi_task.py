@@ -13,7 +13,9 @@ from kvcheck.tasks.needle import needle_text, needle_turn
 TURNS = 4
 
 
-def generate_summary_with_needles(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+def generate_summary_with_needles(
+    seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS
+) -> Sample:
     """Reports with needles between their points; summaries and needles are asked in turn."""
     each = turns // 2
     rng = sample_rng("summary_with_needles", 1, seed, length, index)

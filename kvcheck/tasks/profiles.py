@@ -80,7 +80,7 @@ def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | 
 
 
 def _modes(profile: Profile, info: TaskInfo, modes: Sequence[str]) -> list[str]:
-    """The modes to run: those asked for that the task has; by default the profile's, or all when it has none of them."""
+    """The modes to run: those asked for that the task has; by default the profile's, or its first when it has none."""
     wanted = modes or profile.modes
     found = [mode for mode in info.modes if mode in wanted]
     if not found and not modes:

@@ -154,7 +154,8 @@ def _zh_noise(rng: random.Random, mixed: bool) -> Iterator[str]:
     count = 0
     while True:
         if mixed:
-            yield f"{rng.choice(lexicon.ZH_ADJECTIVES)}的{rng.choice(lexicon.ZH_NOUNS)}很{rng.choice(lexicon.ZH_ADJECTIVES)}。"
+            near, noun, far = (rng.choice(w) for w in (lexicon.ZH_ADJECTIVES, lexicon.ZH_NOUNS, lexicon.ZH_ADJECTIVES))
+            yield f"{near}的{noun}很{far}。"
         else:
             yield fixed[count % len(fixed)]
         count += 1

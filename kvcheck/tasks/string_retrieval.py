@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from kvcheck.record import MODES
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
@@ -88,7 +90,7 @@ def generate_multi_hop(seed: int, index: int, length: int, tokenizer: Tokenizer,
     def chain() -> tuple[str, list[str], list[str]]:
         value, links = digits(rng, 4), [next(names) for _ in range(3)]
         facts = [f" put {value} in {links[0]};"]
-        facts += [f" copy {a} to {b};" for a, b in zip(links, links[1:], strict=False)]
+        facts += [f" copy {a} to {b};" for a, b in pairwise(links)]
         return value, links, facts
 
     for _ in range(turns):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +31,12 @@ SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Every pytest run in this process ends in five garbage collections; what is here already need not be looked at."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers and child processes compile what they import once, also where PYTHONDONTWRITEBYTECODE is set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 @pytest.fixture(params=[(), ("-n", "0"), ("-n", "2")], ids=["no xdist", "-n 0", "-n 2"])

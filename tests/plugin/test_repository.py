@@ -21,7 +21,7 @@ def test_a_method_selects_the_suites() -> None:
 
 
 def test_no_method_selects_the_tests() -> None:
-    assert collected("-k", "test_limits or test_layers") == {"tests"}
+    assert collected("--ignore-glob=*/tests/*/*.py", "--ignore-glob=*_packaging.py") == {"tests"}
 
 
 def test_a_path_goes_before_both() -> None:
