@@ -43,8 +43,17 @@ def describe(name: str, origin: str) -> Described:
     info = _info(node)
     summary = info.get("summary") or (ast.get_docstring(node) or "").partition("\n")[0]
     parents = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
-    parameters = tuple(pair for each in (*parents, node) for pair in _parameters(each))
+    inherited = [pair for source in _imported(tree, node) for pair in describe(name, source).parameters]
+    parameters = (*inherited, *(pair for each in (*parents, node) for pair in _parameters(each)))
     return Described(name, origin, info.get("stage", ""), summary, info.get("paper", ""), parameters)
+
+
+def _imported(tree: ast.Module, node: ast.ClassDef) -> Iterator[str]:
+    """The "module:Class" of base classes that come from other modules."""
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    for item in tree.body:
+        if isinstance(item, ast.ImportFrom) and item.module and item.level == 0:
+            yield from (f"{item.module}:{alias.name}" for alias in item.names if (alias.asname or alias.name) in bases)
 
 
 def _alias(tree: ast.Module, name: str) -> str | None:
@@ -98,12 +107,12 @@ def tasks() -> Iterator[str]:
     infos = [TASKS.get(name).info for name in TASKS.names()]
     order = {name: at for at, name in enumerate(CAPABILITIES)}
     infos.sort(key=lambda info: (order.get(info.capability, len(order)), info.name))
-    body = [("task", "v", "capability", "modes", "lengths", "chance")]
+    body = [("task", "v", "capability", "chance", "modes", "lengths")]
     for info in infos:
         modes = " ".join(info.modes)
-        lengths = " ".join(str(length) for length in info.lengths)
-        body.append((info.name, str(info.version), info.capability, modes, lengths, f"{info.chance:.2f}"))
-    yield from (short(line, WIDTH) for line in columns(body, "<><<<>"))
+        lengths = f"{min(info.lengths)}-{max(info.lengths)}"
+        body.append((info.name, str(info.version), info.capability, f"{info.chance:.2f}", modes, lengths))
+    yield from (short(line, WIDTH) for line in columns(body, "<><><<"))
     yield ""
     for info in infos:
         first = info.doc.strip().partition("\n")[0]
