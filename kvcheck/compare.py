@@ -51,21 +51,26 @@ def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
     """
     methods = [sorted({record.method for record in run.cases}) for run in (before, after)]
     renamed = len(methods[0]) == len(methods[1]) == 1 and methods[0] != methods[1]
-    old = {(record.case.key, "" if renamed else record.method): record for record in before.cases}
-    new = {(record.case.key, "" if renamed else record.method): record for record in after.cases}
+    old = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(before)}
+    new = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(after)}
     return _rows(new, old.get, list(old), alpha)
 
 
 def compare_with_store(run: Run, store: Store, alpha: float = 0.05, against: str = "") -> list[Row]:
     """The run against stored records: of each method itself, or of the method named by `against` ("fp16")."""
     model = ModelId(run.header.model_name, run.header.model)
-    new = {(record.case.key, record.method): record for record in run.cases}
+    new = {(record.case.key, record.method): record for record in _judgeable(run)}
 
     def find(key: tuple[str, str]) -> CaseRecord | None:
         record = new[key]
         return store.get(model, against or record.method, record.case)
 
     return _rows(new, find, [], alpha)
+
+
+def _judgeable(run: Run) -> list[CaseRecord]:
+    """The records with answers to compare. A latency item has none: seconds of two sessions are not compared."""
+    return [record for record in run.cases if record.capability != "latency"]
 
 
 def regressions(rows: Iterable[Row]) -> list[Row]:

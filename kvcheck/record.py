@@ -65,8 +65,10 @@ class TurnRecord:
     """One question of one sample.
 
     score in [0, 1]; depth is the relative position of the evidence in the context (0 = start, 1 = end).
-    Drift, on the reference answer under teacher forcing: nll in nats per token, agree the share of tokens where the
-    method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in nats. None where it was not measured.
+    Drift, on the reference answer under teacher forcing (its first 64 tokens, fed in one block): nll in nats per token,
+    agree the share of positions where the method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in
+    nats. Both also count the position behind the last reference token, which nll does not: where the question is visible
+    at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
     """
 
     score: float
@@ -94,7 +96,8 @@ class MemoryRecord:
     kv_bytes: keys, values, codes, scales: everything needed to attend, from distinct storages.
     dense_bytes: the same tokens in a full 16-bit cache. meta_bytes: bookkeeping (positions), not counted in kv_bytes.
     kept: mean number of slots per layer and kv head; seen: tokens seen. touched: layers that took part.
-    peak_bytes: peak device memory of the case where the device can tell (CUDA), else None.
+    peak_bytes: peak device memory, on top of the model, of one context from an empty cache and one decoded token, where
+    the device can tell (CUDA), else None.
     """
 
     kv_bytes: int

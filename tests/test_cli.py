@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from kvcheck import baseline, paths
+from kvcheck.baseline import FileStore, ModelId
 from kvcheck.cli import main
-from kvcheck.record import CaseId, CaseRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord
 from kvcheck.runfile import write_run
 from kvcheck.tasks import TASKS
 
@@ -104,3 +106,23 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as error:
         main(["compair"])
     assert error.value.code == 2
+
+
+def test_latency_is_not_compared_between_sessions_and_is_no_regression(tmp_path: Path) -> None:
+    seconds = LatencyRecord("ttft", 512, 0.1, 0.1, 1.0, 0.9, 1.1, 9)
+    case = CaseId("latency", 1, "single", 512, 0, 1)
+    latency = CaseRecord(case, "snapkv", "abc", "latency", True, False, 0.0, (), None, (seconds,), "measured")
+    path = run_file(tmp_path / "run.json", record("snapkv", [1.0] * 16), latency)
+    assert main(["compare", str(path), str(path), "--fail-on-regression"]) == 0
+
+
+def test_a_shipped_baseline_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = FileStore(tmp_path / "shipped")
+    shipped.record(ModelId("mini", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {})
+    monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "shipped")
+    monkeypatch.setattr(paths, "bundle", lambda name: tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    assert main(["baselines", "list"]) == 0
+    assert capsys.readouterr().out.count("fp16.txt") == 1

@@ -16,7 +16,7 @@ LAYERS = (
     {"record", "errors", "spec", "registry", "paths", "env", "settings", "files"},
     {"stats"},
     {"pairing", "questions", "explain", "budget", "baseline", "baseline_files", "baseline_text", "compare", "runfile"},
-    {"methods", "adapters", "tasks", "models", "measure"},
+    {"methods", "tasks", "models", "measure"},
     {"report", "engine"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli"},
@@ -24,7 +24,7 @@ LAYERS = (
 """From the bottom up. A module may import from its own layer and from those below."""
 
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers"}
-MAY_BE_HEAVY = {"methods", "adapters", "models", "measure", "engine", "fixtures"}
+MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures"}
 """Parts whose modules may import torch when they are imported."""
 
 NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats"}

@@ -1,7 +1,10 @@
 """Drift: what reacts before accuracy does, on the tokens of the reference answer under teacher forcing.
 
 The method's logits stand beside those of the full cache for the same token history (in later turns of a conversation:
-with the method's own earlier answers), so that nothing but the cache differs. The end token is not counted.
+with the method's own earlier answers), so that nothing but the cache differs. The whole reference is read in one block;
+what follows its last token is compared too (agree, kl), but has no target (nll). Where the question was part of the
+prompt and prefilling is dense, the first token comes from the full cache: without the position behind it, an answer of
+one token would agree whatever the method does.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ DIGITS = 6
 def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> None:
     """Write nll, agree and kl into the question.
 
-    dense, own: log-probabilities (T, V) in float32 of the full cache and of the method before each of the T reference
-    tokens. own None: the method is the full cache; the same numbers give kl 0 and agree 1.
+    dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T reference
+    tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0 and agree 1.
     """
     if not ask.reference:
         return
     mine = dense if own is None else own
     target = torch.tensor(ask.reference, device=mine.device)
-    ask.nll = _mean(-mine.gather(-1, target[:, None])[:, 0])
+    ask.nll = _mean(-mine[: len(target)].gather(-1, target[:, None])[:, 0])
     if own is None:
         ask.agree, ask.kl = 1.0, 0.0
         return

@@ -72,7 +72,8 @@ class Tail:
     """What the full cache says of one question behind its context.
 
     layers: per layer keys, values (G, T, d) and queries (H, T, d) of the question's T tokens; None where not asked for.
-    logits (V) for the first token of the answer; log_probs (A, V) in float32 before each reference token.
+    logits (V) for the first token of the answer; log_probs (A + 1, V) in float32 before each of the
+    A reference tokens and behind the last; (1, V) without a reference.
     """
 
     layers: list[Part] | None
@@ -150,12 +151,12 @@ class Prefiller:
         everything = rows == list(range(dense.layers[0].keys.shape[0]))
         cache = Asked().build(self.shape)
         cache.absorb(dense.layers if everything else dense.select(rows))
-        ids = drift.padded([ask.tail + ask.reference[:-1] for ask in asks], dense.layers[0].keys.device)
+        ids = drift.padded([ask.tail + ask.reference for ask in asks], dense.layers[0].keys.device)
         first = min(len(ask.tail) for ask in asks) - 1
         logits = forward(self.model, cache, ids, ids.shape[1] - first)
         tails = []
         for row, ask in enumerate(asks):
-            start, size = len(ask.tail) - 1 - first, max(len(ask.reference), 1)
+            start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1
             wanted = logits[row, start : start + size]
             layers = self._cut(cache, row, dense.tokens, len(ask.tail)) if kv else None
             tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))

@@ -16,6 +16,7 @@ from kvcheck.engine.session import Session
 from kvcheck.engine.turns import Block
 from kvcheck.record import MODES, CaseId
 from kvcheck.settings import Settings
+from kvcheck.tasks import TASKS
 
 CLOCK = time.process_time
 """Processor seconds of all threads: what else runs on the machine does not count. Meant for the CPU."""
@@ -48,7 +49,7 @@ class Clock:
 
 def profile(session: Session, methods: list[str], task: str, length: int, n: int) -> None:
     """Run and print. The first method pays for the prefills that the others share."""
-    clock = Clock()
+    clock, version = Clock(), TASKS.get(task).info.version
     clock.wrap("model", session.loaded.model, "forward")
     clock.wrap("drift", Block, "_drift")
     clock.wrap("audit", Meter, "watch")
@@ -58,7 +59,7 @@ def profile(session: Session, methods: list[str], task: str, length: int, n: int
     for method in methods:
         for mode in MODES:
             start = CLOCK()
-            session.run_case(CaseId(task, 1, mode, length, 0, n), method)
+            session.run_case(CaseId(task, version, mode, length, 0, n), method)
             spent = {"total": CLOCK() - start, **clock.take()}
             sums = {
                 name: sums.get(name, 0.0) + seconds for name, seconds in {**dict.fromkeys(sums, 0.0), **spent}.items()

@@ -19,7 +19,7 @@ class Ask:
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
     history: tokens between the context and ids (earlier questions and the method's own answers), multi-turn only.
-    reference: tokens of the first reference answer. answer: tokens produced, without the end token; ended: an end
+    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token; ended: an end
     token closed it (else max_new_tokens did).
     """
 
@@ -86,12 +86,13 @@ class Prompter:
         return ask.next(turn, ids, self.reference(asked), asked.max_new_tokens)
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
-        """Tokens of the first reference as they follow the question, at most DRIFT_TOKENS; no end token."""
-        if not turn.references or not turn.references[0]:
+        """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
+        expected = turn.expected if turn.target or turn.references else ""
+        if not expected:
             return ()
         asked = self.encoder.encode(turn.question)
-        joined = self.encoder.encode(turn.question + turn.space + turn.references[0])
-        ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(turn.references[0])
+        joined = self.encoder.encode(turn.question + turn.space + expected)
+        ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
         return tuple(ids[:DRIFT_TOKENS])
 
     def answer(self, turn: Turn, ask: Ask) -> str:

@@ -27,6 +27,7 @@ from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
 
 CLEAR = "verdict clear"
+IDLE = ("compression", "by its parameters the method keeps everything at this length")
 CPU_BYTES = 3 * 1024**3 // 2
 CONTEXTS = 4
 ROWS = 32
@@ -120,8 +121,9 @@ class Session:
             meter.audited = True
             self.proved.add(proved)
             if record is None:
-                meter.peak = peak_bytes(self.loaded.model, method, self.shape, block.ids[:1])
-            record = self._record(task, case, guard.method, done, meter, indices[-1] + 1 == case.n)
+                with guard("measuring peak memory"):
+                    meter.peak = peak_bytes(self.loaded.model, method, self.shape, block.ids[:1])
+            record = self._record(task, case, done, meter, indices[-1] + 1 == case.n)
             if progress is not None:
                 progress(len(done), case.n)
             if on_block is not None and on_block(record):
@@ -131,21 +133,23 @@ class Session:
         return record
 
     def _record(
-        self, task: Task, case: CaseId, spec: str, done: list[SampleRecord], meter: Meter, complete: bool
+        self, task: Task, case: CaseId, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
-        info = task.info
+        info, memory = task.info, meter.record()
+        idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
             case=case,
-            method=spec,
+            method=meter.guard.method,
             model=self.fingerprint,
             capability=info.capability,
             query_aware=self._aware(case.mode),
             binary=info.binary,
             chance=info.chance,
             samples=tuple(done),
-            memory=meter.record(),
+            memory=memory,
             stopped="all samples" if complete else CLEAR,
+            not_measured=(IDLE,) if idle else (),
         )
 
     def _block(self, samples: list[Sample], prompter: Prompter, method: Method, guard: Guard, meter: Meter) -> Block:
@@ -197,7 +201,7 @@ class Session:
             )
         limit = self.loaded.max_length
         if limit is not None and length + latency.STEPS > limit:
-            raise SpecError(f"latency at {length} tokens: the model has room for {limit}", "--kv-lengths")
+            raise SpecError(f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}")
         method = find_method(method_spec)
         method.check(self.shape)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")

@@ -97,13 +97,11 @@ class Block:
         alike = _alike(range(len(asks)), lambda at: len(asks[at].ids))
         parts = [part[start : start + self.most] for part in alike for start in range(0, len(part), self.most)]
         self._prepare(asks, kv=self.aware)
-        if not getattr(self.method.info, "shares_prefill", True):
-            open_part = self._open_alone
-        elif self.aware:
-            open_part = self._open_aware
+        shares = self.method.info.shares_prefill
+        if self.aware:
+            open_part = self._open_aware if shares else self._open_alone
         else:
-            rows = range(len(self.samples))
-            compressed = self._compressed(self.dense.select(rows), self.dense.layers)
+            compressed = self._compressed(self._all(), self.dense.layers) if shares else self._alone()
 
             def open_part(asks: list[Ask]) -> Group:
                 return self._forked(compressed, asks)
@@ -119,22 +117,32 @@ class Block:
         return Group(cache, asks, torch.stack([tail.logits for tail in tails]))
 
     def _open_alone(self, asks: list[Ask]) -> Group:
-        """For a method that does not prefill like the full cache: its own forward over the prompt."""
+        """For a method that does not prefill like the full cache: its own forward over context and question."""
         contexts = self.ids[[ask.row for ask in asks]]
         questions = torch.tensor([ask.ids for ask in asks], device=contexts.device)
-        fed = torch.cat([contexts, questions], dim=1) if self.aware else contexts
+        cache, logits = self._prefilled(torch.cat([contexts, questions], dim=1))
+        tails = self.prefiller.tails(self.dense, asks, kv=True)
+        self.watch(cache, self.prefiller.joined(self.dense, asks, tails))
+        return Group(cache, asks, logits)
+
+    def _alone(self) -> Any:
+        """The same for the contexts by themselves, once for all of their questions."""
+        cache, _ = self._prefilled(self.ids)
+        self.watch(cache, self.dense.layers)
+        return cache
+
+    def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
             cache = self.method.build(self.prefiller.shape)
             with cache.prefilling():
                 logits = forward(self.prefiller.model, cache, fed)[:, -1]
-        self.prefiller.forwards += len(asks)
-        if not self.aware:
-            self.watch(cache, self.dense.select([ask.row for ask in asks]))
-            with self.guard("reading a question"):
-                return self._fed(cache, asks)
-        tails = self.prefiller.tails(self.dense, asks, kv=True)
-        self.watch(cache, self.prefiller.joined(self.dense, asks, tails))
-        return Group(cache, asks, logits)
+        self.prefiller.forwards += len(fed)
+        return cache, logits
+
+    def _all(self) -> list[Prefilled]:
+        """Copies of all dense contexts."""
+        return self.dense.select(range(len(self.samples)))
 
     def _forked(self, compressed: Any, asks: list[Ask]) -> Group:
         """Questions that start from the compressed context."""
@@ -180,20 +188,17 @@ class Block:
                 drift.fill(asks[at], dense[at], log_probs)
 
     def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
-        """The method's log-probabilities (A, V) before each reference token, from a fork that is dropped afterwards.
+        """The method's log-probabilities (A + 1, V) before each reference token and behind the last, from a dropped fork.
 
         Shorter references are filled up at their end, which a method that does not evict while decoding does not see.
         """
         asks = [group.asks[row] for row in rows]
         first = group.logits[rows][:, None]
-        longest = max(len(ask.reference) for ask in asks) - 1
-        logits = first
-        if longest:
-            fed = drift.padded([ask.reference[:-1] for ask in asks], first.device)
-            with self.guard("reading the reference answer"):
-                rest = forward(self.prefiller.model, group.cache.select(rows), fed, longest)
-            logits = torch.cat([first, rest], dim=1)
-        parts = [logits[at, : len(ask.reference)] for at, ask in enumerate(asks)]
+        fed = drift.padded([ask.reference for ask in asks], first.device)
+        with self.guard("reading the reference answer"):
+            rest = forward(self.prefiller.model, group.cache.select(rows), fed, fed.shape[1])
+        logits = torch.cat([first, rest], dim=1)
+        parts = [logits[at, : len(ask.reference) + 1] for at, ask in enumerate(asks)]
         for part in parts:
             self.guard.pick(part)
         return [drift.log_probs(part) for part in parts]

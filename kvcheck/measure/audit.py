@@ -37,7 +37,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     Problems: layers without tokens or that saw another number of tokens; numbers that are not finite; positions out
     of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
-    than zero would be; bookkeeping as large as a cache; memory as large as the full cache's where less is claimed.
+    than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where less is claimed.
     """
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
@@ -146,6 +146,8 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
     declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
     if declared is not None and declared != bytes_held.kv:
         yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
+    if not bytes_held.kv:
+        yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
     slots = sum(each.stored if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
     if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:
         yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots} slots, which is a cache of its own"

@@ -8,16 +8,19 @@ a user's class. What a cache hides in a module, a closure or a global is out of 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from kvcheck.methods._room import Room
 from kvcheck.methods.cache import KVLayer
 
 _CLOSED = (str, bytes, int, float, complex, type, ModuleType, FunctionType, MethodType, torch.nn.Module, torch.dtype)
+_CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +60,17 @@ def tensors(cache: Any) -> Iterator[torch.Tensor]:
 
 def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, bool]]:
     """(tensor, the Room whose buffer it is, declared as bookkeeping) for all that can be reached."""
-    done: set[tuple[int, bool]] = set()
+    done: dict[tuple[int, bool], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
     todo: list[tuple[Any, bool]] = [(root, False)]
     while todo:
         value, meta = todo.pop()
         if value is None or isinstance(value, _CLOSED) or (id(value), meta) in done:
             continue
-        done.add((id(value), meta))
+        done[id(value), meta] = value
         if isinstance(value, Room):
             yield value.buffer, value, meta
+        elif isinstance(value, np.ndarray):
+            yield _bytes_of(value), None, meta
         elif isinstance(value, torch.Tensor):
             inner = _inner(value)
             if inner:
@@ -75,6 +80,16 @@ def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, bool]]:
         else:
             declared = value.meta if isinstance(value, KVLayer) else ()
             todo.extend((part, meta or name in declared) for name, part in _parts(value))
+
+
+def _bytes_of(array: np.ndarray) -> torch.Tensor:
+    """All bytes of the memory that a numpy array keeps alive."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if array.dtype.hasobject:
+        return torch.empty(array.nbytes, dtype=torch.uint8)
+    array = array if array.flags.writeable else array.copy()
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -87,11 +102,11 @@ def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     """What an object, mapping or sequence is made of, by name."""
     if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [("", part) for part in value]
+        items = [(str(key), part) for key, part in value.items()]
+    else:
+        items = [("", part) for part in value] if isinstance(value, _CONTAINERS) else []
     names = list(vars(value)) if hasattr(value, "__dict__") else []
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else list(slots)
-    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    return items + [(name, getattr(value, name)) for name in names if hasattr(value, name)]

@@ -28,9 +28,13 @@ class Room:
 
     @property
     def unused_bytes(self) -> int:
-        """Bytes of the slots that nothing has been written to."""
+        """Bytes of the slots that nothing has been written to: no more of them than `append` allocates ahead.
+
+        A room that is made shorter without a new buffer still holds what it held, and that counts.
+        """
         capacity = self.buffer.shape[2]
-        return self.buffer.nbytes // capacity * (capacity - self.length) if capacity else 0
+        unused = min(capacity - self.length, _spare(self.length))
+        return self.buffer.nbytes // capacity * unused if capacity else 0
 
     def append(self, block: torch.Tensor) -> None:
         """Write a block (B, G, q, ...) behind the used slots."""

@@ -42,7 +42,8 @@ class MethodInfo:
     stage: one of STAGES, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy; more
     of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and values
     equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
-    `compress` reads the queries of the prompt. variant: which official form it is, and what differs from that.
+    `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so one
+    serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what differs.
     """
 
     summary: str
@@ -53,6 +54,7 @@ class MethodInfo:
     verbatim: bool = True
     evicts_in_decode: bool = False
     needs: tuple[str, ...] = ()
+    shares_prefill: bool = True
     variant: str = ""
 
 
@@ -82,6 +84,11 @@ class ModelShape:
                 f"the config of {kind} names no num_hidden_layers and num_attention_heads",
                 "kvcheck's caches serve decoder models with softmax attention, such as llama, qwen2 and mistral",
             )
+        for name in ("attention_chunk_size", "use_bidirectional_attention"):
+            if getattr(text, name, None):
+                raise MethodUnsupported(
+                    f"the model attends by {name}={getattr(text, name)}; kvcheck's attention is causal over all tokens"
+                )
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         if heads % kv_heads:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+REMEMBERED = 2_000_000
+"""Tokens, some 30 MB."""
+
 
 class Encoder:
     """A Hugging Face tokenizer that adds nothing to a text: no special tokens, no truncation, no warnings.
 
     bos: id that opens every prompt, () where the tokenizer has none. eos: ids that end an answer.
-    Encoded texts are remembered (the same questions come back for every mode and method).
+    Encoded texts are remembered (the same texts come back for every mode and method), up to REMEMBERED tokens in all.
     """
 
     def __init__(self, tokenizer: Any, eos: Sequence[int] = ()) -> None:
@@ -19,14 +22,17 @@ class Encoder:
         self.bos: tuple[int, ...] = () if bos is None else (int(bos),)
         self.eos: frozenset[int] = frozenset(int(token) for token in (*eos, end) if token is not None)
         self._memo: dict[str, list[int]] = {}
+        self._held = 0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, without special tokens."""
         ids = self._memo.get(text)
         if ids is None:
             ids = [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False, verbose=False)]
-            if len(self._memo) >= 20_000:
+            self._held += len(ids) + 1
+            if self._held > REMEMBERED:
                 self._memo.clear()
+                self._held = len(ids) + 1
             self._memo[text] = ids
         return list(ids)
 

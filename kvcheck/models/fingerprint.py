@@ -1,4 +1,4 @@
-"""What a model is, in sixteen hex digits: its configuration, its weights and its tokenizer.
+"""What a model is, in sixteen hex digits: its configuration, its weights, its tokenizer and what ends an answer.
 
 A baseline belongs to one fingerprint. It is taken from the files, so it does not depend on the device, on the dtype
 of the run, on the folder, or on how the weights are split into files.
@@ -18,6 +18,8 @@ WHOLE = 256 * 1024**2
 SAMPLE = 16 * 1024
 
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
+_ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
+"""What opens a prompt and ends an answer."""
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -29,6 +31,7 @@ def fingerprint(folder: Path) -> str:
     for name in _TOKENIZER:
         if (folder / name).is_file():
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    digest.update(_ends(folder))
     return digest.hexdigest()[:16]
 
 
@@ -37,6 +40,16 @@ def _config(path: Path) -> bytes:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _VOLATILE}
     return json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _ends(folder: Path) -> bytes:
+    """The tokens that open prompts and end answers, as the files name them."""
+    found = {}
+    for file, names in _ENDS.items():
+        if (folder / file).is_file():
+            content = json.loads((folder / file).read_text(encoding="utf-8"))
+            found |= {name: content[name] for name in names if content.get(name) is not None}
+    return json.dumps(found, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _weights(folder: Path) -> bytes:

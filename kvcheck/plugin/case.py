@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from kvcheck.errors import KvcheckError
+from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.pairing import check_record
-from kvcheck.plugin import gate, options, payload, state
+from kvcheck.plugin import commands, gate, options, payload, state
 from kvcheck.plugin.progress import Progress
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import CaseId, CaseRecord, Verdict
@@ -38,6 +38,7 @@ class KvCase:
         self._config = request.config
         self._gate = gate.gate(request.config, session)
         self._progress = _progress(request.config, len(request.session.items))
+        self._again = commands.completer(request.config)
         self._so_far = ""
         self.record: CaseRecord | None = None
         self.verdicts: tuple[Verdict, ...] = ()
@@ -49,10 +50,13 @@ class KvCase:
         record = self._resumed()
         if record is None:
             record = self._measure()
+        problem = ""
         try:
             check_record(record)
         except KvcheckError as error:
-            self._fail(str(error))
+            problem = str(error)
+        if problem:
+            self._fail(problem)
         self.record = record
         self._state.records[str(self.case), self.method] = record
         return record
@@ -60,10 +64,13 @@ class KvCase:
     def check(self, record: CaseRecord) -> tuple[Verdict, ...]:
         """Judge the record against fp16 and the method's own stored record; fails the test where a verdict is fail."""
         self.record = record
+        judged, problem = None, ""
         try:
             judged = self._gate.judge(record)
         except KvcheckError as error:
-            self._fail(f"{self.case}  {self.method}\n{error}")
+            problem = f"{self.case}  {self.method}\n{error}"
+        if judged is None:
+            self._fail(problem)
         self.record, self.verdicts = judged.record, judged.verdicts
         self._properties(judged)
         bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
@@ -85,15 +92,18 @@ class KvCase:
             with time_limit(self.settings.timeout):
                 return self._session.run_case(self.case, self.method, self._on_block, self._on_progress)
         except TimeLimit:
-            self._fail(
+            problem = (
                 f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n"
                 "  does it hang? A slow one gets more time with --kv-timeout=SECONDS (0: no limit)"
             )
+        except BaselineError as error:  # met while looking after a block: the method is not to blame
+            problem = f"{self.case}  {self.method}\n{error}"
         except KvcheckError as error:
-            self._fail(f"{_tail(error.__cause__)}{self.method} failed in {self.case}\n{error}")
+            problem = f"{_tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
         except Exception as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
-            self._fail(f"{_tail(error)}{self.method} failed in {self.case}\n{what}")
+            problem = f"{_tail(error)}{self.method} failed in {self.case}\n{what}"
+        self._fail(problem)  # outside of the block: pytest would print the exception once more, above the message
 
     def _on_block(self, record: CaseRecord) -> bool:
         """After every block of contexts: is the verdict clear already?"""
@@ -105,6 +115,7 @@ class KvCase:
         self._progress.update(label, done, total, self._so_far)
 
     def _fail(self, message: str) -> NoReturn:
+        message = self._again(message)
         self.failure = message
         pytest.fail(message, pytrace=False)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvcheck.errors import KvcheckError
-from kvcheck.plugin import options, payload, state
+from kvcheck.plugin import options, payload, scheduling, state
 from kvcheck.record import CaseRecord, Run, RunHeader, Verdict
 from kvcheck.report.text import plural
 
@@ -47,6 +47,7 @@ class Collector:
         """A report came in, from this process or from a worker."""
         text = getattr(report, "kvcheck", None)
         if text is None:
+            self._without_result(report)
             return
         done = payload.read(text)
         name = f"{done.case}|{done.method}"
@@ -65,6 +66,13 @@ class Collector:
             )
         if time.monotonic() - self._written > EVERY:
             self.write()
+
+    def _without_result(self, report: pytest.TestReport) -> None:
+        """A case that left no result is a failure all the same: its worker died, or the model could not be opened."""
+        name = scheduling.case_name(report.nodeid) if report.failed else ""
+        if name:
+            self.seen += 1
+            self.failures[name] = str(report.longrepr)
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C: what was measured is kept, nothing is recorded as a baseline."""

@@ -49,7 +49,8 @@ class Gate:
     def references(self, record: CaseRecord) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none is stored.
 
-        A case that is about to be recorded anew is not held against the record that it replaces.
+        A case that is about to be recorded anew is not held against the record that it replaces, nor are the other
+        methods of that session against an fp16 record that is being replaced.
         """
         against, writes = self.settings.against, self.settings.record
         own = None if against == "fp16" or writes in ("changed", "all") else self._stored(record, record.method)
@@ -57,8 +58,8 @@ class Gate:
         renewed = record.method == "fp16" and (writes in ("changed", "all") or fp16 is None)
         if renewed and writes:
             return record, own
-        if fp16 is None and record.method != "fp16":
-            fp16 = self.state.records.get((str(record.case), "fp16"))
+        if record.method != "fp16" and (fp16 is None or writes in ("changed", "all")):
+            fp16 = self.state.records.get((str(record.case), "fp16"), fp16)
         return fp16, own
 
     def _stored(self, record: CaseRecord, method: str) -> CaseRecord | None:

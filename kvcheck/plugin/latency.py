@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 
 from kvcheck.errors import KvcheckError
-from kvcheck.plugin import gate, options, payload, state
+from kvcheck.plugin import commands, gate, options, payload, state
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.report import explain
 
@@ -42,10 +42,13 @@ class KvLatency:
             pytest.skip(f"not measured: {WORKERS}")
         self._session = self._request.getfixturevalue("kv_session")
         timer = getattr(benchmark, "pedantic", None)
+        problem = ""
         try:
             self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
         except KvcheckError as error:
-            self._fail(f"latency of {self.method} at {self.length} tokens\n{error}")
+            problem = f"latency of {self.method} at {self.length} tokens\n{error}"
+        if problem:
+            self._fail(problem)
         if not self.latency:
             self._fail(f"{self.method} at {self.length} tokens: no latency was measured")
         extra = getattr(benchmark, "extra_info", {})
@@ -62,6 +65,7 @@ class KvLatency:
         return self.verdicts
 
     def _fail(self, message: str) -> NoReturn:
+        message = commands.completer(self._request.config)(message)
         self.failure = message
         pytest.fail(message, pytrace=False)
 

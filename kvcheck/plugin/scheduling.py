@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from kvcheck.record import MODES
+
 
 class Scheduling:
     """Registered on the controller, where pytest-xdist is at work."""
@@ -25,6 +27,19 @@ class Scheduling:
                 return scope(nodeid)
 
         return LoadCases(config, log)
+
+
+def case_name(nodeid: str) -> str:
+    """What a run calls a case that left nothing but its node id, "" for any other test.
+
+    >>> case_name("suites/test_code.py::test_code[kv-multi_turn-512-snapkv:budget=0.5]")
+    'kv multi_turn 512|snapkv:budget=0.5'
+    """
+    parts = nodeid.partition("[")[2].removesuffix("]").split("-", 3)
+    if len(parts) == 4 and parts[1] in MODES and parts[2].isdigit():
+        return f"{' '.join(parts[:3])}|{parts[3]}"
+    latency = nodeid.partition("[latency-")[2].removesuffix("]").partition("-")
+    return f"latency {latency[0]}|{latency[2]}" if latency[0].isdigit() and latency[2] else ""
 
 
 def scope(nodeid: str) -> str:

@@ -96,12 +96,15 @@ def check_methods(config: pytest.Config) -> None:
 def open_session(config: pytest.Config) -> Any:
     """The engine, opened once per process."""
     state = activate(config)
+    problem = ""
     if state.session is None:
         try:
             state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             _refuse_foreign_resume(state)
         except KvcheckError as error:
-            pytest.fail(f"kvcheck: cannot open {state.settings.model}: {error}", pytrace=False)
+            problem = f"kvcheck: cannot open {state.settings.model}: {error}"
+    if problem:
+        pytest.fail(problem, pytrace=False)
     return state.session
 
 

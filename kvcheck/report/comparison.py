@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from kvcheck.compare import OUTCOMES, Row
 from kvcheck.record import Run
-from kvcheck.report.text import WIDTH, columns, interval, points, short
+from kvcheck.report.text import WIDTH, between, columns, points, short
 
 HEAD = ("", "before -> after", "drop", "interval", "KV ratio", "n", "outcome")
 
@@ -54,11 +54,12 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row of the table."""
     before, after = ("  ?  " if value is None else f"{value:.3f}" for value in (row.before, row.after))
     drop = "" if row.drop is None else points(row.drop)
-    between = "" if row.low is None or row.high is None else interval(row.low, row.high)
+    unchanged = row.outcome == "same" and not row.lost and not row.won
+    sure = "no score changed" if unchanged else between(row.low, row.high)
     ratio = "" if row.ratio_after is None else f"{row.ratio_after:.3f}"
     if row.ratio_before is not None and row.ratio_after is not None and row.ratio_before != row.ratio_after:
         ratio = f"{row.ratio_before:.3f} -> {ratio}"
-    return (f"{row.what} {row.method}", f"{before} -> {after}", drop, between, ratio, str(row.n), row.outcome)
+    return (f"{row.what} {row.method}", f"{before} -> {after}", drop, sure, ratio, str(row.n), row.outcome)
 
 
 def _urgency(row: Row) -> tuple[int, float]:

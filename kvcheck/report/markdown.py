@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvcheck.record import CaseRecord, Run
 from kvcheck.report import rows, statement, terminal
 from kvcheck.report.rows import References, Row
-from kvcheck.report.text import interval, points, seconds, size
+from kvcheck.report.text import between, interval, points, seconds, size
 
 HEAD = ("", "fp16", "method", "drop (points)", "95% interval", "cases", "n", "chance")
 
@@ -59,8 +59,8 @@ def cells(row: Row, bold: bool) -> tuple[str, ...]:
     before = "" if row.before is None else f"{row.before:.3f}"
     after = "" if row.after is None else f"{row.after:.3f}"
     drop = "" if row.drop is None else points(row.drop)
-    between = "" if row.low is None or row.high is None else interval(row.low, row.high)
-    return (label, before, after, drop, between, terminal.outcome_text(row), str(row.n), f"{row.chance:.2f}")
+    sure = between(row.low, row.high, row.identical)
+    return (label, before, after, drop, sure, terminal.outcome_text(row), str(row.n), f"{row.chance:.2f}")
 
 
 def of_method(run: Run, method: str, known: References) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvcheck.record import CAPABILITIES, MODES, CaseRecord, Run, Verdict, context_score
+from kvcheck.pairing import identical
+from kvcheck.record import CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
@@ -17,6 +18,7 @@ class Row:
 
     before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known.
     drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error").
+    identical: every answer and score is fp16's. alone: nothing but itself to compare with (fp16 without a record).
     """
 
     label: str
@@ -28,6 +30,8 @@ class Row:
     outcomes: Mapping[str, int]
     n: int
     chance: float
+    identical: bool = False
+    alone: bool = False
 
 
 def key(record: CaseRecord) -> str:
@@ -52,10 +56,9 @@ def judged(run: Run, method: str) -> list[CaseRecord]:
 
 
 def references(run: Run, stored: References | None = None) -> dict[str, CaseRecord]:
-    """fp16 records: those of the run itself above the stored ones."""
-    found = dict(stored or {})
-    found.update({record.case.key: record for record in run.cases if record.method == "fp16"})
-    return found
+    """fp16 records: the stored ones, which the verdicts are about, above those of the run itself."""
+    found = {record.case.key: record for record in run.cases if record.method == "fp16"}
+    return {**found, **(stored or {})}
 
 
 def outcome(run: Run, record: CaseRecord) -> str:
@@ -93,18 +96,12 @@ def reason(text: str) -> str:
     return plain[-1].strip() if plain else ""
 
 
-def pairs(record: CaseRecord, known: References) -> list[tuple[float, float]]:
-    """(fp16, method) scores of the contexts that both have, paired by index and digest."""
+def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, SampleRecord]]:
+    """(fp16, method): the contexts that both have, paired by index and digest."""
     other = known.get(record.case.key)
-    if other is None:
-        return []
-    by_index = {sample.index: sample for sample in other.samples}
-    found = []
-    for sample in record.samples:
-        partner = by_index.get(sample.index)
-        if partner is not None and partner.digest == sample.digest:
-            found.append((context_score(partner), context_score(sample)))
-    return found
+    by_index = {sample.index: sample for sample in other.samples} if other is not None else {}
+    both = ((by_index.get(sample.index), sample) for sample in record.samples)
+    return [(then, now) for then, now in both if then is not None and then.digest == now.digest]
 
 
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
@@ -116,17 +113,24 @@ def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
         return Row(label, None, after, None, None, None, counted, n, chance)
-    before = sum(first for first, _ in both) / n
-    after = sum(second for _, second in both) / n
-    low, high = drop_interval([first - second for first, second in both])
-    return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance)
+    scores = [(context_score(then), context_score(now)) for then, now in both]
+    before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
+    low, high = drop_interval(scores)
+    alone = all(known.get(record.case.key) is record for record in records)
+    return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
 
 
-def drop_interval(differences: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the mean drop in points, one difference per context."""
+def drop_interval(scores: Sequence[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the mean drop in points, one (fp16, method) pair of scores per context.
+
+    fp16 is the yardstick, as for the verdicts: no context can lose more than it has there, nor gain more than it lacks.
+    """
     from kvcheck.stats import bootstrap_interval
 
-    low, high = bootstrap_interval(differences, alpha, lowest=-1.0, highest=1.0)
+    drops = [before - after for before, after in scores]
+    seen = max(abs(drop) for drop in drops) or 1.0
+    lowest, highest = min(before for before, _ in scores) - 1.0, max(before for before, _ in scores)
+    low, high = bootstrap_interval(drops, alpha, lowest=max(lowest, -seen), highest=highest)
     return low * 100, high * 100
 
 

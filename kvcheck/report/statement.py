@@ -20,14 +20,20 @@ def plain(run: Run, method: str, known: References) -> str:
     if whole.drop is None or whole.low is None or whole.high is None:
         return f"{method}: no fp16 record of these prompts, so what it gives up is not known.{held}"
     if method == "fp16":
-        return f"fp16 is the reference: accuracy {whole.after:.3f}, {_exact(whole)}.{held}"
-    if not whole.drop and not _losing(run, method, known):
-        return f"{method} gives up nothing against fp16 on these {whole.n} contexts.{held}"
+        return f"fp16 is the reference: accuracy {whole.after:.3f}{_exact(whole)}.{held}"
+    losing = _losing(run, method, known)
+    if whole.identical:
+        return f"{method} gives up nothing against fp16 on these {whole.n} contexts: its answers are identical.{held}"
+    if whole.drop <= 0 and not losing:
+        gain = f", and gains {points(-whole.drop, False)} points" if points(whole.drop) != "0.0" else ""
+        return (
+            f"{method} gives up nothing against fp16 on these {whole.n} contexts{gain} "
+            f"(drop {interval(whole.low, whole.high)}).{held}"
+        )
     text = (
         f"Against fp16, {method} gives up {points(whole.drop, False)} points of accuracy "
         f"{interval(whole.low, whole.high)} over {whole.n} contexts."
     )
-    losing = _losing(run, method, known)
     if losing:
         named = ", ".join(f"{row.label} ({points(row.drop or 0, False)})" for row in losing[:4])
         text += f" Surely lost points: {named}."
@@ -42,4 +48,9 @@ def _losing(run: Run, method: str, known: References) -> list[Row]:
 
 
 def _exact(row: Row) -> str:
-    return "and it repeats its record exactly" if row.drop == 0 else f"{points(row.drop or 0)} points off its record"
+    """How fp16 stands to its record; nothing where there is none."""
+    if row.alone:
+        return ""
+    if row.identical:
+        return ", and it repeats its record exactly"
+    return f", its answers differ from its record (drop {points(row.drop or 0)} points)"

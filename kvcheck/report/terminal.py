@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvcheck.record import CaseRecord, Run
 from kvcheck.report import rows, statement
 from kvcheck.report.rows import References, Row
-from kvcheck.report.text import WIDTH, columns, interval, plural, points, seconds, short, size, wrap
+from kvcheck.report.text import WIDTH, between, columns, interval, plural, points, seconds, short, size, wrap
 
 HEAD = ("", "fp16 -> method", "drop", "95% interval", "cases", "n", "chance")
 ALIGN = "<<><<>>"
@@ -75,13 +75,12 @@ def cells(row: Row, indent: str = "") -> tuple[str, ...]:
     """A row as the cells of the table."""
     before, after = ("  ?  " if value is None else f"{value:.3f}" for value in (row.before, row.after))
     drop = "" if row.drop is None else points(row.drop)
-    between = "" if row.low is None or row.high is None else interval(row.low, row.high)
     outcome = short(outcome_text(row), 22)
     return (
         short(indent + row.label, 24),
         f"{before} -> {after}",
         drop,
-        between,
+        between(row.low, row.high, row.identical),
         outcome,
         str(row.n),
         f"{row.chance:.2f}",

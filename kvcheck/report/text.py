@@ -30,6 +30,17 @@ def interval(low: float, high: float, digits: int = 1) -> str:
     return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
+def between(low: float | None, high: float | None, identical: bool = False) -> str:
+    """The cell of an interval: a word where there is nothing to be unsure of.
+
+    >>> between(-37.4, 37.4, True), between(0, 1), between(None, None)
+    ('identical', '[0.0, 1.0]', '')
+    """
+    if identical:
+        return "identical"
+    return "" if low is None or high is None else interval(low, high)
+
+
 def size(count: float) -> str:
     """Bytes, in powers of ten.
 

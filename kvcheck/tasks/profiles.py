@@ -14,21 +14,22 @@ from kvcheck.tasks.base import TaskInfo
 @dataclass(frozen=True)
 class Profile:
     """lengths: tokens of context that every task runs at (None: all that it declares). far: a longer one for the
-    tasks in FAR. n: contexts per case at most; far_n: at the longer length.
+    tasks in FAR. n: contexts per case at most; far_n: at the longer length. every_mode: also `single` where a task has
+    `multi_turn`, whose first turn is the same.
     """
 
     lengths: tuple[int, ...] | None
     n: int
     far: tuple[int, ...] = ()
     far_n: int = 0
-    modes: tuple[str, ...] = MODES
+    every_mode: bool = False
 
 
 FAR = ("kv", "needle", "needle_multi")
 PROFILES = {
-    "quick": Profile((512,), 4, modes=("multi_turn", "multi_request")),
-    "default": Profile((512, 1024), 8, far=(2048,), far_n=4),
-    "full": Profile(None, 32),
+    "quick": Profile((512,), 4),
+    "default": Profile((512, 1024), 12, far=(2048,), far_n=6),
+    "full": Profile(None, 32, every_mode=True),
 }
 
 
@@ -80,9 +81,8 @@ def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | 
 
 
 def _modes(profile: Profile, info: TaskInfo, modes: Sequence[str]) -> list[str]:
-    """The modes to run: those asked for that the task has; by default the profile's, or its first when it has none."""
-    wanted = modes or profile.modes
-    found = [mode for mode in info.modes if mode in wanted]
-    if not found and not modes:
-        return list(info.modes[:1])
-    return found
+    """The modes to run: those asked for that the task has; by default the profile's."""
+    if modes:
+        return [mode for mode in info.modes if mode in modes]
+    covered = not profile.every_mode and "multi_turn" in info.modes
+    return [mode for mode in info.modes if mode != "single" or not covered]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from kvcheck.engine import Session, drift
 from kvcheck.engine import session as session_module
 from kvcheck.engine.prompts import Ask
 from kvcheck.methods.base import ModelShape
-from kvcheck.record import MODES, CaseId
+from kvcheck.record import MODES, CaseId, CaseRecord
+from kvcheck.tasks.base import Sample, Task, Turn
 
 SNAP = "snapkv:budget=8,window=4"
 
@@ -54,7 +57,7 @@ def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., C
                 fed = encode(f" {answered.answer}") + encode(sample.separator + turn.question)
             reference = encode(" " + sample.turns[-1].references[0])
             logits = []
-            for token in (None, *reference[:-1]):
+            for token in (None, *reference):
                 fed = fed if token is None else [token]
                 with torch.inference_mode():
                     logits.append(loaded.model(torch.tensor([fed]), past_key_values=cache).logits[0, -1])
@@ -67,11 +70,53 @@ def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., C
 
 
 def test_tokens_that_the_full_cache_rules_out_do_not_spoil_the_divergence() -> None:
-    full = torch.log(torch.tensor([[0.5, 0.5, 0.0]]))
-    own = torch.log(torch.tensor([[0.25, 0.5, 0.25]]))
+    full = torch.log(torch.tensor([[0.5, 0.5, 0.0]])).expand(2, 3)
+    own = torch.log(torch.tensor([[0.25, 0.5, 0.25]])).expand(2, 3)
     ask = Ask(0, 0, (1,), (1,), 4)
     drift.fill(ask, full, own)
     assert ask.kl == pytest.approx(0.5 * 0.6931, abs=1e-4)
+
+
+def test_answers_of_one_token_drift_too_where_the_question_was_compressed_with_the_context(
+    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+) -> None:
+    tasks["toy"] = answering(tasks["toy"], lambda turn: replace(turn, references=(turn.references[0].split()[0],)))
+    turns = [turn for sample in session.run_case(case(), SNAP).samples for turn in sample.turns]
+    assert max(turn.kl for turn in turns) > 1e-2
+    assert all(turn.agree >= 0.5 for turn in turns), "the first token is the full cache's own"
+
+
+def test_what_has_no_target_is_left_out_of_the_likelihood() -> None:
+    sure = torch.log(torch.tensor([[0.25, 0.75], [1e-6, 1 - 1e-6]]))
+    ask = Ask(0, 0, (1,), (1,), 4)
+    drift.fill(ask, sure, sure)
+    assert ask.nll == pytest.approx(0.2877, abs=1e-4)
+
+
+def test_the_answer_that_is_fed_is_the_one_that_earns_the_full_score(
+    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+) -> None:
+    """`choice` grades a letter and is answered by "NAME is LETTER"; `multi_hop` grades several names."""
+    plain = tasks["toy"]
+    tasks["toy"] = answering(plain, lambda turn: replace(turn, references=("w1",), target=turn.references[0]))
+    told = likelihoods(session.run_case(case(), "fp16"))
+    tasks["toy"] = plain
+    session.samples.clear()
+    assert told == likelihoods(session.run_case(case(), "fp16"))
+
+
+def answering(task: Task, change: Callable[[Turn], Turn]) -> Task:
+    """The same task with other answers."""
+
+    def generate(*given: Any) -> Sample:
+        sample = task.generate(*given)
+        return replace(sample, turns=tuple(change(turn) for turn in sample.turns))
+
+    return Task(task.info, generate)
+
+
+def likelihoods(record: CaseRecord) -> list[float | None]:
+    return [turn.nll for sample in record.samples for turn in sample.turns]
 
 
 def test_a_turn_without_reference_has_no_drift() -> None:

@@ -134,9 +134,11 @@ def test_a_method_that_cannot_share_the_prefill_runs_its_own(
     from kvcheck.methods.snapkv import SnapKV
 
     class Own(SnapKV):
-        info = replace(SnapKV.info)
+        info = replace(SnapKV.info, shares_prefill=False)
 
-    object.__setattr__(Own.info, "shares_prefill", False)
     methods["own"] = lambda: Own(budget=16, window=4)
     for mode in MODES:
-        assert answers(session.run_case(case(mode), "own")) == answers(session.run_case(case(mode), SPECS[1]))
+        shared = answers(session.run_case(case(mode), SPECS[1]))
+        before = session.prefiller.forwards
+        assert answers(session.run_case(case(mode), "own")) == shared
+        assert session.prefiller.forwards - before == 6, "once per context, however many questions"

@@ -39,6 +39,15 @@ def test_bytes_are_those_right_after_compression_per_context(session: Session, c
     assert (small.layers, small.touched, small.peak_bytes) == (3, 3, None)
 
 
+def test_a_method_that_keeps_everything_is_said_to_have_been_put_to_no_test(
+    session: Session, case: Callable[..., CaseId]
+) -> None:
+    """A share of the prompt is at least window + 1: here that is all of it."""
+    idle, acting = (session.run_case(case(), f"snapkv:window={window}") for window in (100, 4))
+    assert idle.not_measured == (("compression", "by its parameters the method keeps everything at this length"),)
+    assert acting.not_measured == session.run_case(case(), "fp16").not_measured == ()
+
+
 def test_blocks_can_end_the_case(session: Session, case: Callable[..., CaseId]) -> None:
     seen: list[CaseRecord] = []
     done: list[tuple[int, int]] = []

@@ -156,6 +156,27 @@ def test_a_method_that_does_nothing_is_a_problem_even_if_it_declares_no_size():
     assert audit(cache, prompt(10), method).problems == ()
 
 
+def test_a_cache_that_hides_its_keys_and_values_from_the_count_is_a_problem():
+    parts = prompt()
+    cache, _ = made("fp16", parts)
+
+    class Hidden(KVLayer):
+        hidden: ClassVar[dict[int, tuple]] = {}
+        keys = property(lambda self: self.hidden[self.index][0])
+        values = property(lambda self: self.hidden[self.index][1])
+        stored = property(lambda self: self.keys.shape[2])
+        positions = property(lambda self: torch.arange(60, dtype=torch.int32).expand(2, 2, -1))
+
+    @dataclass(frozen=True)
+    class Hiding(Method):
+        info: ClassVar[MethodInfo] = MethodInfo("hides", "compression")
+
+    for index, layer in enumerate(cache.layers):
+        Hidden.hidden[index] = (layer.keys, layer.values)
+        layer.__class__, layer.k, layer.v = Hidden, None, None
+    assert any("cannot be counted" in problem for problem in audit(cache, parts, Hiding()).problems)
+
+
 def test_a_transformers_cache_is_audited_by_what_it_holds():
     parts, cache = prompt(), transformers.DynamicCache()
     for index, part in enumerate(parts):

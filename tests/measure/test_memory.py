@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import deque, namedtuple
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import transformers
 
@@ -44,6 +45,19 @@ def test_tensors_are_found_in_attributes_slots_dataclasses_and_containers():
     assert len(list(tensors(Cache()))) == 3
 
 
+def test_queues_numpy_arrays_and_attributes_of_containers_count_too():
+    class Named(dict):
+        pass
+
+    named = Named(keys=torch.zeros(4))
+    named.values_too = torch.zeros(2)
+    codes = np.zeros(100, dtype=np.uint8)
+    frozen = np.zeros(3, dtype=np.float32)
+    frozen.flags.writeable = False
+    assert held([named, deque([torch.zeros(8)])]).kv == 16 + 8 + 32
+    assert held([codes[:10], codes, frozen]).kv == 100 + 12, "a numpy view counts with all that it keeps alive"
+
+
 def test_a_cache_that_refers_to_the_model_is_not_charged_its_weights():
     class Cache:
         model = torch.nn.Linear(100, 100)
@@ -63,6 +77,16 @@ def test_only_unused_room_is_discounted():
     assert found.room == room.buffer.nbytes - 704 > 0
     kept = room.buffer
     assert held([room, kept]).kv == 704 + found.room, "a second owner that is no Room sees a full buffer"
+
+
+def test_a_room_that_is_only_told_to_be_shorter_still_counts():
+    room = Room(torch.zeros(1, 2, 1000, 8))
+    room.length = 10
+    assert held(room).kv > 0.9 * room.buffer.nbytes
+    room = Room(torch.zeros(1, 2, 1000, 8))
+    for _ in range(200):
+        room.append(torch.zeros(1, 2, 1, 8))
+        assert held(room).kv == room.length * 64, "room that append made is discounted in full"
 
 
 def test_transformers_caches_can_be_counted():

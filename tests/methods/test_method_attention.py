@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -176,6 +178,14 @@ def test_the_shape_of_a_config_is_read_and_a_model_without_attention_refused():
     assert ModelShape.of(model_of("Qwen2").config) == ModelShape(3, 4, 2, 8)
     with pytest.raises(MethodUnsupported, match="mamba"):
         ModelShape.of(transformers.MambaConfig())
+
+
+@pytest.mark.parametrize("mask", ["attention_chunk_size", "use_bidirectional_attention"])
+def test_a_model_whose_mask_is_not_causal_over_all_tokens_is_refused(mask):
+    """Such a mask never reaches the attention function: the model would run, and attend to the wrong tokens."""
+    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=2, hidden_size=32, **{mask: 8})
+    with pytest.raises(MethodUnsupported, match=mask):
+        ModelShape.of(config)
 
 
 def test_cropping_is_refused():

@@ -145,6 +145,9 @@ def _weight(path: Path) -> None:
         ("config.json", lambda path: _edit(path, lambda config: config.update(rms_norm_eps=1e-3)), False),
         ("tokenizer.json", lambda path: _edit(path, lambda words: words["model"]["vocab"].update(three=5)), False),
         ("config.json", lambda path: _edit(path, lambda config: config.update(transformers_version="9")), True),
+        ("tokenizer_config.json", lambda path: _edit(path, lambda words: words.update(bos_token="<unk>")), False),
+        ("tokenizer_config.json", lambda path: _edit(path, lambda words: words.update(backend="other")), True),
+        ("generation_config.json", lambda path: _edit(path, lambda ends: ends.update(eos_token_id=[1, 4])), False),
     ],
 )
 def test_the_fingerprint_changes_with_everything_that_matters(
@@ -175,6 +178,16 @@ def test_the_encoder_adds_nothing_and_knows_where_answers_end(folder: Path) -> N
     assert encoder.decode([3, 4, 1]).split() == ["one", "two"]
     encoder.encode("one").append(9)
     assert encoder.encode("one") == [3]
+
+
+def test_the_encoder_remembers_a_limited_number_of_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvcheck.models import encoder as module
+
+    monkeypatch.setattr(module, "REMEMBERED", 12)
+    encoder = load(str(folder), CPU, torch.float32).tokenizer
+    for count in (1, 8, 9, 2, 30, 1):
+        assert len(encoder.encode("one " * count)) == count
+        assert sum(len(ids) + 1 for ids in encoder._memo.values()) <= max(12, count + 1)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ TASKS.names()
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 SUITE = "kvcheck.suites.test_string_retrieval"
-SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8")
+SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single,multi_turn,multi_request")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,7 +29,7 @@ def test_a_method_that_loses_for_sure_fails_its_own_test_with_the_numbers(record
             "*on the same * prompts, one by one: * lost, 0 won*",
             "*baseline: stored/fake/fp16.txt",
             "*cache: 4/4 layers*",
-            "*accept*: pytest --kv-method=snapkv --kv-budget drop=*",
+            "*accept*: pytest --pyargs * --kv-baselines=stored --kv-method=snapkv --kv-budget drop=*",
             "*for example: sample 0, turn 1*answered 'wrong'",
         ]
     )
@@ -58,8 +58,50 @@ def test_a_budget_of_the_user_goes_before_the_default(recorded: Run, behave: Beh
 def test_without_an_fp16_record_a_case_fails_with_the_command_that_records_one(run: Run) -> None:
     result = run("--kv-method=snapkv")
     result.assert_outcomes(failed=3)
-    result.stdout.fnmatch_lines(["*no fp16 record*", "*pytest --kv-method=fp16 --kv-record=new*"])
+    result.stdout.fnmatch_lines(
+        ["*no fp16 record*", "*pytest *--kv-baselines=stored --kv-method=fp16 --kv-record=new*"]
+    )
+    assert "During handling" not in result.stdout.str()
     run("--kv-method=fp16").assert_outcomes(failed=3)
+
+
+def test_a_baseline_with_too_few_contexts_is_the_baselines_fault_and_said_once(recorded: Run) -> None:
+    result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-n=9")
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    result.stdout.fnmatch_lines(["kv/v1/single/len=512/seed=0/n=9  snapkv", "*holds 8 contexts; this run has 9*"])
+    assert "During handling" not in text
+    assert "snapkv failed in" not in text
+
+
+def test_a_command_in_a_message_names_what_the_session_was_given(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-model=some/model", "--kv-seed=0")
+    suite = "--pyargs kvcheck.suites.test_string_retrieval"
+    start = f"pytest {suite} --kv-model=some/model --kv-seed=0 --kv-baselines=stored --kv-method=snapkv"
+    result.stdout.fnmatch_lines([f"*look: {start} --kv-tasks=kv*", f"*accept*: {start} --kv-budget drop=100*"])
+
+
+def test_identical_answers_have_no_interval(recorded: Run) -> None:
+    result = recorded("--kv-method=snapkv", "--kv-modes=single")
+    result.stdout.fnmatch_lines(["*1.000 -> 1.000*0.0*identical*1 pass*", "*its answers are identical*"])
+
+
+def test_a_changed_fp16_is_not_said_to_repeat_its_record(recorded: Run, behave: Behave) -> None:
+    behave({"fp16": 0.5})
+    text = recorded("--kv-method=fp16", "--kv-modes=single").stdout.str()
+    assert "repeats its record exactly" not in text
+    assert "its answers differ from its record" in text
+    assert "1.000 -> 0.500" in text
+
+
+def test_an_fp16_recorded_anew_is_what_the_other_methods_are_judged_by(recorded: Run, behave: Behave) -> None:
+    behave({"fp16": 0.5, "snapkv": 0.5})
+    both = ("--kv-method=fp16", "--kv-method=snapkv", "--kv-modes=single")
+    result = recorded(*both, "--kv-record=changed")
+    result.assert_outcomes(passed=2)
+    assert "inconclusive" not in result.stdout.str()
+    recorded(*both).assert_outcomes(passed=2)
 
 
 def test_fp16_of_the_same_session_stands_in_for_a_stored_one(run: Run) -> None:

@@ -53,7 +53,13 @@ def test_a_worker_that_dies_loses_nothing_that_finished(recorded: Run, behave: B
     assert result.ret != 0
     names = {f"{one.case.task}|{one.method}" for one in read_run(repo.path / "run.json").cases}
     assert {"kv|fp16", "kv|snapkv", "multi_hop|fp16"} <= names
-    result.stdout.fnmatch_lines(["*crashed*"])
+    result.stdout.fnmatch_lines(["*crashed*", "*snapkv on fake: 2 cases: 1 pass, 1 error*", "*multi_hop single 512*"])
+
+
+def test_a_case_without_a_result_is_not_called_passed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    behave({"snapkv": "die"})
+    recorded("--kv-method=snapkv", "--kv-modes=single", "-n", "1", "--kv-md=mine.md")
+    assert (repo.path / "mine.md").read_text("utf-8").startswith("## kvcheck: failed")
 
 
 def test_an_interrupted_run_is_kept_and_can_be_resumed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:

@@ -92,6 +92,17 @@ def test_fp16_against_its_record_is_called_exact(run: Run) -> None:
     assert "repeats its record exactly" in "\n".join(terminal.lines(alone, rows.references(run)))
 
 
+def test_fp16_without_a_record_is_not_said_to_repeat_one(run: Run) -> None:
+    alone = Run(run.header, tuple(one for one in run.cases if one.method == "fp16"))
+    assert "its record" not in "\n".join(terminal.lines(alone))
+
+
+def test_an_interval_stays_within_what_fp16_leaves_to_lose_and_to_gain() -> None:
+    low, high = rows.drop_interval([(1.0, 0.0), (1.0, 1.0)])
+    assert (round(low), round(high)) >= (0, 50)
+    assert rows.drop_interval([(0.5, 0.5)] * 8)[1] <= 50
+
+
 def test_markdown_tables_survive_a_bar_in_a_name() -> None:
     assert markdown.escape("a|b\nc") == "a\\|b c"
 

@@ -1,0 +1,57 @@
+"""Which cases a profile runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcheck.errors import SpecError
+from kvcheck.record import CAPABILITIES, MODES
+from kvcheck.tasks import TASKS
+from kvcheck.tasks.profiles import PROFILES, cases
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_asks_every_task(profile):
+    assert {case.task for case in cases(profile)} == set(TASKS.names())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_covers_every_capability_and_mode(profile):
+    found = cases(profile)
+    assert {TASKS.get(case.task).info.capability for case in found} == set(CAPABILITIES)
+    assert {case.mode for case in found} == set(MODES)
+
+
+def test_only_the_full_profile_runs_single_beside_multi_turn():
+    def modes(profile):
+        return {case.mode for case in cases(profile, tasks=["kv"])}
+
+    assert modes("default") == {"multi_turn", "multi_request"}
+    assert modes("full") == set(MODES)
+
+
+def test_the_full_profile_runs_every_shipped_length():
+    assert {case.length for case in cases("full", tasks=["needle"])} == {512, 1024, 2048, 4096}
+
+
+def test_a_mode_asked_for_by_name_is_run_in_any_profile():
+    assert {case.mode for case in cases("quick", tasks=["kv"], modes=["single"])} == {"single"}
+
+
+def test_lengths_and_samples_can_be_asked_for():
+    (case,) = cases("quick", lengths=[640], tasks=["kv"], modes=["single"], n=3)
+    assert (case.length, case.n) == (640, 3)
+
+
+def test_cases_of_one_task_and_length_stand_together():
+    found = [(case.task, case.length) for case in cases("default")]
+    assert len(dict.fromkeys(found)) == sum(1 for at, pair in enumerate(found) if at == 0 or found[at - 1] != pair)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [({"profile": "quik"}, "quick"), ({"tasks": ["needl"]}, "needle"), ({"modes": ["multi_trun"]}, "multi_turn")],
+)
+def test_a_wrong_name_is_refused_with_the_nearest_right_one(wrong, hint):
+    with pytest.raises(SpecError, match=f"did you mean .*{hint}"):
+        cases(**wrong)
