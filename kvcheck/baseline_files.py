@@ -210,6 +210,12 @@ class FileStore(Reader):
                 )
                 continue
             new, known = encode(record, lookup(record.case)), cases.get(record.case.key)
+            if known is not None and verb != "all" and record.case.n < known.case.n:
+                lines.append(
+                    f"not recorded: {record.case} has fewer contexts than the stored {known.case.n}; "
+                    "--kv-record=all replaces it all the same"
+                )
+                continue
             if known is not None and (verb == "new" or (verb == "changed" and known.same_as(new))):
                 continue
             lines += difference(known, new)

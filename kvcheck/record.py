@@ -67,8 +67,8 @@ class TurnRecord:
     score in [0, 1]; depth is the relative position of the evidence in the context (0 = start, 1 = end).
     Drift, on the reference answer under teacher forcing (its first 64 tokens, fed in one block): nll in nats per token,
     agree the share of positions where the method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in
-    nats. Both also count the position behind the last reference token, which nll does not: where the question is visible
-    at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
+    nats. Both also count the position behind the last reference token, which nll does not: where the question is
+    visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
     """
 
     score: float

@@ -116,6 +116,15 @@ class TestRoundTrip:
 
 
 class TestRecording:
+    def test_fewer_contexts_do_not_replace_more_unless_all_is_asked_for(self, store: FileStore) -> None:
+        keep(store, record([1.0, 1.0, 1.0]))
+        before = path(store).read_bytes()
+        changes = keep(store, record([0.0]), verb="changed")
+        assert changes.written == 0
+        assert "--kv-record=all" in changes.lines[0]
+        assert path(store).read_bytes() == before
+        assert keep(store, record([0.0]), verb="all").written == 1
+
     def test_new_leaves_what_is_stored(self, store: FileStore) -> None:
         keep(store, record([1.0]))
         assert keep(store, record([0.0]), verb="new").written == 0

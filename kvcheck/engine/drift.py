@@ -21,8 +21,8 @@ DIGITS = 6
 def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> None:
     """Write nll, agree and kl into the question.
 
-    dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T reference
-    tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0 and agree 1.
+    dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T
+    reference tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0, agree 1.
     """
     if not ask.reference:
         return

@@ -19,8 +19,8 @@ class Ask:
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
     history: tokens between the context and ids (earlier questions and the method's own answers), multi-turn only.
-    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token; ended: an end
-    token closed it (else max_new_tokens did).
+    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token;
+    ended: an end token closed it (else max_new_tokens did).
     """
 
     row: int

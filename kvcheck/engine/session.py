@@ -132,9 +132,7 @@ class Session:
             raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
         return record
 
-    def _record(
-        self, task: Task, case: CaseId, done: list[SampleRecord], meter: Meter, complete: bool
-    ) -> CaseRecord:
+    def _record(self, task: Task, case: CaseId, done: list[SampleRecord], meter: Meter, complete: bool) -> CaseRecord:
         """What the case has produced so far."""
         info, memory = task.info, meter.record()
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
@@ -201,7 +199,9 @@ class Session:
             )
         limit = self.loaded.max_length
         if limit is not None and length + latency.STEPS > limit:
-            raise SpecError(f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}")
+            raise SpecError(
+                f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}"
+            )
         method = find_method(method_spec)
         method.check(self.shape)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")

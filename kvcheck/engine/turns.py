@@ -188,9 +188,10 @@ class Block:
                 drift.fill(asks[at], dense[at], log_probs)
 
     def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
-        """The method's log-probabilities (A + 1, V) before each reference token and behind the last, from a dropped fork.
+        """The method's log-probabilities (A + 1, V) before each reference token and behind the last.
 
-        Shorter references are filled up at their end, which a method that does not evict while decoding does not see.
+        From a fork that is dropped afterwards. Shorter references are filled up at their end, which a method that does
+        not evict while decoding does not see.
         """
         asks = [group.asks[row] for row in rows]
         first = group.logits[rows][:, None]

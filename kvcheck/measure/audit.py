@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvcheck.measure.memory import held, tensors
-from kvcheck.methods.base import Method, ModelShape, Prefilled
+from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
@@ -37,7 +37,8 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     Problems: layers without tokens or that saw another number of tokens; numbers that are not finite; positions out
     of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
-    than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where less is claimed.
+    than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where
+    less is claimed.
     """
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
@@ -88,7 +89,7 @@ def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[
         yield f"{layer.stored} slots per kv head, {declared[layer.index]} declared"
     if layer.seen == prompt or not method.info.evicts_in_decode:
         yield from _protected(positions, method.protected(prompt), layer.seen)
-    yield from _faithful(layer, positions, prefilled, method.info.verbatim)
+    yield from _faithful(layer, positions, prefilled, method.info)
 
 
 def _finite(layer: Any) -> Iterator[str]:
@@ -114,11 +115,15 @@ def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: 
         )
 
 
-def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, verbatim: bool) -> Iterator[str]:
-    """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is."""
+def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, info: MethodInfo) -> Iterator[str]:
+    """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
+
+    Bit for bit where they are verbatim and the very ones: a prefill of the method's own rounds otherwise.
+    """
     prompt = prefilled.keys.shape[2]
-    if not verbatim and layer.stored != layer.seen:
+    if not info.verbatim and layer.stored != layer.seen:
         return  # merged slots stand for several tokens
+    verbatim = info.verbatim and info.shares_prefill
     inside = positions < prompt
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
     read = layer.read(slice(None), layer.dtype if verbatim else torch.float32)

@@ -42,8 +42,9 @@ class MethodInfo:
     stage: one of STAGES, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy; more
     of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and values
     equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
-    `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so one
-    serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what differs.
+    `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so
+    one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
+    differs from that.
     """
 
     summary: str
@@ -85,7 +86,7 @@ class ModelShape:
                 "kvcheck's caches serve decoder models with softmax attention, such as llama, qwen2 and mistral",
             )
         for name in ("attention_chunk_size", "use_bidirectional_attention"):
-            if getattr(text, name, None):
+            if getattr(text, name, None) not in (None, False, "vision"):
                 raise MethodUnsupported(
                     f"the model attends by {name}={getattr(text, name)}; kvcheck's attention is causal over all tokens"
                 )

@@ -44,7 +44,7 @@ def _config(path: Path) -> bytes:
 
 def _ends(folder: Path) -> bytes:
     """The tokens that open prompts and end answers, as the files name them."""
-    found = {}
+    found: dict[str, Any] = {}
     for file, names in _ENDS.items():
         if (folder / file).is_file():
             content = json.loads((folder / file).read_text(encoding="utf-8"))

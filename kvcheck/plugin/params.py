@@ -32,6 +32,9 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     if not settings.methods:
+        if asked := list(options.given(config)):
+            flag = next(option.flag for option in options.OPTIONS if option.name == asked[0])
+            raise pytest.Collector.CollectError(f"{HOWTO}; {flag} alone measures nothing")
         params = [pytest.param(None, id="no-method", marks=pytest.mark.skip(reason=HOWTO))]
     elif fixture == "kv_latency":
         params = list(latency_params(settings))

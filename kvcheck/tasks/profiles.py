@@ -26,9 +26,10 @@ class Profile:
 
 
 FAR = ("kv", "needle", "needle_multi")
+SLOW = ("path_trace",)  # hundreds of decode steps a context: half the contexts do
 PROFILES = {
     "quick": Profile((512,), 4),
-    "default": Profile((512, 1024), 12, far=(2048,), far_n=6),
+    "default": Profile((512, 1024), 8, far=(2048,), far_n=4),
     "full": Profile(None, 32, every_mode=True),
 }
 
@@ -72,9 +73,10 @@ def cases(
 
 def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | None) -> list[tuple[int, int]]:
     """Pairs of a length and its number of contexts."""
+    count = n or (profile.n // 2 if info.name in SLOW else profile.n)
     if lengths:
-        return [(length, n or profile.n) for length in lengths]
-    pairs = [(length, n or profile.n) for length in (profile.lengths or info.lengths)]
+        return [(length, count) for length in lengths]
+    pairs = [(length, count) for length in (profile.lengths or info.lengths)]
     if info.name in FAR:
         pairs += [(length, n or profile.far_n) for length in profile.far]
     return pairs

@@ -121,6 +121,12 @@ def test_suites_without_a_method_say_how_to_name_one(repo: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["*--kv-method=snapkv*"])
 
 
+def test_options_without_a_method_are_an_error_not_a_green_run(repo: pytest.Pytester) -> None:
+    result = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "--kv-tasks=needle")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*no method to test*--kv-tasks alone measures nothing*"])
+
+
 def test_recording_is_refused_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = run("--kv-method=fp16", "--kv-record=new")

@@ -58,7 +58,7 @@ def test_a_worker_that_dies_loses_nothing_that_finished(recorded: Run, behave: B
 
 def test_a_case_without_a_result_is_not_called_passed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
     behave({"snapkv": "die"})
-    recorded("--kv-method=snapkv", "--kv-modes=single", "-n", "1", "--kv-md=mine.md")
+    recorded("--kv-method=snapkv", "--kv-modes=single", "-n", "1", "--max-worker-restart=0", "--kv-md=mine.md")
     assert (repo.path / "mine.md").read_text("utf-8").startswith("## kvcheck: failed")
 
 
