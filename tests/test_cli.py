@@ -90,7 +90,7 @@ def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys:
 
     store = FileStore(tmp_path)
     store.record(
-        ModelId("mini", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {"kvcheck": "0.1.0", "packages": {}}
+        ModelId("theirs", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {"kvcheck": "0.1.0", "packages": {}}
     )
     place = ["--baselines", str(tmp_path)]
     assert main(["baselines", "list", *place]) == 0
@@ -120,7 +120,7 @@ def test_a_shipped_baseline_is_listed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = FileStore(tmp_path / "shipped")
-    shipped.record(ModelId("mini", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {})
+    shipped.record(ModelId("theirs", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {})
     monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "shipped")
     monkeypatch.setattr(paths, "bundle", lambda name: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)

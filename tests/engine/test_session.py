@@ -91,7 +91,8 @@ def test_interrupting_keeps_what_was_measured(session: Session, case: Callable[.
     assert len(session.run_case(case(n=8), "fp16").samples) == 8
 
 
-def test_latency_comes_as_a_ratio_with_its_interval(session: Session) -> None:
+def test_latency_comes_as_a_ratio_with_its_interval(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # these tests may be running under xdist themselves
     records = {record.what: record for record in session.measure_latency("streaming_llm:window=12,sink=2", 64)}
     assert set(records) == {"ttft", "tpot"}
     for record in records.values():
@@ -106,6 +107,7 @@ def test_latency_is_refused_to_workers_that_share_a_device(session: Session, mon
         session.measure_latency("fp16", 64)
 
 
-def test_latency_beyond_the_model_is_refused(session: Session) -> None:
+def test_latency_beyond_the_model_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     with pytest.raises(SpecError, match="the model has room for 512"):
         session.measure_latency("fp16", 512)

@@ -86,13 +86,13 @@ def test_the_settings_come_from_pyproject_too(repo: pytest.Pytester, run: Run, d
     repo.makepyprojecttoml('[tool.kvcheck]\nmethods = ["fp16"]\ntasks = ["kv"]\nlengths = [512]\nn = 4\nrecord = "new"')
     result = run("-v", *dist, small=False)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*kv-single-512-fp16*", "*fp16 on fake: 3 cases*"])
+    result.stdout.fnmatch_lines(["*kv-multi_turn-512-fp16*", "*fp16 on fake: 2 cases*"])
 
 
 def test_the_command_line_goes_before_pyproject(repo: pytest.Pytester, run: Run) -> None:
     repo.makepyprojecttoml('[tool.kvcheck]\nmethod = "fp16"\nlengths = [1024]\ntasks = ["kv"]')
     result = run("--collect-only", "-q", "--kv-lengths=512", small=False)
-    assert "kv-single-512-fp16" in result.stdout.str()
+    assert "kv-multi_turn-512-fp16" in result.stdout.str()
     assert "1024" not in result.stdout.str()
 
 
