@@ -114,8 +114,7 @@ class Layered:
 
     def source(self, model: ModelId, method: str, case: CaseId) -> str:
         """The file that `get` reads this case from; "" when no store has it."""
-        holders = (store.path(model, method) for store in self.stores if store.raw(model, method, case) is not None)
-        return next(holders, "")
+        return next(filter(None, (store.source(model, method, case) for store in self.stores)), "")
 
     def raw(self, model: ModelId, method: str, case: CaseId) -> StoredCase | None:
         """The case as it stands in the first file that has it."""

@@ -115,6 +115,12 @@ class TestRoundTrip:
         assert path(store).stat().st_size < 180_000
 
 
+def test_the_source_of_a_record_is_the_file_that_holds_it_through_every_layer(store: FileStore, tmp_path: Path) -> None:
+    keep(store, fp16(4))
+    layered = Layered(Layered(FileStore(tmp_path / "mine"), ReadOnly(store)), FileStore(tmp_path / "more"))
+    assert layered.source(MINI, "fp16", fp16(4).case) == store.path(MINI, "fp16")
+
+
 class TestRecording:
     def test_fewer_contexts_do_not_replace_more_unless_all_is_asked_for(self, store: FileStore) -> None:
         keep(store, record([1.0, 1.0, 1.0]))

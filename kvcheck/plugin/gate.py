@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvcheck import paths
-from kvcheck.baseline import Layered, ModelId, ReadOnly, Store, open_store
+from kvcheck.baseline import ModelId, Store, open_store
 from kvcheck.budget import Allowances, Budget, case_alpha, sequential
 from kvcheck.models import EMBEDDED
 from kvcheck.plugin import params, state
@@ -131,11 +131,7 @@ def store(config: pytest.Config) -> Store:
 
     In kvcheck's own checkout the shipped ones are written.
     """
-    shipped = paths.bundle("baselines")
-    mine = state.settings(config).baselines
-    if mine is None and shipped.parent == config.rootpath:
-        return open_store(shipped)
-    return Layered(open_store(mine or paths.user_baselines(config.rootpath)), ReadOnly(open_store(shipped)))
+    return open_store(state.settings(config).baselines, config.rootpath)
 
 
 def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple[Verdict, ...]:
