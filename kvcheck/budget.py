@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kvcheck.questions import (
     judge_latency,
     judge_regression,
 )
-from kvcheck.record import CAPABILITIES, CaseRecord, Verdict
+from kvcheck.record import CAPABILITIES, CaseId, CaseRecord, Verdict
 from kvcheck.spec import read_pair, write_value
 
 if sys.version_info >= (3, 11):
@@ -30,7 +30,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["AGAINST", "Allowances", "Budget", "allowance", "case_alpha", "explain", "judge", "sequential"]
+__all__ = [
+    "AGAINST",
+    "Allowances",
+    "Budget",
+    "allowance",
+    "case_alpha",
+    "expect_fp16",
+    "explain",
+    "judge",
+    "sequential",
+]
 
 AGAINST = ("fp16", "self", "both")
 _RANGES = {
@@ -43,6 +53,7 @@ _RANGES = {
     "kl": (0.0, math.inf, "nats"),
 }
 _ABOVE_ZERO = ("bytes", "ttft", "tpot")
+_DRIFT = ("nll", "agree", "kl")
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,7 @@ def judge(
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
     if against != "self" or own is None:
-        limits = Budget(**{**_values(budget), "drop": Budget().drop}) if against == "self" else budget
-        verdicts += _against_fp16(record, fp16, limits, alpha, missing)
+        verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing)
     if own is not None and against != "fp16":
         verdicts.append(judge_regression(record, own, alpha, rule or DriftRule()))
     bytes_verdict = judge_bytes(record, own if against != "fp16" else None, budget.bytes)
@@ -147,20 +157,30 @@ def judge(
     return tuple(verdicts)
 
 
-def _values(budget: Budget) -> dict[str, float | None]:
-    return {field.name: getattr(budget, field.name) for field in fields(budget)}
+def expect_fp16(
+    case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
+) -> None:
+    """Raise MissingBaseline where `judge` would, which can be known before anything is measured."""
+    limits = _limits(budget, against)
+    asked = [getattr(limits, name) for name in ("drop", *_DRIFT) if getattr(limits, name) is not None]
+    if fp16 is None and asked and (against != "self" or own is None):
+        raise MissingBaseline(
+            f"no fp16 record for {case} on this model", "record it: pytest --kv-method=fp16 --kv-record=new"
+        )
+
+
+def _limits(budget: Budget, against: str) -> Budget:
+    """The budget, with the default drop where only a record of the method's own was asked for."""
+    return replace(budget, drop=Budget().drop) if against == "self" else budget
 
 
 def _against_fp16(
     record: CaseRecord, fp16: CaseRecord | None, budget: Budget, alpha: float, missing: bool
 ) -> list[Verdict]:
-    gates = {name: getattr(budget, name) for name in ("nll", "agree", "kl") if getattr(budget, name) is not None}
-    if budget.drop is None and not gates:
-        return []
+    expect_fp16(record.case, fp16, None, budget)
     if fp16 is None:
-        raise MissingBaseline(
-            f"no fp16 record for {record.case} on this model", "record it: pytest --kv-method=fp16 --kv-record=new"
-        )
+        return []
+    gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
     verdicts = []
     if budget.drop is not None:
         verdict = judge_drop(record, fp16, budget.drop, alpha)

@@ -10,8 +10,8 @@ import numpy as np
 from kvcheck import stats
 from kvcheck.baseline import ModelId, Store
 from kvcheck.errors import BaselineError, KvcheckError
-from kvcheck.pairing import Pairs, differences, is_right_or_wrong, pair
-from kvcheck.questions import DriftRule, drop_interval
+from kvcheck.pairing import Pairs, differences, is_right_or_wrong, pair, score
+from kvcheck.questions import DriftRule, drop_interval, memory_change
 from kvcheck.record import CaseRecord, Run
 
 OUTCOMES = ("worse", "better", "same", "inconclusive", "missing", "not comparable")
@@ -23,7 +23,8 @@ class Row:
 
     before, after: mean score in [0, 1]. drop with [low, high]: points of accuracy, above 0 is worse. p: of "changed",
     two-sided, as Holm's method adjusts it over the rows. ratio_before, ratio_after: KV bytes as a share of fp16's.
-    outcome: one of OUTCOMES; reason says why for the last two. None where a side has nothing.
+    outcome: one of OUTCOMES; reason says why for the last two, and which bytes changed. None where a side has nothing.
+    more_bytes: the same method on the same contexts holds more than before, which is worse whatever the scores say.
     """
 
     what: str
@@ -42,6 +43,7 @@ class Row:
     ratio_before: float | None = None
     ratio_after: float | None = None
     reason: str = ""
+    more_bytes: bool = False
 
 
 def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
@@ -119,9 +121,21 @@ def _case_row(
     except KvcheckError as error:
         kind = "not comparable" if isinstance(error, BaselineError) else "missing"
         return replace(blank, outcome=kind, reason=error.message), None
+    return _weighed(_measured(blank, shared, other, pairs, alpha), record, other), pairs
+
+
+def _weighed(row: Row, record: CaseRecord, other: CaseRecord) -> Row:
+    """The row with the KV bytes of both sides, compared where the method is the same."""
     ratios = [one.memory.ratio if one.memory is not None else None for one in (other, record)]
-    row = _measured(blank, shared, other, pairs, alpha)
-    return replace(row, ratio_before=ratios[0], ratio_after=ratios[1]), pairs
+    row = replace(row, ratio_before=ratios[0], ratio_after=ratios[1])
+    if record.method != other.method or record.memory is None or other.memory is None:
+        return row
+    same = {sample.index for sample in record.samples} == {sample.index for sample in other.samples}
+    change = memory_change(record.memory, other.memory, exact=same)
+    if not change:
+        return row
+    reason = f"{record.memory.kv_bytes} KV bytes, before {other.memory.kv_bytes}"
+    return replace(row, more_bytes=change > 0, reason=reason)
 
 
 def _shared(record: CaseRecord, other: CaseRecord) -> CaseRecord:
@@ -163,8 +177,8 @@ def _capability_row(name: str, method: str, parts: list[tuple[CaseRecord, Pairs]
     pairs = [both for _, cases in parts for both in cases]
     drops = differences(pairs)
     lost, won = stats.count_changes(drops)
-    seen = max(abs(drop) for drop in drops) or 1.0
-    low, high = stats.bootstrap_interval(drops, alpha, lowest=-seen, highest=1.0)
+    yardstick = float(np.mean([score(then) for _, then in pairs]))
+    low, high = stats.bootstrap_interval(drops, alpha, lowest=yardstick - 1.0, highest=yardstick)
     before, after = (
         float(np.mean([np.mean([turn.score for turn in both[side].turns]) for both in pairs])) for side in (1, 0)
     )
@@ -184,5 +198,6 @@ def _adjusted(rows: list[Row], alpha: float) -> list[Row]:
             outcome = "worse" if drop > 0 else "better"
         else:
             outcome = "same" if not row.lost and not row.won else "inconclusive"
+        outcome = "worse" if row.more_bytes else outcome
         rows[at] = replace(row, p=p, outcome=outcome)
     return rows

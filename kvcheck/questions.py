@@ -39,7 +39,8 @@ class DriftRule:
 def drop_interval(record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: float) -> tuple[float, float]:
     """Interval of level 1 - alpha for the mean drop against `other`, as a share; holds if sampling stopped early too.
 
-    The other's scores on these prompts are the yardstick: a context can gain no more than they leave room for.
+    The other's scores on these prompts are the yardstick: a context can gain no more than they leave room for. The
+    guards of the graded interval are therefore the mean room above and below: all contexts right, or all wrong.
     """
     spent, level = alpha * ANYTIME, alpha * (1 - ANYTIME)
     drops = differences(pairs)
@@ -51,12 +52,12 @@ def drop_interval(record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: fl
         fixed = stats.paired_interval(*counts, level) if is_complete(record) else (low, high)
     else:
         yardstick = [score(sample) for sample in other.samples]
-        room, top = min(yardstick) - 1.0, max(yardstick)
-        low, high = stats.confidence_sequence(drops, spent, lowest=min(room, -1e-3), highest=max(top, 1e-3))
+        bounds = (min(min(yardstick) - 1.0, -1e-3), max(*yardstick, 1e-3))
+        low, high = stats.confidence_sequence(drops, spent, lowest=bounds[0], highest=bounds[1])
         fixed = (low, high)
         if is_complete(record):
-            seen = max(abs(drop) for drop in drops) or 1.0
-            fixed = stats.bootstrap_interval(drops, level, lowest=max(room, -seen), highest=top)
+            mean = float(np.mean(yardstick))
+            fixed = stats.bootstrap_interval(drops, level, lowest=mean - 1.0, highest=mean)
     return max(low, fixed[0]), min(high, fixed[1])
 
 
@@ -202,7 +203,7 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
         reasons.append(f"{ratio:.4f} of fp16's bytes, allowed {limit:g}")
     if own is not None and then is not None:
         same = _indices(record) == _indices(own)
-        change = _memory_change(memory, then, exact=same)
+        change = memory_change(memory, then, exact=same)
         if change > 0 or (change and same):
             outcome = "fail"
         if change:
@@ -217,8 +218,11 @@ def _indices(record: CaseRecord) -> set[int]:
     return {sample.index for sample in record.samples}
 
 
-def _memory_change(now: MemoryRecord, then: MemoryRecord, *, exact: bool) -> int:
-    """1 when more is held than was recorded, -1 when less, 0 when the same."""
+def memory_change(now: MemoryRecord, then: MemoryRecord, *, exact: bool) -> int:
+    """1 when more is held than was recorded, -1 when less, 0 when the same.
+
+    exact: both were measured on the same contexts, so that one byte counts; else ratios are compared, within 0.5 %.
+    """
     if exact:
         if now.kv_bytes != then.kv_bytes:
             return 1 if now.kv_bytes > then.kv_bytes else -1

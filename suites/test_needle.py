@@ -16,4 +16,4 @@ if TYPE_CHECKING:
 @pytest.mark.kv_capability("needle")
 def test_needle(kv_case: KvCase) -> None:
     """The method still finds the needle at every depth."""
-    kv_case.check(kv_case.run())
+    kv_case.gate()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @pytest.mark.kv_capability("string_retrieval")
 def test_string_retrieval(kv_case: KvCase) -> None:
     """The method still finds strings."""
+    # Without a baseline there is nothing to judge by: that is said before anything is measured.
+    kv_case.expect_baseline()
+
     # Fill the context with seeded samples, prefill, compress with the method, decode the answers, grade them.
     record = kv_case.run()
 

@@ -61,6 +61,20 @@ def test_two_methods_are_compared_when_each_run_has_one() -> None:
     assert only(compare_runs(run(fp16(8)), run(record([1.0] * 8)))).outcome == "same"
 
 
+def test_more_bytes_of_the_same_method_are_worse_though_the_scores_are_the_same() -> None:
+    before = record([1.0] * 8)
+    assert before.memory is not None
+    grown = replace(before, memory=replace(before.memory, kv_bytes=before.memory.kv_bytes + 1))
+    row = only(compare_runs(run(before), run(grown)))
+    assert (row.outcome, row.lost) == ("worse", 0)
+    assert row.reason.endswith(f"{grown.memory.kv_bytes} KV bytes, before {before.memory.kv_bytes}")
+    assert only(compare_runs(run(grown), run(before))).outcome == "same"
+
+
+def test_bytes_of_two_methods_are_shown_and_not_held_against_them() -> None:
+    assert not only(compare_runs(run(record([1.0] * 8)), run(fp16(8)))).more_bytes
+
+
 def test_cases_of_a_capability_are_judged_together() -> None:
     before = run(*(record([1.0] * 6, task=task) for task in "abc"))
     after = run(*(record([0.0] * 4 + [1.0] * 2, task=task) for task in "abc"))

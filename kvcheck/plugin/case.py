@@ -9,7 +9,8 @@ import pytest
 
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.pairing import check_record
-from kvcheck.plugin import commands, gate, options, payload, state
+from kvcheck.plugin import commands, options, payload, state
+from kvcheck.plugin.gate import Judged, gate
 from kvcheck.plugin.progress import Progress
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import CaseId, CaseRecord, Verdict
@@ -24,6 +25,7 @@ PROGRESS: pytest.StashKey[Progress] = pytest.StashKey()
 class KvCase:
     """One case with one method.
 
+    `gate()` does everything. Step by step: `expect_baseline()` fails the test where there is nothing to judge by;
     `run()` measures and gives the record; `check(record)` judges it and fails the test where the verdict is fail.
     A test of your own may look at the record in between: `record.accuracy`, `record.samples`, `record.memory`.
     """
@@ -36,7 +38,7 @@ class KvCase:
         self._session = session
         self._node = request.node
         self._config = request.config
-        self._gate = gate.gate(request.config, session)
+        self._gate = gate(request.config, session)
         self._progress = _progress(request.config, len(request.session.items))
         self._again = commands.completer(request.config)
         self._so_far = ""
@@ -44,6 +46,21 @@ class KvCase:
         self.verdicts: tuple[Verdict, ...] = ()
         self.failure = ""
         self._node.stash[options.RESULT] = self._text
+
+    def gate(self) -> None:
+        """Measure the case and judge it."""
+        self.expect_baseline()
+        self.check(self.run())
+
+    def expect_baseline(self) -> None:
+        """Fail the test where fp16 is needed to judge the case and no record of it is there."""
+        problem = ""
+        try:
+            self._gate.expect_baseline(self.case, self.method)
+        except KvcheckError as error:
+            problem = f"{self.case}  {self.method}\n{error}"
+        if problem:
+            self._fail(problem)
 
     def run(self) -> CaseRecord:
         """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
@@ -119,7 +136,7 @@ class KvCase:
         self.failure = message
         pytest.fail(message, pytrace=False)
 
-    def _properties(self, judged: gate.Judged) -> None:
+    def _properties(self, judged: Judged) -> None:
         for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
             self._node.user_properties.append((f"kvcheck_{name}", value))
 

@@ -10,11 +10,11 @@ import pytest
 
 from kvcheck import paths
 from kvcheck.baseline import ModelId, Store, open_store
-from kvcheck.budget import Allowances, Budget, case_alpha, sequential
+from kvcheck.budget import Allowances, Budget, case_alpha, expect_fp16, sequential
 from kvcheck.models import EMBEDDED
 from kvcheck.plugin import params, state
 from kvcheck.questions import judge_latency as judge_one
-from kvcheck.record import CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import explain
 from kvcheck.settings import Settings
 
@@ -49,28 +49,32 @@ class Gate:
         base = self.allowances.get(method, capability) or Budget()
         return replace(base, **self.settings.budget)
 
-    def references(self, record: CaseRecord) -> tuple[CaseRecord | None, CaseRecord | None]:
+    def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none is stored.
 
         A case that is about to be recorded anew is not held against the record that it replaces, nor are the other
-        methods of that session against an fp16 record that is being replaced.
+        methods of that session against an fp16 record that is being replaced. fp16 itself is then its own reference.
         """
         against, writes = self.settings.against, self.settings.record
-        own = None if against == "fp16" or writes in ("changed", "all") else self._stored(record, record.method)
-        fp16 = self._stored(record, "fp16")
-        renewed = record.method == "fp16" and (writes in ("changed", "all") or fp16 is None)
-        if renewed and writes:
-            return record, own
-        if record.method != "fp16" and (fp16 is None or writes in ("changed", "all")):
-            fp16 = self.state.records.get((str(record.case), "fp16"), fp16)
+        renews = writes in ("changed", "all")
+        own = None if against == "fp16" or renews else self.store.get(self.model, method, case)
+        fp16 = self.store.get(self.model, "fp16", case)
+        if fp16 is None or renews:
+            fp16 = self.state.records.get((str(case), "fp16"), fp16) if method != "fp16" or writes else None
         return fp16, own
 
-    def _stored(self, record: CaseRecord, method: str) -> CaseRecord | None:
-        return self.store.get(self.model, method, record.case)
+    def expect_baseline(self, case: CaseId, method: str) -> None:
+        """Raise BaselineError for a bad file, and MissingBaseline where judging needs an fp16 record that is not there.
+
+        fp16 without a record is measured all the same: it stands in for it when other methods of the session come.
+        """
+        fp16, own = self.references(case, method)
+        if method != "fp16":
+            expect_fp16(case, fp16, own, Budget(**self.settings.budget), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
-        fp16, own = self.references(record)
+        fp16, own = self.references(record.case, record.method)
         verdicts = self.config.hook.pytest_kvcheck_judge(
             config=self.config,
             record=record,
@@ -107,7 +111,7 @@ class Gate:
 
     def look(self, record: CaseRecord) -> tuple[str, bool]:
         """(verdict so far in words, may the case stop): asked after every block of contexts."""
-        fp16, own = self.references(record)
+        fp16, own = self.references(record.case, record.method)
         accuracy = f"accuracy {record.accuracy:.2f}"
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import paths
+from kvcheck import __version__, env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.plugin import options
 from kvcheck.settings import Settings
@@ -118,12 +118,14 @@ def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
     if path is None or not path.is_file():
         raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
     run = read_run(path)
-    for name in ("device", "dtype", "query_aware"):
-        then, now = run.header.settings.get(name), settings.texts()[name]
+    header, texts = run.header, settings.texts()
+    facts = [(name, header.settings.get(name), texts[name]) for name in ("device", "dtype", "query_aware")]
+    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
+    for name, then, now in facts:
         if then != now:
             raise SpecError(
                 f"--kv-resume: {path} was measured with {name}={then}, this session has {name}={now}",
-                "repeat the options of the first run, or start without --kv-resume",
+                "one run is of one state: repeat what the first had, or start without --kv-resume",
             )
     return run
 

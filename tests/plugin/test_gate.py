@@ -65,6 +65,11 @@ def test_without_an_fp16_record_a_case_fails_with_the_command_that_records_one(r
     run("--kv-method=fp16").assert_outcomes(failed=3)
 
 
+def test_nothing_is_measured_where_there_is_nothing_to_judge_by(run: Run, repo: Any) -> None:
+    run("--kv-method=snapkv").assert_outcomes(failed=3)
+    assert not (repo.path / "ran.txt").exists()
+
+
 def test_a_baseline_with_too_few_contexts_is_the_baselines_fault_and_said_once(recorded: Run) -> None:
     result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-n=9")
     result.assert_outcomes(failed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -96,6 +97,16 @@ def test_a_run_of_other_settings_or_a_damaged_one_is_not_resumed(recorded: Run, 
     damaged = recorded("--kv-method=snapkv", "--kv-resume=run.json")
     assert damaged.ret == pytest.ExitCode.USAGE_ERROR
     damaged.stderr.fnmatch_lines(["*run.json is not a whole run file*"])
+
+
+def test_a_run_of_another_commit_is_not_resumed(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    git = ("git", "-C", str(repo.path), "-c", "user.name=t", "-c", "user.email=t@example.org")
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "another method"], check=True)
+    result = recorded("--kv-method=snapkv", "--kv-resume=run.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*was measured with commit=, this session has commit=*"])
 
 
 def test_markdown_goes_to_its_file_and_is_appended_to_the_job_summary(

@@ -10,9 +10,9 @@ from functools import cache
 from statistics import mean
 
 import pytest
-from kvcheck.fixtures.training import seeds
 
 from kvcheck.errors import SpecError
+from kvcheck.fixtures.training import seeds
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.metrics import METRICS, score
 
