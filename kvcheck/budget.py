@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from kvcheck.errors import BaselineError, MissingBaseline, SpecError, did_you_mean
+from kvcheck.errors import MissingBaseline, SpecError, did_you_mean
 from kvcheck.explain import explain
-from kvcheck.pairing import pair, record_command
-from kvcheck.paths import bundle
+from kvcheck.pairing import expect_contexts, pair, record_command
 from kvcheck.questions import (
     DriftRule,
     drop_interval,
@@ -22,21 +19,19 @@ from kvcheck.questions import (
     judge_latency,
     judge_regression,
 )
-from kvcheck.record import CAPABILITIES, CaseId, CaseRecord, Verdict
+from kvcheck.record import CaseId, CaseRecord, Verdict
 from kvcheck.spec import read_pair, write_value
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 __all__ = [
     "AGAINST",
-    "Allowances",
     "Budget",
-    "allowance",
     "case_alpha",
-    "expect_fp16",
+    "expect_records",
     "explain",
     "judge",
     "sequential",
@@ -157,10 +152,20 @@ def judge(
     return tuple(verdicts)
 
 
-def expect_fp16(
+def expect_records(
     case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
 ) -> None:
     """Raise MissingBaseline where `judge` would, which can be known before anything is measured."""
+    _expect_fp16(case, fp16, own, budget, against)
+    if own is not None and against != "fp16":
+        expect_contexts(case, own, own.method)
+    if fp16 is not None and (against != "self" or own is None):
+        expect_contexts(case, fp16, "fp16")
+
+
+def _expect_fp16(
+    case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
+) -> None:
     limits = _limits(budget, against)
     asked = [getattr(limits, name) for name in ("drop", *_DRIFT) if getattr(limits, name) is not None]
     if fp16 is None and asked and (against != "self" or own is None):
@@ -177,7 +182,7 @@ def _limits(budget: Budget, against: str) -> Budget:
 def _against_fp16(
     record: CaseRecord, fp16: CaseRecord | None, budget: Budget, alpha: float, missing: bool
 ) -> list[Verdict]:
-    expect_fp16(record.case, fp16, None, budget)
+    _expect_fp16(record.case, fp16, None, budget)
     if fp16 is None:
         return []
     gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
@@ -216,70 +221,3 @@ def sequential(
     limit = budget.drop / 100
     gated = any(getattr(budget, name) is not None for name in ("nll", "agree", "kl"))
     return low > limit or (high <= limit and not regression and not gated)
-
-
-@dataclass(frozen=True)
-class Allowances:
-    """The reviewed table of what each built-in method may lose per capability, in points.
-
-        ["snapkv"]                      # the spec text: another setting is another method
-        reason = "keeps a quarter of the slots; keys that no question pointed at are lost"
-        string_retrieval = 40.0
-        bytes = 0.30                    # optional, for every capability
-
-    A budget that the user gives goes before it.
-    """
-
-    table: dict[str, dict[str, Any]]
-
-    @classmethod
-    def load(cls, path: Path) -> Allowances:
-        """Read the TOML file; a missing file is an empty table. Raises BaselineError that names what is wrong."""
-        if not path.exists():
-            return cls({})
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise BaselineError(f"{path} cannot be read: {error}", "see the format in kvcheck/budget.py") from error
-        known = (*CAPABILITIES, "bytes", "reason")
-        for method, row in table.items():
-            if not isinstance(row, dict):
-                raise BaselineError(f"{path}: {method!r} is not a section", f'write ["{method}"] on a line of its own')
-            if not str(row.get("reason", "")).strip():
-                raise BaselineError(
-                    f"{path}: [{method}] has no reason", 'every allowance is reviewed: add reason = "…"'
-                )
-            for name, value in row.items():
-                if name not in known:
-                    raise BaselineError(f"{path}: [{method}] has an unknown key {name!r}", did_you_mean(name, known))
-                if name != "reason":
-                    _check_allowance(path, method, name, value)
-        return cls(table)
-
-    def get(self, method: str, capability: str) -> Budget | None:
-        """The budget of that method (its spec text) for that capability, or None when the table has no such row."""
-        row = self.table.get(method)
-        if row is None or capability not in row:
-            return None
-        return Budget(drop=row[capability], bytes=row.get("bytes"))
-
-    def reason(self, method: str) -> str:
-        """Why the method may lose what it may lose; "" when it is not in the table."""
-        return str(self.table.get(method, {}).get("reason", ""))
-
-
-def allowance(method: str, capability: str, path: Path | None = None) -> Budget | None:
-    """The reviewed budget of a method (its spec text), from the shipped table or another file; None without one."""
-    return _load(path or bundle("baselines") / "allowances.toml").get(method, capability)
-
-
-@lru_cache(maxsize=8)
-def _load(path: Path) -> Allowances:
-    return Allowances.load(path)
-
-
-def _check_allowance(path: Path, method: str, name: str, value: Any) -> None:
-    try:
-        Budget(**{"bytes" if name == "bytes" else "drop": value})
-    except SpecError as error:
-        raise BaselineError(f"{path}: [{method}] {name}: {error.message}", error.hint) from error

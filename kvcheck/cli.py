@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )
     baselines.set_defaults(run=_baselines)
 
+    allow = commands.add_parser("allowances", help="propose what the methods of a run may lose, as TOML")
+    allow.add_argument("run_file", type=Path, metavar="RUN.json", help="a run with fp16 and the methods")
+    allow.add_argument("--out", metavar="FILE", help="write them there whole or not at all (default: print them)")
+    allow.set_defaults(run=_allowances)
+
     commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
 
     report = commands.add_parser("report", help="print the summary of a run file")
@@ -135,6 +140,30 @@ def stores() -> list[Store]:
     from kvcheck.baseline import open_store
 
     return [open_store(rootdir=Path.cwd())]
+
+
+def _allowances(given: argparse.Namespace) -> int:
+    from kvcheck.allowances import Allowances, propose
+    from kvcheck.files import write_atomically
+    from kvcheck.methods import METHODS
+    from kvcheck.paths import bundle
+    from kvcheck.report import catalogue
+    from kvcheck.runfile import read_run
+
+    run = read_run(given.run_file)
+    shipped = Allowances.load(bundle("baselines") / "allowances.toml")
+    origins = METHODS.origins()
+    reasons = {}
+    for method in {record.method for record in run.cases}:
+        name = method.partition(":")[0]
+        summary = catalogue.describe(name, origins.get(name, name)).summary
+        reasons[method] = shipped.reason(method) or summary
+    lines = list(propose(run, reasons))
+    if given.out:
+        write_atomically(given.out, "\n".join(lines))
+    else:
+        show(lines)
+    return OK
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import math
 
 from kvcheck.baseline_text import SCORE_DIGITS
 from kvcheck.errors import BaselineError, MethodFailed, MissingBaseline, NotComparable
-from kvcheck.record import CaseRecord, SampleRecord
+from kvcheck.record import CaseId, CaseRecord, SampleRecord
 
 Pairs = list[tuple[SampleRecord, SampleRecord]]
 
@@ -35,6 +35,20 @@ def check_record(record: CaseRecord, *, whose: str = "") -> None:
                 raise error(f"{name}: sample {sample.index} has the score {turn.score}", "scores lie in [0, 1]")
 
 
+def expect_contexts(case: CaseId, other: CaseRecord, whose: str) -> None:
+    """Raise MissingBaseline where a baseline holds fewer contexts than the case asks for."""
+    if len(other.samples) < case.n:
+        raise _too_few(case, other, whose)
+
+
+def _too_few(case: CaseId, other: CaseRecord, whose: str) -> MissingBaseline:
+    held = len(other.samples)
+    return MissingBaseline(
+        f"the record of {whose} for {case.key} holds {held} contexts; this run has {case.n}",
+        f"take --kv-n={held}, or record it again: pytest --kv-method={whose} --kv-record=changed --kv-n={case.n}",
+    )
+
+
 def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
     """The record's samples with those of a baseline, by index and digest. whose: "fp16" or the method's spec.
 
@@ -53,12 +67,8 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
         if now != then:
             raise NotComparable(f"{name} does not fit: {what} is {then} there and {now} here", renew)
     theirs = {sample.index: sample for sample in other.samples}
-    lacking = [sample.index for sample in record.samples if sample.index not in theirs]
-    if lacking:
-        raise MissingBaseline(
-            f"{name} holds {len(theirs)} contexts; this run has {len(record.samples)} (first missing: {lacking[0]})",
-            f"take --kv-n={len(theirs)}, or {renew}",
-        )
+    if any(sample.index not in theirs for sample in record.samples):
+        raise _too_few(record.case, other, whose)
     pairs = [(sample, theirs[sample.index]) for sample in record.samples]
     for mine, its in pairs:
         if mine.digest != its.digest or len(mine.turns) != len(its.turns):

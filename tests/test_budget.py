@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.budget import Allowances, Budget, case_alpha, explain, judge, sequential
-from kvcheck.errors import BaselineError, MethodFailed, MissingBaseline, NotComparable, SpecError
+from kvcheck.budget import Budget, case_alpha, explain, judge, sequential
+from kvcheck.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
 from kvcheck.record import CaseRecord, LatencyRecord, SampleRecord, Verdict
 
 
@@ -356,34 +355,3 @@ class TestExplaining:
         mine = lossy(1)
         text = explain(verdict("budget", judge(mine, fp16(), None, Budget())), mine)
         assert text.endswith("--kv-tasks=kv --kv-n=64")
-
-
-class TestAllowances:
-    TABLE = '["snapkv"]\nreason = "keeps a quarter"\nstring_retrieval = 40\nbytes = 0.3\n'
-
-    def load(self, tmp_path: Path, text: str) -> Allowances:
-        path = tmp_path / "allowances.toml"
-        path.write_text(text)
-        return Allowances.load(path)
-
-    def test_a_listed_method_has_its_own_budget(self, tmp_path: Path) -> None:
-        assert self.load(tmp_path, self.TABLE).get("snapkv", "string_retrieval") == Budget(drop=40, bytes=0.3)
-
-    def test_another_setting_is_another_method(self, tmp_path: Path) -> None:
-        assert self.load(tmp_path, self.TABLE).get("snapkv:budget=0.1", "string_retrieval") is None
-
-    def test_no_file_is_an_empty_table(self, tmp_path: Path) -> None:
-        assert Allowances.load(tmp_path / "none.toml").table == {}
-
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [
-            ("[snapkv]\nstring_retrieval = 4\n", "has no reason"),
-            ('[snapkv]\nreason = "x"\nstring_retrievl = 4\n', "did you mean string_retrieval"),
-            ('[snapkv]\nreason = "x"\nstring_retrieval = 400\n', "out of range"),
-            ("[snapkv\n", "cannot be read"),
-        ],
-    )
-    def test_a_wrong_table_is_refused(self, tmp_path: Path, text: str, words: str) -> None:
-        with pytest.raises(BaselineError, match=words):
-            self.load(tmp_path, text)

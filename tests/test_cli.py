@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvcheck import baseline, paths
+from kvcheck.allowances import Allowances
 from kvcheck.baseline import FileStore, ModelId
 from kvcheck.cli import main
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord
@@ -46,6 +47,15 @@ def test_tasks_are_listed_by_capability(capsys: pytest.CaptureFixture[str]) -> N
     assert all(name in text for name in TASKS.names())
     assert text.index("string_retrieval") < text.index("long_generation")
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_allowances_are_written_from_a_run_and_keep_the_reasons(tmp_path: Path) -> None:
+    run = run_file(tmp_path / "run.json", record("fp16", [1.0] * 8), record("snapkv", [0.0] * 2 + [1.0] * 6))
+    table = tmp_path / "allowances.toml"
+    assert main(["allowances", str(run), "--out", str(table)]) == 0
+    assert Allowances.load(table).table["snapkv"]["string_retrieval"] == 25
+    shipped = Allowances.load(paths.bundle("baselines") / "allowances.toml")
+    assert Allowances.load(table).reason("snapkv") == shipped.reason("snapkv")
 
 
 def test_compare_finds_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from kvcheck import paths
+from kvcheck.allowances import Allowances
 from kvcheck.baseline import ModelId, Store, open_store
-from kvcheck.budget import Allowances, Budget, case_alpha, expect_fp16, sequential
+from kvcheck.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.models import EMBEDDED
 from kvcheck.plugin import params, state
 from kvcheck.questions import judge_latency as judge_one
@@ -50,7 +51,7 @@ class Gate:
         return replace(base, **self.settings.budget)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
-        """(fp16, own): the stored records, and as fp16 the one of this session where none is stored.
+        """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
 
         A case that is about to be recorded anew is not held against the record that it replaces, nor are the other
         methods of that session against an fp16 record that is being replaced. fp16 itself is then its own reference.
@@ -59,18 +60,20 @@ class Gate:
         renews = writes in ("changed", "all")
         own = None if against == "fp16" or renews else self.store.get(self.model, method, case)
         fp16 = self.store.get(self.model, "fp16", case)
-        if fp16 is None or renews:
-            fp16 = self.state.records.get((str(case), "fp16"), fp16) if method != "fp16" or writes else None
+        if method == "fp16" and not writes:
+            return fp16, own
+        if fp16 is None or renews or len(fp16.samples) < case.n:
+            fp16 = self.state.records.get((str(case), "fp16"), fp16)
         return fp16, own
 
     def expect_baseline(self, case: CaseId, method: str) -> None:
-        """Raise BaselineError for a bad file, and MissingBaseline where judging needs an fp16 record that is not there.
+        """Raise BaselineError for a bad file, MissingBaseline where a record that judging needs is missing or small.
 
         fp16 without a record is measured all the same: it stands in for it when other methods of the session come.
         """
         fp16, own = self.references(case, method)
         if method != "fp16":
-            expect_fp16(case, fp16, own, Budget(**self.settings.budget), self.settings.against)
+            expect_records(case, fp16, own, Budget(**self.settings.budget), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
@@ -147,11 +150,11 @@ def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple
 
 
 def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
-    """The stored fp16 records of these cases, by case key."""
+    """The stored fp16 records of these cases, by case key; those that hold fewer contexts were not judged by."""
     where = store(config)
     keys = {record.case.key: record.case for record in records if record.samples}
     found = {key: where.get(model, "fp16", case) for key, case in keys.items()}
-    return {key: record for key, record in found.items() if record is not None}
+    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= keys[key].n}
 
 
 def record(config: pytest.Config, run: Run) -> Iterator[str]:

@@ -197,7 +197,7 @@ def doubt_lines(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
     if unclear:
         yield from wrap(
             f"  unclear: these contexts show a drop only from {points(min(unclear), False)} points on; "
-            "--kv-n takes more, --kv-strict makes unclear a failure"
+            "--kv-n takes more (of fp16 too: --kv-record=changed), --kv-strict makes unclear a failure"
         )
 
 

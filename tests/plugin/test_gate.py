@@ -75,8 +75,21 @@ def test_a_baseline_with_too_few_contexts_is_the_baselines_fault_and_said_once(r
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     result.stdout.fnmatch_lines(["kv/v1/single/len=512/seed=0/n=9  snapkv", "*holds 8 contexts; this run has 9*"])
+    result.stdout.fnmatch_lines(["*take --kv-n=8, or record it again: *--kv-method=fp16 --kv-record=changed*--kv-n=9*"])
+    assert text.count("--kv-n=9") == 1
     assert "During handling" not in text
     assert "snapkv failed in" not in text
+
+
+def test_a_baseline_with_too_few_contexts_is_noticed_before_measuring(recorded: Run, repo: Any) -> None:
+    recorded("--kv-method=snapkv", "--kv-n=9").assert_outcomes(failed=3)
+    assert not (repo.path / "ran.txt").exists()
+
+
+def test_fp16_of_the_session_stands_in_for_a_record_that_is_too_small(recorded: Run) -> None:
+    result = recorded("--kv-method=fp16", "--kv-method=snapkv", "--kv-modes=single", "--kv-n=9")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*record of fp16*holds 8 contexts*"])
 
 
 def test_a_command_in_a_message_names_what_the_session_was_given(recorded: Run, behave: Behave) -> None:
