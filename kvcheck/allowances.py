@@ -6,13 +6,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kvcheck.budget import Budget
 from kvcheck.errors import BaselineError, MissingBaseline, SpecError, did_you_mean
-from kvcheck.record import CAPABILITIES, CaseRecord, Run
+from kvcheck.record import AS_RECORDED, CAPABILITIES, CaseRecord, Run, Verdict
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,6 +84,23 @@ def _check_allowance(path: Path, method: str, name: str, value: Any) -> None:
         Budget(**{"bytes" if name == "bytes" else "drop": value})
     except SpecError as error:
         raise BaselineError(f"{path}: [{method}] {name}: {error.message}", error.hint) from error
+
+
+def accept_as_reviewed(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+    """The verdicts of a case whose drop has a reviewed allowance.
+
+    Where the method repeats its own record and that drop lies within the allowance, the question "is the true drop
+    within it?" is not left open: the allowance was reviewed with this very record on these very prompts.
+    """
+    if not any(one.question == "regression" and one.reason == AS_RECORDED for one in verdicts):
+        return verdicts
+    reason = "the drop that was reviewed, on the recorded prompts"
+    return tuple(
+        replace(one, outcome="pass", reason=reason)
+        if one.question == "budget" and one.outcome == "inconclusive" and one.value <= one.limit
+        else one
+        for one in verdicts
+    )
 
 
 def propose(run: Run, reasons: dict[str, str]) -> Iterator[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kvcheck.errors import MissingBaseline, SpecError, did_you_mean
-from kvcheck.explain import explain
 from kvcheck.pairing import expect_contexts, pair, record_command
 from kvcheck.questions import (
     DriftRule,
@@ -32,7 +31,6 @@ __all__ = [
     "Budget",
     "case_alpha",
     "expect_records",
-    "explain",
     "judge",
     "sequential",
 ]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.allowances import Allowances, propose
-from kvcheck.budget import Budget
+from kvcheck.allowances import Allowances, accept_as_reviewed, propose
+from kvcheck.budget import Budget, judge
 from kvcheck.errors import BaselineError, MissingBaseline
 from kvcheck.paths import bundle
-from kvcheck.record import Run, RunHeader
+from kvcheck.record import CaseRecord, Run, RunHeader, Verdict
 
 TABLE = '["snapkv"]\nreason = "keeps a quarter"\nstring_retrieval = 40\nbytes = 0.3\n'
 HEADER = RunHeader("0.1.0", "", False, {}, {}, "abc", "mini", {})
@@ -65,6 +65,26 @@ def test_a_proposal_needs_fp16_on_the_same_case() -> None:
 def test_a_proposal_needs_a_reason() -> None:
     with pytest.raises(BaselineError, match="does not say what it does"):
         list(propose(Run(HEADER, (fp16(), record([1.0] * 16, method="snapkv"))), {}))
+
+
+class TestARepeatedRecord:
+    HALF = record([0.0] * 8 + [1.0] * 8)
+
+    def judged(self, now: CaseRecord, drop: float) -> Verdict:
+        verdicts = accept_as_reviewed(judge(now, fp16(), self.HALF, Budget(drop=drop)))
+        return next(one for one in verdicts if one.question == "budget")
+
+    def test_passes_within_the_allowance(self) -> None:
+        assert self.judged(self.HALF, 50).outcome == "pass"
+
+    def test_fails_beyond_it_for_sure(self) -> None:
+        assert self.judged(self.HALF, 10).outcome == "fail"
+
+    def test_is_open_beyond_it_in_doubt(self) -> None:
+        assert self.judged(self.HALF, 45).outcome == "inconclusive"
+
+    def test_leaves_the_question_open_once_anything_changed(self) -> None:
+        assert self.judged(record([0.0] * 9 + [1.0] * 7), 60).outcome == "inconclusive"
 
 
 def test_the_shipped_table_can_be_read() -> None:

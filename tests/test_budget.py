@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.budget import Budget, case_alpha, explain, judge, sequential
+from kvcheck.budget import Budget, case_alpha, judge, sequential
 from kvcheck.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
 from kvcheck.record import CaseRecord, LatencyRecord, SampleRecord, Verdict
 
@@ -333,25 +333,3 @@ class TestStoppingEarly:
                     break
             alarms += verdict("budget", judge(part, base, None, Budget(drop=10), 0.1)).outcome == "fail"
         assert alarms / 40 <= 0.1
-
-
-class TestExplaining:
-    def test_a_failed_budget_ends_in_the_command_that_accepts_it(self) -> None:
-        mine = lossy(12)
-        text = explain(verdict("budget", judge(mine, fp16(), None, Budget())), mine, "fp16.txt", alpha=0.05)
-        assert text.splitlines()[-1].endswith("pytest --kv-method=snapkv --kv-budget drop=75")
-
-    def test_a_regression_ends_in_recording(self) -> None:
-        mine = lossy(12)
-        text = explain(verdict("regression", judge(mine, fp16(), lossy(2), Budget())), mine)
-        assert text.endswith("pytest --kv-method=snapkv --kv-record=changed")
-
-    def test_it_says_what_was_lost_on_which_prompts(self) -> None:
-        mine = lossy(12)
-        text = explain(verdict("budget", judge(mine, fp16(), None, Budget())), mine)
-        assert "on the same 16 prompts, one by one: 12 lost, 0 won, 4 unchanged" in text
-
-    def test_inconclusive_asks_for_more_samples(self) -> None:
-        mine = lossy(1)
-        text = explain(verdict("budget", judge(mine, fp16(), None, Budget())), mine)
-        assert text.endswith("--kv-tasks=kv --kv-n=64")
