@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"record", "errors", "spec", "registry", "paths", "env", "settings", "files"},
     {"stats"},
-    {"pairing", "questions", "explain", "budget", "baseline", "baseline_files", "baseline_text", "compare", "runfile"},
+    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile"}
+    | {"baseline", "baseline_files", "baseline_text"},
     {"methods", "tasks", "models", "measure"},
     {"report", "engine"},
     {"plugin", "fixtures", "baselines"},
