@@ -15,6 +15,7 @@ import torch
 from kvcheck.measure.memory import held, tensors
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.rows import RowCache
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
 SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
@@ -38,20 +39,37 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
     than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where
-    less is claimed.
+    less is claimed. Of a method that rewrites the prompt, contents are looked at for numbers that are not finite only:
+    its cache is that of another prompt. Rows with caches of their own are audited one by one.
     """
+    if isinstance(cache, RowCache):
+        return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(cache.rows)])
+    rewritten = method.info.stage == "prompt"
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
     stored = [layer.stored if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
-    problems = list(_coverage(seen, stored, prompt, len(prefilled)))
+    problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
-            found = _contents(layer, part, method) if isinstance(layer, KVLayer) else _finite(layer)
+            known = isinstance(layer, KVLayer) and not rewritten
+            found = _contents(layer, part, method) if known else _finite(layer)
             problems += [f"layer {index}: {problem}" for problem in found]
-        problems += _sizes(cache, prefilled[0], method, prompt, seen[0] - prompt)
+        problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
     return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+
+
+def _row(prefilled: Sequence[Prefilled], row: int) -> list[Prefilled]:
+    return [part.select([row]) for part in prefilled]
+
+
+def _together(proofs: Sequence[Proof]) -> Proof:
+    """The proof of all rows: the least that any of them touched, the mean of what they kept, each problem once."""
+    problems = dict.fromkeys(problem for proof in proofs for problem in proof.problems)
+    kept = sum(proof.kept for proof in proofs) / len(proofs)
+    layers, touched = (min(getattr(proof, name) for proof in proofs) for name in ("layers", "touched"))
+    return Proof(layers, touched, kept, max(proof.seen for proof in proofs), tuple(problems))
 
 
 def _coverage(seen: list[int], stored: list[int], prompt: int, expected: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kvcheck.methods.base import Method
 
 METHODS: Registry[type[Method]] = Registry(
-    "method", "kvcheck.methods", "kvcheck.methods", skip=("base", "attention", "cache")
+    "method", "kvcheck.methods", "kvcheck.methods", skip=("base", "attention", "cache", "host", "rows")
 )
 
 

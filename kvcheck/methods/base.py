@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
     from kvcheck.methods.cache import KVCache, KVLayer
+    from kvcheck.methods.host import Host
+    from kvcheck.models import LoadedModel
     from kvcheck.spec import Spec
 
 STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
@@ -161,6 +163,12 @@ class Method:
 
         self.check(shape)
         return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """The method at home on a model. Override it to act on the prompt, on prefilling, or on the model."""
+        from kvcheck.methods.host import Host
+
+        return Host(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
         """Slots per layer and kv head after a prompt and `decoded` more tokens, fed one by one. None: not declared."""
