@@ -8,7 +8,8 @@ import transformers
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache
 
-SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
+ROPE = (1.0, 0.1, 0.01, 0.001)  # what a head_dim of 8 and a base of 10,000 give
+SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8, rope=ROPE)
 CONFIG = {
     "vocab_size": 61,
     "hidden_size": 32,
