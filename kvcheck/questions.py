@@ -11,7 +11,7 @@ import numpy as np
 from kvcheck import stats
 from kvcheck.errors import MethodFailed
 from kvcheck.pairing import Pairs, differences, identical, is_complete, is_right_or_wrong, pair, score
-from kvcheck.record import CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Verdict
+from kvcheck.record import AS_RECORDED, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Verdict
 
 ANYTIME = 0.25
 """Share of alpha spent on looking after every block; the rest goes to the test at full n. A record that stopped early
@@ -175,7 +175,7 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
         outcome = "pass"
         if lost or won or drift.reason:
             reasons.append("changed and not worse: record it again to keep the gate sharp")
-    reason = "; ".join(reasons) or "as recorded"
+    reason = "; ".join(reasons) or AS_RECORDED
     return Verdict("regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, n, lost, won, seen, reason)
 
 

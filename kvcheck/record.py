@@ -165,6 +165,10 @@ def context_score(sample: SampleRecord) -> float:
     return sum(turn.score for turn in sample.turns) / len(sample.turns)
 
 
+AS_RECORDED = "as recorded"
+"""The reason of a "regression" verdict where nothing moved."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The answer to one question about one case.

@@ -77,6 +77,10 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
     if body:
         yield from grid(HEAD, body)
     yield from costs(records)
+    repeated = terminal.own_record_text(*rows.own_record(run, records))
+    if repeated:
+        yield f"Against its own record: {repeated}."
+        yield ""
     yield from doubts(run, records)
     yield from lost(run, method)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.pairing import identical
-from kvcheck.record import CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
+from kvcheck.record import AS_RECORDED, CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
@@ -187,6 +187,14 @@ def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]
         for what, reason in record.not_measured:
             found.setdefault(f"{what}: {reason}", []).append(str(record.case))
     return found
+
+
+def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
+    """(repeated, changed, worse): cases judged against the method's own record; changed are not clearly worse."""
+    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question == "regression"]
+    worse = sum(one.outcome == "fail" for one in verdicts)
+    repeated = sum(one.reason == AS_RECORDED for one in verdicts)
+    return repeated, len(verdicts) - repeated - worse, worse
 
 
 def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:

@@ -36,6 +36,7 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield from memory_lines(judged)
     yield from latency_lines(records)
     yield from drift_lines(records)
+    yield from own_record_lines(run, records)
     yield from doubt_lines(run, records)
     yield from unmeasured_lines(run, records)
     yield from wrap(statement.plain(run, method, known))
@@ -159,6 +160,19 @@ def drift_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
     words = {"nll": "nll {:.3f} nats per token", "agree": "top-1 agreement {:.1%}", "kl": "KL to fp16 {:.4f} nats"}
     if found:
         yield "drift        " + ", ".join(words[name].format(value) for name, value in found.items())
+
+
+def own_record_lines(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """How the cases stand to the method's own stored record."""
+    text = own_record_text(*rows.own_record(run, records))
+    if text:
+        yield f"own record   {text}"
+
+
+def own_record_text(repeated: int, changed: int, worse: int) -> str:
+    """ "repeated in 80 cases, changed but not clearly worse in 2"; empty without a record."""
+    counted = ((repeated, "repeated"), (changed, "changed but not clearly worse"), (worse, "worse"))
+    return ", ".join(f"{words} in {plural(number, 'case')}" for number, words in counted if number)
 
 
 def doubt_lines(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:

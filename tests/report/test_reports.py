@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kvcheck.record import (
+    AS_RECORDED,
     CAPABILITIES,
     CaseId,
     CaseRecord,
@@ -48,7 +49,13 @@ def run() -> Run:
             cases += [record(task, mode, capability, "fp16", 0), one]
             outcome = ("fail", "inconclusive", "pass", "pass", "pass", "pass", "pass")[at]
             drop = 50.0 * (at == 0)
-            verdicts[rows.key(one)] = (Verdict("budget", outcome, drop, drop - 9, drop + 9, 2.0, 8, 4, 0, 37.5),)
+            own = (AS_RECORDED, "drift: 2 contexts worse")[at == 2]
+            verdicts[rows.key(one)] = (
+                Verdict("budget", outcome, drop, drop - 9, drop + 9, 2.0, 8, 4, 0, 37.5),
+                Verdict(
+                    "regression", "fail" if at == 1 else "pass", 0.0, 0.0, 9.0, 2.0, 8, reason="p" if at == 1 else own
+                ),
+            )
     latency = (LatencyRecord("tpot", 512, 0.005, 0.004, 1.25, 1.2, 1.3, 9),)
     empty = CaseId("latency", 1, "single", 512, 0, 1)
     why = (("ttft", "several workers"),)
@@ -67,6 +74,12 @@ def test_a_report_says_what_a_newcomer_asks(run: Run, report: object) -> None:
     for wanted in ("string_retrieval", "0.500", "gives up", "Surely lost", "25% of the KV bytes", "several workers"):
         assert wanted in text
     assert "IndexError: no slot" in text
+
+
+@pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
+def test_a_report_says_how_the_method_stands_to_its_own_record(run: Run, report: object) -> None:
+    text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
+    assert "repeated in 10 cases, changed but not clearly worse in 2 cases, worse in 2 cases" in text
 
 
 def test_turns_bytes_latency_drift_and_chance_are_shown(run: Run) -> None:
