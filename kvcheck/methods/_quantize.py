@@ -7,12 +7,13 @@ every value lies within scale / 2 of what is read back; a constant group is read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from kvcheck.errors import KvcheckError
 from kvcheck.methods._room import Room
+from kvcheck.methods.base import Prefilled
 from kvcheck.methods.cache import KVLayer
 
 BITS = (2, 4, 8)  # widths that divide a byte
@@ -108,18 +109,33 @@ class QuantLayer(KVLayer):
     """Quantized tokens, then a tail of the newest in 16 bits. Attends to new tokens unquantized; then `due` decides.
 
     kq, vq: Packed; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
+    chooser: makes a layer of another method that evicts from the prompt first; what it keeps is quantized.
     """
 
     kq: Packed
     vq: Packed
+    chooser: Callable[[], KVLayer] | None = None
 
     def due(self, keys: int, values: int) -> tuple[int, int]:
         """How many of the oldest tokens of the two tails, of these lengths, are to be quantized now."""
         raise NotImplementedError
 
     def compress(self, queries: torch.Tensor) -> None:
-        """Quantize what the prompt makes due."""
+        """Quantize what the prompt makes due, of what the chooser keeps."""
+        if self.chooser is not None:
+            self._choose(self.chooser(), queries)
         self.fold()
+
+    def _choose(self, chooser: KVLayer, queries: torch.Tensor) -> None:
+        """Have the prompt evicted by the layer of another method, and take over what it keeps."""
+        chooser.store_dtype = self.store_dtype
+        chooser.absorb(Prefilled(self.keys, self.values, queries, self.scaling))
+        self.k, self.v, self.kept, self._kept_at = chooser.k, chooser.v, chooser.kept, chooser._kept_at
+
+    @property
+    def _needs_queries(self) -> bool:
+        """A chooser may read the prompt's queries."""
+        return self.chooser is not None
 
     def step(self, query: torch.Tensor) -> None:
         """Quantize what a later forward makes due."""
@@ -154,7 +170,7 @@ class QuantLayer(KVLayer):
 
     @property
     def stored(self) -> int:
-        """Every token has a slot."""
+        """Slots per kv head, quantized or not."""
         return self.kq.length + super().stored
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:

@@ -27,6 +27,8 @@ SPECS = (
     "flexgen:group=8,bits=2",
     "kivi:group=4,residual=32",
     "kivi:group=8,residual=16,bits=4",
+    "snapkv:budget=32,window=8+kivi:group=4,residual=16",
+    "pyramidkv:budget=32,window=8+flexgen:group=8",
     "a_shape:n_init=4,n_local=8",
     "tri_shape:n_local=0.2,n_last=8",
     "minference",
@@ -42,6 +44,7 @@ ONCE = tuple(
     spec
     for spec in SPECS
     if spec.startswith(("fp16", "snapkv", "pyramidkv", "a_shape", "tri_shape", "minference", "quest", "retrieval"))
+    and "+" not in spec
 )
 every_method = pytest.mark.parametrize("text", SPECS)
 dense_prefill = pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.shares_prefill])
