@@ -19,6 +19,7 @@ from kvcheck.methods.rows import RowCache
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
 SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
+OWN_ROUNDING = 0.01  # share of the norm of a head's keys or values by which a prefill of the method's own may differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +137,14 @@ def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: 
 def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, info: MethodInfo) -> Iterator[str]:
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
-    Bit for bit where they are verbatim and the very ones: a prefill of the method's own rounds otherwise.
+    Bit for bit where they are verbatim and the very ones. A prefill of the method's own rounds otherwise in the first
+    layer, and computes others in the layers above.
     """
     prompt = prefilled.keys.shape[2]
     if not info.verbatim and layer.stored != layer.seen:
         return  # merged slots stand for several tokens
+    if not info.shares_prefill and layer.index > 0:
+        return
     verbatim = info.verbatim and info.shares_prefill
     inside = positions < prompt
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
@@ -151,7 +155,7 @@ def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, inf
             wrong = ((mine != true).any(dim=3) & inside).nonzero()
         else:
             error, size = ((each * inside.unsqueeze(-1)).norm(dim=(2, 3)) for each in (mine - true, true))
-            wrong = (error > size).nonzero()
+            wrong = (error > (OWN_ROUNDING if info.verbatim else 1) * size).nonzero()
         if len(wrong):
             row, head = wrong[0].tolist()[:2]
             what = "slots" if verbatim else "kv heads"

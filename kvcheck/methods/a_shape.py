@@ -39,6 +39,7 @@ class AShape(_sparse.SparsePrefill):
         summary="lets the prompt attend to its first tokens and a local window only",
         stage="generation",
         paper="arXiv 2412.10319",
+        formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",

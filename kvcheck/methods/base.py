@@ -52,7 +52,8 @@ class MethodInfo:
     equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
     `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so
     one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
-    differs from that.
+    differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
+    dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
     """
 
     summary: str
@@ -65,6 +66,8 @@ class MethodInfo:
     needs: tuple[str, ...] = ()
     shares_prefill: bool = True
     variant: str = ""
+    formula: str = ""
+    refuses: str = ""
 
 
 @dataclass(frozen=True)

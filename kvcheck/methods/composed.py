@@ -29,6 +29,8 @@ class Composed(Method):
         stage="compression",
         needs=("queries",),
         verbatim=False,
+        formula="those of the second method for the slots that the first one keeps",
+        refuses="what either of them cannot serve",
     )
 
     first: Method

@@ -54,6 +54,8 @@ class InfLLM(Method):
         summary="attends to a window and to the blocks of the past that fit best, in prompt and decoding",
         stage="retrieval",
         paper="arXiv 2402.04617",
+        formula="2·L·B·G·(n - b·block)·d·2 + L·B·H·b·d·2 on the device, 2·L·B·G·b·block·d·2 in host memory",
+        refuses="models whose rotation of keys cannot be undone",
         knob="local",
         evicts_in_decode=True,  # blocks leave the device; and tokens see what is fed in one group with them
         needs=("queries",),

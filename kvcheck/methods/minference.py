@@ -59,6 +59,7 @@ class MInference(_sparse.SparsePrefill):
         summary="lets each head of the prompt attend in the sparse pattern that suits it",
         stage="generation",
         paper="arXiv 2407.02490",
+        formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="patterns searched on the prompt itself, masks at token level; decoding is dense over the full cache",

@@ -41,6 +41,7 @@ class Quest(Method):
         summary="attends to the pages whose key bounds promise the largest scores",
         stage="retrieval",
         paper="arXiv 2406.10774",
+        formula="2·L·B·G·(n + ceil(n/S))·d·2",
         knob="budget",
         frees_memory=False,
         variant="the newest page is forced (official kernels); pages per query head; follow-up blocks are sparse too",

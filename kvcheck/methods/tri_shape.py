@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -34,8 +34,14 @@ class TriShape(AShape):
     those of the full cache, bit for bit (official: the same sets of keys in two kernels).
     """
 
-    info: ClassVar[MethodInfo] = replace(
-        AShape.info, summary="lets the prompt attend to its first tokens and a window, and its last tokens to all"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="lets the prompt attend to its first tokens and a window, and its last tokens to all",
+        stage="generation",
+        paper="arXiv 2412.10319",
+        formula="2·L·B·G·n·d·2",
+        frees_memory=False,
+        shares_prefill=False,
+        variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
     )
 
     n_last: float | int = 100
