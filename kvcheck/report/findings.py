@@ -13,8 +13,8 @@ from kvcheck.report.text import WIDTH, columns, interval, short, wrap
 class Finding:
     """One measured number of a finding.
 
-    claim: what the paper says. what: what the number is, in points of accuracy; mean with its interval [low, high] over
-    n contexts. wanted: "> 0", "< 5", or "" where nothing is asserted. outcome: "shown", "not shown" or "measured".
+    claim: what the paper says. what: what the number is. mean: points of accuracy over n contexts, with the interval
+    [low, high]. wanted: "> 0", "< 5", or "" where nothing is asserted. outcome: "shown", "not shown" or "measured".
     """
 
     claim: str
@@ -40,7 +40,8 @@ def lines(found: Sequence[Finding]) -> Iterator[str]:
     """For the terminal."""
     for claim in dict.fromkeys(one.claim for one in found):
         yield from wrap(claim, "  ")
-        body = [
+        body = [("", "points", "95% interval", "asserted", "n", "")]
+        body += [
             (f"  {one.what}", f"{one.mean:+.1f}", interval(one.low, one.high), one.wanted, str(one.n), one.outcome)
             for one in found
             if one.claim == claim
