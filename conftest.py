@@ -1,4 +1,4 @@
-"""For this repository only: `pytest` runs the tests of kvcheck, `pytest --kv-method=…` runs the suites."""
+"""For this repository only: `pytest` runs the tests of kvcheck, `pytest --kv-method=…` the suites."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose what is collected where no path is given."""
     unnamed = config.args_source is not pytest.Config.ArgsSource.ARGS
     if unnamed and config.invocation_params.dir == config.rootpath:
-        config.args[:] = [str(config.rootpath / ("suites" if config.option.kv_methods else "tests"))]
+        measures = config.option.kv_methods or config.option.kv_findings
+        config.args[:] = [str(config.rootpath / ("suites" if measures else "tests"))]

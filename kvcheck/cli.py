@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kvcheck", description="Does a KV cache method still work?")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser("methods", help="list the methods that --kv-method knows").set_defaults(run=_methods)
+    methods = commands.add_parser("methods", help="list the methods that --kv-method knows")
+    methods.add_argument("--pages", type=Path, metavar="FOLDER", help="write a page of documentation per method there")
+    methods.set_defaults(run=_methods)
     commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
         run=_tasks
     )
@@ -76,7 +78,12 @@ def show(lines: Iterable[str]) -> None:
 def _methods(given: argparse.Namespace) -> int:
     from kvcheck.report import catalogue
 
-    show(catalogue.methods())
+    if given.pages:
+        from kvcheck.report import pages
+
+        print(f"{len(pages.write(given.pages))} pages written to {given.pages}")
+    else:
+        show(catalogue.methods())
     return OK
 
 

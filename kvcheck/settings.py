@@ -22,7 +22,7 @@ class Settings:
     at compression, multi_request does not), "yes" or "no". budget: limits asked for by hand, such as {"drop": 2.0};
     None lifts one.
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
-    resume: a run file whose cases are not run again.
+    resume: a run file whose cases are not run again. findings: run the findings of the papers.
     """
 
     methods: tuple[str, ...] = ()
@@ -47,6 +47,7 @@ class Settings:
     md: str | None = None
     timeout: float = TIMEOUT
     resume: str | None = None
+    findings: bool = False
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""

@@ -20,25 +20,30 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:[./-]\w+)*")
 _KEY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _BARE = re.compile(r"[\w./-]+")
+_COMMA = re.compile(",")
+_NEXT = re.compile(r"\+(?=\s*(?:[A-Za-z_]|$))")  # not the sign of a number: 1e+5
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
 _FORM = "write NAME or NAME:key=value,key=value, for example snapkv:budget=0.25,window=32"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A name and its parameters, in the order they were given.
+    """A name and its parameters, in the order they were given; `then`: the method that takes over what this one keeps.
 
     >>> str(Spec.parse("snapkv:budget=0.25, window=32"))
     'snapkv:budget=0.25,window=32'
+    >>> Spec.parse("snapkv:budget=0.25+kivi:bits=4").then
+    Spec(name='kivi', params=(('bits', 4),), then=None)
     """
 
     name: str
     params: tuple[tuple[str, Value], ...] = ()
+    then: Spec | None = None
 
     def __str__(self) -> str:
-        if not self.params:
-            return self.name
-        return f"{self.name}:{','.join(f'{key}={write_value(value)}' for key, value in self.params)}"
+        params = ",".join(f"{key}={write_value(value)}" for key, value in self.params)
+        first = f"{self.name}:{params}" if params else self.name
+        return f"{first}+{self.then}" if self.then is not None else first
 
     @property
     def is_path(self) -> bool:
@@ -48,21 +53,21 @@ class Spec:
     @classmethod
     def parse(cls, text: str) -> Spec:
         """Read the text form. Raises SpecError that quotes the part that cannot be read."""
-        name, colon, rest = text.strip().partition(":")
+        first, *others = _split(text, text, _NEXT)
+        then = cls.parse(text[len(first) + 1 :]) if others else None
+        name, colon, rest = first.strip().partition(":")
         name = name.strip()
-        if "+" in name:
-            raise SpecError(f"methods cannot be combined with '+' yet: {text!r}", "give one method per --kv-method")
         if _NAME.fullmatch(name) is None:
             raise SpecError(f"not a method name: {name!r} in {text!r}", _FORM)
         if not colon:
-            return cls(name)
+            return cls(name, then=then)
         params: dict[str, Value] = {}
         for part in _split(rest, text):
             key, value = read_pair(part, text)
             if key in params:
                 raise SpecError(f"{key!r} is given twice in {text!r}", "keep one of the two")
             params[key] = value
-        return cls(name, tuple(params.items()))
+        return cls(name, tuple(params.items()), then)
 
 
 def read_pair(part: str, text: str) -> tuple[str, Value]:
@@ -111,8 +116,8 @@ def write_value(value: Value) -> str:
     return repr(value)
 
 
-def _split(rest: str, text: str) -> list[str]:
-    """Split at the commas that stand outside quotes."""
+def _split(rest: str, text: str, separator: re.Pattern[str] = _COMMA) -> list[str]:
+    """Split at the separators, one character each, that stand outside quotes."""
     parts, quote, start, escaped = [], "", 0, False
     for at, char in enumerate(rest):
         if escaped:
@@ -122,7 +127,7 @@ def _split(rest: str, text: str) -> list[str]:
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
-        elif char == ",":
+        elif separator.match(rest, at):
             parts.append(rest[start:at])
             start = at + 1
     if quote:

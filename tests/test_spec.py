@@ -70,13 +70,24 @@ def test_parameters_keep_their_order() -> None:
         ("x:a='b", "not closed"),
         ("x:a=print(1)", "cannot read the value"),
         ("x:a=[1]", "list"),
-        ("snapkv+kivi", "cannot be combined"),
+        ("snapkv+", "not a method name"),
+        ("+kivi", "not a method name"),
         ("x:1a=2", "not a parameter name"),
     ],
 )
 def test_what_cannot_be_read_is_quoted(text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         Spec.parse(text)
+
+
+def test_a_plus_before_a_name_joins_two_methods() -> None:
+    spec = Spec.parse("snapkv:budget=0.25 + kivi:bits=4")
+    assert (spec.name, str(spec.then), str(spec)) == ("snapkv", "kivi:bits=4", "snapkv:budget=0.25+kivi:bits=4")
+
+
+@pytest.mark.parametrize("value", ["1e+5", "'a+b'"])
+def test_a_plus_in_a_value_joins_nothing(value: str) -> None:
+    assert Spec.parse(f"x:a={value}").then is None
 
 
 def test_an_import_path_ends_in_a_class() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.prompts import Ask
+from kvcheck.methods.host import Host
 
 
 @dataclass
@@ -24,12 +25,7 @@ class Group:
         return self.cache if len(rows) == len(self.asks) else self.cache.select(rows)
 
 
-def forward(model: Any, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
-    """Feed token ids (R, q) into the cache -> logits (R, keep, V) of the last `keep` positions."""
-    return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
-
-
-def decode(model: Any, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
+def decode(host: Host, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
     """Answer every question of the group, up to its limit or an end token, which is not written to the cache.
 
     A row that has ended leaves the batch: nothing is written to it any more. keep: return the rows that ended, with
@@ -56,4 +52,4 @@ def decode(model: Any, group: Group, eos: frozenset[int], guard: Guard, keep: bo
                 group = Group(group.split(going), [group.asks[row] for row in going], group.logits)
         fed = torch.tensor([[tokens[row]] for row in going], device=group.logits.device)
         with guard("decoding"):
-            group = Group(group.cache, group.asks, forward(model, group.cache, fed)[:, -1])
+            group = Group(group.cache, group.asks, host.feed(group.cache, fed)[:, -1])

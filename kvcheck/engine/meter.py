@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from kvcheck.engine.decode import forward
 from kvcheck.engine.guard import Guard
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods.base import Method, ModelShape, Prefilled
+from kvcheck.methods.host import Host
 from kvcheck.record import MemoryRecord
 
 
@@ -69,7 +69,7 @@ class Meter:
         )
 
 
-def peak_bytes(model: Any, method: Method, shape: ModelShape, ids: torch.Tensor) -> int | None:
+def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 
     The method's own route from an empty cache, so that shared prefills do not blur it.
@@ -79,8 +79,7 @@ def peak_bytes(model: Any, method: Method, shape: ModelShape, ids: torch.Tensor)
     torch.cuda.synchronize(ids.device)
     torch.cuda.reset_peak_memory_stats(ids.device)
     before = torch.cuda.memory_allocated(ids.device)
-    cache = method.build(shape)
-    token = forward(model, cache, ids)[:, -1].argmax(-1, keepdim=True)
-    forward(model, cache, token)
+    cache, logits = host.prefill(ids)
+    host.feed(cache, logits.argmax(-1, keepdim=True))
     torch.cuda.synchronize(ids.device)
     return int(torch.cuda.max_memory_allocated(ids.device) - before)

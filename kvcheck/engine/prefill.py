@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from kvcheck.engine import drift
-from kvcheck.engine.decode import forward
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.prompts import Ask
 from kvcheck.methods.base import ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.methods.host import Host
+from kvcheck.models import LoadedModel
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -90,9 +90,8 @@ class Tail:
 class Prefiller:
     """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start."""
 
-    def __init__(self, model: Any, shape: ModelShape, memo: Memo, queries: bool) -> None:
-        self.model = model
-        self.shape = shape
+    def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
+        self.host = Host(Asked(), loaded)
         self.memo = memo
         self.queries = queries
         self.forwards = 0
@@ -103,9 +102,9 @@ class Prefiller:
         found = self.memo.get(key)
         if found is not None and (not queries or found.layers[0].queries is not None):
             return found
-        cache = Fp16().build(self.shape)
+        cache = Fp16().build(self.host.shape)
         with cache.recording() as layers:
-            forward(self.model, cache, ids)
+            self.host.feed(cache, ids)
         self.forwards += len(ids)
         if not self.queries:
             layers = [Prefilled(layer.keys, layer.values, None, layer.scaling) for layer in layers]
@@ -149,11 +148,11 @@ class Prefiller:
         """
         rows = [ask.row for ask in asks]
         everything = rows == list(range(dense.layers[0].keys.shape[0]))
-        cache = Asked().build(self.shape)
+        cache = self.host.build()
         cache.absorb(dense.layers if everything else dense.select(rows))
         ids = drift.padded([ask.tail + ask.reference for ask in asks], dense.layers[0].keys.device)
         first = min(len(ask.tail) for ask in asks) - 1
-        logits = forward(self.model, cache, ids, ids.shape[1] - first)
+        logits = self.host.feed(cache, ids, ids.shape[1] - first)
         tails = []
         for row, ask in enumerate(asks):
             start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from kvcheck.engine.base import OnBlock, Progress, Timer
-from kvcheck.engine.decode import forward
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, peak_bytes
@@ -20,6 +19,7 @@ from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure import latency
 from kvcheck.methods.base import Method, ModelShape
+from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord
 from kvcheck.settings import Settings
@@ -57,6 +57,7 @@ class Session:
     """One model, ready to run cases with any method.
 
     memo: prefills of contexts, shared between the methods and modes of a task and length; samples: likewise.
+    hosts: the methods at home on the model, by spec.
     proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
     """
 
@@ -67,6 +68,7 @@ class Session:
     memo: Memo
     samples: dict[Hashable, Sample] = field(default_factory=dict)
     proved: set[Hashable] = field(default_factory=set)
+    hosts: dict[str, Host] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: Settings) -> Session:
@@ -81,7 +83,7 @@ class Session:
         shape = ModelShape.of(loaded.model.config)
         memo = Memo(_room(loaded.device))
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
-        return cls(loaded, settings, shape, Prefiller(loaded.model, shape, memo, queries=wants), memo)
+        return cls(loaded, settings, shape, Prefiller(loaded, memo, queries=wants), memo)
 
     @property
     def model_name(self) -> str:
@@ -104,17 +106,17 @@ class Session:
         After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
         ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
         """
-        task, method = find_task(case), find_method(method_spec)
-        method.check(self.shape)
+        task = find_task(case)
         guard = Guard(str(Spec.parse(method_spec)), str(case))
+        host = self._host(method_spec, guard)
         proved = (guard.method, case.length, self._aware(case.mode))
-        meter = Meter(method, self.shape, guard, audited=proved in self.proved)
+        meter = Meter(host.method, self.shape, guard, audited=proved in self.proved)
         prompter = Prompter(self.loaded.tokenizer, case, self.loaded.max_length)
         done: list[SampleRecord] = []
         record = None
         for indices in _blocks(case, self.shape, self.loaded.device):
             samples = [self._sample(task, case, index) for index in indices]
-            block = self._block(samples, prompter, method, guard, meter)
+            block = self._block(samples, prompter, host, guard, meter)
             for sample, asks in zip(samples, block.run(), strict=True):
                 turns = tuple(_turn(sample, ask, prompter) for ask in asks)
                 done.append(SampleRecord(sample.index, sample.digest, turns))
@@ -122,7 +124,7 @@ class Session:
             self.proved.add(proved)
             if record is None:
                 with guard("measuring peak memory"):
-                    meter.peak = peak_bytes(self.loaded.model, method, self.shape, block.ids[:1])
+                    meter.peak = peak_bytes(host, block.ids[:1])
             record = self._record(task, case, done, meter, indices[-1] + 1 == case.n)
             if progress is not None:
                 progress(len(done), case.n)
@@ -150,7 +152,7 @@ class Session:
             not_measured=(IDLE,) if idle else (),
         )
 
-    def _block(self, samples: list[Sample], prompter: Prompter, method: Method, guard: Guard, meter: Meter) -> Block:
+    def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
         """The contexts as token ids, with everything that runs them."""
         case = prompter.case
         ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
@@ -158,7 +160,7 @@ class Session:
         return Block(
             prefiller=self.prefiller,
             prompter=prompter,
-            method=method,
+            host=host,
             guard=guard,
             watch=meter.watch,
             key=(case.task, case.version, case.seed, case.length, indices),
@@ -167,6 +169,15 @@ class Session:
             aware=self._aware(case.mode),
             most=_rows(case, self.shape, self.loaded.device),
         )
+
+    def _host(self, spec: str, guard: Guard) -> Host:
+        """The method at home on the model, made once. Raises SpecError, MethodUnsupported."""
+        if spec not in self.hosts:
+            method = find_method(spec)
+            method.check(self.shape)
+            with guard("being set up"):
+                self.hosts[spec] = method.host(self.loaded)
+        return self.hosts[spec]
 
     def _aware(self, mode: str) -> bool:
         """Whether the first question is visible when the cache is compressed."""
@@ -202,26 +213,25 @@ class Session:
             raise SpecError(
                 f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}"
             )
-        method = find_method(method_spec)
-        method.check(self.shape)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
         generator = torch.Generator().manual_seed(0)
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         ids = torch.randint(vocabulary, (1, length), generator=generator).to(self.loaded.device)
+        mine, fp16 = (self._side(self._host(text, guard), ids) for text in (method_spec, "fp16"))
         with guard("being timed"):
-            return latency.interleave(length, self._side(method, ids), self._side(find_method("fp16"), ids), timer)
+            return latency.interleave(length, mine, fp16, timer)
 
-    def _side(self, method: Method, ids: torch.Tensor) -> Callable[[], dict[str, float]]:
+    def _side(self, host: Host, ids: torch.Tensor) -> Callable[[], dict[str, float]]:
         """What one round times: a prompt from nothing to its first token, then some decode steps."""
         device = self.loaded.device
 
         def prompt() -> tuple[Any, torch.Tensor]:
-            cache = method.build(self.shape)
-            return cache, forward(self.loaded.model, cache, ids)[:, -1].argmax(-1, keepdim=True)
+            cache, logits = host.prefill(ids)
+            return cache, logits.argmax(-1, keepdim=True)
 
         def steps(cache: Any, token: torch.Tensor) -> None:
             for _ in range(latency.STEPS):
-                token = forward(self.loaded.model, cache, token)[:, -1].argmax(-1, keepdim=True)
+                token = host.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
 
         def once() -> dict[str, float]:
             first, (cache, token) = latency.stopwatch(device, prompt)

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from kvcheck.engine import drift
-from kvcheck.engine.decode import Group, decode, forward
+from kvcheck.engine.decode import Group, decode
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.prefill import Dense, Prefiller
 from kvcheck.engine.prompts import Ask, Prompter
-from kvcheck.methods.base import Method, Prefilled
+from kvcheck.methods.base import Prefilled
+from kvcheck.methods.host import Host
 from kvcheck.tasks.base import Sample
 
 Watch = Callable[[Any, Sequence[Prefilled]], None]
@@ -39,7 +40,7 @@ class Block:
 
     prefiller: Prefiller
     prompter: Prompter
-    method: Method
+    host: Host
     guard: Guard
     watch: Watch
     key: Hashable
@@ -51,7 +52,7 @@ class Block:
     @cached_property
     def dense(self) -> Dense:
         """The shared prefill of the contexts."""
-        return self.prefiller.context(self.key, self.ids, "queries" in self.method.info.needs)
+        return self.prefiller.context(self.key, self.ids, "queries" in self.host.method.info.needs)
 
     def run(self) -> list[list[Ask]]:
         """Answer everything -> the questions of every sample, in order."""
@@ -68,7 +69,7 @@ class Block:
                 done += group.asks
                 self._drift(group)
                 keep = mode == "multi_turn" and any(self._goes_on(ask) for ask in group.asks)
-                for ended in decode(self.prefiller.model, group, self.prompter.encoder.eos, self.guard, keep):
+                for ended in decode(self.host, group, self.prompter.encoder.eos, self.guard, keep):
                     waiting += self._following(ended)
             self._prepare([ask for group in waiting for ask in group.asks], kv=False)
             groups = waiting
@@ -97,7 +98,7 @@ class Block:
         alike = _alike(range(len(asks)), lambda at: len(asks[at].ids))
         parts = [part[start : start + self.most] for part in alike for start in range(0, len(part), self.most)]
         self._prepare(asks, kv=self.aware)
-        shares = self.method.info.shares_prefill
+        shares = self.host.method.info.shares_prefill
         if self.aware:
             open_part = self._open_aware if shares else self._open_alone
         else:
@@ -134,9 +135,7 @@ class Block:
     def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
-            cache = self.method.build(self.prefiller.shape)
-            with cache.prefilling():
-                logits = forward(self.prefiller.model, cache, fed)[:, -1]
+            cache, logits = self.host.prefill(fed)
         self.prefiller.forwards += len(fed)
         return cache, logits
 
@@ -152,7 +151,7 @@ class Block:
     def _compressed(self, prompt: list[Prefilled], pristine: list[Prefilled]) -> Any:
         """The method's cache of a dense prompt, which it may write to, compared with a pristine copy of that."""
         with self.guard("compressing"):
-            cache = self.method.build(self.prefiller.shape)
+            cache = self.host.build()
             cache.absorb(prompt)
         self.watch(cache, pristine)
         return cache
@@ -160,7 +159,7 @@ class Block:
     def _fed(self, cache: Any, asks: list[Ask]) -> Group:
         """Feed questions of equal length."""
         ids = torch.tensor([ask.ids for ask in asks], device=self.ids.device)
-        return Group(cache, asks, forward(self.prefiller.model, cache, ids)[:, -1])
+        return Group(cache, asks, self.host.feed(cache, ids)[:, -1])
 
     # -- the full cache beside it --------------------------------------------------------------------------------------
 
@@ -176,12 +175,12 @@ class Block:
         if not asks:
             return
         dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, asks, kv=False)]
-        if self.method.name() == "fp16":
+        if self.host.method.name() == "fp16":
             for ask, log_probs in zip(asks, dense, strict=True):
                 drift.fill(ask, log_probs, None)
             return
         rows = [row for row, ask in enumerate(group.asks) if ask.reference]
-        evicts = self.method.info.evicts_in_decode
+        evicts = self.host.method.info.evicts_in_decode
         for part in _alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
             own = self._forced(group, [rows[at] for at in part])
             for at, log_probs in zip(part, own, strict=True):
@@ -197,7 +196,7 @@ class Block:
         first = group.logits[rows][:, None]
         fed = drift.padded([ask.reference for ask in asks], first.device)
         with self.guard("reading the reference answer"):
-            rest = forward(self.prefiller.model, group.cache.select(rows), fed, fed.shape[1])
+            rest = self.host.feed(group.cache.select(rows), fed, fed.shape[1])
         logits = torch.cat([first, rest], dim=1)
         parts = [logits[at, : len(ask.reference) + 1] for at, ask in enumerate(asks)]
         for part in parts:

@@ -15,9 +15,11 @@ import torch
 from kvcheck.measure.memory import held, tensors
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.rows import RowCache
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
 SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
+OWN_ROUNDING = 0.01  # share of the norm of a head's keys or values by which a prefill of the method's own may differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +40,37 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
     than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where
-    less is claimed.
+    less is claimed. Of a method that rewrites the prompt, contents are looked at for numbers that are not finite only:
+    its cache is that of another prompt. Rows with caches of their own are audited one by one.
     """
+    if isinstance(cache, RowCache):
+        return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(cache.rows)])
+    rewritten = method.info.stage == "prompt"
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
     stored = [layer.stored if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
-    problems = list(_coverage(seen, stored, prompt, len(prefilled)))
+    problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
-            found = _contents(layer, part, method) if isinstance(layer, KVLayer) else _finite(layer)
+            known = isinstance(layer, KVLayer) and not rewritten
+            found = _contents(layer, part, method) if known else _finite(layer)
             problems += [f"layer {index}: {problem}" for problem in found]
-        problems += _sizes(cache, prefilled[0], method, prompt, seen[0] - prompt)
+        problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
     return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+
+
+def _row(prefilled: Sequence[Prefilled], row: int) -> list[Prefilled]:
+    return [part.select([row]) for part in prefilled]
+
+
+def _together(proofs: Sequence[Proof]) -> Proof:
+    """The proof of all rows: the least that any of them touched, the mean of what they kept, each problem once."""
+    problems = dict.fromkeys(problem for proof in proofs for problem in proof.problems)
+    kept = sum(proof.kept for proof in proofs) / len(proofs)
+    layers, touched = (min(getattr(proof, name) for proof in proofs) for name in ("layers", "touched"))
+    return Proof(layers, touched, kept, max(proof.seen for proof in proofs), tuple(problems))
 
 
 def _coverage(seen: list[int], stored: list[int], prompt: int, expected: int) -> Iterator[str]:
@@ -118,11 +137,14 @@ def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: 
 def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, info: MethodInfo) -> Iterator[str]:
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
-    Bit for bit where they are verbatim and the very ones: a prefill of the method's own rounds otherwise.
+    Bit for bit where they are verbatim and the very ones. A prefill of the method's own rounds otherwise in the first
+    layer, and computes others in the layers above.
     """
     prompt = prefilled.keys.shape[2]
     if not info.verbatim and layer.stored != layer.seen:
         return  # merged slots stand for several tokens
+    if not info.shares_prefill and layer.index > 0:
+        return
     verbatim = info.verbatim and info.shares_prefill
     inside = positions < prompt
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
@@ -133,7 +155,7 @@ def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, inf
             wrong = ((mine != true).any(dim=3) & inside).nonzero()
         else:
             error, size = ((each * inside.unsqueeze(-1)).norm(dim=(2, 3)) for each in (mine - true, true))
-            wrong = (error > size).nonzero()
+            wrong = (error > (OWN_ROUNDING if info.verbatim else 1) * size).nonzero()
         if len(wrong):
             row, head = wrong[0].tolist()[:2]
             what = "slots" if verbatim else "kv heads"

@@ -25,20 +25,23 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """Bytes. kv: keys, values, codes, scales and whatever else is not declared as bookkeeping; meta: positions and
-    scores that a KVLayer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in neither)."""
+    """Bytes. kv: keys, values, codes, scales and whatever else is not declared otherwise; meta: positions and scores
+    that a KVLayer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in none of the others);
+    host: what a KVLayer declares in `host` and is on the CPU, so that kv is what the device must hold. On a CPU machine
+    both are in the same memory."""
 
     kv: int
     meta: int
     room: int
+    host: int = 0
 
 
 def held(cache: Any) -> Held:
     """Count what `cache` holds."""
     sizes: dict[tuple[str, int], int] = {}
     spare: dict[tuple[str, int], int] = {}
-    owners: dict[tuple[str, int], bool] = {}  # storage -> all that reach it declare it as bookkeeping
-    for tensor, room, meta in _tensors(cache):
+    roles: dict[tuple[str, int], set[str]] = {}  # storage -> what those who reach it declare it to be
+    for tensor, room, role in _tensors(cache):
         storage = tensor.untyped_storage()
         key = (str(tensor.device), storage.data_ptr())
         if not storage.nbytes():
@@ -46,10 +49,12 @@ def held(cache: Any) -> Held:
         sizes[key] = storage.nbytes()
         unused = 0 if room is None else room.unused_bytes
         spare[key] = min(spare.get(key, unused), unused)
-        owners[key] = owners.get(key, True) and meta
-    kv = sum(size - spare[key] for key, size in sizes.items() if not owners[key])
-    meta_bytes = sum(size - spare[key] for key, size in sizes.items() if owners[key])
-    return Held(kv, meta_bytes, sum(spare.values()))
+        roles.setdefault(key, set()).add("kv" if role == "host" and tensor.device.type != "cpu" else role)
+    total = dict.fromkeys(("kv", "meta", "host"), 0)
+    for key, size in sizes.items():
+        agreed = roles[key].pop() if len(roles[key]) == 1 else "kv"
+        total[agreed] += size - spare[key]
+    return Held(room=sum(spare.values()), **total)
 
 
 def tensors(cache: Any) -> Iterator[torch.Tensor]:
@@ -58,28 +63,33 @@ def tensors(cache: Any) -> Iterator[torch.Tensor]:
         yield tensor if room is None else room.used
 
 
-def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, bool]]:
-    """(tensor, the Room whose buffer it is, declared as bookkeeping) for all that can be reached."""
-    done: dict[tuple[int, bool], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
-    todo: list[tuple[Any, bool]] = [(root, False)]
+def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, str]]:
+    """(tensor, the Room whose buffer it is, "kv", "meta" or "host" as declared) for all that can be reached."""
+    done: dict[tuple[int, str], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
+    todo: list[tuple[Any, str]] = [(root, "kv")]
     while todo:
-        value, meta = todo.pop()
-        if value is None or isinstance(value, _CLOSED) or (id(value), meta) in done:
+        value, role = todo.pop()
+        if value is None or isinstance(value, _CLOSED) or (id(value), role) in done:
             continue
-        done[id(value), meta] = value
+        done[id(value), role] = value
         if isinstance(value, Room):
-            yield value.buffer, value, meta
+            yield value.buffer, value, role
         elif isinstance(value, np.ndarray):
-            yield _bytes_of(value), None, meta
+            yield _bytes_of(value), None, role
         elif isinstance(value, torch.Tensor):
             inner = _inner(value)
             if inner:
-                todo.extend((part, meta) for part in inner)
+                todo.extend((part, role) for part in inner)
             else:
-                yield value, None, meta
+                yield value, None, role
         else:
-            declared = value.meta if isinstance(value, KVLayer) else ()
-            todo.extend((part, meta or name in declared) for name, part in _parts(value))
+            declared = _declared(value) if isinstance(value, KVLayer) else {}
+            todo.extend((part, declared.get(name, role)) for name, part in _parts(value))
+
+
+def _declared(layer: KVLayer) -> dict[str, str]:
+    """What a layer declares its attributes to be."""
+    return dict.fromkeys(layer.host, "host") | dict.fromkeys(layer.meta, "meta")
 
 
 def _bytes_of(array: np.ndarray) -> torch.Tensor:

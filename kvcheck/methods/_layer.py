@@ -49,6 +49,7 @@ class KVLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
     meta: tuple[str, ...] = ("kept",)  # attributes that are bookkeeping, not keys and values
+    host: tuple[str, ...] = ()  # attributes that live in host memory, whatever device the model is on
 
     k: Room | None
     v: Room | None
@@ -95,6 +96,10 @@ class KVLayer(CacheLayerMixin):
     def stored(self) -> int:
         """Slots per kv head."""
         return 0 if self.k is None else self.k.length
+
+    def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Read and attend, some rows of the batch: query (b, H, q, d) -> (b, H, q, d)."""
+        return self.mix(query, *self.read(rows, query.dtype), rows)
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
@@ -143,7 +148,7 @@ class KVLayer(CacheLayerMixin):
         lazy = self.prompt is not None and self.dtype != query.dtype
         many = max(1, _kernels.CHUNK // max(1, size)) if lazy else batch
         chunks = [slice(start, start + many) for start in range(0, batch, many)]
-        parts = [self.mix(query[rows], *self.read(rows, query.dtype), rows) for rows in chunks]
+        parts = [self.answer(query[rows], rows) for rows in chunks]
         self._settle(query)
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.transpose(1, 2).contiguous()

@@ -7,12 +7,14 @@ every value lies within scale / 2 of what is read back; a constant group is read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from kvcheck.errors import KvcheckError
+from kvcheck.methods import _kernels
 from kvcheck.methods._room import Room
+from kvcheck.methods.base import Prefilled
 from kvcheck.methods.cache import KVLayer
 
 BITS = (2, 4, 8)  # widths that divide a byte
@@ -83,17 +85,17 @@ class Packed:
             for room, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
                 room.append(part)
 
-    def read(self, rows: slice, out: torch.Tensor) -> None:
-        """Write the tokens of these rows of the batch into out (b, G, T, d), float32."""
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
+        """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
         if self.codes is None or self.scale is None or self.low is None:
             return
-        batch, heads, tokens, dim = out.shape
-        unpack(self.codes.used[rows], self.bits, out)
+        batch, count, tokens, dim = out.shape
+        unpack(self.codes.used[rows, heads], self.bits, out)
         if self.along == "token":
-            groups, inner = out.view(batch, heads, tokens, dim // self.group, self.group), -1
+            groups, inner = out.view(batch, count, tokens, dim // self.group, self.group), -1
         else:
-            groups, inner = out.view(batch, heads, tokens // self.group, self.group, dim), -2
-        scale, low = (room.used[rows].float().unsqueeze(inner) for room in (self.scale, self.low))
+            groups, inner = out.view(batch, count, tokens // self.group, self.group, dim), -2
+        scale, low = (room.used[rows, heads].float().unsqueeze(inner) for room in (self.scale, self.low))
         groups.mul_(scale).add_(low)
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Packed:
@@ -108,18 +110,33 @@ class QuantLayer(KVLayer):
     """Quantized tokens, then a tail of the newest in 16 bits. Attends to new tokens unquantized; then `due` decides.
 
     kq, vq: Packed; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
+    chooser: makes a layer of another method that evicts from the prompt first; what it keeps is quantized.
     """
 
     kq: Packed
     vq: Packed
+    chooser: Callable[[], KVLayer] | None = None
 
     def due(self, keys: int, values: int) -> tuple[int, int]:
         """How many of the oldest tokens of the two tails, of these lengths, are to be quantized now."""
         raise NotImplementedError
 
     def compress(self, queries: torch.Tensor) -> None:
-        """Quantize what the prompt makes due."""
+        """Quantize what the prompt makes due, of what the chooser keeps."""
+        if self.chooser is not None:
+            self._choose(self.chooser(), queries)
         self.fold()
+
+    def _choose(self, chooser: KVLayer, queries: torch.Tensor) -> None:
+        """Have the prompt evicted by the layer of another method, and take over what it keeps."""
+        chooser.store_dtype = self.store_dtype
+        chooser.absorb(Prefilled(self.keys, self.values, queries, self.scaling))
+        self.k, self.v, self.kept, self._kept_at = chooser.k, chooser.v, chooser.kept, chooser._kept_at
+
+    @property
+    def _needs_queries(self) -> bool:
+        """A chooser may read the prompt's queries."""
+        return self.chooser is not None
 
     def step(self, query: torch.Tensor) -> None:
         """Quantize what a later forward makes due."""
@@ -135,26 +152,40 @@ class QuantLayer(KVLayer):
                 packed.append(room.used[:, :, :count])
                 room.drop(count)
 
-    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Quantized part and tail of these rows, dequantized in float32, in `dtype`."""
-        return self._join(self.kq, self.keys[rows], rows).to(dtype), self._join(self.vq, self.values[rows], rows).to(
-            dtype
-        )
+    def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
+        """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
+        batch, _, tokens, _ = query.shape
+        if batch > 1 or tokens > 1 or self.kq.length * self.shape.head_dim * self.shape.kv_heads < _kernels.CHUNK:
+            return super().answer(query, rows)
+        heads = range(self.shape.kv_heads)
+        return torch.cat([self._answer_head(query, rows, slice(head, head + 1)) for head in heads], dim=1)
+
+    def _answer_head(self, query: torch.Tensor, rows: slice, head: slice) -> torch.Tensor:
+        """The same for the query heads of one kv head. A function of its own, so that what it dequantizes dies here."""
+        group = self.shape.group
+        mine = query[:, head.start * group : head.stop * group]
+        return self.mix(mine, *self.read(rows, query.dtype, head), rows)
+
+    def read(self, rows: slice, dtype: torch.dtype, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Quantized part and tail of these rows and kv heads, dequantized in float32, in `dtype`."""
+        keys = self._join(self.kq, self.keys[rows, heads], rows, heads)
+        values = self._join(self.vq, self.values[rows, heads], rows, heads)
+        return keys.to(dtype), values.to(dtype)
 
     @staticmethod
-    def _join(packed: Packed, tail: torch.Tensor, rows: slice) -> torch.Tensor:
-        """(b, G, quantized + tail, d) in the tail's dtype while nothing is quantized, else in float32."""
+    def _join(packed: Packed, tail: torch.Tensor, rows: slice, heads: slice) -> torch.Tensor:
+        """(b, g, quantized + tail, d) in the tail's dtype while nothing is quantized, else in float32."""
         if not packed.length:
             return tail
-        batch, heads, length, dim = tail.shape
-        whole = torch.empty(batch, heads, packed.length + length, dim, device=tail.device)
-        packed.read(rows, whole[:, :, : packed.length])
+        batch, count, length, dim = tail.shape
+        whole = torch.empty(batch, count, packed.length + length, dim, device=tail.device)
+        packed.read(rows, whole[:, :, : packed.length], heads)
         whole[:, :, packed.length :] = tail
         return whole
 
     @property
     def stored(self) -> int:
-        """Every token has a slot."""
+        """Slots per kv head, quantized or not."""
         return self.kq.length + super().stored
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:

@@ -20,8 +20,9 @@ No torch is imported here at run time; `build` imports it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcheck.errors import MethodUnsupported
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
     import torch
 
     from kvcheck.methods.cache import KVCache, KVLayer
+    from kvcheck.methods.host import Host
+    from kvcheck.models import LoadedModel
     from kvcheck.spec import Spec
+
+_ROPE_TYPES = ("default", "linear", "llama3")  # tables that neither scale cos and sin nor depend on the length
+_HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d/2, all channels, in every layer
+    ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "granite")
+)
 
 STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
 
@@ -44,7 +52,8 @@ class MethodInfo:
     equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
     `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so
     one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
-    differs from that.
+    differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
+    dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
     """
 
     summary: str
@@ -57,17 +66,24 @@ class MethodInfo:
     needs: tuple[str, ...] = ()
     shares_prefill: bool = True
     variant: str = ""
+    formula: str = ""
+    refuses: str = ""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a cache must know of a model: L layers, H query heads, G kv heads, head_dim d, bytes per stored element."""
+    """What a cache must know of a model: L layers, H query heads, G kv heads, head_dim d, bytes per stored element.
+
+    rope: the d/2 inverse frequencies by which keys and queries are rotated, half-split; None where they are not known,
+    depend on the length, come with a scaling of cos and sin, or leave out channels. Not compared.
+    """
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     itemsize: int = 2
+    rope: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def group(self) -> int:
@@ -94,7 +110,7 @@ class ModelShape:
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         if heads % kv_heads:
             raise MethodUnsupported(f"{heads} query heads cannot be shared out over {kv_heads} kv heads")
-        return cls(layers, heads, kv_heads, head_dim)
+        return cls(layers, heads, kv_heads, head_dim, rope=_rope(text, head_dim))
 
     def token_bytes(self, batch: int = 1) -> int:
         """Bytes of one token of one layer in a full cache: keys and values of all kv heads."""
@@ -103,6 +119,20 @@ class ModelShape:
     def dense_bytes(self, batch: int, tokens: int) -> int:
         """Bytes of a full cache of all layers."""
         return self.layers * tokens * self.token_bytes(batch)
+
+
+def _rope(text: Any, head_dim: int) -> tuple[float, ...] | None:
+    """The inverse frequencies of a config, as transformers computes them; None where a rotation cannot be undone."""
+    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    if getattr(text, "model_type", None) not in _HALF_SPLIT or kind not in _ROPE_TYPES:
+        return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = copy.deepcopy(text)
+    if kind == "default":  # has no function of its own there; it is linear scaling by 1
+        kind, config.rope_parameters = "linear", {**text.rope_parameters, "factor": 1.0}
+    table, scaling = ROPE_INIT_FUNCTIONS[kind](config)
+    return tuple(table.tolist()) if scaling == 1 and 2 * len(table) == head_dim else None
 
 
 @dataclass(frozen=True)
@@ -161,6 +191,12 @@ class Method:
 
         self.check(shape)
         return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """The method at home on a model. Override it to act on the prompt, on prefilling, or on the model."""
+        from kvcheck.methods.host import Host
+
+        return Host(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
         """Slots per layer and kv head after a prompt and `decoded` more tokens, fed one by one. None: not declared."""

@@ -31,6 +31,8 @@ class FlexGen(Method):
         summary="quantizes every token in groups of channels",
         stage="compression",
         paper="arXiv 2303.06865",
+        formula="2·L·B·G·n·(d·bits/8 + 4·d/s)",
+        refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",

@@ -36,6 +36,7 @@ class H2O(Method):
         summary="keeps the newest tokens and those that received most attention so far",
         stage="compression",
         paper="arXiv 2306.14048",
+        formula="2·L·B·G·min(n, C)·d·2",
         knob="budget",
         evicts_in_decode=True,
         needs=("queries",),

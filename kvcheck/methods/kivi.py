@@ -33,6 +33,8 @@ class KIVI(Method):
         summary="quantizes keys per channel and values per token",
         stage="compression",
         paper="arXiv 2402.02750",
+        formula="L·B·G·d·[(qK + qV)·bits/8 + 4·(qK + qV)/g + 2·(rK + rV)]",
+        refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",

@@ -30,6 +30,8 @@ class PyramidKV(SnapKV):
         summary="SnapKV with more slots in early layers and fewer in late ones",
         stage="compression",
         paper="arXiv 2406.02069",
+        formula="2·B·G·d·2·Σ_l (min(p, m_l + w) + decoded)",
+        refuses="models of one layer",
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); budgets by the official integer rule",

@@ -34,6 +34,7 @@ class SnapKV(Method):
         summary="keeps the tokens that the last queries of the prompt attend to",
         stage="compression",
         paper="arXiv 2404.14469",
+        formula="2·L·B·G·(min(p, C) + decoded)·d·2",
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); official chooses and stores per query head",

@@ -32,6 +32,7 @@ class StreamingLLM(Method):
         summary="keeps the first tokens and a sliding window",
         stage="compression",
         paper="arXiv 2309.17453",
+        formula="2·L·B·G·min(n, S + W)·d·2",
         knob="window",
         evicts_in_decode=True,
         variant="original positions, no re-rotation to slots; dense prefill; evicts after every forward",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kvcheck.budget import Budget
     from kvcheck.plugin.case import KvCase
+    from kvcheck.plugin.findings import KvFinding
     from kvcheck.plugin.latency import KvLatency
     from kvcheck.record import CaseRecord, Verdict
     from kvcheck.settings import Settings
@@ -46,6 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
     state.activate(config)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
+        if state.settings(config).findings:
+            from kvcheck.plugin import findings
+
+            config.pluginmanager.register(findings.Gatherer(config), "kvcheck-findings")
         if config.pluginmanager.hasplugin("xdist"):
             from kvcheck.plugin import scheduling
 
@@ -54,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in ("kv_case", "kv_latency"):
+    for fixture in ("kv_case", "kv_latency", "kv_finding"):
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
@@ -124,6 +129,14 @@ def kv_latency(request: pytest.FixtureRequest) -> KvLatency:
     from kvcheck.plugin.latency import KvLatency
 
     return KvLatency(request, *request.param)
+
+
+@pytest.fixture
+def kv_finding(request: pytest.FixtureRequest) -> KvFinding:
+    """Measures methods on the same contexts, for what a paper found: `kv_finding.above("…", kv_finding.drop(…))`."""
+    from kvcheck.plugin.findings import KvFinding
+
+    return KvFinding(request)
 
 
 @pytest.hookimpl(trylast=True)

@@ -69,6 +69,7 @@ OPTIONS = (
     Option("json", "write the run to this file, as cases finish", "PATH"),
     Option("md", "write a Markdown summary to this file", "PATH"),
     Option("timeout", "seconds per case, 0 for no limit (default: 1800)", "SECONDS"),
+    Option("findings", "measure what the papers found, and assert its direction; needs no --kv-method"),
     Option("resume", "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"),
 )
 

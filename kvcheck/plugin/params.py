@@ -31,7 +31,9 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
         settings = state.settings(config)
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    if not settings.methods:
+    if fixture == "kv_finding" or (settings.findings and not settings.methods):
+        params = [pytest.param(None, id=settings.model)] if settings.findings and fixture == "kv_finding" else []
+    elif not settings.methods:
         if asked := list(options.given(config)):
             flag = next(option.flag for option in options.OPTIONS if option.name == asked[0])
             raise pytest.Collector.CollectError(f"{HOWTO}; {flag} alone measures nothing")

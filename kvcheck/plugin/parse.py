@@ -201,7 +201,7 @@ def _timeout(value: Any, where: str, name: str) -> float:
 
 READERS: dict[str, Callable[[Any, str, str], Any]] = {
     **dict.fromkeys(CHOICES, _choice),
-    **dict.fromkeys(("record_in_ci", "strict"), _flag),
+    **dict.fromkeys(("findings", "record_in_ci", "strict"), _flag),
     "methods": _methods,
     "lengths": _lengths,
     "tasks": _tasks,

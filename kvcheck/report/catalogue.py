@@ -84,19 +84,36 @@ def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def methods() -> Iterator[str]:
-    """Every registered method: name, stage, what it does, parameters with their defaults."""
+    """Every registered method: name, stage, measured bytes, what it does, parameters with their defaults."""
     from kvcheck.methods import METHODS
+    from kvcheck.report.recorded import recorded
 
+    known = recorded()
+    yield f"{'method':<20} {'stage':<12} {'KV bytes':<10} what it does"
     for name, origin in METHODS.origins().items():
         found = describe(name, origin)
-        head = f"{name:<16} {found.stage:<12} {found.summary or found.origin}"
-        yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 30)
+        held = known[name].bytes_text if name in known else ""
+        head = f"{name:<20} {found.stage:<12} {held:<10} {found.summary or found.origin}"
+        yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 44)
         if found.parameters:
-            text = ",".join(f"{key}={value}" for key, value in found.parameters)
-            yield short(f"{'':<29} {name}:{text}", WIDTH)
+            yield from wrapped_parameters(found, " " * 4)
     yield ""
+    yield "KV bytes: share of fp16's on the embedded model, as recorded with these parameters"
     yield "pytest --kv-method=NAME, or --kv-method=NAME:key=value,key=value"
+    yield "two at once, the second quantizes what the first keeps: --kv-method=snapkv+kivi:bits=4"
     yield "your own class: --kv-method=package.module.Class:key=value"
+
+
+def wrapped_parameters(found: Described, indent: str = "") -> Iterator[str]:
+    """The spec with all parameters at their defaults, folded at commas."""
+    line = f"{indent}{found.name}:"
+    for at, (key, value) in enumerate(found.parameters):
+        piece = f"{key}={value}" + ("," if at + 1 < len(found.parameters) else "")
+        if len(line) + len(piece) > WIDTH:
+            yield line
+            line = " " * (len(indent) + len(found.name) + 1)
+        line += piece
+    yield line
 
 
 def tasks() -> Iterator[str]:

@@ -11,6 +11,8 @@ import transformers
 
 from kvcheck.measure.memory import Held, held, tensors
 from kvcheck.methods._room import Room
+from kvcheck.methods.base import Method, ModelShape
+from kvcheck.methods.cache import KVLayer
 
 
 def test_a_view_counts_with_all_that_it_keeps_alive():
@@ -77,6 +79,25 @@ def test_only_unused_room_is_discounted():
     assert found.room == room.buffer.nbytes - 704 > 0
     kept = room.buffer
     assert held([room, kept]).kv == 704 + found.room, "a second owner that is no Room sees a full buffer"
+
+
+class Away(KVLayer):
+    """A layer that declares what it keeps in host memory."""
+
+    host = ("far",)
+
+
+def test_what_a_layer_declares_to_be_in_host_memory_is_counted_apart():
+    layer = Away(ModelShape(1, 2, 1, 8), 0, Method())
+    layer.far = [Room(torch.zeros(1, 1, 10, 8)), torch.zeros(4)]
+    layer.near = torch.zeros(2)
+    assert held(layer) == Held(kv=8, meta=0, room=0, host=320 + 16)
+    layer.far[0].append(torch.zeros(1, 1, 1, 8))
+    assert held(layer).host == 352 + 16
+    layer.near = layer.far[1]
+    assert held(layer) == Held(kv=16, meta=0, room=held(layer).room, host=352), "what is also held otherwise is kv"
+    layer.far = torch.zeros(4, device="meta")
+    assert held(layer).host == 0, "only the CPU is host memory"
 
 
 def test_a_room_that_is_only_told_to_be_shorter_still_counts():

@@ -27,9 +27,27 @@ SPECS = (
     "flexgen:group=8,bits=2",
     "kivi:group=4,residual=32",
     "kivi:group=8,residual=16,bits=4",
+    "snapkv:budget=32,window=8+kivi:group=4,residual=16",
+    "pyramidkv:budget=32,window=8+flexgen:group=8",
+    "a_shape:n_init=4,n_local=8",
+    "tri_shape:n_local=0.2,n_last=8",
+    "minference",
+    "minference:pattern=vertical_slash,vertical=4,slash=8",
+    "quest:page=4,budget=16,dense_layers=0",
+    "quest:page=8,budget=0.3,dense_layers=1",
+    "retrieval_attention:sink=4,window=28,top_k=6",
+    "retrieval_attention:sink=0,window=0.2,top_k=0.1",
+    "inf_llm:init=4,local=20,block=8,retrieved=16,exc=7",
+    "inf_llm:init=0,local=0.2,block=4,retrieved=0.2,representatives=2,exc=16",
 )
-ONCE = tuple(spec for spec in SPECS if spec.startswith(("fp16", "snapkv", "pyramidkv")))
+ONCE = tuple(
+    spec
+    for spec in SPECS
+    if spec.startswith(("fp16", "snapkv", "pyramidkv", "a_shape", "tri_shape", "minference", "quest", "retrieval"))
+    and "+" not in spec
+)
 every_method = pytest.mark.parametrize("text", SPECS)
+dense_prefill = pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.shares_prefill])
 BOUNDARIES = (1, W - 1, W, W + 1, C - 1, C, C + 1, 4 * C + 3)
 
 
@@ -63,7 +81,7 @@ def test_bytes_stay_as_declared_over_300_decoded_tokens(text, n):
     assert audit(cache, cut(parts, 0, n), method).problems == ()
 
 
-@every_method
+@dense_prefill
 def test_absorbing_a_prompt_feeding_it_and_feeding_it_in_chunks_give_the_same_cache(text):
     method, parts = make(text), prompt(75)
     absorb, direct, chunked = absorbed(method, parts), method.build(SHAPE), method.build(SHAPE)
@@ -80,7 +98,7 @@ def test_absorbing_a_prompt_feeding_it_and_feeding_it_in_chunks_give_the_same_ca
     assert same(outs[0], outs[2])
 
 
-@every_method
+@dense_prefill
 def test_the_engines_route_through_a_model_gives_the_cache_that_generate_would_build(text):
     model, ids, method = attention.use(model_of()), tokens(2, 60), make(text)
     shape = ModelShape.of(model.config)
@@ -97,7 +115,7 @@ def test_the_engines_route_through_a_model_gives_the_cache_that_generate_would_b
         assert torch.equal(one, two)
 
 
-@every_method
+@dense_prefill
 def test_the_prompt_attends_densely_whatever_the_method_keeps(text):
     parts = prompt(70)
     outs = feed(make(text).build(SHAPE), parts)
@@ -178,7 +196,10 @@ def test_a_follow_up_block_answers_as_token_by_token_and_takes_the_true_position
     assert torch.equal(whole, told)
 
 
-@pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.verbatim])
+LOOKUP = ("quest", "retrieval_attention", "inf_llm")  # their slots are found by their place
+
+
+@pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.verbatim and not text.startswith(LOOKUP)])
 def test_the_order_of_slots_does_not_matter_to_what_is_attended(text):
     cache, later = absorbed(make(text), prompt(70)), prompt(1, seed=9)
     shuffled = cache.select([0, 1])

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import SHAPE, absorbed, cut, dense, feed, prompt
+from toys import SHAPE, Live, absorbed, cut, dense, feed, prompt
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import make
+from kvcheck.measure.memory import held
+from kvcheck.methods import _kernels, make
 from kvcheck.methods._quantize import Packed, pack, quantize, unpack
 from kvcheck.methods.base import ModelShape
 from kvcheck.methods.flexgen import FlexGen
@@ -265,3 +266,27 @@ def test_bfloat16_models_keep_their_dtype():
             cache.update(part.keys, part.values, index)
             assert cache.layers[index].attend(part.queries).dtype == torch.bfloat16
         assert SHAPE.layers == len(cache.layers)
+
+
+LONG = ModelShape(layers=4, heads=8, kv_heads=4, head_dim=64)
+
+
+@pytest.mark.parametrize("text", ["kivi:bits=4", "flexgen"])
+def test_a_decode_step_at_4096_tokens_stays_under_half_of_the_full_cache(text):
+    cache = absorbed(make(text), prompt(4096, LONG, rows=1), LONG)
+    token = prompt(1, LONG, rows=1)
+    feed(cache, token)  # makes room for the next ones
+    with Live() as live:
+        feed(cache, token)
+    assert live.peak > 0
+    assert held(cache).kv + live.peak < LONG.dense_bytes(1, 4096) / 2
+
+
+@pytest.mark.parametrize("text", ["kivi:bits=4,residual=32", "flexgen"])
+def test_a_long_row_that_is_read_head_by_head_answers_as_one_that_is_not(text, monkeypatch):
+    outs = []
+    for chunk in (1, 1 << 30):
+        monkeypatch.setattr(_kernels, "CHUNK", chunk)
+        outs.append(feed(absorbed(make(text), prompt(300, LONG, rows=1), LONG), prompt(1, LONG, rows=1)))
+    for one, other in zip(*outs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 import transformers
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache
 
-SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
+ROPE = (1.0, 0.1, 0.01, 0.001)  # what a head_dim of 8 and a base of 10,000 give
+SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8, rope=ROPE)
 CONFIG = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -100,3 +104,26 @@ def states(cache: KVCache) -> list[torch.Tensor]:
     for layer in cache.layers:
         out += [*layer.read(slice(None), torch.float32), layer.positions]
     return out
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside and still alive; `peak` is the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {_storage(each).cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and _storage(tensor).cdata not in given:
+                self.made[_storage(tensor).cdata] = (_storage(tensor), tensor.untyped_storage().nbytes())
+        self.made = {key: pair for key, pair in self.made.items() if not pair[0].expired()}
+        self.peak = max(self.peak, sum(count for _, count in self.made.values()))
+        return out
+
+
+def _storage(tensor: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())

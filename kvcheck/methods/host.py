@@ -1,0 +1,42 @@
+"""A method at home on a model: how prompts get into its cache, and how tokens are fed to it afterwards.
+
+The host of most methods is this one. A method that acts outside of the cache (on the prompt, on how a prompt is
+computed, on the model itself) returns a host of its own from `Method.host`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kvcheck.methods.base import Method, ModelShape
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+
+class Host:
+    """Runs one method on one model.
+
+    A cache is whatever `feed` takes and has `select(rows)`, which copies rows; `measure.held` must reach its tensors.
+    """
+
+    def __init__(self, method: Method, loaded: LoadedModel) -> None:
+        self.method = method
+        self.loaded = loaded
+        self.model = loaded.model
+        self.shape = ModelShape.of(loaded.model.config)
+
+    def build(self) -> Any:
+        """A fresh, empty cache."""
+        return self.method.build(self.shape)
+
+    def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The method's own prefill of prompts (R, n) -> its cache, and the logits (R, V) behind them."""
+        cache = self.build()
+        return cache, self.feed(cache, ids)[:, -1]
+
+    def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """Feed token ids (R, q) into a cache -> logits (R, keep, V) of the last `keep` positions."""
+        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits

@@ -1,0 +1,233 @@
+"""MixAttention: sliding windows, and keys and values shared between layers. arXiv 2409.15012 (no official code)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.methods._mix import Layout, visible
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.host import Host
+from kvcheck.paths import bundle
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+WEIGHTS = "model.safetensors"
+SHIPPED = {"mini": "mini_mix"}
+
+
+@dataclass(frozen=True)
+class MixAttention(Method):
+    """A model of another architecture: some layers see a window, some read the keys and values of an earlier layer.
+
+    It is trained, not switched on: weights is a folder with model.safetensors (the weights of the model under test,
+    trained on in this architecture) and mix.json (the layout). Empty: those shipped for the embedded model, where
+    layers 0 and 3 see a window of 128 tokens and share the keys and values of layer 0, and layers 1 and 2 see
+    everything and share those of layer 1.
+
+    A layer that reads another one's keys and values makes none: it stores nothing, and adds nothing. A sliding layer
+    holds the newest W tokens; the newest one sees itself and W - 1 before it. Keys are shared post-RoPE, at their
+    positions, so nothing is rotated again.
+
+    Bytes: 2·B·G·d·2·(F·n + S·min(n, W)) after n tokens, for F and S layers that make keys and values and see
+    everything, or a window. Errors: SpecError for a folder without weights or layout, MethodUnsupported for a model
+    that the weights are not of.
+    Differences from the paper: trained on from the weights of the full model, with the projections of layers that make
+    no keys and values left in the file, unused; the layout is ours, for four layers.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="a variant of the model with sliding windows, and keys and values shared between layers",
+        stage="architecture",
+        paper="arXiv 2409.15012",
+        formula="2·B·G·d·2·(F·n + S·min(n, W))",
+        refuses="any model but the one that its weights were trained from",
+        shares_prefill=False,
+        variant="trained on from the embedded model; layout 0s 1 1 0s, window 128",
+    )
+
+    weights: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where weights and layout lie."""
+        return Path(self.weights).expanduser() if self.weights else bundle("fixtures") / SHIPPED["mini"]
+
+    @property
+    def layout(self) -> Layout:
+        """Read once per folder. Raises SpecError."""
+        return _layout(self.folder)
+
+    def check(self, shape: ModelShape) -> None:
+        """The layout must be of as many layers."""
+        if len(self.layout.kinds) != shape.layers:
+            raise MethodUnsupported(
+                f"mixattention: the weights in {self.folder} are of {len(self.layout.kinds)} layers, the model has "
+                f"{shape.layers}",
+                "give weights trained from this model: --kv-method=mixattention:weights=FOLDER",
+            )
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """A copy of the model with the weights of its own."""
+        if not self.weights and loaded.name not in SHIPPED:
+            raise MethodUnsupported(
+                f"mixattention is another architecture and needs weights trained for it; none are known for {loaded.name}",
+                "give them: --kv-method=mixattention:weights=FOLDER",
+            )
+        return MixHost(self, loaded)
+
+    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> MixCache:
+        """A cache whose layers know whom they read."""
+        cache = MixCache(list(super().build(shape, store_dtype).layers), store_dtype)
+        cache.link()
+        return cache
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer that makes keys and values, or one that reads another's."""
+        kind = MadeLayer if self.layout.makes(index) else ReadLayer
+        return kind(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Slots that a layer reads; those of a layer that makes none are its producer's."""
+        seen, layout = prompt + decoded, self.layout
+        return tuple(min(seen, layout.window) if layout.slides(at) else seen for at in range(shape.layers))
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Those of the layers that make keys and values."""
+        slots = self.slots(shape, prompt, decoded)
+        return sum(slots[at] for at in range(shape.layers) if self.layout.makes(at)) * shape.token_bytes(batch)
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """The window."""
+        return frozenset(range(max(0, prompt - self.layout.window), prompt))
+
+
+@lru_cache(maxsize=4)
+def _layout(folder: Path) -> Layout:
+    return Layout.read(folder)
+
+
+class MixLayer(KVLayer):
+    """Attends in the layout; the last layer that reads a window trims it."""
+
+    method: MixAttention
+
+    @property
+    def source(self) -> KVLayer:
+        """The layer that holds what this one reads."""
+        raise NotImplementedError
+
+    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """A sliding layer sees its window."""
+        if not self.method.layout.slides(self.index):
+            return super().mix(query, keys, values, rows)
+        mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
+        return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """The prompt is in: trim."""
+        self.trim()
+
+    def step(self, query: torch.Tensor) -> None:
+        """More has come: trim."""
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop what has left the window, once all its readers have read."""
+        layout, source = self.method.layout, self.source
+        if layout.slides(self.index) and layout.last_reader(self.index) == self.index:
+            first = max(0, source.stored - layout.window)
+            if first:
+                source.keep(source.every_head(torch.arange(first, source.stored)), spare=layout.window)
+
+
+class MadeLayer(MixLayer):
+    """Makes keys and values, as any layer."""
+
+    @property
+    def source(self) -> KVLayer:
+        """Itself."""
+        return self
+
+
+class ReadLayer(MixLayer):
+    """Makes none and reads another layer's."""
+
+    producer: KVLayer
+
+    @property
+    def source(self) -> KVLayer:
+        """The layer that it reads."""
+        return self.producer
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Nothing: what it would make is not used."""
+
+    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The producer's."""
+        return self.producer.read(rows, dtype)
+
+    @property
+    def stored(self) -> int:
+        """The producer's slots."""
+        return self.producer.stored
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The producer's."""
+        return self.producer.positions
+
+
+class MixCache(KVCache):
+    """Layers that read each other."""
+
+    def link(self) -> None:
+        """Tell every layer whom it reads; after every copy."""
+        for layer in self.layers:
+            if isinstance(layer, ReadLayer):
+                layer.producer = self.layers[layer.method.layout.producer(layer.index)]
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> MixCache:
+        """Copies of these rows, that read the copies."""
+        for layer in self.layers:
+            vars(layer).pop("producer", None)
+        twin = super().select(rows)
+        assert isinstance(twin, MixCache)
+        self.link()
+        twin.link()
+        return twin
+
+
+class MixHost(Host):
+    """The model under test with other weights."""
+
+    def __init__(self, method: MixAttention, loaded: LoadedModel) -> None:
+        super().__init__(method, loaded)
+        method.check(self.shape)
+        file = method.folder / WEIGHTS
+        if not file.is_file():
+            raise SpecError(f"no weights of MixAttention: {file} is missing", "give the folder: weights=FOLDER")
+        self.model = copy.deepcopy(loaded.model)
+        state = load_file(file)
+        own = self.model.state_dict()
+        wrong = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
+        if wrong:
+            raise MethodUnsupported(
+                f"mixattention: the weights in {file} are of another model ({wrong[0]} does not fit)",
+                "give weights trained from this model: weights=FOLDER",
+            )
+        self.model.load_state_dict(state, strict=False)
+
+
+METHOD = MixAttention

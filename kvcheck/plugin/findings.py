@@ -1,0 +1,113 @@
+"""`--kv-findings`: what the papers found, measured and asserted on the model at hand. The `kv_finding` fixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kvcheck.plugin import state
+from kvcheck.record import CaseId, CaseRecord
+from kvcheck.report import findings
+from kvcheck.report.findings import Finding
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROPERTY = "kvcheck_finding"
+ALPHA = 0.05
+
+
+class KvFinding:
+    """Measures methods on the same contexts and says whether a difference has the direction that a paper reports.
+
+    Scores and drops are arrays with one number per context, in points, in the same order for every method.
+    """
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._request = request
+        self._state = state.activate(request.config)
+        self._session = request.getfixturevalue("kv_session")
+        self.claim = " ".join((request.function.__doc__ or request.node.name).split())
+        settings = self._state.settings
+        self.length = settings.lengths[0] if settings.lengths else 1024
+        self.n = settings.n or 12
+
+    def record(self, method: str, task: str, mode: str) -> CaseRecord:
+        """A case, measured once per process."""
+        from kvcheck.tasks import TASKS
+
+        case = CaseId(task, TASKS.get(task).info.version, mode, self.length, self._state.settings.seed, self.n)
+        key = (str(case), method)
+        if key not in self._state.records:
+            self._state.records[key] = self._session.run_case(case, method)
+        return self._state.records[key]
+
+    def scores(self, method: str, tasks: Sequence[str], mode: str, turns: slice = slice(None)) -> np.ndarray:
+        """Points of every context, the mean over these turns."""
+        import numpy as np
+
+        found = []
+        for task in tasks:
+            for sample in sorted(self.record(method, task, mode).samples, key=lambda sample: sample.index):
+                found.append(100 * np.mean([turn.score for turn in sample.turns[turns]]))
+        return np.array(found)
+
+    def drop(self, method: str, tasks: Sequence[str], mode: str, turns: slice = slice(None)) -> np.ndarray:
+        """Points that every context loses against fp16."""
+        return self.scores("fp16", tasks, mode, turns) - self.scores(method, tasks, mode, turns)
+
+    def above(self, what: str, values: np.ndarray, bound: float = 0.0) -> None:
+        """Assert that the mean lies above the bound, the whole interval with it."""
+        low, high = _interval(values)
+        self._show(what, values, low, high, f"> {bound:g}", low > bound)
+
+    def below(self, what: str, values: np.ndarray, bound: float) -> None:
+        """Assert that the mean lies below the bound, the whole interval with it."""
+        low, high = _interval(values)
+        self._show(what, values, low, high, f"< {bound:g}", high < bound)
+
+    def measured(self, what: str, values: np.ndarray) -> None:
+        """Report a number without asserting anything."""
+        self._show(what, values, *_interval(values), "", None)
+
+    def _show(self, what: str, values: np.ndarray, low: float, high: float, wanted: str, shown: bool | None) -> None:
+        outcome = "measured" if shown is None else "shown" if shown else "not shown"
+        found = Finding(self.claim, what, float(values.mean()), low, high, len(values), wanted, outcome)
+        self._request.node.user_properties.append((PROPERTY, found.text()))
+        if shown is False:
+            pytest.fail("\n".join(findings.lines([found])), pytrace=False)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean over contexts."""
+    from kvcheck.stats import bootstrap_interval
+
+    return bootstrap_interval(values.tolist(), ALPHA)
+
+
+class Gatherer:
+    """Prints the findings of all workers at the end, and writes them to --kv-md."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.found: list[Finding] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the findings from a report."""
+        if report.when == "call":
+            self.found += [Finding.of(str(text)) for name, text in report.user_properties if name == PROPERTY]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table."""
+        if not self.found:
+            return
+        terminalreporter.section("kvcheck: findings", sep="=")
+        for line in findings.lines(self.found):
+            terminalreporter.write_line(line)
+        path = state.settings(self.config).md
+        if path:
+            Path(path).write_text("\n".join(findings.markdown(self.found)) + "\n", encoding="utf-8")
+            terminalreporter.write_line(f"table written to {path}")

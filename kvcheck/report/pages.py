@@ -1,0 +1,97 @@
+"""A page of documentation per method: what its class says, what it declares, what was recorded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvcheck.files import write_atomically
+from kvcheck.report.catalogue import describe, wrapped_parameters
+from kvcheck.report.recorded import Recorded, of_name
+
+HEAD = "<!-- written by `kvcheck methods --pages`; do not edit -->"
+
+
+def write(folder: Path) -> list[str]:
+    """Write a page per registered method and an index; returns the files. Imports torch."""
+    from kvcheck.methods import METHODS
+
+    pages = {"README.md": index(METHODS.names()), **{f"{name}.md": page(name) for name in METHODS.names()}}
+    for name, lines in pages.items():
+        write_atomically(str(folder / name), "\n".join(lines) + "\n")
+    return list(pages)
+
+
+def index(names: tuple[str, ...]) -> Iterator[str]:
+    """All methods in one table."""
+    from kvcheck.methods import METHODS
+
+    yield HEAD
+    yield "# Methods"
+    yield ""
+    yield "Bytes are the measured share of fp16's KV bytes on the embedded model, at the default parameters."
+    yield ""
+    yield "| method | stage | KV bytes | what it does | paper |"
+    yield "|---|---|---|---|---|"
+    for name in names:
+        found = describe(name, METHODS.origins()[name])
+        held = next((one.bytes_text for one in of_name(name) if one.spec == name), "")
+        yield f"| [`{name}`]({name}.md) | {found.stage} | {held} | {found.summary} | {found.paper} |"
+
+
+def page(name: str) -> Iterator[str]:
+    """The page of one method."""
+    from kvcheck.methods import METHODS
+
+    found, info = describe(name, METHODS.origins()[name]), METHODS.get(name).info
+    yield HEAD
+    yield f"# `{name}`"
+    yield ""
+    yield f"{found.summary[:1].upper()}{found.summary[1:]}." + (f" {found.paper}." if found.paper else "")
+    yield ""
+    yield "```"
+    yield f"pytest --kv-method={name}"
+    if found.parameters:
+        yield from wrapped_parameters(found)
+    yield "```"
+    yield ""
+    yield (inspect.getdoc(METHODS.get(name)) or "").replace("\n    ", "\n")
+    yield ""
+    yield "## What it declares"
+    yield ""
+    yield f"- stage: {info.stage}" + (f"; knob: `{info.knob}`" if info.knob else "")
+    yield f"- KV bytes: {info.formula or 'not declared'}"
+    yield f"- {'holds less than the full cache' if info.frees_memory else 'holds as much as the full cache'}"
+    yield f"- what it stores of a token is {'' if info.verbatim else 'not '}what the model computed, bit for bit"
+    yield f"- tokens {'may leave' if info.evicts_in_decode else 'do not leave'} after the prompt"
+    yield f"- the prompt is computed {'as with the full cache' if info.shares_prefill else 'in its own way'}"
+    if info.needs:
+        yield f"- reads the {', '.join(info.needs)} of the prompt"
+    if info.refuses:
+        yield f"- cannot serve {info.refuses}"
+    if info.variant:
+        yield f"- which form this is: {info.variant}"
+    yield ""
+    yield from measured(of_name(name))
+
+
+def measured(found: list[Recorded]) -> Iterator[str]:
+    """Accuracy by capability beside fp16, and bytes."""
+    yield "## On the embedded model"
+    yield ""
+    if not found:
+        yield "Not recorded."
+        return
+    fp16 = of_name("fp16")
+    columns = [*(one for one in fp16 if one not in found), *found]
+    yield "Recorded at the default profile: accuracy by capability, first and last turn of multi-turn mode, KV bytes."
+    yield ""
+    yield "| | " + " | ".join(f"`{one.spec}`" for one in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for capability in dict.fromkeys(name for one in columns for name in one.accuracy):
+        cells = (f"{one.accuracy[capability]:.2f}" if capability in one.accuracy else "" for one in columns)
+        yield f"| {capability.replace('_', ' ')} | " + " | ".join(cells) + " |"
+    for label, at in (("first turn", 0), ("last turn", -1)):
+        yield f"| {label} | " + " | ".join(f"{one.turns[at]:.2f}" if one.turns else "" for one in columns) + " |"
+    yield "| KV bytes | " + " | ".join(one.bytes_text for one in columns) + " |"

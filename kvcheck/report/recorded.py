@@ -1,0 +1,66 @@
+"""What the shipped records say of the built-in methods on the embedded model: accuracy by capability, and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kvcheck.record import CAPABILITIES, CaseRecord
+
+MODEL = "mini"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The records of one spec. accuracy: by capability, mean over the cases; turns: by turn, in multi-turn mode.
+
+    least, most: KV bytes as a share of fp16's, over the cases; None where they were not measured.
+    """
+
+    spec: str
+    accuracy: dict[str, float]
+    turns: tuple[float, ...]
+    least: float | None
+    most: float | None
+
+    @property
+    def bytes_text(self) -> str:
+        """ "0.50" or "0.21-0.31"; empty without a measurement."""
+        if self.least is None or self.most is None:
+            return ""
+        ends = dict.fromkeys(f"{end:.2f}" for end in (self.least, self.most))
+        return "-".join(ends)
+
+
+@lru_cache(maxsize=1)
+def recorded() -> dict[str, Recorded]:
+    """Every shipped record of the embedded model, by spec; fp16 first."""
+    from kvcheck.baseline import open_store
+    from kvcheck.paths import bundle
+
+    store = open_store(str(bundle("baselines")))
+    found = {}
+    for entry in store.entries():
+        if entry.model.name == MODEL:
+            cases = (store.get(entry.model, entry.method, case) for case in entry.cases)
+            found[entry.method] = summary(entry.method, [case for case in cases if case is not None])
+    return dict(sorted(found.items(), key=lambda pair: (pair[0] != "fp16", pair[0])))
+
+
+def of_name(name: str) -> list[Recorded]:
+    """The records of a method in all its recorded settings, the default first."""
+    return [one for spec, one in recorded().items() if spec.partition(":")[0] == name]
+
+
+def summary(spec: str, cases: list[CaseRecord]) -> Recorded:
+    """Pool the cases of one method."""
+    from kvcheck.report.rows import turns
+
+    accuracy = {}
+    for capability in CAPABILITIES:
+        scores = [case.accuracy for case in cases if case.capability == capability]
+        if scores:
+            accuracy[capability] = sum(scores) / len(scores)
+    ratios = sorted(case.memory.ratio for case in cases if case.memory is not None)
+    least, most = (ratios[0], ratios[-1]) if ratios else (None, None)
+    return Recorded(spec, accuracy, tuple(turns(cases)), least, most)
