@@ -68,7 +68,7 @@ class Layout:
 
 
 def visible(rows: int, columns: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """(q, c) bool: which of c consecutive columns each of the newest q tokens sees; None for the window: all earlier."""
+    """(q, c) bool: which of c consecutive columns each of the newest q tokens sees. No window: all earlier ones."""
     row = torch.arange(columns - rows, columns, device=device).unsqueeze(1)
     column = torch.arange(columns, device=device)
     seen = column <= row

@@ -8,6 +8,7 @@ every value lies within scale / 2 of what is read back; a constant group is read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -106,15 +107,32 @@ class Packed:
         return twin
 
 
+class Tokens(Protocol):
+    """A store of quantized tokens (B, G, T, d)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+
+    def append(self, values: torch.Tensor) -> None:
+        """Quantize and store tokens."""
+
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = ...) -> None:
+        """Write the tokens of these rows and kv heads into out, float32."""
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Tokens:
+        """Copies of these rows."""
+
+
 class QuantLayer(KVLayer):
     """Quantized tokens, then a tail of the newest in 16 bits. Attends to new tokens unquantized; then `due` decides.
 
-    kq, vq: Packed; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
+    kq, vq: quantized; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
     chooser: makes a layer of another method that evicts from the prompt first; what it keeps is quantized.
     """
 
-    kq: Packed
-    vq: Packed
+    kq: Tokens
+    vq: Tokens
     chooser: Callable[[], KVLayer] | None = None
 
     def due(self, keys: int, values: int) -> tuple[int, int]:
@@ -173,7 +191,7 @@ class QuantLayer(KVLayer):
         return keys.to(dtype), values.to(dtype)
 
     @staticmethod
-    def _join(packed: Packed, tail: torch.Tensor, rows: slice, heads: slice) -> torch.Tensor:
+    def _join(packed: Tokens, tail: torch.Tensor, rows: slice, heads: slice) -> torch.Tensor:
         """(b, g, quantized + tail, d) in the tail's dtype while nothing is quantized, else in float32."""
         if not packed.length:
             return tail

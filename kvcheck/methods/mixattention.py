@@ -82,7 +82,7 @@ class MixAttention(Method):
         """A copy of the model with the weights of its own."""
         if not self.weights and loaded.name not in SHIPPED:
             raise MethodUnsupported(
-                f"mixattention is another architecture and needs weights trained for it; none are known for {loaded.name}",
+                f"mixattention is another architecture; no weights trained for it are known for {loaded.name}",
                 "give them: --kv-method=mixattention:weights=FOLDER",
             )
         return MixHost(self, loaded)
@@ -201,7 +201,7 @@ class MixCache(KVCache):
     def select(self, rows: Sequence[int] | torch.Tensor) -> MixCache:
         """Copies of these rows, that read the copies."""
         for layer in self.layers:
-            vars(layer).pop("producer", None)
+            layer.__dict__.pop("producer", None)
         twin = super().select(rows)
         assert isinstance(twin, MixCache)
         self.link()

@@ -1,0 +1,131 @@
+"""FP8: keys and values as 8-bit floats (e4m3). The format is that of arXiv 2209.05433."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from kvcheck.methods import _values
+from kvcheck.methods._quantize import QuantLayer
+from kvcheck.methods._room import Room
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+
+FORMAT = torch.float8_e4m3fn
+LARGEST = torch.finfo(FORMAT).max
+
+
+@dataclass(frozen=True)
+class FP8(Method):
+    """Store every key and value as an 8-bit float of 4 exponent and 3 mantissa bits, times a scale.
+
+    scale: "head": one float32 per row and kv head, the largest magnitude of the prompt / 448, frozen there; what comes
+    later and is larger saturates (the format has no infinity: without that it would turn into NaN). "token": one
+    float16 per token and kv head, for whatever comes. A forward attends to its own tokens unquantized.
+
+    A value that does not saturate is read back within 1/16 of itself, or within scale / 1024 where it is tiny.
+
+    Bytes, after n tokens: 2·L·B·G·(n·d + 4) with a scale per head, 2·L·B·G·n·(d + 2) with one per token.
+    Errors: SpecError for an unknown scale.
+    Differences: transformers' Fp8QuantizedLayer has one scale per tensor, over rows and heads (so rows depend on each
+    other), and does not saturate; vLLM takes a calibrated scale per layer, or 1.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="stores keys and values as 8-bit floats",
+        stage="compression",
+        paper="arXiv 2209.05433",
+        formula="2·L·B·G·(n·d + 4) with a scale per head, 2·L·B·G·n·(d + 2) with one per token",
+        knob="scale",
+        verbatim=False,
+        variant="e4m3 with a scale per row and kv head, frozen after the prompt; saturates",
+    )
+
+    scale: str = "head"
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for an unknown scale."""
+        _values.one_of(self.name(), "scale", self.scale, ("head", "token"))
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer whose tail is empty between forwards."""
+        return FP8Layer(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """A byte per value, and the scales."""
+        seen = prompt + decoded
+        each = seen * shape.head_dim + 4 if self.scale == "head" else seen * (shape.head_dim + 2)
+        return 2 * shape.layers * batch * shape.kv_heads * each
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+class Floats:
+    """Tokens of one layer as 8-bit floats: codes (B, G, T, d) uint8; scale (B, G, 1, 1) float32, or (B, G, T, 1)."""
+
+    def __init__(self, per: str) -> None:
+        self.per = per
+        self.codes: Room | None = None
+        self.scale: Room | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+        return 0 if self.codes is None else self.codes.length
+
+    def append(self, values: torch.Tensor) -> None:
+        """Store tokens (B, G, t, d)."""
+        wide = values.float()
+        dims = (2, 3) if self.per == "head" else (3,)
+        if self.per == "token" or self.scale is None:
+            scale = (wide.abs().amax(dims, keepdim=True) / LARGEST).clamp(min=torch.finfo(torch.float16).tiny)
+            scale = scale if self.per == "head" else scale.half()
+        else:
+            scale = self.scale.used
+        codes = (wide / scale.float()).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
+        if self.codes is None or self.scale is None:
+            self.codes, self.scale = Room(codes), Room(scale)
+        else:
+            self.codes.append(codes)
+            if self.per == "token":
+                self.scale.append(scale)
+
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
+        """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
+        if self.codes is not None and self.scale is not None:
+            out.copy_(self.codes.used[rows, heads].view(FORMAT))
+            out.mul_(self.scale.used[rows, heads].float())
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Floats:
+        """Copies of these rows of the batch."""
+        twin = Floats(self.per)
+        if self.codes is not None and self.scale is not None:
+            twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
+        return twin
+
+
+class FP8Layer(QuantLayer):
+    """Rounds everything after every forward."""
+
+    method: FP8
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.kq, self.vq = Floats(self.method.scale), Floats(self.method.scale)
+
+    def due(self, keys: int, values: int) -> tuple[int, int]:
+        """All."""
+        return keys, values
+
+
+METHOD = FP8
