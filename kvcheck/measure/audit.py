@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kvcheck.measure.memory import held, tensors
+from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.rows import RowCache
@@ -49,7 +50,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
-    stored = [layer.stored if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
+    stored = [_slots(layer) if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
     problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
@@ -59,6 +60,11 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
         problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
     return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+
+
+def _slots(layer: KVLayer) -> float:
+    """Slots per row and kv head, on average."""
+    return layer.slots if isinstance(layer, RaggedLayer) else layer.stored
 
 
 def _row(prefilled: Sequence[Prefilled], row: int) -> list[Prefilled]:
@@ -73,7 +79,7 @@ def _together(proofs: Sequence[Proof]) -> Proof:
     return Proof(layers, touched, kept, max(proof.seen for proof in proofs), tuple(problems))
 
 
-def _coverage(seen: list[int], stored: list[int], prompt: int, expected: int) -> Iterator[str]:
+def _coverage(seen: list[int], stored: Sequence[float], prompt: int, expected: int) -> Iterator[str]:
     """Every layer of the model took in the prompt, and the same number of tokens."""
     if len(seen) != expected:
         yield f"the cache has {len(seen)} layers, the model has {expected}"
@@ -92,7 +98,7 @@ def _coverage(seen: list[int], stored: list[int], prompt: int, expected: int) ->
 def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[str]:
     """Problems of one layer's positions, keys and values."""
     yield from _finite(layer)
-    positions = layer.positions.long()
+    positions, there = layer.positions.long(), _there(layer)
     batch, heads, prompt, _ = prefilled.keys.shape
     if tuple(positions.shape) != (batch, heads, layer.stored):
         expected = (batch, heads, layer.stored)
@@ -101,14 +107,25 @@ def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[
     if int(positions.min()) < 0 or int(positions.max()) >= layer.seen:
         yield f"positions reach from {int(positions.min())} to {int(positions.max())} of {layer.seen} tokens seen"
         return
-    if layer.stored > 1 and bool((positions.diff(dim=2) <= 0).any()):
+    if not _in_order(positions, there):
         yield "positions are repeated or out of order"
     declared = method.slots(layer.shape, prompt, layer.seen - prompt)
     if declared is not None and declared[layer.index] != layer.stored:
         yield f"{layer.stored} slots per kv head, {declared[layer.index]} declared"
     if layer.seen == prompt or not method.info.evicts_in_decode:
-        yield from _protected(positions, method.protected(prompt), layer.seen)
-    yield from _faithful(layer, positions, prefilled, method.info)
+        yield from _protected(positions, there, method.protected(prompt), layer.seen)
+    yield from _faithful(layer, positions, there, prefilled, method.info)
+
+
+def _there(layer: KVLayer) -> torch.Tensor:
+    """(B, G, m) bool: which slots are no padding."""
+    return layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(layer.positions, dtype=torch.bool)
+
+
+def _in_order(positions: torch.Tensor, there: torch.Tensor) -> bool:
+    """Whether the positions of the slots that are there ascend in every row and kv head."""
+    each = (segment[mask] for segment, mask in zip(positions.flatten(0, 1), there.flatten(0, 1), strict=True))
+    return all(bool((segment.diff() > 0).all()) for segment in each)
 
 
 def _finite(layer: Any) -> Iterator[str]:
@@ -118,12 +135,14 @@ def _finite(layer: Any) -> Iterator[str]:
             yield f"a tensor of shape {tuple(tensor.shape)} holds NaN or infinite numbers"
 
 
-def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: int) -> Iterator[str]:
+def _protected(
+    positions: torch.Tensor, held_there: torch.Tensor, protected: frozenset[int] | None, seen: int
+) -> Iterator[str]:
     """Every protected position is held by every row and kv head."""
     if not protected:
         return
-    there = torch.zeros(*positions.shape[:2], seen, dtype=torch.bool, device=positions.device)
-    there.scatter_(2, positions, True)
+    there = torch.zeros(*positions.shape[:2], seen, dtype=torch.int, device=positions.device)
+    there = there.scatter_add(2, positions, held_there.int()) > 0
     wanted = torch.tensor(sorted(protected), device=positions.device)
     missing = (~there[:, :, wanted]).nonzero()
     if len(missing):
@@ -134,19 +153,21 @@ def _protected(positions: torch.Tensor, protected: frozenset[int] | None, seen: 
         )
 
 
-def _faithful(layer: KVLayer, positions: torch.Tensor, prefilled: Prefilled, info: MethodInfo) -> Iterator[str]:
+def _faithful(
+    layer: KVLayer, positions: torch.Tensor, there: torch.Tensor, prefilled: Prefilled, info: MethodInfo
+) -> Iterator[str]:
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
     Bit for bit where they are verbatim and the very ones. A prefill of the method's own rounds otherwise in the first
     layer, and computes others in the layers above.
     """
     prompt = prefilled.keys.shape[2]
-    if not info.verbatim and layer.stored != layer.seen:
+    if not info.verbatim and _slots(layer) != layer.seen:
         return  # merged slots stand for several tokens
     if not info.shares_prefill and layer.index > 0:
         return
     verbatim = info.verbatim and info.shares_prefill
-    inside = positions < prompt
+    inside = (positions < prompt) & there
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
     read = layer.read(slice(None), layer.dtype if verbatim else torch.float32)
     for name, mine, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
@@ -175,9 +196,9 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
         yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
     if not bytes_held.kv:
         yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
-    slots = sum(each.stored if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
+    slots = sum(_slots(each) if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
     if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:
-        yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots} slots, which is a cache of its own"
+        yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots:g} slots, which is a cache of its own"
     expected_less = declared < dense if declared is not None else prompt >= SHORT
     if method.info.frees_memory and expected_less and bytes_held.kv >= dense:
         yield f"did nothing: {bytes_held.kv:,} bytes are held, the full cache holds {dense:,}"

@@ -10,7 +10,9 @@ from kvcheck.errors import KvcheckError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import METHODS, attention, make
-from kvcheck.methods.base import ModelShape
+from kvcheck.methods._ragged import RaggedLayer
+from kvcheck.methods.base import Method, ModelShape
+from kvcheck.methods.cache import KVCache
 from kvcheck.methods.fp16 import Fp16
 
 C, W = 32, 8
@@ -34,6 +36,11 @@ SPECS = (
     "think:recent=8",
     "think:ratio=0.5,recent=32",
     "snapkv:budget=32,window=8+fp8",
+    "corm:window=8,recent=8",
+    "corm:window=0.1,recent=0.2",
+    "kvmerger:threshold=0.2,heavy=4,recent=8",
+    "look_m:text_prior=false,heavy=16,recent=8",
+    "look_m:text_prior=false,heavy=0.2,recent=0.2,merge=average",
     "snapkv:budget=32,window=8+kivi:group=4,residual=16",
     "pyramidkv:budget=32,window=8+flexgen:group=8",
     "a_shape:n_init=4,n_local=8",
@@ -62,8 +69,19 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: int) -> int:
+    """The bytes that a method declares; where they depend on the data, those of the slots that its layers report."""
+    found = method.kv_bytes(SHAPE, rows, prompt, decoded)
+    slots = sum(layer.slots if isinstance(layer, RaggedLayer) else layer.stored for layer in cache.layers)
+    return round(slots * SHAPE.token_bytes(rows)) if found is None else found
+
+
+ELSEWHERE = {"mixattention", "duo_attention"}
+"""Methods that need a host, each with a test file of its own."""
+
+
 def test_every_registered_method_is_tested_here():
-    assert set(METHODS.names()) <= {spec.partition(":")[0] for spec in SPECS}
+    assert set(METHODS.names()) <= {spec.partition(":")[0] for spec in SPECS} | ELSEWHERE
 
 
 @every_method
@@ -71,8 +89,8 @@ def test_every_registered_method_is_tested_here():
 def test_bytes_and_slots_are_as_declared_for_prompts_around_every_boundary(text, n):
     method, parts = make(text), prompt(n)
     cache = absorbed(method, parts)
-    assert held(cache).kv == method.kv_bytes(SHAPE, 2, n, 0)
-    assert tuple(layer.stored for layer in cache.layers) == method.slots(SHAPE, n, 0)
+    assert held(cache).kv == declared(method, cache, 2, n, 0)
+    assert method.slots(SHAPE, n, 0) in (None, tuple(layer.stored for layer in cache.layers))
     assert audit(cache, parts, method).problems == ()
 
 
@@ -83,8 +101,8 @@ def test_bytes_stay_as_declared_over_300_decoded_tokens(text, n):
     cache = absorbed(method, cut(parts, 0, n))
     for at in range(300):
         feed(cache, cut(parts, n + at, n + at + 1))
-        assert held(cache).kv == method.kv_bytes(SHAPE, 1, n, at + 1)
-    assert tuple(layer.stored for layer in cache.layers) == method.slots(SHAPE, n, 300)
+        assert held(cache).kv == declared(method, cache, 1, n, at + 1)
+    assert method.slots(SHAPE, n, 300) in (None, tuple(layer.stored for layer in cache.layers))
     assert audit(cache, cut(parts, 0, n), method).problems == ()
 
 
@@ -142,8 +160,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(text):
         for batch_step, single_step in zip(outs, single, strict=True):
             for batched, lone in zip(batch_step, single_step, strict=True):
                 torch.testing.assert_close(batched[row : row + 1], lone, atol=1e-6, rtol=1e-6)
-        for batched, lone in zip(states(together), states(alone), strict=True):
-            torch.testing.assert_close(batched[row : row + 1], lone, atol=0, rtol=0)
+        assert same(states(together.select([row])), states(alone))
 
 
 @every_method
@@ -152,7 +169,7 @@ def test_a_fork_goes_on_as_its_origin_would_and_leaves_it_alone(text):
     origin, twin = absorbed(method, parts), absorbed(method, parts)
     before = [tensor.clone() for tensor in states(origin)]
     fork = origin.select([1, 0, 1])
-    assert held(fork).kv == method.kv_bytes(SHAPE, 3, 70, 0)
+    assert held(fork).kv == declared(method, fork, 3, 70, 0)
     for at in range(40):
         step = cut(later, at, at + 1)
         forked = feed(fork, [part.select([1, 0, 1]) for part in step])
@@ -160,7 +177,7 @@ def test_a_fork_goes_on_as_its_origin_would_and_leaves_it_alone(text):
             torch.testing.assert_close(mine, theirs[[1, 0, 1]], atol=1e-6, rtol=1e-6)
     assert same(before, states(origin))
     feed(origin, cut(later, 0, 2))
-    assert held(origin).kv == method.kv_bytes(SHAPE, 2, 70, 2)
+    assert held(origin).kv == declared(method, origin, 2, 70, 2)
 
 
 @every_method
@@ -203,7 +220,7 @@ def test_a_follow_up_block_answers_as_token_by_token_and_takes_the_true_position
     assert torch.equal(whole, told)
 
 
-LOOKUP = ("quest", "retrieval_attention", "inf_llm")  # their slots are found by their place
+LOOKUP = ("quest", "retrieval_attention", "inf_llm", "corm")  # their slots are found by their place
 
 
 @pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.verbatim and not text.startswith(LOOKUP)])

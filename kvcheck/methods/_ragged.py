@@ -1,0 +1,126 @@
+"""A cache layer whose rows and kv heads hold different numbers of slots.
+
+What was kept lies end to end in flat tensors, row by row and head by head, so that no byte is held for padding; what
+has come since lies in the usual Rooms, as many tokens for every head. Attention pads on the fly and masks the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+
+from kvcheck.methods._room import Room
+from kvcheck.methods.cache import KVLayer
+
+
+class Flat:
+    """Segments of unequal length, one per row and kv head. tensor (S, ...); counts[row][head]: slots of a segment."""
+
+    def __init__(self, tensor: torch.Tensor, counts: list[list[int]]) -> None:
+        self.tensor = tensor
+        self.counts = counts
+
+    @classmethod
+    def of(cls, padded: torch.Tensor, there: torch.Tensor) -> Flat:
+        """What is there of padded (B, G, m, ...), by the mask `there` (B, G, m)."""
+        return cls(padded[there], there.sum(dim=2).tolist())
+
+    def padded(self) -> torch.Tensor:
+        """(B, G, longest, ...), zeros behind the end of each segment."""
+        return pad_sequence(self._segments(), batch_first=True).unflatten(0, (len(self.counts), -1))
+
+    def there(self) -> torch.Tensor:
+        """(B, G, longest) bool: which slots of `padded` are no padding."""
+        counts = torch.tensor(self.counts, device=self.tensor.device).unsqueeze(2)
+        return torch.arange(int(counts.max()), device=counts.device) < counts
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Flat:
+        """Copies of these rows."""
+        heads, segments = len(self.counts[0]), self._segments()
+        chosen = [int(row) for row in rows]
+        parts = [segments[row * heads + head] for row in chosen for head in range(heads)]
+        return Flat(torch.cat(parts), [self.counts[row] for row in chosen])
+
+    def _segments(self) -> list[torch.Tensor]:
+        return list(self.tensor.split([count for row in self.counts for count in row]))
+
+
+class RaggedLayer(KVLayer):
+    """Keys, values and positions of what was kept (Flats), and of what came since (Rooms). Padded, everything is
+    (B, G, m, ...): the kept slots, padding, then the new ones; `there` (B, G, m) tells them from the padding.
+    """
+
+    meta: tuple[str, ...] = ("kept", "kept_positions")
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.kept_keys: Flat | None = None
+        self.kept_values: Flat | None = None
+        self.kept_positions: Flat | None = None
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(B, G, m, d), zeros as padding."""
+        return self._whole(self.kept_keys, super().keys)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(B, G, m, d), zeros as padding."""
+        return self._whole(self.kept_values, super().values)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(B, G, m) int32; 0 as padding."""
+        return self._whole(self.kept_positions, super().positions)
+
+    @property
+    def there(self) -> torch.Tensor:
+        """(B, G, m) bool: what is no padding."""
+        new = torch.ones(*super().keys.shape[:3], dtype=torch.bool, device=super().keys.device)
+        return new if self.kept_positions is None else torch.cat([self.kept_positions.there(), new], dim=2)
+
+    @property
+    def stored(self) -> int:
+        """m, the slots of the longest head."""
+        return self.longest + super().stored
+
+    @property
+    def longest(self) -> int:
+        """Kept slots of the longest head."""
+        return 0 if self.kept_keys is None else max(count for row in self.kept_keys.counts for count in row)
+
+    @property
+    def slots(self) -> float:
+        """Slots per row and kv head, on average."""
+        if self.kept_keys is None:
+            return float(super().stored)
+        counts = [count for row in self.kept_keys.counts for count in row]
+        return sum(counts) / len(counts) + super().stored
+
+    @staticmethod
+    def _whole(kept: Flat | None, new: torch.Tensor) -> torch.Tensor:
+        return new if kept is None else torch.cat([kept.padded(), new], dim=2)
+
+    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Causal attention over what is there."""
+        if self.kept_keys is None:
+            return super().mix(query, keys, values, rows)
+        mask = self.there[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
+        tokens, columns = query.shape[2], keys.shape[2]
+        causal = torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
+        return scaled_dot_product_attention(query, keys, values, mask & causal, scale=self.scaling, enable_gqa=True)
+
+    def keep_where(self, wanted: torch.Tensor) -> None:
+        """Keep the slots of `wanted` (B, G, m) that are there."""
+        self.store(self.keys, self.values, self.positions, wanted & self.there)
+
+    def store(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, there: torch.Tensor) -> None:
+        """Hold these slots and no others: padded (B, G, m, d), (B, G, m, d), (B, G, m), and which of them are there."""
+        self.kept_keys, self.kept_values = Flat.of(keys, there), Flat.of(values, there)
+        self.kept_positions = Flat.of(positions.int(), there)
+        self.k, self.v = Room(keys[:, :, :0].clone()), Room(values[:, :, :0].clone())
+        self.kept, self._kept_at = None, self.seen
