@@ -44,7 +44,9 @@ class Meter:
         weight = held(cache)
         rows, _, tokens, _ = prompt[0].keys.shape
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
-        self._add(rows=rows, kv=weight.kv, meta=weight.meta, kept=proof.kept * rows, seen=tokens * rows)
+        self._add(
+            rows=rows, kv=weight.kv, meta=weight.meta, host=weight.host, kept=proof.kept * rows, seen=tokens * rows
+        )
         self._add(dense=self.shape.dense_bytes(rows, tokens))
 
     def _add(self, **amounts: float) -> None:
@@ -66,6 +68,7 @@ class Meter:
             layers=self.layers,
             touched=self.touched,
             peak_bytes=self.peak,
+            host_bytes=round(mean["host"]) or None,
         )
 
 

@@ -194,7 +194,10 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
     declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
     if declared is not None and declared != bytes_held.kv:
         yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
-    if not bytes_held.kv:
+    host = method.host_bytes(shape, batch, prompt, decoded)
+    if declared is not None and host != bytes_held.host and prefilled.keys.device.type == "cpu":
+        yield f"{bytes_held.host:,} bytes are held in host memory, {host:,} declared"
+    if not bytes_held.kv + bytes_held.host:
         yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
     slots = sum(_slots(each) if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
     if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:

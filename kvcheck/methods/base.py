@@ -207,6 +207,10 @@ class Method:
         slots = self.slots(shape, prompt, decoded)
         return None if slots is None else sum(slots) * shape.token_bytes(batch)
 
+    def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Bytes in host memory beside those, exactly; what a layer declares in `host`."""
+        return 0
+
     def protected(self, prompt: int) -> frozenset[int] | None:
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
         return None

@@ -36,6 +36,8 @@ SPECS = (
     "think:recent=8",
     "think:ratio=0.5,recent=32",
     "snapkv:budget=32,window=8+fp8",
+    "save_load",
+    "offload",
     "corm:window=8,recent=8",
     "corm:window=0.1,recent=0.2",
     "kvmerger:threshold=0.2,heavy=4,recent=8",
@@ -76,7 +78,7 @@ def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: in
     return round(slots * SHAPE.token_bytes(rows)) if found is None else found
 
 
-ELSEWHERE = {"mixattention", "duo_attention"}
+ELSEWHERE = {"cacheblend", "cake", "duo_attention", "mixattention"}
 """Methods that need a host, each with a test file of its own."""
 
 

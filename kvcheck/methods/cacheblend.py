@@ -1,0 +1,217 @@
+"""CacheBlend: reused keys and values of chunks, repaired where it matters. arXiv 2405.16444, YaoJiayi/CacheBlend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvcheck.errors import MethodUnsupported
+from kvcheck.methods import _scoring, _values
+from kvcheck.methods._room import Room
+from kvcheck.methods._rotary import rotate, unrotate
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.fp16 import Fp16
+from kvcheck.methods.host import Host
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+CHECK = 1
+"""The layer at which the deviation of reused keys and values is measured."""
+
+
+@dataclass(frozen=True)
+class CacheBlend(Method):
+    """Prefill chunks of the prompt alone, put their keys and values together, and recompute those of some tokens.
+
+    Each chunk of `chunk` tokens is computed without the others and stored with its keys un-rotated; they are rotated to
+    their true positions when the chunks are put together. Layers 0 and 1 are computed for all tokens. There the
+    deviation of a reused token is |new - old|² of its keys and values; the `recompute` share of reused tokens with the
+    largest, and the last `fresh` tokens of the prompt, go on through the deeper layers, where their keys and values
+    replace the reused ones. Queries attend by true positions.
+
+    chunk: tokens. recompute: ρ (official 0.16). fresh: tokens at the end that are never reused (the question; at
+    least 1, a share of the prompt or a number of tokens).
+
+    Bytes: 2·L·B·G·n·d·2 after n tokens, those of the full cache; stored chunks are not part of it.
+    Errors: SpecError for values out of range; MethodUnsupported for models whose rotation of keys is not known.
+    Differences from the official code: the causal mask is that of the true positions (there: of the place among the
+    chosen); all fresh tokens are computed (its example passes 1); chunks are not kept for the next prompt.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="reuses keys and values of chunks computed alone, and recomputes those that deviate most",
+        stage="loading",
+        paper="arXiv 2405.16444",
+        formula="2·L·B·G·n·d·2",
+        refuses="models whose rotation of keys is not known",
+        knob="recompute",
+        frees_memory=False,
+        shares_prefill=False,
+        variant="one check layer (official; the paper filters layer by layer)",
+    )
+
+    chunk: int = 256
+    recompute: float = 0.16
+    fresh: float | int = 32
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        _values.whole(self.name(), "chunk", self.chunk, 1, 256)
+        _values.share(self.name(), "recompute", self.recompute, 0, 1, 0.16)
+        _values.budget(self.name(), "fresh", self.fresh)
+
+    def check(self, shape: ModelShape) -> None:
+        """Keys must be rotatable."""
+        if shape.rope is None:
+            raise MethodUnsupported(
+                "cacheblend: moves keys to other positions, and how this model rotates them is not known, depends on "
+                "the length of the text, or scales them",
+                "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
+            )
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A full cache layer that can be given a prompt with holes."""
+        return BlendLayer(shape, index, self)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Prefills by blending."""
+        return BlendHost(self, loaded)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+@dataclass
+class Blend:
+    """One prompt on its way: which tokens are computed in the layers above CHECK.
+
+    reused: tokens at the front that have reused keys and values; count: how many of them are recomputed. chosen (B, s):
+    ascending positions, known once layer CHECK has seen everything.
+    """
+
+    tokens: int
+    reused: int
+    count: int
+    chosen: torch.Tensor | None = None
+
+    def choose(self, deviation: torch.Tensor) -> None:
+        """deviation (B, tokens): of every token; fresh ones are all taken."""
+        worst = _scoring.top(deviation[:, : self.reused], self.count)
+        fresh = torch.arange(self.reused, self.tokens, device=worst.device).expand(len(worst), -1)
+        self.chosen = torch.cat([worst, fresh], dim=1)
+
+
+class BlendLayer(KVLayer):
+    """Takes in a prompt of which it has most keys and values already. blend and old only while that goes on."""
+
+    method: CacheBlend
+    blend: Blend | None = None
+    old: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Everything in the first layers; in deeper ones new keys and values replace old ones at the chosen tokens."""
+        if self.blend is None or self.old is None:
+            return super().write(keys, values)
+        if self.index <= CHECK:
+            if self.index == CHECK:
+                changes = (new.float() - old.float() for new, old in zip((keys, values), self.old, strict=True))
+                self.blend.choose(sum(change.square().sum(dim=(1, 3)) for change in changes))  # type: ignore[arg-type]
+            return super().write(keys, values)
+        assert self.blend.chosen is not None
+        at = self.blend.chosen[:, None, :, None].expand_as(keys)
+        self.k, self.v = (Room(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True))
+        self.seen += self.blend.tokens - keys.shape[2]
+        return None
+
+    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """A chosen token sees everything up to its own position."""
+        if self.blend is None or self.index <= CHECK or self.blend.chosen is None:
+            return super().mix(query, keys, values, rows)
+        column = torch.arange(keys.shape[2], device=keys.device)
+        mask = (column <= self.blend.chosen[rows].unsqueeze(-1)).unsqueeze(1)
+        return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
+
+
+class BlendHost(Host):
+    """Prefills chunk by chunk, then blends."""
+
+    def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
+        """Blend the prompts (R, n)."""
+        method, tokens = self.method, ids.shape[1]
+        assert isinstance(method, CacheBlend)
+        fresh = max(1, min(tokens, _values.tokens(method.fresh, tokens, least=1)))
+        blend = Blend(tokens, tokens - fresh, int(method.recompute * (tokens - fresh)))
+        cache = self.build()
+        for layer, old in zip(cache.layers, self.together(ids), strict=True):
+            layer.blend, layer.old = blend, old
+        handles = self._narrow(blend)
+        try:
+            logits = self.feed(cache, ids)[:, -1]
+        finally:
+            for handle in handles:
+                handle.remove()
+            for layer in cache.layers:
+                layer.blend = layer.old = None
+        return cache, logits
+
+    def together(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per layer the keys, at their true positions, and values of chunks that were computed alone: (R, G, n, d)."""
+        rope = self.shape.rope
+        assert rope is not None
+        assert isinstance(self.method, CacheBlend)
+        parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(self.shape.layers)]
+        start = 0
+        for chunk in ids.split(self.method.chunk, dim=1):
+            cache = Fp16().build(self.shape)
+            self.feed(cache, chunk)
+            here = torch.arange(chunk.shape[1], device=ids.device)
+            for layer, found in zip(cache.layers, parts, strict=True):
+                stored = unrotate(layer.keys.float(), here, rope)
+                found.append((rotate(stored, here + start, rope).to(layer.dtype), layer.values))
+            start += chunk.shape[1]
+        return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in parts]
+
+    def _narrow(self, blend: Blend) -> list[Any]:
+        """Let only the chosen tokens go on above layer CHECK."""
+        layers = self.model.get_decoder().layers
+        if len(layers) <= CHECK + 1:
+            return []
+
+        def narrow(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            chosen = blend.chosen
+            assert chosen is not None
+            if args[0].shape[1] == blend.tokens:
+                args = (_rows(args[0], chosen), *args[1:])
+            for name in ("position_embeddings", "position_ids"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = _of(kwargs[name], chosen, blend.tokens)
+            return args, kwargs
+
+        return [layer.register_forward_pre_hook(narrow, with_kwargs=True) for layer in layers[CHECK + 1 :]]
+
+
+def _rows(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The chosen tokens (B, s) of states (B or 1, n, ...)."""
+    wide = states.expand(chosen.shape[0], *states.shape[1:])
+    index = chosen.view(*chosen.shape, *(1 for _ in states.shape[2:]))
+    return wide.gather(1, index.expand(*chosen.shape, *states.shape[2:]))
+
+
+def _of(value: Any, chosen: torch.Tensor, tokens: int) -> Any:
+    """The same of a tensor or a pair of them, where they are of all tokens."""
+    if isinstance(value, tuple):
+        return tuple(_of(each, chosen, tokens) for each in value)
+    return _rows(value, chosen) if value.shape[1] == tokens else value
+
+
+METHOD = CacheBlend
