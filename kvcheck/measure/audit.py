@@ -159,12 +159,12 @@ def _faithful(
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
     Bit for bit where they are verbatim and the very ones. A prefill of the method's own rounds otherwise in the first
-    layer, and computes others in the layers above.
+    layer, and computes others above; another architecture does everywhere.
     """
     prompt = prefilled.keys.shape[2]
     if not info.verbatim and _slots(layer) != layer.seen:
         return  # merged slots stand for several tokens
-    if not info.shares_prefill and layer.index > 0:
+    if info.stage == "architecture" or (not info.shares_prefill and layer.index > 0):
         return
     verbatim = info.verbatim and info.shares_prefill
     inside = (positions < prompt) & there

@@ -149,7 +149,7 @@ class MixLayer(KVLayer):
         if layout.slides(self.index) and layout.last_reader(self.index) == self.index:
             first = max(0, source.stored - layout.window)
             if first:
-                source.keep(source.every_head(torch.arange(first, source.stored)), spare=layout.window)
+                source.keep(source.every_head(torch.arange(first, source.stored)), spare=1)
 
 
 class MadeLayer(MixLayer):
