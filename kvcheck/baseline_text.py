@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kvcheck.errors import BaselineError
@@ -143,7 +143,8 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     if base is not None:
         meta["base"] = base_digest(base)
     if record.memory is not None:
-        meta["memory"] = {key: value for key, value in asdict(record.memory).items() if value is not None}
+        measured = ((each, getattr(record.memory, each.name)) for each in fields(record.memory))
+        meta["memory"] = {each.name: value for each, value in measured if value != each.default}
     if record.latency:
         meta["latency"] = [asdict(latency) for latency in record.latency]
     if record.stopped != "all samples":

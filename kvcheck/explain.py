@@ -56,6 +56,7 @@ def explain(
     if record.memory is not None:
         memory = record.memory
         held = f"{memory.dense_bytes / 1e6:.2f} MB -> {memory.kv_bytes / 1e6:.2f} MB ({memory.ratio:.2f})"
+        held += f" and {memory.host_bytes / 1e6:.2f} MB in host memory" if memory.host_bytes else ""
         lines.append(
             f"  cache: {memory.touched}/{memory.layers} layers, {held}, {memory.kept:.0f} of {memory.seen} slots kept"
         )

@@ -96,7 +96,7 @@ class MemoryRecord:
     kv_bytes: keys, values, codes, scales: everything needed to attend, from distinct storages.
     dense_bytes: the same tokens in a full 16-bit cache. meta_bytes: bookkeeping (positions), not counted in kv_bytes.
     kept: mean number of slots per layer and kv head; seen: tokens seen. touched: layers that took part.
-    host_bytes: what the method holds in host memory instead of on the device, not in kv_bytes; None where nothing.
+    host_bytes: what the method holds in host memory instead of on the device, not in kv_bytes.
     peak_bytes: peak device memory, on top of the model, of one context from an empty cache and one decoded token, where
     the device can tell (CUDA), else None.
     """
@@ -109,7 +109,7 @@ class MemoryRecord:
     layers: int
     touched: int
     peak_bytes: int | None = None
-    host_bytes: int | None = None
+    host_bytes: int = 0
 
     @property
     def ratio(self) -> float:

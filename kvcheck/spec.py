@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import re
 import types
@@ -141,34 +140,41 @@ def bind(spec: Spec, factory: Callable[..., T]) -> T:
     Names and types are checked first: an int is taken where a float is wanted, a bool is never taken for a number.
     Raises SpecError; one raised by `__post_init__` comes through as it is, a ValueError becomes one.
     """
-    fields = _fields(factory)
-    for key, value in spec.params:
-        if key not in fields:
-            raise SpecError(f"{spec.name} has no parameter {key!r}", did_you_mean(key, fields))
-        wanted = fields[key]
-        if not _accepts(wanted, value):
-            hint = _type_hint(wanted, value)
-            raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
-    given = {key: float(value) if _is_float(fields[key], value) else value for key, value in spec.params}  # type: ignore[arg-type]
-    missing = [name for name in _required(factory) if name not in given]
-    if missing:
-        raise SpecError(f"{spec.name} needs {', '.join(missing)}", f"write {spec.name}:{missing[0]}=VALUE")
+    given = arguments(spec, factory)
     try:
         return factory(**given)
     except ValueError as error:
         raise SpecError(f"{spec}: {error}") from error
 
 
-def _fields(factory: Any) -> dict[str, Any]:
+def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The checked parameters of a spec for a factory. ready: values that need no check. Raises SpecError."""
+    fields, ready = parameter_types(factory), ready or {}
+    given: dict[str, Any] = {}
+    for key, value in spec.params:
+        if key not in fields:
+            raise SpecError(f"{spec.name} has no parameter {key!r}", did_you_mean(key, fields))
+        wanted = fields[key]
+        if key not in ready and not accepts(wanted, value):
+            hint = _type_hint(wanted, value)
+            raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
+        given[key] = float(value) if _is_float(wanted, value) else value  # type: ignore[arg-type]
+    given |= ready
+    missing = [name for name in _required(factory) if name not in given]
+    if missing:
+        raise SpecError(f"{spec.name} needs {', '.join(missing)}", f"write {spec.name}:{missing[0]}=VALUE")
+    return given
+
+
+def parameter_types(factory: Any) -> dict[str, Any]:
     """Parameter names and their types (Any where none is declared)."""
-    try:
-        hints: Mapping[str, Any] = typing.get_type_hints(
-            factory if dataclasses.is_dataclass(factory) else factory.__init__
-        )
-    except (NameError, AttributeError, TypeError):
-        hints = {}
-    if dataclasses.is_dataclass(factory):
-        return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(factory) if field.init}
+    hints: dict[str, Any] = {}
+    owners = (factory, getattr(factory, "__init__", None)) if isinstance(factory, type) else (factory,)
+    for owner in owners:
+        try:
+            hints |= typing.get_type_hints(owner)
+        except (NameError, AttributeError, TypeError):
+            continue
     return {name: hints.get(name, Any) for name in _parameters(factory)}
 
 
@@ -193,7 +199,8 @@ def _options(wanted: Any) -> tuple[Any, ...]:
     return (wanted,)
 
 
-def _accepts(wanted: Any, value: Value) -> bool:
+def accepts(wanted: Any, value: Value) -> bool:
+    """Whether a literal is of a declared type."""
     return any(_accepts_one(option, value) for option in _options(wanted))
 
 

@@ -51,7 +51,7 @@ def rich(method: str, change: str = "") -> CaseRecord:
         binary=False,
         chance=0.125,
         samples=samples,
-        memory=replace(memory(), peak_bytes=123, kept=50.3),
+        memory=replace(memory(), peak_bytes=123, kept=50.3, host_bytes=77),
         latency=(LatencyRecord("tpot", 512, 0.004, 0.002, 2.0, 1.9, 2.1, 7),),
         stopped="enough",
         not_measured=(("kl", "no: reason"),),
@@ -70,6 +70,12 @@ class TestRoundTrip:
     def test_a_method_without_fp16_comes_back_equal(self, store: FileStore) -> None:
         keep(store, rich("snapkv"))
         assert store.get(MINI, "snapkv", rich("fp16").case) == rich("snapkv")
+
+    def test_memory_that_was_not_used_or_measured_is_not_written(self, store: FileStore) -> None:
+        keep(store, replace(rich("fp16"), memory=memory()))
+        assert "host_bytes" not in path(store, "fp16").read_text()
+        assert "peak_bytes" not in path(store, "fp16").read_text()
+        assert store.get(MINI, "fp16", rich("fp16").case).memory == memory()
 
     def test_answers_like_fp16s_are_not_written_again(self, store: FileStore) -> None:
         keep(store, rich("fp16"), rich("snapkv"))

@@ -68,7 +68,7 @@ class Meter:
             layers=self.layers,
             touched=self.touched,
             peak_bytes=self.peak,
-            host_bytes=round(mean["host"]) or None,
+            host_bytes=round(mean["host"]),
         )
 
 

@@ -18,6 +18,7 @@ from kvcheck.engine.prompts import Ask, Prompter
 from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure import latency
+from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads
@@ -27,6 +28,7 @@ from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
 
 CLEAR = "verdict clear"
+FOREIGN = ("positions", "the cache is not made of kvcheck's layers, so which tokens it kept was not looked at")
 IDLE = ("compression", "by its parameters the method keeps everything at this length")
 CPU_BYTES = 3 * 1024**3 // 2
 CONTEXTS = 4
@@ -149,7 +151,7 @@ class Session:
             samples=tuple(done),
             memory=memory,
             stopped="all samples" if complete else CLEAR,
-            not_measured=(IDLE,) if idle else (),
+            not_measured=((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(meter.method, Foreign) else ()),
         )
 
     def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
@@ -166,7 +168,7 @@ class Session:
             key=(case.task, case.version, case.seed, case.length, indices),
             ids=ids,
             samples=samples,
-            aware=self._aware(case.mode),
+            aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
             most=_rows(case, self.shape, self.loaded.device),
         )
 

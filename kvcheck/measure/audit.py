@@ -16,7 +16,7 @@ from kvcheck.measure.memory import held, tensors
 from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.rows import RowCache
+from kvcheck.methods.rows import Row, RowCache
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
 SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
@@ -42,8 +42,11 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
     than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where
     less is claimed. Of a method that rewrites the prompt, contents are looked at for numbers that are not finite only:
-    its cache is that of another prompt. Rows with caches of their own are audited one by one.
+    its cache is that of another prompt. Rows with caches of their own are audited one by one. Of a foreign row, whose
+    layers know no positions, layers, finite numbers and bytes are looked at.
     """
+    if isinstance(cache, Row):
+        return _foreign(cache, prefilled[0], len(prefilled), method)
     if isinstance(cache, RowCache):
         return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(cache.rows)])
     rewritten = method.info.stage == "prompt"
@@ -60,6 +63,28 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
         problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
     return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+
+
+def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> Proof:
+    """What can be said of a cache that is not made of kvcheck's layers."""
+    layers = list(row.cache.layers)
+    prompt, decoded = prefilled.keys.shape[2], max(0, row.seen - prefilled.keys.shape[2])
+    slots = [_foreign_slots(layer) if held(layer).kv else 0 for layer in layers]
+    problems = list(_coverage([row.seen] * len(layers), slots, prompt, expected))
+    problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer)]
+    kv_heads, head_dim = prefilled.keys.shape[1], prefilled.keys.shape[3]
+    dense = ModelShape(expected, kv_heads, kv_heads, head_dim).dense_bytes(1, prompt + decoded)
+    if method.info.frees_memory and prompt >= SHORT and held(row).kv >= dense:
+        problems.append(f"did nothing: {held(row).kv:,} bytes are held, the full cache holds {dense:,}")
+    touched = sum(count > 0 for count in slots)
+    return Proof(len(layers), touched, sum(slots) / max(1, len(slots)), row.seen, tuple(problems))
+
+
+def _foreign_slots(layer: Any) -> int:
+    """Slots per kv head of a foreign layer: as long as its keys are, else what it says."""
+    keys = getattr(layer, "keys", None)
+    plain = isinstance(keys, torch.Tensor) and keys.dim() == 4 and not hasattr(layer, "cumulative_length")
+    return int(keys.shape[2]) if plain and keys is not None else int(layer.get_seq_length())
 
 
 def _slots(layer: KVLayer) -> float:
@@ -194,9 +219,9 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
     declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
     if declared is not None and declared != bytes_held.kv:
         yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
-    host = method.host_bytes(shape, batch, prompt, decoded)
-    if declared is not None and host != bytes_held.host and prefilled.keys.device.type == "cpu":
-        yield f"{bytes_held.host:,} bytes are held in host memory, {host:,} declared"
+    away = method.host_bytes(shape, batch, prompt, decoded)
+    if away is not None and away != bytes_held.host:
+        yield f"{bytes_held.host:,} bytes are held in host memory, {away:,} declared"
     if not bytes_held.kv + bytes_held.host:
         yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
     slots = sum(_slots(each) if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)

@@ -18,6 +18,7 @@ import torch
 
 from kvcheck.methods._room import Room
 from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.rows import Row
 
 _CLOSED = (str, bytes, int, float, complex, type, ModuleType, FunctionType, MethodType, torch.nn.Module, torch.dtype)
 _CONTAINERS = (list, tuple, set, frozenset, deque)
@@ -83,13 +84,13 @@ def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, str]]:
             else:
                 yield value, None, role
         else:
-            declared = _declared(value) if isinstance(value, KVLayer) else {}
+            declared = _declared(value) if isinstance(value, (KVLayer, Row)) else {}
             todo.extend((part, declared.get(name, role)) for name, part in _parts(value))
 
 
-def _declared(layer: KVLayer) -> dict[str, str]:
-    """What a layer declares its attributes to be."""
-    return dict.fromkeys(layer.host, "host") | dict.fromkeys(layer.meta, "meta")
+def _declared(owner: KVLayer | Row) -> dict[str, str]:
+    """What a layer or a foreign row declares its attributes to be."""
+    return dict.fromkeys(getattr(owner, "host", ()), "host") | dict.fromkeys(owner.meta, "meta")
 
 
 def _bytes_of(array: np.ndarray) -> torch.Tensor:

@@ -12,6 +12,7 @@ function takes it only if the key tensor that it is called with is the one that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -42,6 +44,7 @@ def attention(
 
     Raises KvcheckError when no kvcheck cache is in use, MethodUnsupported for what it would otherwise get wrong:
     a mask of the caller's own, a sliding window of the model shorter than the text, soft-capped scores.
+    dropout comes before scaling, as in transformers' sdpa: kvpress wraps every registered function and passes it so.
     """
     layer, expected = pending.layer, pending.key
     pending.layer = pending.key = None
@@ -53,18 +56,21 @@ def attention(
         )
     if attention_mask is not None:
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
-    window = kwargs.get("sliding_window")
-    if window is not None and layer.seen > window:
+    refuse(kwargs, layer.index, layer.seen)
+    return layer.attend(query, scaling), None
+
+
+def refuse(given: Mapping[str, Any], index: int, seen: int) -> None:
+    """Raise MethodUnsupported for what a layer asks of attention that would be left out. seen: tokens of the text."""
+    window = given.get("sliding_window")
+    if window is not None and seen > window:
         raise MethodUnsupported(
-            f"layer {layer.index} of the model sees a sliding window of {window} tokens; the text has {layer.seen}",
+            f"layer {index} of the model sees a sliding window of {window} tokens; the text has {seen}",
             "shorten the text, or set sliding_window=None in the model's config where the model allows that",
         )
     for name, what in _REFUSED.items():
-        if kwargs.get(name) is not None:
-            raise MethodUnsupported(
-                f"the model uses {what} in layer {layer.index}, which kvcheck's attention does not have"
-            )
-    return layer.attend(query, scaling), None
+        if given.get(name) is not None:
+            raise MethodUnsupported(f"the model uses {what} in layer {index}, which kvcheck's attention does not have")
 
 
 Model = TypeVar("Model", bound=torch.nn.Module)

@@ -207,8 +207,8 @@ class Method:
         slots = self.slots(shape, prompt, decoded)
         return None if slots is None else sum(slots) * shape.token_bytes(batch)
 
-    def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
-        """Bytes in host memory beside those, exactly; what a layer declares in `host`."""
+    def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
+        """Bytes in host memory at that point, exactly: what layers declare in `host`. None: not declared."""
         return 0
 
     def protected(self, prompt: int) -> frozenset[int] | None:

@@ -24,6 +24,31 @@ class RowCache:
         return RowCache([row.select([0]) if isinstance(row, KVCache) else copy.deepcopy(row) for row in wanted])
 
 
+class Row:
+    """A cache of one sequence that is not made of kvcheck's layers.
+
+    cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
+    anew. press: what compresses it, with the state that it keeps. masks: per layer, what an attention patch is to hide.
+    """
+
+    meta = ("press", "masks")  # what they hold is bookkeeping
+
+    def __init__(self, cache: Any, model: Any, press: Any = None) -> None:
+        self.cache, self.model, self.press = cache, model, press
+        self.seen = self.position = 0
+        self.masks: dict[int, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Row:
+        """A copy of everything but the model and streams of its device."""
+        memo.update((id(module), module) for module in self.model.modules())
+        stream = getattr(self.cache, "prefetch_stream", None)
+        memo.update({id(stream): stream} if stream is not None else {})
+        twin = copy.copy(self)
+        for name in ("cache", "press", "masks"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
+        return twin
+
+
 class RowHost(Host):
     """Feeds row by row. A subclass says how one row is prefilled and fed."""
 
@@ -39,7 +64,8 @@ class RowHost(Host):
 
     def prefill_row(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """One prompt (1, n) -> its cache, and the logits (1, V) behind it."""
-        return super().prefill(ids)
+        cache = self.build()
+        return cache, self.feed_row(cache, ids, 1)[:, -1]
 
     def feed_row(self, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Feed (1, q) into the cache of one row -> (1, keep, V)."""

@@ -68,6 +68,8 @@ def properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[V
         yield "fp16_accuracy", f"{fp16.accuracy:.4f}"
     if record.memory is not None:
         yield "kv_ratio", f"{record.memory.ratio:.4f}"
+        if record.memory.host_bytes:
+            yield "host_bytes", f"{record.memory.host_bytes}"
     for verdict in verdicts:
         if verdict.question == "budget":
             yield "drop", f"{verdict.value:.2f}"

@@ -92,6 +92,9 @@ def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
     if found:
         held, dense = sum(one.kv_bytes for one in found), sum(one.dense_bytes for one in found)
         body.append(("KV bytes per context", size(dense / len(found)), size(held / len(found)), f"{held / dense:.3f}"))
+        away = sum(one.host_bytes for one in found)
+        if away:
+            body.append(("host memory per context", "", size(away / len(found)), ""))
     for record in records:
         for one in record.latency:
             name = f"{one.what} at {one.length} tokens"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvcheck.record import Run
+from kvcheck.record import MemoryRecord, Run
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
-from kvcheck.report.text import interval, points
+from kvcheck.report.text import interval, points, size
 
 
 def plain(run: Run, method: str, known: References) -> str:
@@ -16,7 +16,7 @@ def plain(run: Run, method: str, known: References) -> str:
     whole = rows.pool("all", run, records, known)
     found = [record.memory for record in records if record.memory is not None]
     share = sum(one.kv_bytes for one in found) / sum(one.dense_bytes for one in found) if found else None
-    held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16."
+    held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16{_away(found)}."
     if whole.drop is None or whole.low is None or whole.high is None:
         return f"{method}: no fp16 record of these prompts, so what it gives up is not known.{held}"
     if method == "fp16":
@@ -38,6 +38,12 @@ def plain(run: Run, method: str, known: References) -> str:
         named = ", ".join(f"{row.label} ({points(row.drop or 0, False)})" for row in losing[:4])
         text += f" Surely lost points: {named}."
     return text + held
+
+
+def _away(found: list[MemoryRecord]) -> str:
+    """What lies in host memory, for methods that keep something there."""
+    away = sum(one.host_bytes for one in found)
+    return f", and {size(away / len(found))} per context in host memory" if away else ""
 
 
 def _losing(run: Run, method: str, known: References) -> list[Row]:

@@ -139,9 +139,9 @@ def memory_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
         f"(cases {ratios[0]:.3f} to {ratios[-1]:.3f})"
     )
     yield f"             {kept:.1%} of the tokens kept, {touched[0]} of {touched[1]} layers took part"
-    host = sum(one.host_bytes or 0 for one in found) / len(found)
-    if host:
-        yield f"host memory  {size(host)} per context, beside these"
+    away = sum(one.host_bytes for one in found)
+    if away:
+        yield f"host memory  {size(away / len(found))} per context, not counted above"
     peaks = [one.peak_bytes for one in found if one.peak_bytes is not None]
     if peaks:
         yield f"peak memory  {size(max(peaks))} of device memory"

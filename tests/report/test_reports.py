@@ -88,6 +88,23 @@ def test_turns_bytes_latency_drift_and_chance_are_shown(run: Run) -> None:
         assert wanted in text
 
 
+@pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
+def test_host_memory_is_shown_where_a_method_uses_it(run: Run, report: object) -> None:
+    def lines(of: Run) -> str:
+        return "\n".join(report.lines(of))  # type: ignore[attr-defined]
+
+    assert "host memory" not in lines(run)
+    cases = tuple(
+        replace(one, memory=replace(one.memory, host_bytes=2_500_000))
+        if one.memory is not None and one.method == METHOD
+        else one
+        for one in run.cases
+    )
+    text = lines(replace(run, cases=cases))
+    assert "host memory" in text
+    assert "25% of the KV bytes of fp16, and 2.50 MB per context in host memory." in " ".join(text.split())
+
+
 def test_the_pooled_interval_is_tighter_than_that_of_one_case(run: Run) -> None:
     known = rows.references(run)
     mine = [one for one in rows.of_method(run, METHOD) if one.capability == "string_retrieval"]

@@ -1,0 +1,157 @@
+"""A foreign method on a model: its rows, and the cache that is fed through transformers' own attention."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Cache
+
+from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.host import Host
+from kvcheck.methods.rows import Row, RowHost
+from kvcheck.spec import Spec
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+INFO = MethodInfo(
+    summary="a method from elsewhere", stage="compression", frees_memory=False, verbatim=False, shares_prefill=False
+)
+"""What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
+
+SDPA = "sdpa"
+
+
+@dataclass(frozen=True)
+class Foreign(Method):
+    """A method that is not made of kvcheck's layers.
+
+    given: the spec as typed. info: see INFO; `frees_memory` where the adapter knows that memory must shrink.
+    """
+
+    given: Spec
+    info: MethodInfo = field(default=INFO, kw_only=True)  # type: ignore[misc]  # one class serves many methods
+
+    def name(self) -> str:  # type: ignore[override]
+        """The name as typed."""
+        return self.given.name
+
+    @property
+    def spec(self) -> Spec:
+        """The spec as typed."""
+        return self.given
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """Refused: it has no layer of kvcheck's, which composing (a+b) would need."""
+        raise SpecError(f"{self.given.name} cannot be combined with another method", "methods of kvcheck's own can")
+
+    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
+        """Refused: a foreign cache needs its model."""
+        raise KvcheckError(f"{self.given} is made on a model", "use method.host(loaded).prefill(ids)")
+
+    def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
+        """Not declared."""
+        return None
+
+
+@dataclass(frozen=True)
+class ForeignCache(Foreign):
+    """A transformers cache. make(model, tokens): a fresh one for a prompt of that many tokens."""
+
+    make: Callable[[Any, int], Cache] = field(default=lambda model, tokens: Cache(layers=[]), compare=False)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Makes one cache, so that what cannot be made is refused before anything runs."""
+        try:
+            made = self.make(loaded.model, 1)
+        except (KvcheckError, SpecError):
+            raise
+        except Exception as error:
+            raise unsupported(self.given, error) from error
+        if not isinstance(made, Cache):
+            raise SpecError(f"{self.given} gives a {type(made).__name__}, which is no transformers Cache")
+        return CacheHost(self, loaded)
+
+
+class CacheHost(RowHost):
+    """Feeds a transformers cache through sdpa and transformers' own masks.
+
+    Keys and values enter in 16 bits whatever the model computes in, as they do in kvcheck's caches; positions are the
+    tokens seen, whatever the cache says that it holds.
+    """
+
+    method: ForeignCache
+
+    def prefill_row(self, ids: torch.Tensor) -> tuple[Row, torch.Tensor]:
+        """A fresh cache for a prompt (1, n)."""
+        row = Row(self.method.make(self.model, ids.shape[1]), self.model)
+        return row, self.feed_row(row, ids, 1)[:, -1]
+
+    def feed_row(self, row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Feed (1, q) at the positions behind the tokens seen."""
+        with attending(self.model, SDPA), sixteen_bits(row.cache):
+            return fed(row, ids, keep)
+
+
+def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    """Feed (1, q) into the cache of a row -> logits (1, keep, V)."""
+    size = ids.shape[1]
+    places = torch.arange(row.position, row.position + size, device=ids.device).unsqueeze(0)
+    out = row.model(input_ids=ids, past_key_values=row.cache, use_cache=True, position_ids=places, logits_to_keep=keep)
+    row.seen += size
+    row.position += size
+    return out.logits
+
+
+@contextmanager
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Let the model attend through another attention function for a while."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+@contextmanager
+def sixteen_bits(cache: Cache) -> Iterator[None]:
+    """Hand keys and values to the cache in float16 where the model computes in float32, and back in float32."""
+    inner = cache.update
+
+    def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = torch.float16 if key.dtype == torch.float32 else key.dtype
+        keys, values = inner(key.to(stored), value.to(stored), *args, **kwargs)
+        return keys.to(key.dtype), values.to(value.dtype)
+
+    cache.update = update  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del cache.update
+
+
+def unsupported(spec: Spec, error: BaseException) -> MethodUnsupported:
+    """The refusal of what could not be set up on a model."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    what = f"{type(error).__name__}: {reason}"
+    missing = isinstance(error, ImportError) or "pip install" in str(error)
+    hint = "install what it asks for" if missing else "its own words are above; kvcheck only passed them on"
+    return MethodUnsupported(f"{spec} cannot be set up on this model: {what}", hint)
+
+
+def info(**changes: Any) -> MethodInfo:
+    """INFO with what the adapter knows."""
+    return replace(INFO, **changes)
+
+
+def copied(value: Any, model: Any) -> Any:
+    """A deep copy of something that may refer to the model, which is not copied."""
+    return copy.deepcopy(value, {id(module): module for module in model.modules()})

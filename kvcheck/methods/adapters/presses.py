@@ -1,0 +1,164 @@
+"""A press-like context manager: `with press(model):` around the prompt, and around decoding where it asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, DynamicCache
+from transformers.masking_utils import AttentionMaskInterface
+
+from kvcheck.methods import attention
+from kvcheck.methods.adapters import kvpress
+from kvcheck.methods.adapters.foreign import Foreign, attending, copied, fed, sixteen_bits, unsupported
+from kvcheck.methods.host import Host
+from kvcheck.methods.rows import Row, RowHost
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+CAUSAL, WEIGHING = "kvcheck_press", "kvcheck_press_weights"
+HALF = torch.finfo(torch.float16)
+
+
+@dataclass(frozen=True)
+class ForeignPress(Foreign):
+    """What is entered with the model around the forward of a prompt, and compresses its DynamicCache.
+
+    press(model) gives a context manager. Its attribute `decoding`, where it is true, asks for it around every later
+    forward too.
+    """
+
+    press: Callable[[Any], Any] = field(default=lambda model: None, compare=False)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
+        kvpress.check(self.given, self.press)
+        try:
+            getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model)
+        except Exception as error:
+            raise unsupported(self.given, error) from error
+        return PressHost(self, loaded)
+
+
+class PressHost(RowHost):
+    """Runs a press as kvpress's pipeline does: hooks while the prompt is fed, true positions afterwards.
+
+    Unlike the pipeline, attention builds its causal mask per layer, from the columns which that layer really has;
+    transformers builds one for all layers, which cannot serve layers that keep different numbers of tokens. Between
+    forwards keys and values rest in 16 bits; a press sees them in the dtype in which the model computes.
+    """
+
+    method: ForeignPress
+
+    def __init__(self, method: ForeignPress, loaded: LoadedModel) -> None:
+        super().__init__(method, loaded)
+        self.attention = WEIGHING if kvpress.needs_weights(method.press) else CAUSAL
+        register(self.attention)
+
+    def prefill_row(self, ids: torch.Tensor) -> tuple[Row, torch.Tensor]:
+        """The prompt (1, n) with the press on the model, outside of inference mode: some presses take gradients."""
+        row = Row(DynamicCache(), self.model, copied(self.method.press, self.model))
+        with torch.inference_mode(False), torch.no_grad(), self._acting(row, kvpress.at_prompt(row.press)):
+            logits = fed(row, ids.clone(), 1)[:, -1]
+        if kvpress.rotates(row.press):
+            row.position = int(row.cache.get_seq_length())
+        return row, logits
+
+    def feed_row(self, row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Feed (1, q); with the press on the model if it acts while decoding."""
+        if kvpress.decodes(row.press):
+            with self._acting(row, True):
+                return fed(row, ids, keep)
+        with attending(self.model, self.attention), hiding(row), sixteen_bits(row.cache):
+            return fed(row, ids, keep)
+
+    @contextmanager
+    def _acting(self, row: Row, enter: bool) -> Iterator[None]:
+        """The press on the model. It keeps its state, which some presses reset when they are left."""
+        convert(row.cache, self.model.dtype)
+        with attending(self.model, self.attention), hiding(row):
+            state: list[tuple[Any, dict[str, Any]]] = []
+            with ExitStack() as stack:
+                if enter:
+                    stack.enter_context(row.press(self.model))
+                yield
+                if kvpress.decodes(row.press):
+                    state = [(part, dict(vars(part))) for part in kvpress.parts(row.press)]
+            for part, kept in state:
+                vars(part).update(kept)
+        convert(row.cache, torch.float16 if self.model.dtype == torch.float32 else self.model.dtype)
+
+
+@contextmanager
+def hiding(row: Row) -> Iterator[None]:
+    """Show the model what a press has masked in this row, and take back what it masks meanwhile."""
+    modules = {at: module for at, module in enumerate(row.model.modules()) if hasattr(module, "layer_idx")}
+    for at, module in modules.items():
+        module.masked_key_indices = row.masks.get(at)
+    try:
+        yield
+    finally:
+        found = {at: module.masked_key_indices for at, module in modules.items()}
+        row.masks = {at: masked for at, masked in found.items() if masked is not None}
+        for module in modules.values():
+            module.masked_key_indices = None
+
+
+def convert(cache: DynamicCache, dtype: torch.dtype) -> None:
+    """Hold keys and values in another dtype. A view stays a view, so that what it keeps alive still counts."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            held = getattr(layer, name, None)
+            if isinstance(held, torch.Tensor) and held.dtype != dtype and held.is_floating_point():
+                whole = torch.empty(0, dtype=held.dtype, device=held.device).set_(held.untyped_storage())
+                limits = {"min": HALF.min, "max": HALF.max} if dtype == torch.float16 else {"min": None, "max": None}
+                fitting = whole.clamp(**limits) if dtype == torch.float16 else whole  # fake keys are larger
+                setattr(layer, name, fitting.to(dtype).as_strided(held.shape, held.stride(), held.storage_offset()))
+
+
+def register(name: str) -> None:
+    """Make an attention function known to transformers, with the patch of kvpress that hides masked keys."""
+    function = kvpress.patched(weighing if name == WEIGHING else causal)
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, attention.no_mask)
+
+
+def causal(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention (B, H, q, d) over K columns, the newest of which are the q new ones: row r sees K - q + r + 1."""
+    attention.refuse(kwargs, getattr(module, "layer_idx", 0), key.shape[2])
+    mask = None if query.shape[2] in (1, key.shape[2]) else _mask(query, key)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=kwargs.get("scaling"),
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def weighing(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and the weights (B, H, q, K), for presses that look at them."""
+    attention.refuse(kwargs, getattr(module, "layer_idx", 0), key.shape[2])
+    group = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    scores = (query @ keys.transpose(2, 3) * scaling).masked_fill(~_mask(query, key), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ values).transpose(1, 2).contiguous(), weights
+
+
+def _mask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """(q, K) bool."""
+    rows, columns = query.shape[2], key.shape[2]
+    return torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
