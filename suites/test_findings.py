@@ -68,3 +68,31 @@ def test_a_larger_budget_is_better(kv_finding: KvFinding) -> None:
     """What eviction loses shrinks with the budget (2407.01527)."""
     less, more = (kv_finding.scores(f"snapkv:budget={budget}", RETRIEVAL, "multi_turn") for budget in (0.25, 0.75))
     kv_finding.above("SnapKV at 75 % of the slots above 25 %", more - less)
+
+
+def test_prompt_compression_hurts_retrieval_and_code_before_qa(kv_finding: KvFinding) -> None:
+    """Prompt compression hurts few-shot, code and retrieval before QA (2407.01527)."""
+    answers, strings, code, shots = (
+        kv_finding.drop("llmlingua2", tasks, "multi_request")
+        for tasks in (QUESTIONS, STRINGS, ("code_completion", "code_function"), ("few_shot", "many_shot"))
+    )
+    kv_finding.measured("LLMLingua-2 loses in QA", answers)
+    kv_finding.above("it loses more in string retrieval", strings - answers)
+    kv_finding.measured("it loses more in code", code - answers)
+    kv_finding.measured("it loses more in few-shot", shots - answers)
+
+
+def test_a_windowed_architecture_keeps_what_its_full_layers_find(kv_finding: KvFinding) -> None:
+    """A linear or windowed architecture loses string retrieval (SCBench); a few full layers keep it (2409.15012)."""
+    kv_finding.measured(
+        "MixAttention, one layer of keys in four full, loses in string retrieval",
+        kv_finding.drop("mixattention", STRINGS, "multi_turn"),
+    )
+    kv_finding.measured("it loses in QA", kv_finding.drop("mixattention", QUESTIONS, "multi_turn"))
+    kv_finding.above(
+        "it loses in the extremes of an array", kv_finding.drop("mixattention", ("math_find",), "multi_turn")
+    )
+    kv_finding.above(
+        "a window in every layer (StreamingLLM) loses in string retrieval",
+        kv_finding.drop("streaming_llm", STRINGS, "multi_turn"),
+    )
