@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -202,8 +202,7 @@ class MixCache(KVCache):
         """Copies of these rows, that read the copies."""
         for layer in self.layers:
             layer.__dict__.pop("producer", None)
-        twin = super().select(rows)
-        assert isinstance(twin, MixCache)
+        twin = cast(MixCache, super().select(rows))
         self.link()
         twin.link()
         return twin
