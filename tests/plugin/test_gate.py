@@ -106,6 +106,11 @@ def test_a_baseline_with_too_few_contexts_is_noticed_before_measuring(recorded: 
     assert not (repo.path / "ran.txt").exists()
 
 
+def test_the_suggested_command_makes_a_record_that_is_large_enough(recorded: Run) -> None:
+    recorded("--kv-method=fp16", "--kv-record=changed", "--kv-n=9").assert_outcomes(passed=3)
+    recorded("--kv-method=snapkv", "--kv-n=9").assert_outcomes(passed=3)
+
+
 def test_fp16_of_the_session_stands_in_for_a_record_that_is_too_small(recorded: Run) -> None:
     result = recorded("--kv-method=fp16", "--kv-method=snapkv", "--kv-modes=single", "--kv-n=9")
     result.assert_outcomes(passed=1, failed=1)
