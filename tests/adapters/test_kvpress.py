@@ -86,6 +86,12 @@ def test_answers_are_those_of_kvpresss_own_pipeline(name, mini):
         assert adapter_answer(mini, SPECS[name], prompt, question) == theirs
 
 
+DRAWS = ("RandomPress", "LeverageScorePress", "CompactorPress")
+"""Presses that draw random numbers."""
+CLAIMS_LESS = ("SimLayerKVPress", "ComposedPress")
+"""Presses that may free memory and are not held to it: lazy layers may be none, one of several parts may free nothing."""
+
+
 @pytest.mark.parametrize("name", sorted(set(SPECS) - set(REFUSED)))
 def test_every_press_serves_a_prompt_a_question_and_forks(name, mini):
     ids = torch.randint(20, 1000, (2, 320), generator=torch.Generator().manual_seed(1))
@@ -97,10 +103,10 @@ def test_every_press_serves_a_prompt_a_question_and_forks(name, mini):
         one = host.feed(fork, ids[:, :9])
         again = host.feed(cache, ids[:, :9])
     assert bool(logits.isfinite().all() and one.isfinite().all())
-    if name != "RandomPress":
+    if name not in DRAWS:
         torch.testing.assert_close(one, host.feed(host.prefill(ids.flip(0))[0], ids[:, :9]), atol=1e-4, rtol=0)
     assert one.shape == again.shape
-    assert method.info.frees_memory == (held(host.prefill(ids)[0]).kv < 2 * 320 * TOKEN) or name == "SimLayerKVPress"
+    assert method.info.frees_memory == (held(host.prefill(ids)[0]).kv < 2 * 320 * TOKEN) or name in CLAIMS_LESS
 
 
 def test_the_specs_name_every_press():
