@@ -89,7 +89,7 @@ def test_answers_are_those_of_kvpresss_own_pipeline(name, mini):
 DRAWS = ("RandomPress", "LeverageScorePress", "CompactorPress")
 """Presses that draw random numbers."""
 CLAIMS_LESS = ("SimLayerKVPress", "ComposedPress")
-"""Presses that may free memory and are not held to it: lazy layers may be none, one of several parts may free nothing."""
+"""Presses that may free memory and are not held to it: lazy layers may be none, a part of several may free nothing."""
 
 
 @pytest.mark.parametrize("name", sorted(set(SPECS) - set(REFUSED)))
