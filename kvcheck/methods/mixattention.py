@@ -53,6 +53,8 @@ class MixAttention(Method):
         paper="arXiv 2409.15012",
         formula="2·B·G·d·2·(F·n + S·min(n, W))",
         refuses="any model but the one that its weights were trained from",
+        verbatim=False,  # the keys and values of other weights
+        evicts_in_decode=True,  # what leaves the window
         shares_prefill=False,
         variant="trained on from the embedded model; layout 0s 1 1 0s, window 128",
     )
