@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kvcheck.plugin import options
+
 pytest_plugins = ["pytester"]
 
 
@@ -11,5 +13,4 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose what is collected where no path is given."""
     unnamed = config.args_source is not pytest.Config.ArgsSource.ARGS
     if unnamed and config.invocation_params.dir == config.rootpath:
-        measures = config.option.kv_methods or config.option.kv_findings
-        config.args[:] = [str(config.rootpath / ("suites" if measures else "tests"))]
+        config.args[:] = [str(config.rootpath / ("suites" if options.given(config) else "tests"))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,11 +19,6 @@ from kvcheck.questions import (
 )
 from kvcheck.record import CaseId, CaseRecord, Verdict
 from kvcheck.spec import read_pair, write_value
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 __all__ = [
     "AGAINST",

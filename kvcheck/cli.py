@@ -12,6 +12,7 @@ from kvcheck.errors import KvcheckError
 
 if TYPE_CHECKING:
     from kvcheck.baseline import Store
+    from kvcheck.record import CaseRecord, Run
 
 OK, REGRESSION, ERROR = 0, 1, 2
 
@@ -99,8 +100,23 @@ def _report(given: argparse.Namespace) -> int:
     from kvcheck.runfile import read_run
 
     run = read_run(given.run_file)
-    show(markdown.lines(run) if given.md else terminal.lines(run))
+    stored = _stored_fp16(run)
+    show(markdown.lines(run, stored) if given.md else terminal.lines(run, stored))
     return OK
+
+
+def _stored_fp16(run: Run) -> dict[str, CaseRecord]:
+    """The fp16 records that the run was judged by, as far as they are still there; none for a run of another model."""
+    from kvcheck.baseline import ModelId
+
+    model = ModelId(run.header.model_name, run.header.model)
+    (store,) = stores()
+    cases = {record.case.key: record.case for record in run.cases if record.samples}
+    try:
+        found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
+    except KvcheckError:
+        return {}
+    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
 
 
 def _compare(given: argparse.Namespace) -> int:

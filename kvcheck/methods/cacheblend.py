@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.errors import KvcheckError, MethodUnsupported
 from kvcheck.methods import _scoring, _values
 from kvcheck.methods._room import Room
 from kvcheck.methods._rotary import rotate, unrotate
@@ -104,6 +104,13 @@ class Blend:
     count: int
     chosen: torch.Tensor | None = None
 
+    @property
+    def picked(self) -> torch.Tensor:
+        """The chosen tokens. Raises KvcheckError before layer CHECK has seen the prompt."""
+        if self.chosen is None:
+            raise KvcheckError("a layer above the check layer ran before it", "feed the prompt through the host")
+        return self.chosen
+
     def choose(self, deviation: torch.Tensor) -> None:
         """deviation (B, tokens): of every token; fresh ones are all taken."""
         worst = _scoring.top(deviation[:, : self.reused], self.count)
@@ -127,28 +134,28 @@ class BlendLayer(KVLayer):
                 changes = (new.float() - old.float() for new, old in zip((keys, values), self.old, strict=True))
                 self.blend.choose(sum(change.square().sum(dim=(1, 3)) for change in changes))  # type: ignore[arg-type]
             return super().write(keys, values)
-        assert self.blend.chosen is not None
-        at = self.blend.chosen[:, None, :, None].expand_as(keys)
+        at = self.blend.picked[:, None, :, None].expand_as(keys)
         self.k, self.v = (Room(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True))
         self.seen += self.blend.tokens - keys.shape[2]
         return None
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """A chosen token sees everything up to its own position."""
-        if self.blend is None or self.index <= CHECK or self.blend.chosen is None:
+        if self.blend is None or self.index <= CHECK:
             return super().mix(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
-        mask = (column <= self.blend.chosen[rows].unsqueeze(-1)).unsqueeze(1)
+        mask = (column <= self.blend.picked[rows].unsqueeze(-1)).unsqueeze(1)
         return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
 
 
 class BlendHost(Host):
     """Prefills chunk by chunk, then blends."""
 
+    method: CacheBlend
+
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """Blend the prompts (R, n)."""
         method, tokens = self.method, ids.shape[1]
-        assert isinstance(method, CacheBlend)
         fresh = max(1, min(tokens, _values.tokens(method.fresh, tokens, least=1)))
         blend = Blend(tokens, tokens - fresh, int(method.recompute * (tokens - fresh)))
         cache = self.build()
@@ -166,9 +173,7 @@ class BlendHost(Host):
 
     def together(self, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per layer the keys, at their true positions, and values of chunks that were computed alone: (R, G, n, d)."""
-        rope = self.shape.rope
-        assert rope is not None
-        assert isinstance(self.method, CacheBlend)
+        rope = self.shape.rope or ()  # `check` refuses a model without
         parts: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(self.shape.layers)]
         start = 0
         for chunk in ids.split(self.method.chunk, dim=1):
@@ -188,8 +193,7 @@ class BlendHost(Host):
             return []
 
         def narrow(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            chosen = blend.chosen
-            assert chosen is not None
+            chosen = blend.picked
             if args[0].shape[1] == blend.tokens:
                 args = (_rows(args[0], chosen), *args[1:])
             for name in ("position_embeddings", "position_ids"):

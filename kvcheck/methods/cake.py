@@ -106,12 +106,12 @@ class Split:
 class CakeHost(Host):
     """Stores a prefix, then gets it back by computing and loading. split: how the last prefill was shared out."""
 
+    method: Cake
     split: Split | None = None
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """Prompts (R, n): whole chunks from both ends, the rest behind them. The last token is always computed."""
         method = self.method
-        assert isinstance(method, Cake)
         count = (ids.shape[1] - 1) // method.chunk
         chunks = ids[:, : count * method.chunk].split(method.chunk, dim=1) if count else ()
         given = None if isinstance(method.computed, str) else round(method.computed * count)

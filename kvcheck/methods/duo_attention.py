@@ -182,9 +182,9 @@ def retrieval_scores(loaded: LoadedModel, sink: int) -> list[list[float]]:
     far = slice(sink, tokens)
     scores = []
     for part in layers:
-        assert part.queries is not None
+        queries = torch.empty(0) if part.queries is None else part.queries  # `recording` keeps them
         scaling = shape.head_dim**-0.5 if part.scaling is None else part.scaling
-        weights = _kernels.probabilities(part.queries[:, :, tokens:], part.keys, scaling, tokens)
+        weights = _kernels.probabilities(queries[:, :, tokens:], part.keys, scaling, tokens)
         scores.append(weights[..., far].sum(dim=-1).mean(dim=(0, 2, 3)).tolist())
     return scores
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -53,6 +53,8 @@ class MixAttention(Method):
         paper="arXiv 2409.15012",
         formula="2·B·G·d·2·(F·n + S·min(n, W))",
         refuses="any model but the one that its weights were trained from",
+        verbatim=False,  # the keys and values of other weights
+        evicts_in_decode=True,  # what leaves the window
         shares_prefill=False,
         variant="trained on from the embedded model; layout 0s 1 1 0s, window 128",
     )
@@ -202,8 +204,7 @@ class MixCache(KVCache):
         """Copies of these rows, that read the copies."""
         for layer in self.layers:
             layer.__dict__.pop("producer", None)
-        twin = super().select(rows)
-        assert isinstance(twin, MixCache)
+        twin = cast(MixCache, super().select(rows))
         self.link()
         twin.link()
         return twin

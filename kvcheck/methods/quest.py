@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
+from kvcheck.errors import KvcheckError
 from kvcheck.methods import _retrieve, _scoring, _values
 from kvcheck.methods._room import Room
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
@@ -150,8 +151,8 @@ class QuestLayer(_retrieve.LookupLayer):
 
     def bound(self, query: torch.Tensor) -> torch.Tensor:
         """u of every page, as if it were complete: (B, H, q, d) -> (B, H, q, pages)."""
-        assert self.low is not None
-        assert self.high is not None
+        if self.low is None or self.high is None:
+            raise KvcheckError("no page has been bounded yet: the prompt is not in")
         above = _retrieve.scores(query.clamp(min=0), self.high.used, 1.0)
         return above + _retrieve.scores(query.clamp(max=0), self.low.used, 1.0)
 

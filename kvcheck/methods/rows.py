@@ -43,10 +43,23 @@ class Row:
         memo.update((id(module), module) for module in self.model.modules())
         stream = getattr(self.cache, "prefetch_stream", None)
         memo.update({id(stream): stream} if stream is not None else {})
+        for value in (value for layer in self.cache.layers for value in vars(layer).values()):
+            if isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__"):
+                memo[id(value)] = _wrapper(value)
         twin = copy.copy(self)
         for name in ("cache", "press", "masks"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         return twin
+
+
+def _wrapper(tensor: Any) -> torch.Tensor:
+    """A copy of a tensor that is made of others, such as a quantized one; those do not always copy themselves."""
+    names, context = tensor.__tensor_flatten__()
+    inner = {
+        name: _wrapper(part) if hasattr(part, "__tensor_flatten__") else part.clone()
+        for name, part in ((name, getattr(tensor, name)) for name in names)
+    }
+    return type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
 
 
 class RowHost(Host):

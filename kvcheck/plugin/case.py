@@ -117,7 +117,7 @@ class KvCase:
             problem = f"{self.case}  {self.method}\n{error}"
         except KvcheckError as error:
             problem = f"{_tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             problem = f"{_tail(error)}{self.method} failed in {self.case}\n{what}"
         self._fail(problem)  # outside of the block: pytest would print the exception once more, above the message

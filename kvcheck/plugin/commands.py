@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 
@@ -12,7 +13,11 @@ from kvcheck.plugin import options
 PLACE = ("model", "device", "dtype", "query_aware", "seed", "baselines")
 """Options that decide which records a command is about: without them it would read and write others."""
 
+SELECTION = ("profile", "lengths", "tasks", "modes", "n")
+"""Options that decide which cases there are: a command that records must record those."""
+
 PLAIN = "pytest --kv-method="
+RECORDS = re.compile(r"pytest [^\n;]*--kv-record=(?:new|changed)[^\n;]*")
 
 
 def completer(config: pytest.Config) -> Callable[[str], str]:
@@ -22,4 +27,10 @@ def completer(config: pytest.Config) -> Callable[[str], str]:
     words += [str(path) for path in config.option.file_or_dir or ()]
     words += [f"--kv-{name.replace('_', '-')}={given[name]}" for name in PLACE if name in given]
     start = "".join(f"{shlex.quote(word)} " for word in words)
-    return lambda message: message.replace(PLAIN, f"pytest {start}--kv-method=") if start else message
+    chosen = [f"--kv-{name}={given[name]}" for name in SELECTION if name in given]
+
+    def select(found: re.Match[str]) -> str:
+        lacking = [word for word in chosen if word.partition("=")[0] + "=" not in found[0]]
+        return " ".join([found[0], *map(shlex.quote, lacking)])
+
+    return lambda message: RECORDS.sub(select, message.replace(PLAIN, f"pytest {start}--kv-method="))

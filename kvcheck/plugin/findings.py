@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvcheck.plugin import state
+from kvcheck.plugin.timelimit import time_limit
 from kvcheck.record import CaseId, CaseRecord
 from kvcheck.report import findings
 from kvcheck.report.findings import Finding
@@ -42,7 +43,8 @@ class KvFinding:
         case = CaseId(task, TASKS.get(task).info.version, mode, self.length, self._state.settings.seed, self.n)
         key = (str(case), method)
         if key not in self._state.records:
-            self._state.records[key] = self._session.run_case(case, method)
+            with time_limit(self._state.settings.timeout):
+                self._state.records[key] = self._session.run_case(case, method)
         return self._state.records[key]
 
     def scores(self, method: str, tasks: Sequence[str], mode: str, turns: slice = slice(None)) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kvcheck.plugin import params, state
 from kvcheck.questions import judge_latency as judge_one
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import explain
+from kvcheck.report.text import plural
 from kvcheck.settings import Settings
 
 
@@ -87,12 +89,19 @@ class Gate:
             alpha=self.alpha,
             against=self.settings.against,
         )
-        if self.allowances.get(record.method, record.capability) and "drop" not in self.settings.budget:
+        if self._reviewed(record):
             verdicts = accept_as_reviewed(tuple(verdicts))
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             record = replace(record, not_measured=(*record.not_measured, ("regression", reason)))
         return Judged(record, fp16, own, tuple(verdicts), self._where(record, fp16, own))
+
+    def _reviewed(self, record: CaseRecord) -> bool:
+        """Whether the drop is judged by a shipped allowance, and its own record is the shipped one."""
+        if "drop" in self.settings.budget or not self.allowances.get(record.method, record.capability):
+            return False
+        source = self.store.source(self.model, record.method, record.case)
+        return bool(source) and Path(source).resolve().is_relative_to(paths.bundle("baselines"))
 
     def _where(self, record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None) -> str:
         """The files that the record was compared with."""
@@ -170,7 +179,7 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
         records = [one for one in run.cases if one.method == method and one.samples]
         changes = where.record(model, method, records, verb, about)
         yield (
-            f"recorded {changes.written} cases of {method} in {changes.path}"
+            f"recorded {plural(changes.written, 'case')} of {method} in {changes.path}"
             if changes.written
             else (f"nothing to record for {method}: {changes.path} is up to date")
         )

@@ -9,6 +9,7 @@ import pytest
 
 from kvcheck.errors import KvcheckError
 from kvcheck.plugin import commands, gate, options, payload, state
+from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.report import explain
 
@@ -44,7 +45,13 @@ class KvLatency:
         timer = getattr(benchmark, "pedantic", None)
         problem = ""
         try:
-            self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
+            with time_limit(self.settings.timeout):
+                self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
+        except TimeLimit:
+            problem = (
+                f"latency of {self.method} at {self.length} tokens took longer than {self.settings.timeout:g} s\n"
+                "  does it hang? A slow one gets more time with --kv-timeout=SECONDS (0: no limit)"
+            )
         except KvcheckError as error:
             problem = f"latency of {self.method} at {self.length} tokens\n{error}"
         if problem:

@@ -139,11 +139,16 @@ def _lengths(value: Any, where: str, name: str) -> tuple[int, ...]:
 def _methods(value: Any, where: str, name: str) -> tuple[str, ...]:
     from kvcheck.spec import Spec
 
+    if not isinstance(value, (str, list, tuple)):
+        raise SpecError(f"{where}: {name} is {value!r}", 'write ["snapkv", "kivi:bits=4"]')
     values: Iterable[Any] = [value] if isinstance(value, str) else value
     specs = []
     for text in values:
         spec = Spec.parse(_text(text, where, name))
-        known_method(spec.name, where)
+        part: Spec | None = spec
+        while part is not None:
+            known_method(part.name, where)
+            part = part.then
         specs.append(str(spec))
     return tuple(dict.fromkeys(specs))
 

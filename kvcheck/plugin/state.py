@@ -38,6 +38,7 @@ def activate(config: pytest.Config) -> State:
     try:
         found = options.load(config)
         refuse_recording_in_ci(found)
+        known_place(found)
         state = State(found, resumed=_resumed(config, found))
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             known_model(found.model)
@@ -63,6 +64,19 @@ def refuse_recording_in_ci(settings: Settings) -> None:
             f"--kv-record={settings.record} is off where CI is set: a job must not move its own goalposts",
             "to record here on purpose, add --kv-record-in-ci",
         )
+
+
+def known_place(settings: Settings) -> None:
+    """Refuse a folder of baselines that is not there and will not be recorded, and an address that nobody reads."""
+    place = settings.baselines
+    if place is None:
+        return
+    if "://" in place:
+        from kvcheck.baseline import open_place
+
+        open_place(place)
+    elif not settings.record and not Path(place).is_dir():
+        raise SpecError(f"--kv-baselines: there is no folder {place}", "check the spelling, or add --kv-record=new")
 
 
 def known_model(name: str) -> None:

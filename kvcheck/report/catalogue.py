@@ -86,6 +86,7 @@ def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 def methods() -> Iterator[str]:
     """Every registered method: name, stage, measured bytes, what it does, parameters with their defaults."""
     from kvcheck.methods import METHODS
+    from kvcheck.methods.adapters import NAMED
     from kvcheck.report.recorded import recorded
 
     known = recorded()
@@ -101,7 +102,9 @@ def methods() -> Iterator[str]:
     yield "KV bytes: share of fp16's on the embedded model, as recorded with these parameters"
     yield "pytest --kv-method=NAME, or --kv-method=NAME:key=value,key=value"
     yield "two at once, the second quantizes what the first keeps: --kv-method=snapkv+kivi:bits=4"
-    yield "your own class: --kv-method=package.module.Class:key=value"
+    yield "your own class, cache, function or press: --kv-method=package.module.Class:key=value"
+    yield "a press of kvpress: --kv-method=kvpress.SnapKVPress:compression_ratio=0.5"
+    yield from wrap(f"a cache of transformers: {', '.join(NAMED)}", " " * 25)
 
 
 def wrapped_parameters(found: Described, indent: str = "") -> Iterator[str]:

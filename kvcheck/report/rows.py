@@ -193,8 +193,15 @@ def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
     """(repeated, changed, worse): cases judged against the method's own record; changed are not clearly worse."""
     verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question == "regression"]
     worse = sum(one.outcome == "fail" for one in verdicts)
-    repeated = sum(one.reason == AS_RECORDED for one in verdicts)
+    repeated = sum(_repeated(run.verdicts.get(key(record), ())) for record in records)
     return repeated, len(verdicts) - repeated - worse, worse
+
+
+def _repeated(verdicts: Iterable[Verdict]) -> bool:
+    """Whether nothing moved against the method's own record: no score, no drift, no byte."""
+    found = {one.question: one for one in verdicts}
+    own, size = found.get("regression"), found.get("bytes")
+    return own is not None and own.reason == AS_RECORDED and (size is None or size.outcome == "pass")
 
 
 def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:

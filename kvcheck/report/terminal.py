@@ -162,7 +162,7 @@ def drift_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
     found = rows.drift(records)
     words = {"nll": "nll {:.3f} nats per token", "agree": "top-1 agreement {:.1%}", "kl": "KL to fp16 {:.4f} nats"}
     if found:
-        yield "drift        " + ", ".join(words[name].format(value) for name, value in found.items())
+        yield "references   " + ", ".join(words[name].format(value) for name, value in found.items())
 
 
 def own_record_lines(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A fake engine for tests of the plugin: no torch, no model, answers by a table. A copy becomes a conftest.py.
 
-behaviour.json: {method: accuracy | "raise" | "bug" | "hang" | "nan" | "nothing" | "die" | "interrupt"}, or a table of
+behaviour.json: {method: accuracy | "raise" | "bug" | "hang" | "nan" | "nothing" | "die" | "interrupt" |
+"exit"}, or a table of
 these by task.
 """
 
@@ -48,6 +49,8 @@ class FakeSession:
             os._exit(3)
         if how == "interrupt":
             raise KeyboardInterrupt
+        if how == "exit":
+            raise SystemExit(0)
         samples = []
         for index in range(0 if how == "nothing" else case.n):
             samples.append(self._sample(case, index, how))

@@ -81,9 +81,34 @@ def test_a_baseline_with_too_few_contexts_is_the_baselines_fault_and_said_once(r
     assert "snapkv failed in" not in text
 
 
+def test_the_command_that_records_names_the_cases_that_it_is_about(run: Run) -> None:
+    result = run("--kv-method=snapkv", "--kv-lengths=700", "--kv-profile=full")
+    (line,) = {line.strip() for line in result.outlines if "record it: pytest" in line}
+    for word in ("--kv-method=fp16", "--kv-record=new", "--kv-profile=full", "--kv-lengths=700", "--kv-n=8"):
+        assert word in line
+
+
+def test_a_folder_of_baselines_that_is_not_there_is_refused(run: Run) -> None:
+    result = run("--kv-method=snapkv", "--kv-baselines=typo")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*there is no folder typo*", "*check the spelling, or add --kv-record=new*"])
+
+
+def test_a_method_that_exits_is_a_failure_with_its_reason(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": "exit"})
+    result = recorded("--kv-method=snapkv", "--kv-modes=single")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*1 case: 1 error*", "*SystemExit*"])
+
+
 def test_a_baseline_with_too_few_contexts_is_noticed_before_measuring(recorded: Run, repo: Any) -> None:
     recorded("--kv-method=snapkv", "--kv-n=9").assert_outcomes(failed=3)
     assert not (repo.path / "ran.txt").exists()
+
+
+def test_the_suggested_command_makes_a_record_that_is_large_enough(recorded: Run) -> None:
+    recorded("--kv-method=fp16", "--kv-record=changed", "--kv-n=9").assert_outcomes(passed=3)
+    recorded("--kv-method=snapkv", "--kv-n=9").assert_outcomes(passed=3)
 
 
 def test_fp16_of_the_session_stands_in_for_a_record_that_is_too_small(recorded: Run) -> None:

@@ -70,6 +70,7 @@ def test_a_damaged_baseline_is_refused_by_name_and_left_as_it_is(recorded: Run, 
 
 
 def test_a_place_that_cannot_be_written_is_said_and_the_results_are_kept(run: Run, repo: pytest.Pytester) -> None:
+    (repo.path / "stored").rmdir()
     (repo.path / "stored").write_text("a file, not a folder")
     result = run("--kv-method=fp16", "--kv-record=new", "--kv-json=run.json")
     result.stdout.fnmatch_lines(["*baselines could not be recorded*"])

@@ -115,6 +115,8 @@ def _called(spec: Spec, function: Callable[..., Any]) -> dict[str, Value]:
     names = [name for name in parameter_types(function) if name != "self"]
     if not names:
         raise SpecError(f"{spec.name} is not a method: it takes no parameter, such as the model", WOULD_DO)
+    if names[0] in dict(spec.params):
+        raise SpecError(f"{spec.name}: {names[0]} cannot be given: the first parameter is the model", "leave it out")
     found = arguments(spec, function, {names[0]: None})
     return {name: value for name, value in found.items() if name != names[0]}
 
