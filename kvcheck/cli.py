@@ -178,9 +178,9 @@ def _allowances(given: argparse.Namespace) -> int:
     origins = METHODS.origins()
     reasons = {}
     for method in {record.method for record in run.cases}:
-        name = method.partition(":")[0]
-        summary = catalogue.describe(name, origins.get(name, name)).summary
-        reasons[method] = shipped.reason(method) or summary
+        names = [part.partition(":")[0] for part in method.split("+")]
+        said = [catalogue.describe(name, origins.get(name, name)).summary for name in names]
+        reasons[method] = shipped.reason(method) or "; then ".join(filter(None, said))
     lines = list(propose(run, reasons))
     if given.out:
         write_atomically(given.out, "\n".join(lines))
