@@ -122,7 +122,7 @@ def propose(run: Run, reasons: dict[str, str]) -> Iterator[str]:
         for capability, worst in _worst(records, fp16).items():
             yield f"{capability} = {_rounded(worst)}"
         ratios = [record.memory.ratio for record in records if record.memory is not None]
-        if ratios:
+        if ratios and max(ratios) > 0:  # what lies in host memory alone has no share to limit
             yield f"bytes = {math.ceil(100 * max(ratios) - 1e-9) / 100}"
         yield ""
 
