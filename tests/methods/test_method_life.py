@@ -78,8 +78,8 @@ def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: in
     return round(slots * SHAPE.token_bytes(rows)) if found is None else found
 
 
-ELSEWHERE = {"cacheblend", "cake", "duo_attention", "mixattention"}
-"""Methods that need a host, each with a test file of its own."""
+ELSEWHERE = {"cacheblend", "cake", "duo_attention", "llmlingua2", "mixattention"}
+"""Methods that need a host or act on the text, each with a test file of its own."""
 
 
 def test_every_registered_method_is_tested_here():
