@@ -109,7 +109,7 @@ def reason(name: str) -> str:
 def measure(run: Path) -> None:
     """The quick profile with all presses that are not refused."""
     named = [f"--kv-method={spec}" for name, spec in SPECS.items() if name not in REFUSED]
-    options = ["--kv-profile=quick", "--kv-against=fp16", f"--kv-json={run}", "-q", "-p", "no:cacheprovider"]
+    options = ["--kv-profile=quick", "--kv-against=fp16", f"--kv-json={run}", "-q", "-n2", "-p", "no:cacheprovider"]
     subprocess.run([sys.executable, "-m", "pytest", "suites", *options, *named], cwd=ROOT, check=False)
 
 
