@@ -1,0 +1,91 @@
+"""What a bug of the zoo is: a class that breaks a correct method as a public project once broke its own.
+
+One module per family. A bug is a subclass of its twin's class, with the same parameters and the same declarations, so
+that it is the method after a bad commit. Its docstring says what is broken, where it was found, and when it shows.
+
+    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", twin="snapkv:budget=0.25")
+    @dataclass(frozen=True)
+    class NkeptFloorsToZero(SnapKV):
+        ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.methods.base import Method
+from kvcheck.spec import Spec
+
+FAMILIES = (
+    "accounting",
+    "batching",
+    "beam",
+    "chunked_prefill",
+    "config",
+    "eviction",
+    "loading",
+    "long_generation",
+    "masking",
+    "merging",
+    "positions",
+    "prefix_reuse",
+    "quantization",
+    "sparse_attention",
+    "state_leak",
+)
+
+Faulty = TypeVar("Faulty", bound=type[Method])
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A faulty method. name: its id in the catalogue; twin: the spec of the correct method that it breaks."""
+
+    name: str
+    url: str
+    twin: str
+    faulty: type[Method]
+
+    @property
+    def family(self) -> str:
+        """The module that it is in."""
+        return self.faulty.__module__.rpartition(".")[2]
+
+    @property
+    def mechanism(self) -> str:
+        """What is broken: the first paragraph of the docstring."""
+        return " ".join(inspect.cleandoc(self.faulty.__doc__ or "").partition("\n\n")[0].split())
+
+    @property
+    def spec(self) -> str:
+        """The spec of the faulty method: its import path, with the parameters of its twin."""
+        return str(Spec(self.faulty.name(), Spec.parse(self.twin).params))
+
+
+_KNOWN: dict[str, Bug] = {}
+
+
+def bug(name: str, url: str, twin: str) -> Callable[[Faulty], Faulty]:
+    """Put a faulty method into the zoo."""
+
+    def add(faulty: Faulty) -> Faulty:
+        _KNOWN[name] = Bug(name, url, twin, faulty)
+        return faulty
+
+    return add
+
+
+def bugs(names: tuple[str, ...] = ()) -> tuple[Bug, ...]:
+    """All bugs, or those of these names or families, by family and name. Raises SpecError for an unknown name."""
+    for family in FAMILIES:
+        importlib.import_module(f"kvcheck.zoo.{family}")
+    known = sorted(_KNOWN.values(), key=lambda one: (one.family, one.name))
+    for name in names:
+        if name not in _KNOWN and name not in FAMILIES:
+            raise SpecError(f"no bug and no family is called {name!r}", did_you_mean(name, [*_KNOWN, *FAMILIES]))
+    return tuple(one for one in known if not names or one.name in names or one.family in names)
