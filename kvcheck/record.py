@@ -210,11 +210,31 @@ class RunHeader:
     schema: int = SCHEMA
 
 
+HOLDS, FAILS, EXCUSED, UNSERVED = "holds", "fails", "does not apply", "not served"
+
+
+@dataclass(frozen=True)
+class PropertyRecord:
+    """What a property of kvcheck.conformance says of a method.
+
+    outcome: HOLDS, FAILS, EXCUSED (the method declares why it does not apply) or UNSERVED (no trial said anything).
+    trials: those that counted. reason: the failure, or why it was not tried. snippet: a test of the failing trial.
+    """
+
+    name: str
+    method: str
+    outcome: str
+    trials: int = 0
+    reason: str = ""
+    snippet: str = ""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A file of records with its header; verdicts by str(case) + "|" + method."""
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods."""
 
     header: RunHeader
     cases: tuple[CaseRecord, ...]
     verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    properties: tuple[PropertyRecord, ...] = ()

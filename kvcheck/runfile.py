@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.files import write_atomically
-from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, PropertyRecord, Run, Verdict
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ def case_from_json(text: str) -> CaseRecord:
     return typing.cast(CaseRecord, _build(CaseRecord, json.loads(text)))
 
 
+def property_from_json(text: str) -> PropertyRecord:
+    """Read `dumps(record)` back."""
+    return typing.cast(PropertyRecord, _build(PropertyRecord, json.loads(text)))
+
+
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
     """Read `dumps(verdicts)` back."""
     return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
@@ -37,7 +42,7 @@ def write_run(path: str | Path, run: Run) -> None:
 
 
 def run_to_json(run: Run) -> str:
-    """The text of a run file: header first, then one line per case, sorted, then verdicts and failures."""
+    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and properties."""
     cases = sorted(run.cases, key=lambda record: (record.case, record.method))
     verdicts = [f"    {_text(key)}: {dumps(run.verdicts[key])}" for key in sorted(run.verdicts)]
     parts = [
@@ -46,6 +51,9 @@ def run_to_json(run: Run) -> str:
         '  "verdicts": {\n' + ",\n".join(verdicts) + "\n  }",
         f'  "failures": {dumps(run.failures)}',
     ]
+    if run.properties:
+        known = sorted(run.properties, key=lambda one: (one.method, one.name))
+        parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

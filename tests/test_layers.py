@@ -18,14 +18,14 @@ LAYERS = (
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile"}
     | {"baseline", "baseline_files", "baseline_text"},
     {"methods", "tasks", "models", "measure"},
-    {"report", "engine"},
+    {"report", "engine", "conformance", "zoo"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli"},
 )
 """From the bottom up. A module may import from its own layer and from those below."""
 
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers"}
-MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures"}
+MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures", "conformance", "zoo"}
 """Parts whose modules may import torch when they are imported."""
 
 NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats"}

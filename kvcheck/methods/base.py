@@ -54,6 +54,8 @@ class MethodInfo:
     one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
     differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
     dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
+    whole: the parameters with which everything is held and every answer is that of the full cache, "" where it always
+    is, None where no parameters do that. exempt: (property of kvcheck.conformance, why it does not hold by design).
     """
 
     summary: str
@@ -68,6 +70,8 @@ class MethodInfo:
     variant: str = ""
     formula: str = ""
     refuses: str = ""
+    whole: str | None = None
+    exempt: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,4 +217,11 @@ class Method:
 
     def protected(self, prompt: int) -> frozenset[int] | None:
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
+        return None
+
+    def rounding(self) -> tuple[float, float] | None:
+        """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.
+
+        It holds for normal numbers, and for keys also where other channels are much larger. None: nothing is promised.
+        """
         return None

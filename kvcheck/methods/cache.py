@@ -84,13 +84,13 @@ class KVCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: replace the rows in place."""
-        self.layers = [layer.select(beam_idx) for layer in self.layers]
+        self.layers = self.select(beam_idx).layers
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, in place."""
-        self.layers = [layer.select(indices) for layer in self.layers]
+        self.layers = self.select(indices).layers
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row, in place."""
         batch = self.layers[0].positions.shape[0]
-        self.layers = [layer.select([row for row in range(batch) for _ in range(repeats)]) for layer in self.layers]
+        self.layers = self.select([row for row in range(batch) for _ in range(repeats)]).layers

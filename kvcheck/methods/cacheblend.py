@@ -53,6 +53,7 @@ class CacheBlend(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="one check layer (official; the paper filters layer by layer)",
+        whole="recompute=1.0",
     )
 
     chunk: int = 256

@@ -45,6 +45,7 @@ class Cake(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="two workers on one stored prefix in safetensors files; the split does not change a bit",
+        whole="",
     )
 
     chunk: int = 128

@@ -31,6 +31,7 @@ class Composed(Method):
         verbatim=False,
         formula="those of the second method for the slots that the first one keeps",
         refuses="what either of them cannot serve",
+        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
     )
 
     first: Method

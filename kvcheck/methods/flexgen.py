@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class FlexGen(Method):
         knob="bits",
         verbatim=False,
         variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",
+        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
     )
 
     bits: int = 4
@@ -53,6 +55,10 @@ class FlexGen(Method):
                 f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
                 f"type --kv-method=flexgen:group={_values.divisor(shape.head_dim, self.group)}",
             )
+
+    def rounding(self) -> tuple[float, float]:
+        """As KIVI's for values; a large channel of the keys takes the others of its group along."""
+        return math.inf, 3.0 / (2**self.bits - 1)
 
     def layer(self, shape: ModelShape, index: int) -> KVLayer:
         """A layer whose tail is empty between forwards."""

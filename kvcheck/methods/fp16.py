@@ -18,7 +18,11 @@ class Fp16(Method):
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="the full cache in 16 bits", stage="compression", formula="2·L·B·G·n·d·2", frees_memory=False
+        summary="the full cache in 16 bits",
+        stage="compression",
+        formula="2·L·B·G·n·d·2",
+        frees_memory=False,
+        whole="",
     )
 
     def layer(self, shape: ModelShape, index: int) -> KVLayer:

@@ -61,6 +61,12 @@ class InfLLM(Method):
         needs=("queries",),
         shares_prefill=False,
         variant="sparse decoding (official; SCBench decodes densely); blocks shared over heads; minimal storage",
+        whole="local=100000",
+        exempt=(
+            ("a_block_is_its_tokens_one_by_one", "the tokens of a group choose their blocks together"),
+            ("a_block_begins_as_its_first_token", "the tokens of a group choose their blocks together"),
+            ("a_later_token_never_changes_earlier_logits", "the tokens of a group choose their blocks together"),
+        ),
     )
 
     init: int = 16

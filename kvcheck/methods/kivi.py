@@ -38,6 +38,8 @@ class KIVI(Method):
         knob="bits",
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
+        whole="residual=102400",
+        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
     )
 
     bits: int = 2
@@ -72,6 +74,10 @@ class KIVI(Method):
     def tails(self, seen: int) -> tuple[int, int]:
         """rK, rV: tokens whose keys, and whose values, are in 16 bits after `seen` tokens."""
         return seen % self.residual, min(seen, self.residual)
+
+    def rounding(self) -> tuple[float, float]:
+        """A group of normal numbers spans some five deviations; its error is uniform within a step. With slack."""
+        return 2.2 / (2**self.bits - 1), 2.2 / (2**self.bits - 1)
 
     def layer(self, shape: ModelShape, index: int) -> KVLayer:
         """A layer with two tails."""

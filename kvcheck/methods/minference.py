@@ -63,6 +63,12 @@ class MInference(_sparse.SparsePrefill):
         frees_memory=False,
         shares_prefill=False,
         variant="patterns searched on the prompt itself, masks at token level; decoding is dense over the full cache",
+        exempt=(
+            (
+                "a_later_token_of_the_prompt_never_changes_earlier_logits",
+                "its lines are those that the last queries of the prompt look at",
+            ),
+        ),
     )
 
     pattern: str = "search"

@@ -34,6 +34,8 @@ class TOVA(Method):
         evicts_in_decode=True,
         needs=("queries",),
         variant="the newest token may leave (official); original positions",
+        whole="budget=100000",
+        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
     )
 
     budget: float | int = 0.5

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kvcheck.budget import Budget
     from kvcheck.plugin.case import KvCase
+    from kvcheck.plugin.conformance import KvProperty
     from kvcheck.plugin.findings import KvFinding
     from kvcheck.plugin.latency import KvLatency
     from kvcheck.record import CaseRecord, Verdict
@@ -59,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in ("kv_case", "kv_latency", "kv_finding"):
+    for fixture in ("kv_case", "kv_latency", "kv_finding", "kv_property"):
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
@@ -137,6 +138,14 @@ def kv_finding(request: pytest.FixtureRequest) -> KvFinding:
     from kvcheck.plugin.findings import KvFinding
 
     return KvFinding(request)
+
+
+@pytest.fixture
+def kv_property(request: pytest.FixtureRequest) -> KvProperty:
+    """One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`."""
+    from kvcheck.plugin.conformance import KvProperty
+
+    return KvProperty(request, *request.param)
 
 
 @pytest.hookimpl(trylast=True)

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
 from kvcheck.plugin import options, payload, scheduling, state
-from kvcheck.record import CaseRecord, Run, RunHeader, Verdict
+from kvcheck.plugin.conformance import PROPERTY
+from kvcheck.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
 from kvcheck.report.text import plural
+from kvcheck.runfile import property_from_json
 
 if TYPE_CHECKING:
     from kvcheck.baseline import ModelId
@@ -31,6 +34,7 @@ class Collector:
         self.verdicts: dict[str, tuple[Verdict, ...]] = {}
         self.failures: dict[str, str] = {}
         self.model = {"fingerprint": "", "name": self.settings.model}
+        self.properties: list[PropertyRecord] = []
         self.seen = 0
         self.resumed = state.activate(config).resumed
         self.notes: list[str] = []
@@ -46,6 +50,10 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A report came in, from this process or from a worker."""
         text = getattr(report, "kvcheck", None)
+        if report.when == "call":
+            self.properties += [
+                property_from_json(str(text)) for name, text in report.user_properties if name == PROPERTY
+            ]
         if text is None:
             self._without_result(report)
             return
@@ -81,7 +89,7 @@ class Collector:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files and, where it was asked for, the baselines."""
-        if not self.seen:
+        if not self.seen and not self.properties:
             return
         self.write()
         if not self._record() and session.exitstatus == pytest.ExitCode.OK:
@@ -91,7 +99,7 @@ class Collector:
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the summary."""
-        if not self.seen:
+        if not self.seen and not self.properties:
             return
         from kvcheck.report import terminal
 
@@ -104,7 +112,10 @@ class Collector:
     def run(self) -> Run:
         """What was gathered so far, in a fixed order."""
         cases = tuple(self.records[name] for name in sorted(self.records, key=self._order))
-        return Run(self._head(), cases, dict(sorted(self.verdicts.items())), dict(sorted(self.failures.items())))
+        verdicts, failures = dict(sorted(self.verdicts.items())), dict(sorted(self.failures.items()))
+        known = self.settings.methods
+        properties = sorted(self.properties, key=lambda one: (known.index(one.method), NAMES.index(one.name)))
+        return Run(self._head(), cases, verdicts, failures, tuple(properties))
 
     def whole(self) -> Run:
         """The same and, in a resumed run, the cases that were not reached yet: a second Ctrl-C loses nothing."""
@@ -115,7 +126,9 @@ class Collector:
         rest = tuple(one for one in before.cases if f"{one.case}|{one.method}" not in known)
         verdicts = {name: found for name, found in before.verdicts.items() if name not in known}
         failures = {name: text for name, text in before.failures.items() if name not in known}
-        return Run(run.header, run.cases + rest, {**verdicts, **run.verdicts}, {**failures, **run.failures})
+        return Run(
+            run.header, run.cases + rest, {**verdicts, **run.verdicts}, {**failures, **run.failures}, run.properties
+        )
 
     def _resumed(self) -> list[str]:
         before = self.resumed.cases if self.resumed is not None else ()

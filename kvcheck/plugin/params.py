@@ -40,6 +40,10 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
         params = [pytest.param(None, id="no-method", marks=pytest.mark.skip(reason=HOWTO))]
     elif fixture == "kv_latency":
         params = list(latency_params(settings))
+    elif fixture == "kv_property":
+        from kvcheck.plugin import conformance
+
+        params = conformance.params(settings)
     else:
         params = list(case_params(settings, _capability(metafunc)))
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
@@ -117,6 +121,7 @@ def register_markers(config: pytest.Config, settings: Settings) -> None:
     lines += [f"{name}: a case of this task" for name in TASKS.names() if name not in CAPABILITIES]
     lines += [f"{name}: a case in this mode" for name in MODES]
     lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]
+    lines += ["conformance: a property that every method must hold"]
     lines += [f"quick: up to {QUICK_LENGTH} tokens of context", f"slow: more than {QUICK_LENGTH} tokens, or latency"]
     for line in lines:
         config.addinivalue_line("markers", line)

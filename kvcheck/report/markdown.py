@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.record import CaseRecord, Run
-from kvcheck.report import rows, statement, terminal
+from kvcheck.record import FAILS, CaseRecord, Run
+from kvcheck.report import conformance, rows, statement, terminal
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import between, interval, points, seconds, size
 
@@ -17,10 +17,12 @@ def lines(run: Run, stored: References | None = None) -> Iterator[str]:
     known = rows.references(run, stored)
     header = run.header
     bad = sum(bool(count_bad(run, method)) for method in rows.methods(run))
+    bad += sum(one.outcome == FAILS for one in run.properties)
     yield f"## kvcheck: {'failed' if bad else 'passed'}"
     yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)
+    yield from conformance.markdown(run.properties)
     yield "<details><summary>Run</summary>"
     yield ""
     commit = f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"

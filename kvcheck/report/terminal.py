@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.record import CaseRecord, Run
-from kvcheck.report import rows, statement
+from kvcheck.report import conformance, rows, statement
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import WIDTH, between, columns, interval, plural, points, seconds, short, size, wrap
 
@@ -21,6 +21,7 @@ def lines(run: Run, stored: References | None = None) -> Iterator[str]:
     for method in rows.methods(run):
         yield from of_method(run, method, known)
     yield from failures(run)
+    yield from conformance.lines(run.properties)
 
 
 def of_method(run: Run, method: str, known: References) -> Iterator[str]:

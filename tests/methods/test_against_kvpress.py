@@ -88,7 +88,7 @@ def test_pyramidkv_scores_alike_and_shares_out_otherwise(mini, ids):
 
 
 def test_think_keeps_the_same_channels(mini, ids):
-    """kvpress sets pruned channels to zero, in recent keys too; here they are not stored, and recent keys stay whole."""
+    """kvpress sets pruned channels to zero, in recent keys too; here they are not stored, recent keys stay whole."""
     _, cache = prefilled(mini, "think:ratio=0.5,recent=32", ids)
     _, theirs = prefilled(mini, "kvpress.ThinKPress:key_channel_compression_ratio=0.5", ids)
     for layer, other in zip(cache.layers, theirs.rows[0].cache.layers, strict=True):

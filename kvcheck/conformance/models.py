@@ -1,0 +1,135 @@
+"""Small models of several architectures with random weights, sharp enough that one wrong token moves every logit.
+
+They compute in float64: two ways of computing the same thing then differ by some 1e-15, far less than anything that a
+rounding to 16 bits or a choice between two scores could turn into another result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from kvcheck import paths
+from kvcheck.models.encoder import Encoder
+from kvcheck.models.loading import ATTENTION, LoadedModel, load
+
+VOCABULARY = 1024
+SHARP = 0.2
+"""Standard deviation of the weights: attention is neither flat nor a single token."""
+OUTLIER = 60.0
+"""Bias of one key channel per kv head, a slowly rotating one, as Qwen models have it."""
+
+BASE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "initializer_range": SHARP,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+"""kv heads: as many as the rows that most properties draw, so that mixing the two up goes unnoticed by no shape check
+and shows in the numbers."""
+
+
+def llama() -> Any:
+    """Two layers, two kv heads."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**BASE)
+
+
+def qwen2() -> Any:
+    """Biases, one of them an outlier channel of the keys; one kv head per query head."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**{**BASE, "num_hidden_layers": 3, "num_key_value_heads": 4})
+
+
+def mistral() -> Any:
+    """A sliding window in every layer, wider than any drawn text: longer ones are refused."""
+    from transformers import MistralConfig
+
+    return MistralConfig(**{**BASE, "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 4096})
+
+
+def gemma3() -> Any:
+    """Layers with a sliding window between global ones, and norms of queries and keys."""
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(**{**BASE, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]})
+
+
+def scaled() -> Any:
+    """RoPE scaled as in Llama 3.1, a head_dim that is no power of two, three layers."""
+    from transformers import LlamaConfig
+
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+    return LlamaConfig(**{**BASE, "num_hidden_layers": 3, "head_dim": 48, "rope_parameters": rope})
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "scaled": scaled,
+    "mistral": mistral,
+    "gemma3": gemma3,
+}
+"""By name, the most telling first: failures shrink towards it."""
+
+
+@cache
+def tokenizer() -> Any:
+    """That of the embedded model, for methods that act on text."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
+
+
+MINI = "mini"
+"""The embedded model, trained: for what is made for its words or its weights."""
+
+
+def small(architecture: str, seed: int = 0) -> LoadedModel:
+    """A model of its own of an architecture: the same weights for the same seed. KeyError for an unknown one."""
+    found = _mini() if architecture == MINI else _random(architecture, seed)
+    return replace(found, model=copy.deepcopy(found.model))
+
+
+@cache
+def _mini() -> LoadedModel:
+    """The embedded model, in float64 too."""
+    return load(MINI, torch.device("cpu"), torch.float64)
+
+
+@cache
+def _random(architecture: str, seed: int) -> LoadedModel:
+    """Random weights."""
+    from transformers import AutoModelForCausalLM
+
+    import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+
+    config = CONFIGS[architecture]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
+        for name, weight in model.named_parameters():
+            if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+                torch.nn.init.normal_(weight, std=0.5)
+            if name.endswith("k_proj.bias"):
+                head_dim = config.get_text_config().head_dim
+                weight.data.view(-1, head_dim)[:, head_dim // 2 - 1] = OUTLIER
+    model = model.to(torch.float64).eval().requires_grad_(False)
+    return LoadedModel(model, Encoder(tokenizer()), f"small-{architecture}", f"{architecture}-{seed}", 8192)

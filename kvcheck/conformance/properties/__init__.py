@@ -1,0 +1,13 @@
+"""The properties, by name. A property is a function of a Subject that raises Violation where it does not hold."""
+
+from __future__ import annotations
+
+from kvcheck.conformance.properties import batching, equivalence, numbers, positions, sizes, state, symmetry
+from kvcheck.conformance.properties.base import Property
+
+PROPERTIES: dict[str, Property] = {
+    one.name: one
+    for module in (equivalence, positions, sizes, numbers, batching, state, symmetry)
+    for one in vars(module).values()
+    if isinstance(one, Property)
+}

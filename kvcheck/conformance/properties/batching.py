@@ -1,0 +1,103 @@
+"""Rows of a batch know nothing of each other."""
+
+from __future__ import annotations
+
+import torch
+
+from kvcheck.conformance.properties.base import holds
+from kvcheck.conformance.subject import NotServed, Subject, equal, rows_of
+
+
+@holds()
+def a_row_of_a_batch_is_as_alone(subject: Subject) -> None:
+    """What a row answers does not depend on the rows beside it."""
+    texts = subject.texts()
+    together = subject.life(*texts)
+    for row in range(subject.draw.rows):
+        alone = subject.life(*(each[[row]] for each in texts))
+        equal(rows_of(together, [row]), alone, f"row {row} in the batch and alone")
+
+
+@holds()
+def permuted_rows_give_permuted_answers(subject: Subject) -> None:
+    """Rows in another order give the same answers in that order, also when they are permuted behind the prompt."""
+    order = list(range(subject.draw.rows))[::-1]
+    texts = subject.texts()
+    forth, back = subject.life(*texts), subject.life(*(each[order] for each in texts))
+    equal(back, rows_of(forth, order), "rows in another order")
+    cache, _ = subject.prefill(texts[0])
+    later = subject.feed(cache.select(order), texts[1][order])
+    equal(later, forth[1][order], "rows permuted behind the prompt")
+
+
+@holds()
+def rows_that_finish_early_leave_the_others_alone(subject: Subject) -> None:
+    """Rows that go on behind a follow-up answer as if the others were still there."""
+    if subject.draw.rows == 1:
+        raise NotServed("one row cannot leave another")
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    subject.feed(cache, follow)
+    for left in (list(range(1, subject.draw.rows)), list(range(subject.draw.rows - 1))):
+        rest = cache.select(left)
+        together = cache.select(range(subject.draw.rows))
+        equal(subject.one_by_one(rest, steps[left]), subject.one_by_one(together, steps)[left], f"rows {left}")
+
+
+@holds()
+def forks_do_not_disturb_each_other(subject: Subject) -> None:
+    """Several questions on one context: each is answered as if it were the only one; the context stays as it was."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    forks = []
+    for salt in (20, 30):
+        fork = cache.select(range(subject.draw.rows))
+        forks.append((fork, subject.feed(fork, subject.tokens(subject.draw.block, salt=salt))))
+    for (fork, _), salt in zip(forks, (20, 30), strict=True):
+        fresh, _ = subject.prefill(ids)
+        subject.feed(fresh, subject.tokens(subject.draw.block, salt=salt))
+        equal(subject.one_by_one(fork, steps), subject.one_by_one(fresh, steps), "a fork behind its question")
+    fresh, _ = subject.prefill(ids)
+    equal(subject.feed(cache, follow), subject.feed(fresh, follow), "the context behind its forks")
+
+
+@holds()
+def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
+    """Beam search: rows that are replaced by others, in place too, answer as if they had read the same text."""
+    ids, _, steps = subject.texts()
+    beams = 3
+    cache, _ = subject.prefill(ids[:1])
+    wide = cache.select([0] * beams)
+    words = subject.tokens(subject.draw.block, rows=beams, salt=5)
+    subject.one_by_one(wide, words)
+    parents = [2, 2, 0]
+    chosen = reordered(wide, parents)
+    fresh, _ = subject.prefill(ids[:1])
+    wanted = fresh.select([0] * beams)
+    subject.one_by_one(wanted, words[parents])
+    last = steps[:1].expand(beams, -1)
+    equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
+
+
+def reordered(cache: object, parents: list[int]) -> object:
+    """In place where the cache knows how to, as transformers does it."""
+    reorder = getattr(cache, "reorder_cache", None)
+    if reorder is None:
+        return cache.select(parents)  # type: ignore[attr-defined]
+    reorder(torch.tensor(parents))
+    return cache
+
+
+@holds(share=0.5)
+def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
+    """transformers' own verbs for rows, repeat and select in place, do what select does."""
+    ids, follow, _ = subject.texts()
+    cache = subject.native(subject.prefill(ids)[0])
+    rows = [row for row in range(subject.draw.rows) for _ in range(2)]
+    wide, wanted = cache.select(range(subject.draw.rows)), cache.select(rows)
+    wide.batch_repeat_interleave(2)
+    equal(subject.feed(wide, follow[rows]), subject.feed(wanted, follow[rows]), "repeated rows")
+    left = [subject.draw.rows - 1]
+    wanted = cache.select(left)
+    cache.batch_select_indices(torch.tensor(left))
+    equal(subject.feed(cache, follow[left]), subject.feed(wanted, follow[left]), "rows taken out")

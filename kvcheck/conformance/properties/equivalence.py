@@ -1,0 +1,123 @@
+"""Two ways that must lead to the same answers."""
+
+from __future__ import annotations
+
+import torch
+
+from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.methods.base import MethodInfo
+from kvcheck.methods.host import Host
+from kvcheck.spec import Spec
+
+
+def own_prefill(info: MethodInfo) -> str:
+    """Excuses methods whose prompt is not read by the full cache's attention."""
+    return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
+
+
+@holds(unless=no_whole)
+def everything_held_is_the_full_cache(subject: Subject) -> None:
+    """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
+    whole = subject.hosted(str(Spec.parse(f"{subject.method.name()}:{subject.method.info.whole}".rstrip(":"))))
+    mine, full = subject.life(*subject.texts(), host=whole), subject.life(*subject.texts(), host=subject.dense)
+    equal(mine, full, f"{whole.method.spec} and fp16")
+
+
+@holds(unless=own_prefill)
+def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
+    """A method that compresses after the prompt leaves the logits of the prompt as they are."""
+    ids = subject.tokens(subject.draw.prompt)
+    equal(subject.prefill(ids)[1], subject.prefill(ids, subject.dense)[1], "the last token of the prompt")
+    if type(subject.host).prefill is Host.prefill:
+        mine = subject.feed(subject.host.build(), ids)
+        equal(mine, subject.feed(subject.dense.build(), ids, subject.dense), "all tokens of the prompt")
+
+
+@holds(unless=own_prefill)
+def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
+    """A prompt that is fed in several forwards gives the same cache and the same answers as in one."""
+    ids, follow, _ = subject.texts()
+    cut = subject.draw.prompt * subject.draw.cut // 1000
+    if not 0 < cut < subject.draw.prompt:
+        raise NotServed("a prompt of one token cannot be cut")
+    whole, last = subject.prefill(ids)
+    parts = subject.native(subject.host.build())
+    with parts.prefilling():
+        subject.feed(parts, ids[:, :cut])
+        end = subject.feed(parts, ids[:, cut:])[:, -1]
+    equal(end, last, "the last token of the prompt")
+    equal(subject.feed(parts, follow), subject.feed(whole, follow), "the follow-up")
+
+
+@holds(unless=own_prefill)
+def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
+    """A prompt that the full cache has read, handed over layer by layer, gives the answers of one read directly."""
+    ids, follow, steps = subject.texts()
+    direct, _ = subject.prefill(ids)
+    full = subject.dense.build()
+    with full.recording() as taken:
+        subject.feed(full, ids, subject.dense)
+    absorbed = subject.native(subject.host.build())
+    absorbed.absorb(taken)
+    equal(subject.feed(absorbed, follow), subject.feed(direct, follow), "the follow-up")
+    equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
+
+
+@holds()
+def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
+    """A follow-up in one forward gives the logits, and leaves the cache, that it leaves token by token."""
+    ids, follow, steps = subject.texts()
+    block, _ = subject.prefill(ids)
+    single = block.select(range(subject.draw.rows))
+    equal(subject.feed(block, follow), subject.one_by_one(single, follow), "the follow-up")
+    equal(subject.one_by_one(block, steps), subject.one_by_one(single, steps), "decoding behind it")
+
+
+@holds()
+def a_block_begins_as_its_first_token(subject: Subject) -> None:
+    """The first token of a follow-up gets the same logits whether others are fed with it or not."""
+    ids, follow, _ = subject.texts()
+    block, _ = subject.prefill(ids)
+    single = block.select(range(subject.draw.rows))
+    equal(subject.feed(block, follow)[:, :1], subject.feed(single, follow[:, :1]), "the first token of a follow-up")
+
+
+@holds()
+def a_later_token_never_changes_earlier_logits(subject: Subject) -> None:
+    """Causality within a follow-up: what comes later in the block does not change what came before."""
+    ids, follow, _ = subject.texts()
+    cache, _ = subject.prefill(ids)
+    twin = cache.select(range(subject.draw.rows))
+    mine, theirs = subject.feed(cache, follow), subject.feed(twin, changed(follow))
+    equal(mine[:, :-1], theirs[:, :-1], "tokens of a follow-up before its last one")
+
+
+@holds(unless=other_prompt)
+def a_later_token_of_the_prompt_never_changes_earlier_logits(subject: Subject) -> None:
+    """Causality within the prompt."""
+    ids = subject.tokens(subject.draw.prompt)
+    if type(subject.host).prefill is not Host.prefill or ids.shape[1] == 1:
+        raise NotServed("the logits of its prompt cannot be seen, or there is one token only")
+    before, after = (subject.feed(subject.host.build(), each)[:, :-1] for each in (ids, changed(ids)))
+    equal(before, after, "tokens of the prompt before its last one")
+
+
+def changed(ids: torch.Tensor) -> torch.Tensor:
+    """The same with another last token in every row."""
+    return torch.cat([ids[:, :-1], (ids[:, -1:] + 7) % 1000], dim=1)
+
+
+@holds()
+def the_newest_token_is_seen(subject: Subject) -> None:
+    """What was just fed matters: another token in the place of the last one gives another answer, also a step later."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    answers = []
+    for fed in (follow, changed(follow)):
+        twin = cache.select(range(subject.draw.rows))
+        subject.feed(twin, fed)
+        answers.append(subject.feed(twin, steps[:, :1]))
+    for row, (one, other) in enumerate(zip(*answers, strict=True)):
+        if torch.equal(one, other):
+            fail(f"row {row}: the next token gives the same logits, whatever the last token before it was")

@@ -1,0 +1,125 @@
+"""Numbers: finite whatever comes, and near to what was stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.properties.positions import dense_layers
+from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.methods.base import Method, MethodInfo, Prefilled
+from kvcheck.methods.cache import KVLayer
+
+
+def finite(results: list[torch.Tensor], what: str) -> None:
+    """Raise Violation where a logit is NaN or infinite."""
+    for name, each in zip(("the prompt", "the follow-up block", "decoding"), results, strict=True):
+        if not bool(each.isfinite().all()):
+            fail(f"{what}: logits of {name} are not finite")
+
+
+@holds(longest=40)
+def every_length_gives_finite_numbers(subject: Subject) -> None:
+    """From a prompt of one token up, all logits are finite."""
+    finite(subject.life(*subject.texts()), f"a prompt of {subject.draw.prompt}")
+
+
+@holds(longest=140, share=0.5)
+def a_repeated_token_gives_finite_numbers(subject: Subject) -> None:
+    """A text of one token over and over: values are all equal, scores are all tied."""
+    texts = [torch.full_like(each, 5) for each in subject.texts()]
+    finite(subject.life(*texts), "a repeated token")
+
+
+@holds(longest=140, share=0.5)
+def keys_and_values_of_zero_give_finite_numbers(subject: Subject) -> None:
+    """Where keys and values are all zero, logits are still finite."""
+    for name, weight in subject.loaded.model.named_parameters():
+        if ".0." in name and ("k_proj" in name or "v_proj" in name):
+            weight.data.zero_()
+    subject.host = subject.hosted()
+    finite(subject.life(*subject.texts()), "keys and values of zero")
+
+
+def verbatim(info: MethodInfo) -> str:
+    """Excuses methods that store what they are given, and those that store something else altogether."""
+    return other_prompt(info) or ("it stores keys and values as they are" if info.verbatim else "")
+
+
+def layers(subject: Subject, method: Method, prefilled: list[Prefilled]) -> list[KVLayer]:
+    """The layers of a method behind a prompt."""
+    cache = method.build(subject.shape)
+    cache.absorb(prefilled)
+    return list(cache.layers)
+
+
+def errors(layer: KVLayer, true: Prefilled) -> tuple[torch.Tensor, torch.Tensor]:
+    """Error of keys and of values as a share of their norm, (B, G, d): per channel, so that no large one hides it."""
+    read = layer.read(slice(None), torch.float64)
+    shares = []
+    for mine, theirs in zip(read, (true.keys.double(), true.values.double()), strict=True):
+        size = (theirs - theirs.mean(dim=2, keepdim=True)).norm(dim=2).clamp(min=1e-9)
+        shares.append((mine - theirs).norm(dim=2) / size)
+    return shares[0], shares[1]
+
+
+def comparable(subject: Subject) -> list[Prefilled]:
+    """A prompt of which every token has a slot. Raises NotServed."""
+    if subject.method.info.shares_prefill is False:
+        raise NotServed("its prompt is read by itself")
+    length = max(2, subject.draw.prompt)
+    slots = subject.method.slots(subject.shape, length, 0)
+    if slots is not None and set(slots) != {length}:
+        raise NotServed("not every token has a slot")
+    found = dense_layers(subject, subject.tokens(length))
+    if any(layer.stored != length for layer in layers(subject, subject.method, found)):
+        raise NotServed("not every token has a slot")
+    return found
+
+
+@holds(unless=verbatim)
+def what_is_read_back_is_as_near_as_promised(subject: Subject) -> None:
+    """The error of a stored channel, as a share of what varies in it, is within the method's `rounding`."""
+    promised = subject.method.rounding()
+    if promised is None:
+        raise NotServed("it promises no error")
+    found = comparable(subject)
+    for index, (layer, true) in enumerate(zip(layers(subject, subject.method, found), found, strict=True)):
+        for name, share, limit in zip(("keys", "values"), errors(layer, true), promised, strict=True):
+            worst = float(share.median(dim=-1).values.max())
+            if worst > limit:
+                fail(f"layer {index}: half of the channels of {name} are off by {worst:.2f} of their spread or more, "
+                     f"{limit:.2f} is promised")  # fmt: skip
+
+
+@holds(unless=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))
+def more_bits_are_nearer(subject: Subject) -> None:
+    """Four bits lose less than two."""
+    if not hasattr(subject.method, "bits"):
+        raise NotServed("it has no bits")
+    found = comparable(subject)
+    losses = []
+    for bits in (2, 4):
+        made = layers(subject, replace(subject.method, bits=bits), found)  # type: ignore[call-arg]
+        pairs = zip(made, found, strict=True)
+        losses.append([torch.stack([each.mean() for each in errors(layer, true)]) for layer, true in pairs])
+    for index, (two, four) in enumerate(zip(*losses, strict=True)):
+        if bool((four > two).any()) or (bool((two > 0.02).any()) and bool((four >= two).all())):
+            fail(
+                f"layer {index}: with 4 bits keys and values are off by {four.tolist()}, with 2 bits by {two.tolist()}"
+            )
+
+
+@holds(unless=verbatim)
+def what_was_read_back_is_stored_without_loss(subject: Subject) -> None:
+    """Storing what was read back gives the same numbers again."""
+    found = comparable(subject)
+    first = layers(subject, subject.method, found)
+    read = [layer.read(slice(None), torch.float64) for layer in first]
+    again = [Prefilled(k, v, part.queries, part.scaling) for (k, v), part in zip(read, found, strict=True)]
+    for index, (before, layer) in enumerate(zip(read, layers(subject, subject.method, again), strict=True)):
+        for name, one, two in zip(("keys", "values"), before, layer.read(slice(None), torch.float64), strict=True):
+            if float((one - two).norm()) > 0.01 * float(one.norm()) + 1e-9:
+                fail(f"layer {index}: {name} that were read back change when they are stored again")

@@ -1,0 +1,173 @@
+"""Which tokens are where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.measure.audit import audit
+from kvcheck.methods._ragged import RaggedLayer
+from kvcheck.methods.base import MethodInfo, Prefilled
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.rows import Row, RowCache
+
+NEAR = 4e-3
+"""Of the norm of a stored vector: eight times the rounding to 16 bits."""
+
+
+@contextmanager
+def watched(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The positions that the model rotates by meanwhile, one (rows, q) per forward."""
+    found: list[torch.Tensor] = []
+    forwards: list[int] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(found) < len(forwards):  # some models rotate twice, for their kinds of layers
+            found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
+
+    rotary = [each for each in model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
+    if not rotary:
+        raise NotServed("the model has no rotary embedding to watch")
+    handles = [
+        model.register_forward_pre_hook(lambda *_: forwards.append(1)),
+        rotary[0].register_forward_pre_hook(note, with_kwargs=True),
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dense_layers(subject: Subject, ids: torch.Tensor) -> list[Prefilled]:
+    """What the full cache holds of a text, per layer."""
+    full = subject.dense.build()
+    with full.recording() as taken:
+        subject.feed(full, ids, subject.dense)
+    return taken
+
+
+@holds(unless=other_prompt)
+def a_token_is_fed_at_its_position(subject: Subject) -> None:
+    """The position of the next token is the number of tokens seen, whatever was evicted."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    with watched(subject.loaded.model) as found:
+        subject.feed(cache, follow)
+        subject.one_by_one(cache, steps)
+    at, end = ids.shape[1], ids.shape[1] + follow.shape[1]
+    wanted = [list(range(at, end)), *([end + step] for step in range(steps.shape[1]))]
+    for row in range(subject.draw.rows):
+        seen = _of_row(found, row, subject.draw.rows, len(wanted))
+        if seen != wanted:
+            fail(f"row {row}: behind {at} tokens, these are fed at the positions {seen}, not {wanted}")
+
+
+def _of_row(found: list[torch.Tensor], row: int, rows: int, forwards: int) -> list[list[int]]:
+    """The positions of one row, per forward: rows come together, or one after the other."""
+    if len(found) == forwards * rows:  # fed one by one
+        found = found[row::rows]
+    return [each[min(row, each.shape[0] - 1)].tolist() for each in found]
+
+
+@holds(unless=other_prompt)
+def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
+    """What a cache tells transformers as its length, from which positions follow, counts evicted tokens too."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    for what, fed in (("the prompt", None), ("a follow-up", follow), ("decoding", steps)):
+        if fed is not None:
+            subject.feed(cache, fed) if fed is follow else subject.one_by_one(cache, fed)
+        seen = ids.shape[1] + (follow.shape[1] if what != "the prompt" else 0)
+        seen += steps.shape[1] if what == "decoding" else 0
+        for each in _caches(cache):
+            lengths = {int(layer.get_seq_length()) for layer in each.layers}
+            if lengths != {seen}:
+                fail(f"behind {what} the layers say {sorted(lengths)} tokens, {seen} were fed")
+
+
+def _caches(cache: Any) -> list[Any]:
+    """The transformers caches in it."""
+    if isinstance(cache, RowCache):
+        return [each for row in cache.rows for each in _caches(row)]
+    return [cache.cache] if isinstance(cache, Row) else [cache]
+
+
+def rewrites(info: MethodInfo) -> str:
+    """Excuses methods whose keys are not those of the full cache."""
+    return other_prompt(info)
+
+
+@holds(unless=rewrites)
+def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
+    """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
+    ids = subject.tokens(subject.draw.prompt)
+    cache, _ = subject.prefill(ids)
+    proof = audit(cache, dense_layers(subject, ids), subject.method)
+    if proof.problems:
+        fail("; ".join(proof.problems))
+
+
+@holds(unless=rewrites)
+def slots_stay_true_while_decoding(subject: Subject) -> None:
+    """Behind a follow-up and decoding, keys and values of the first layer are still those of the tokens they stand for.
+
+    The first layer's do not depend on what the cache answered before, so they are those of the full cache.
+    """
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    subject.feed(cache, follow)
+    subject.one_by_one(cache, steps)
+    true = dense_layers(subject, torch.cat([ids, follow, steps], dim=1))[0]
+    caches = _caches(cache)
+    for number, each in enumerate(caches):
+        at = slice(None) if len(caches) == 1 else slice(number, number + 1)
+        _compare(each, true.keys[at], true.values[at], subject.method.info)
+
+
+def _compare(cache: Any, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> None:
+    """Raise Violation where a slot of the first layer is no token of the text."""
+    layer = cache.layers[0]
+    if isinstance(layer, KVLayer):
+        _native(layer, keys, values, info)
+    elif isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.dim() == 4 and info.verbatim:
+        _foreign(layer, keys, values)
+
+
+def _native(layer: KVLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> None:
+    """Slots know their positions."""
+    positions = layer.positions.long()
+    there = layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(positions, dtype=torch.bool)
+    if positions.shape[2] != layer.stored:
+        fail(f"{positions.shape[2]} positions for {layer.stored} slots")
+    if not info.verbatim and layer.stored != layer.seen:
+        return  # merged slots stand for several tokens
+    index = positions.clamp(0, keys.shape[2] - 1).unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
+    limit = NEAR if info.verbatim else 1.0
+    read = layer.read(slice(None), torch.float64)
+    for name, mine, theirs in zip(("keys", "values"), read, (keys, values), strict=True):
+        true = theirs.double().gather(2, index)
+        wrong = ((mine - true).norm(dim=-1) > limit * true.norm(dim=-1).clamp(min=1e-9)) & there
+        if bool(wrong.any()):
+            row, head, slot = wrong.nonzero()[0].tolist()
+            where = int(positions[row, head, slot])
+            fail(f"{name} at position {where} are not that token's (row {row}, kv head {head}, slot {slot})")
+
+
+def _foreign(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Slots do not know their positions: every key must be one of the text's, and its value that token's."""
+    near = torch.cdist(layer.keys.double(), keys.double())
+    found = near.min(dim=-1)
+    lost = found.values > NEAR * keys.double().norm(dim=-1).max()
+    if bool(lost.any()):
+        fail(f"{int(lost.sum())} stored keys are no token's of the text")
+    index = found.indices.unsqueeze(-1).expand(-1, -1, -1, values.shape[3])
+    true = values.double().gather(2, index)
+    apart = (layer.values.double() - true).norm(dim=-1) > NEAR * true.norm(dim=-1).max()
+    if bool(apart.any()):
+        fail(f"{int(apart.sum())} stored values are not those of their keys' tokens")

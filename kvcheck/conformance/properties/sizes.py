@@ -1,0 +1,135 @@
+"""Memory: as declared, really freed, bounded."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from kvcheck.conformance.properties.base import holds
+from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.measure.audit import SHORT
+from kvcheck.measure.memory import held
+from kvcheck.methods.base import MethodInfo, ModelShape
+
+LONG = 320
+"""Tokens of a prompt that is long enough to ask for freed memory."""
+SLACK = 1 << 16
+"""Bytes that may come and go."""
+
+
+def stored(subject: Subject, cache: Any) -> ModelShape:
+    """The shape of the model, with the bytes per element that the cache stores."""
+    layer = subject.native(cache).layers[0]
+    shape = subject.shape
+    return ModelShape(shape.layers, shape.heads, shape.kv_heads, shape.head_dim, layer.dtype.itemsize)
+
+
+def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, when: str) -> None:
+    """Raise Violation unless bytes are as declared."""
+    shape = stored(subject, cache)
+    declared, found = subject.method.kv_bytes(shape, rows, prompt, decoded), held(cache)
+    if declared is None:
+        raise NotServed("it declares no bytes: they depend on the data")
+    if declared != found.kv:
+        fail(f"{when}, {found.kv:,} bytes are held, {declared:,} are declared")
+    away = subject.method.host_bytes(shape, rows, prompt, decoded)
+    if away is not None and away != found.host:
+        fail(f"{when}, {found.host:,} bytes are held in host memory, {away:,} are declared")
+    slots = subject.method.slots(shape, prompt, decoded)
+    layers = [layer.stored for layer in cache.layers]
+    if slots is not None and list(slots) != layers:
+        fail(f"{when}, the layers hold {layers} slots, {list(slots)} are declared")
+
+
+@holds()
+def bytes_are_as_declared(subject: Subject) -> None:
+    """Behind the prompt, and behind every token that is decoded, bytes and slots are those that the method declares."""
+    draw = subject.draw
+    cache, _ = subject.prefill(subject.tokens(draw.prompt))
+    check(subject, cache, draw.rows, draw.prompt, 0, "behind the prompt")
+    for step, token in enumerate(subject.tokens(draw.steps, salt=2).split(1, dim=1)):
+        subject.feed(cache, token)
+        check(subject, cache, draw.rows, draw.prompt, step + 1, f"behind {step + 1} decoded tokens")
+
+
+@holds()
+def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
+    """Rows that are selected take their bytes along and no others; so do rows that are repeated."""
+    draw = subject.draw
+    cache, _ = subject.prefill(subject.tokens(draw.prompt))
+    for rows in ([draw.rows - 1], [0, 0, draw.rows - 1]):
+        check(subject, cache.select(rows), len(rows), draw.prompt, 0, f"rows {rows} of {draw.rows}, selected")
+
+
+def frees_nothing(info: MethodInfo) -> str:
+    """Excuses methods that do not claim less memory."""
+    return "" if info.frees_memory else "it does not claim to free memory"
+
+
+@holds(unless=frees_nothing, share=0.3)
+def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
+    """One prompt after the other, each row of each takes less memory than the full cache, and the same every time."""
+    length = max(LONG, SHORT) + subject.draw.prompt % 64
+    sizes = []
+    for salt in (0, 10, 0):
+        cache, _ = subject.prefill(subject.tokens(length, salt=salt))
+        shape = subject.shape
+        for row in range(subject.draw.rows):
+            size = held(cache.select([row])).kv
+            dense = shape.dense_bytes(1, length)
+            if size >= dense and not _declared_dense(subject, length):
+                fail(f"sample {salt // 10 + 1}, row {row}: {size:,} bytes are held, the full cache takes {dense:,}")
+            sizes.append(size)
+    first, last = sizes[: subject.draw.rows], sizes[-subject.draw.rows :]
+    if first != last:
+        fail(f"the same prompt takes {first} bytes at first and {last} bytes as the third sample")
+
+
+def _declared_dense(subject: Subject, length: int) -> bool:
+    """Whether the method itself says that it frees nothing at this length."""
+    declared = subject.method.kv_bytes(subject.shape, 1, length, 0)
+    return declared is not None and declared >= subject.shape.dense_bytes(1, length)
+
+
+def keeps_all_decoded(info: MethodInfo) -> str:
+    """Excuses methods that keep what is decoded."""
+    return "" if info.evicts_in_decode and info.frees_memory else "it does not claim to evict while decoding"
+
+
+@holds(unless=keeps_all_decoded, share=0.15)
+def memory_stays_bounded_while_decoding(subject: Subject) -> None:
+    """Decoding as many tokens again as the prompt had takes less memory than keeping them all would."""
+    length = 64 + subject.draw.prompt % 33
+    cache, _ = subject.prefill(subject.tokens(length))
+    before = held(cache).kv
+    subject.one_by_one(cache, subject.tokens(length, salt=2))
+    grown, all_kept = held(cache).kv - before, subject.shape.dense_bytes(subject.draw.rows, length)
+    if grown >= all_kept:
+        fail(f"{length} decoded tokens take {grown:,} bytes more; keeping all of them takes {all_kept:,}")
+
+
+@holds(share=0.05)
+def nothing_piles_up_over_samples(subject: Subject) -> None:
+    """Sample after sample, no memory stays behind."""
+    sizes = []
+    for salt in range(4):
+        ids, follow, steps = subject.texts(salt)
+        subject.life(ids, follow, steps[:, :1])
+        sizes.append(alive())
+    grown = [later - earlier for earlier, later in pairwise(sizes[1:])]
+    if min(grown) > 0 and sum(grown) > SLACK // 8:
+        fail(f"after every sample more tensors are alive: {grown} bytes more, one sample after the other")
+
+
+def alive() -> int:
+    """Bytes of all tensors that something refers to, each storage once."""
+    gc.collect()
+    sizes = {}
+    for one in gc.get_objects():
+        if type(one) is torch.Tensor and one.layout == torch.strided and one.device.type != "meta":
+            storage = one.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())

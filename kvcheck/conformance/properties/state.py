@@ -1,0 +1,166 @@
+"""Nothing is remembered that belongs to another sample, another model or another method."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from kvcheck.conformance.properties.base import holds
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.errors import MethodUnsupported
+from kvcheck.methods.cache import KVCache
+from kvcheck.methods.rows import RowCache
+
+
+@holds()
+def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
+    """After longer, shorter and equal prompts, a sample is answered as by a fresh method."""
+    texts = subject.texts()
+    fresh = subject.life(*texts, host=subject.hosted())
+    for length in (3 * subject.draw.prompt, max(1, subject.draw.prompt // 3), subject.draw.prompt):
+        subject.life(subject.tokens(min(length, 400), salt=50), *subject.texts(60)[1:])
+    equal(subject.life(*texts), fresh, "after other samples and afresh")
+
+
+@holds()
+def the_same_call_gives_the_same(subject: Subject) -> None:
+    """Twice the same text, bit for bit the same answers."""
+    texts = subject.texts()
+    for one, other in zip(subject.life(*texts), subject.life(*texts), strict=True):
+        if not torch.equal(one, other):
+            fail("the same text gives other logits the second time")
+
+
+@holds()
+def interleaved_samples_do_not_disturb_each_other(subject: Subject) -> None:
+    """Two caches of one method, fed in turns, answer as if each had been alone."""
+    first, second = subject.texts(), subject.texts(70)
+    alone = [subject.life(*texts) for texts in (first, second)]
+    one, mine = subject.prefill(first[0])
+    two, theirs = subject.prefill(second[0])
+    answers = [[mine, subject.feed(one, first[1])], [theirs, subject.feed(two, second[1])]]
+    steps: list[list[torch.Tensor]] = [[], []]
+    for left, right in zip(first[2].split(1, 1), second[2].split(1, 1), strict=True):
+        steps[0].append(subject.feed(one, left))
+        steps[1].append(subject.feed(two, right))
+    for each, step, wanted in zip(answers, steps, alone, strict=True):
+        equal([*each, torch.cat(step, dim=1)], wanted, "in turns and alone")
+
+
+@holds(share=0.5)
+def two_models_do_not_disturb_each_other(subject: Subject) -> None:
+    """The method on two models in one process, and the full cache beside it, answer as each does alone."""
+    texts = subject.texts()
+    alone = subject.life(*texts)
+    full = subject.life(*texts, host=subject.dense)
+    other = Subject(subject.spec, subject.draw, model_seed=1)
+    other.life(*texts)
+    equal(subject.life(*texts), alone, "behind another model and alone")
+    equal(subject.life(*texts, host=subject.dense), full, "fp16 behind the method and alone")
+
+
+@holds(share=0.5)
+def configurations_and_weights_are_left_alone(subject: Subject) -> None:
+    """Neither the method's parameters nor the model's configuration and weights change."""
+    before = _state(subject)
+    subject.life(*subject.texts())
+    for name, old, new in zip(("parameters", "configuration", "weights"), before, _state(subject), strict=True):
+        if old != new:
+            fail(f"the {name} changed: {_change(old, new)}")
+
+
+def _state(subject: Subject) -> tuple[Any, Any, Any]:
+    """What must not change."""
+    method = subject.method
+    parameters = (
+        {each.name: repr(getattr(method, each.name)) for each in fields(method)} if is_dataclass(method) else {}
+    )
+    tensors = {**dict(subject.loaded.model.named_parameters()), **dict(subject.loaded.model.named_buffers())}
+    weights = {name: float(each.double().sum()) for name, each in tensors.items()}
+    return parameters, subject.loaded.model.config.to_dict(), weights
+
+
+def _change(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first difference."""
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return f"{names[0]} was {old.get(names[0])!r:.80}, is {new.get(names[0])!r:.80}" if names else ""
+
+
+@holds()
+def a_reused_prefix_is_as_a_fresh_one(subject: Subject) -> None:
+    """A context that was kept serves one question after the other as if it were read anew, and is not changed by it."""
+    ids, follow, steps = subject.texts()
+    kept, _ = subject.prefill(ids)
+    wanted = subject.life(ids, follow, steps)[1:]
+    for time in ("first", "second"):
+        cache = kept.select(range(subject.draw.rows))
+        mine = [subject.feed(cache, follow), subject.one_by_one(cache, steps)]
+        equal(mine, wanted, f"the {time} use of a kept context, and a fresh one")
+
+
+@holds()
+def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
+    """A cache that was used and reset answers as a new one."""
+    texts, other = subject.texts(), subject.texts(80)
+    used = subject.native(subject.prefill(other[0])[0])
+    subject.feed(used, other[1])
+    try:
+        used.reset()
+    except NotImplementedError as error:
+        raise NotServed(f"it cannot be reset: {error}") from error
+    fresh = subject.host.build()
+    subject.native(fresh)
+    for what, ids in (("the prompt", texts[0]), ("the follow-up", texts[1])):
+        equal(subject.feed(used, ids), subject.feed(fresh, ids), f"{what} in a reset cache and a fresh one")
+
+
+@holds()
+def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
+    """A cache that was copied, or written to a file and read again, answers bit for bit as the one it was made from."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    subject.feed(cache, follow)
+    copies = [("copied", _copied(cache))] + (
+        [("saved and loaded", _saved(cache))] if isinstance(cache, KVCache) else []
+    )
+    wanted = subject.one_by_one(cache, steps)
+    for how, twin in copies:
+        if not torch.equal(subject.one_by_one(twin, steps), wanted):
+            fail(f"a cache that was {how} answers otherwise")
+
+
+def _copied(cache: Any) -> Any:
+    """A deep copy; of rows, as rows are copied."""
+    return cache.select(range(len(cache.rows))) if isinstance(cache, RowCache) else copy.deepcopy(cache)
+
+
+def _saved(cache: Any) -> Any:
+    """Through torch.save and torch.load."""
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@holds()
+def what_is_taken_back_was_never_there(subject: Subject) -> None:
+    """Speculative decoding: where a cache can be cropped, a follow-up that is taken back leaves no trace."""
+    ids, follow, steps = subject.texts()
+    cache, _ = subject.prefill(ids)
+    wanted = subject.one_by_one(cache.select(range(subject.draw.rows)), steps)
+    subject.feed(cache, follow)
+    inner = [getattr(row, "cache", row) for row in cache.rows] if isinstance(cache, RowCache) else [cache]
+    for each in inner:
+        if not hasattr(each, "crop"):
+            raise NotServed("it has no crop")
+        try:
+            each.crop(ids.shape[1])
+        except (NotImplementedError, MethodUnsupported) as error:
+            raise NotServed(f"it refuses to be cropped: {error}") from error
+    for row in getattr(cache, "rows", ()):
+        row.seen, row.position = row.seen - follow.shape[1], row.position - follow.shape[1]
+    equal(subject.one_by_one(cache, steps), wanted, "behind a follow-up that was taken back")

@@ -1,0 +1,90 @@
+"""What must not matter: the order of the heads, and where in the text a text begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.subject import NotServed, Subject, equal
+from kvcheck.methods.base import MethodInfo
+from kvcheck.methods.host import Host
+
+
+@holds(unless=other_prompt)
+def the_order_of_kv_heads_does_not_matter(subject: Subject) -> None:
+    """A model whose kv heads come in another order, with all that belongs to them, gives the same answers."""
+    texts = subject.texts()
+    wanted = subject.life(*texts)
+    permute_heads(subject)
+    subject.host = subject.hosted()
+    equal(subject.life(*texts), wanted, "kv heads in another order")
+
+
+def permute_heads(subject: Subject) -> None:
+    """Reverse the kv heads of every layer, and their query heads with them, in place."""
+    shape = subject.shape
+    if shape.kv_heads == 1:
+        raise NotServed("one kv head has no order")
+    kv = list(range(shape.kv_heads))[::-1]
+    query = [head * shape.group + member for head in kv for member in range(shape.group)]
+    for layer in subject.loaded.model.model.layers:
+        attention = layer.self_attn
+        for module, order in ((attention.q_proj, query), (attention.k_proj, kv), (attention.v_proj, kv)):
+            _rows(module, order, shape.head_dim)
+        weight = attention.o_proj.weight
+        each = weight.data.view(weight.shape[0], shape.heads, shape.head_dim)
+        weight.data = each[:, query].reshape(weight.shape).contiguous()
+
+
+def _rows(module: Any, order: list[int], head_dim: int) -> None:
+    """Permute the heads that a projection gives."""
+    for tensor in (module.weight, module.bias):
+        if tensor is not None:
+            each = tensor.data.view(len(order), head_dim, *tensor.shape[1:])
+            tensor.data = each[order].reshape(tensor.shape).contiguous()
+
+
+def rounds(info: MethodInfo) -> str:
+    """Excuses methods whose rounding or whose chunks depend on where a token stands."""
+    if info.stage == "loading" and not info.shares_prefill:
+        return "its chunks have places of their own"
+    return other_prompt(info) or ("" if info.verbatim else "keys that are rotated further are rounded otherwise")
+
+
+SHIFT = 37
+"""Tokens by which a text is moved."""
+ROTATED = 2e-3
+"""Of the spread: models rotate by angles in float32."""
+
+
+@holds(unless=rounds)
+def where_a_text_begins_does_not_matter(subject: Subject) -> None:
+    """With rotary positions, a text that begins at position 37 gives the same answers as at 0."""
+    texts = subject.texts()
+    keep_all_digits(subject)
+    wanted = subject.life(*texts)
+    rotary = [each for each in subject.loaded.model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
+    if not rotary:
+        raise NotServed("the model has no rotary embedding")
+
+    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": kwargs["position_ids"] + SHIFT}
+        return (args[0], args[1] + SHIFT, *args[2:]), kwargs
+
+    handles = [each.register_forward_pre_hook(move, with_kwargs=True) for each in rotary]
+    try:
+        moved = subject.life(*texts)
+    finally:
+        for handle in handles:
+            handle.remove()
+    equal(moved, wanted, "the text at another place", tolerance=ROTATED)
+
+
+def keep_all_digits(subject: Subject) -> None:
+    """Have the method store what it is given without rounding: keys that are rotated further are rounded otherwise."""
+    if type(subject.host).build is Host.build:
+        build, shape = subject.method.build, subject.shape
+        subject.host.build = lambda: build(shape, torch.float64)  # type: ignore[method-assign]

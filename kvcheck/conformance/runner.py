@@ -1,0 +1,153 @@
+"""Try a property on a method: Hypothesis draws the trials and shrinks the first one that fails."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from kvcheck.conformance.draw import Draw, draws
+from kvcheck.conformance.models import CONFIGS, MINI
+from kvcheck.conformance.properties import PROPERTIES
+from kvcheck.conformance.properties.base import Property
+from kvcheck.conformance.subject import NotServed, Subject, Violation
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.methods import make
+from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
+
+TRIALS = {"quick": 5, "default": 12, "full": 60}
+"""Trials of a property, by profile."""
+AGAIN = 1009
+"""Added to the seed for the second opinion on a failure."""
+SHRINKING = 30
+"""Trials that shrinking may take: it would otherwise take hundreds."""
+
+
+def check(name: str, spec: str, **drawn: Any) -> None:
+    """One trial of a property. Raises Violation where it does not hold, NotServed where it says nothing.
+
+    name: of a property; spec: of a method; drawn: the fields of a Draw. Raises SpecError for an unknown property.
+    """
+    if name not in PROPERTIES:
+        raise SpecError(f"unknown property {name!r}", did_you_mean(name, PROPERTIES))
+    trial(PROPERTIES[name], spec, Draw(**drawn))
+
+
+def trial(one: Property, spec: str, draw: Draw) -> None:
+    """One trial. Raises Violation, also for an accident of the method."""
+    with torch.inference_mode():
+        try:
+            one.check(Subject(spec, draw))
+        except (Violation, NotServed):
+            raise
+        except KvcheckError as error:
+            raise Violation(f"it raised {type(error).__name__}: {error}") from error
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{where.name} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+            raise Violation(f"it raised {type(error).__name__} in {place}: {error}") from error
+
+
+def examine(name: str, spec: str, trials: int) -> PropertyRecord:
+    """Try a property `trials` times. The method must have been checked: a bad spec raises SpecError."""
+    one = PROPERTIES[name]
+    excuse = one.excuse(make(spec).info)
+    if excuse:
+        return PropertyRecord(name, spec, EXCUSED, reason=excuse)
+    search = Search(one, spec)
+    architectures = served(spec)
+    decide = settings(
+        max_examples=math.ceil(one.share * trials),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are so small that sharing the work takes longer than doing it
+    try:
+        decide(given(draws(architectures, one.longest, one.steps))(search.attempt))()
+    except Violation:
+        return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, search.reason, snippet(one, search))
+    finally:
+        torch.set_num_threads(threads)
+    if not search.seen["held"]:
+        reason = search.seen.most_common(1)[0][0] if search.seen else "no trial was drawn"
+        return PropertyRecord(name, spec, UNSERVED, 0, reason)
+    return PropertyRecord(name, spec, HOLDS, search.seen["held"])
+
+
+def snippet(one: Property, search: Search) -> str:
+    """A test of the smallest failing trial, to be pasted."""
+    given = "".join(f", {text}" for text in [(search.smallest or Draw()).text()] if text)
+    return (
+        "from kvcheck.conformance.runner import check\n\n\n"
+        f"def test_{one.name}():\n"
+        f'    check("{one.name}", {search.spec!r}{given})\n'
+    )
+
+
+@cache
+def served(spec: str) -> tuple[str, ...]:
+    """The small models that a method serves; the embedded one where it serves none of them."""
+    found = []
+    for architecture in CONFIGS:
+        try:
+            Subject(spec, Draw(architecture))
+            found.append(architecture)
+        except NotServed:
+            continue
+    return tuple(found) or (MINI,)
+
+
+class Search:
+    """The trials of one property. Hypothesis draws them, and shrinks the first one that fails in SHRINKING trials."""
+
+    def __init__(self, one: Property, spec: str) -> None:
+        self.one, self.spec = one, spec
+        self.seen: Counter[str] = Counter()
+        self.known: dict[Draw, str | None] = {}
+        self.smallest: Draw | None = None
+        self.reason = ""
+        self.left = SHRINKING
+
+    def attempt(self, draw: Draw) -> None:
+        """One trial, at most once each; when shrinking has had its trials, nothing smaller fails any more."""
+        if draw not in self.known:
+            if self.smallest is not None:
+                self.left -= 1
+            self.known[draw] = self._failure(draw) if self.left >= 0 else None
+        reason = self.known[draw]
+        if reason is not None:
+            self.smallest, self.reason = draw, reason
+            raise Violation(reason)
+
+    def _failure(self, draw: Draw) -> str | None:
+        """Why a trial fails and goes on failing with other tokens, None where it does not."""
+        try:
+            trial(self.one, self.spec, draw)
+            self.seen["held"] += self.smallest is None
+        except NotServed as reason:
+            self.seen[str(reason)] += 1
+        except Violation as violation:
+            return str(violation) if _confirmed(self.one, self.spec, draw) else None
+        return None
+
+
+def _confirmed(one: Property, spec: str, draw: Draw) -> bool:
+    """Whether other tokens of the same shape fail too: two scores that are all but tied may fall either way once."""
+    try:
+        trial(one, spec, replace(draw, seed=draw.seed + AGAIN))
+    except NotServed:
+        return False
+    except Violation:
+        return True
+    return False

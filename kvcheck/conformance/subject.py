@@ -1,0 +1,135 @@
+"""A method at home on a small model, and what the properties ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NoReturn
+
+import torch
+
+from kvcheck.conformance.draw import Draw
+from kvcheck.conformance.models import small
+from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.methods import make
+from kvcheck.methods.base import ModelShape
+from kvcheck.methods.cache import KVCache
+from kvcheck.methods.fp16 import Fp16
+from kvcheck.methods.host import Host
+
+TOLERANCE = 2e-3
+"""Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""
+
+
+class Violation(AssertionError):
+    """A property does not hold."""
+
+
+class NotServed(Exception):
+    """The method refuses a model or a text, with a clear error: nothing to be held against it."""
+
+
+class Subject:
+    """One method on one small model, in one trial."""
+
+    def __init__(self, spec: str, draw: Draw, model_seed: int = 0) -> None:
+        self.spec, self.draw = spec, draw
+        self.loaded = small(draw.architecture, model_seed)
+        self.shape = ModelShape.of(self.loaded.model.config)
+        self.host = self.hosted()
+        self.method = self.host.method
+
+    def hosted(self, spec: str | None = None) -> Host:
+        """A fresh method on the model. Raises NotServed where the method refuses the model."""
+        try:
+            method = make(spec or self.spec)
+            method.check(self.shape)
+            return method.host(self.loaded)
+        except MethodUnsupported as error:
+            raise NotServed(str(error)) from error
+
+    @cached_property
+    def dense(self) -> Host:
+        """The full cache on the same model."""
+        return Fp16().host(self.loaded)
+
+    def tokens(self, length: int, rows: int | None = None, salt: int = 0) -> torch.Tensor:
+        """Token ids (rows, length) of this trial; another salt gives others."""
+        generator = torch.Generator().manual_seed(1000 * self.draw.seed + salt)
+        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
+        return torch.randint(vocabulary, (rows or self.draw.rows, length), generator=generator)
+
+    def prefill(self, ids: torch.Tensor, host: Host | None = None) -> tuple[Any, torch.Tensor]:
+        """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused."""
+        try:
+            return (host or self.host).prefill(ids)
+        except MethodUnsupported as error:
+            raise NotServed(str(error)) from error
+
+    def feed(self, cache: Any, ids: torch.Tensor, host: Host | None = None) -> torch.Tensor:
+        """Feed (R, q) in one forward -> logits of all of them (R, q, V)."""
+        try:
+            return (host or self.host).feed(cache, ids, keep=ids.shape[1])
+        except MethodUnsupported as error:
+            raise NotServed(str(error)) from error
+
+    def one_by_one(self, cache: Any, ids: torch.Tensor, host: Host | None = None) -> torch.Tensor:
+        """Feed (R, q) token by token -> logits (R, q, V)."""
+        return torch.cat([self.feed(cache, token, host) for token in ids.split(1, dim=1)], dim=1)
+
+    def life(self, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor, host: Host | None = None) -> list[Any]:
+        """A prompt, a follow-up block and steps -> the logits of all three."""
+        cache, first = self.prefill(ids, host)
+        return [first, self.feed(cache, follow, host), self.one_by_one(cache, steps, host)]
+
+    def texts(self, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompt, follow-up block and steps of this trial."""
+        draw = self.draw
+        return (
+            self.tokens(draw.prompt, salt=salt),
+            self.tokens(draw.block, salt=salt + 1),
+            self.tokens(draw.steps, salt=salt + 2),
+        )
+
+    def native(self, cache: Any) -> KVCache:
+        """The cache, where it is made of kvcheck's layers. Raises NotServed."""
+        if not isinstance(cache, KVCache):
+            raise NotServed(f"the cache is a {type(cache).__name__}, not made of kvcheck's layers")
+        return cache
+
+
+def equal(one: Any, other: Any, what: str, tolerance: float = TOLERANCE) -> None:
+    """Raise Violation unless two results agree up to `tolerance` times the spread of the second one."""
+    if isinstance(one, list | tuple):
+        names = ("the prompt", "the follow-up block", "decoding")
+        for at, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+            equal(mine, theirs, f"{what}: logits of {names[at]}" if len(one) == 3 else what, tolerance)
+        return
+    if one.shape != other.shape:
+        fail(f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
+    if not bool(one.isfinite().all()):
+        fail(f"{what}: not finite")
+    spread = float(other.std()) if other.numel() > 1 else 1.0
+    error = float((one - other).abs().max()) if one.numel() else 0.0
+    if error > tolerance * max(spread, 1e-9):
+        fail(f"{what}: they differ by {error / max(spread, 1e-9):.2g} times their spread")
+
+
+def differ(one: torch.Tensor, other: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Whether two results differ by more than rounding."""
+    return float((one - other).abs().max()) > tolerance * float(other.std())
+
+
+def rows_of(results: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:
+    """These rows of every result."""
+    return [each[list(rows)] for each in results]
+
+
+def fail(message: str) -> NoReturn:
+    """Raise Violation."""
+    raise Violation(message)
+
+
+def refusal(error: BaseException) -> bool:
+    """Whether an exception is a clear refusal, not an accident."""
+    return isinstance(error, (KvcheckError, NotImplementedError))

@@ -1,0 +1,77 @@
+"""MixAttention whose shared keys and values are stored rotated and quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
+from kvcheck.zoo.twins.turbo import TurboLayer, Turned
+
+BITS = 4
+
+
+@dataclass(frozen=True)
+class MixTurbo(MixAttention):
+    """MixAttention; what a layer makes is stored as Turbo does in 4 bits, with the rotation of that layer.
+
+    A layer that makes keys and values attends to its own tokens unquantized; its readers read what is stored.
+
+    weights: as in MixAttention. Bytes: 2·B·G·(d/2 + 2)·(F·n + S·min(n, W)) after n tokens.
+    """
+
+    info: ClassVar[MethodInfo] = replace(
+        MixAttention.info,
+        summary="MixAttention whose keys and values are stored rotated in 4 bits",
+        formula="2·B·G·(d/2 + 2)·(F·n + S·min(n, W))",
+    )
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer that makes keys and values, or one that reads another's."""
+        kind = TurnedMadeLayer if self.layout.makes(index) else TurnedReadLayer
+        return kind(shape, index, self)
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Codes and norms of the layers that make keys and values."""
+        slots = self.slots(shape, prompt, decoded)
+        made = sum(slots[at] for at in range(shape.layers) if self.layout.makes(at))
+        return 2 * batch * shape.kv_heads * made * (shape.head_dim * BITS // 8 + 2)
+
+
+class TurnedMadeLayer(MadeLayer, TurboLayer):
+    """Makes keys and values and stores them turned."""
+
+    method: MixAttention  # type: ignore[assignment]
+    kq: Turned
+    vq: Turned
+
+    def store(self) -> Turned:
+        """An empty store: one block per vector."""
+        return Turned(BITS, (self.shape.head_dim,), self.index)
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """The prompt is in: quantize, then trim."""
+        self.fold()
+        super().compress(queries)
+
+    def step(self, query: torch.Tensor) -> None:
+        """More has come: quantize, then trim."""
+        self.fold()
+        super().step(query)
+
+    def keep(self, index: torch.Tensor, spare: int = 0) -> None:
+        """Keep these slots; a slot has scales of its own, so single tokens can leave."""
+        self.kept = self.positions.gather(2, index)
+        for store in (self.kq, self.vq):
+            store.keep(index, spare)
+        self._kept_at = self.seen
+
+
+class TurnedReadLayer(ReadLayer):
+    """Reads what another layer has stored turned."""
+
+    producer: TurnedMadeLayer
