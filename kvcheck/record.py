@@ -238,3 +238,24 @@ class Run:
     verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     properties: tuple[PropertyRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class ZooRecord:
+    """Whether the gate caught a faulty method, or accused a correct one.
+
+    properties, cases: what failed, with the reason; the first of each for a bug, all for a correct method. trials,
+    samples: of properties and of contexts until then; seconds: until then.
+    """
+
+    name: str
+    family: str
+    twin: str
+    correct: bool
+    url: str = ""
+    properties: tuple[str, ...] = ()
+    trials: int = 0
+    property_seconds: float = 0.0
+    cases: tuple[str, ...] = ()
+    samples: int = 0
+    case_seconds: float = 0.0

@@ -94,14 +94,18 @@ def what_is_read_back_is_as_near_as_promised(subject: Subject) -> None:
     near(Subject(subject.spec, replace(subject.draw, architecture=OUTLIERS)), promised)
 
 
+MOST = 0.67
+"""Share of the channels that must be as near as promised; a large channel may take its neighbours along."""
+
+
 def near(subject: Subject, promised: tuple[float, float]) -> None:
-    """Raise Violation where half of the channels or more are further off than promised."""
+    """Raise Violation where a third of the channels or more are further off than promised."""
     found = comparable(subject)
     for index, (layer, true) in enumerate(zip(layers(subject, subject.method, found), found, strict=True)):
         for name, share, limit in zip(("keys", "values"), errors(layer, true), promised, strict=True):
-            worst = float(share.median(dim=-1).values.max())
+            worst = float(share.quantile(MOST, dim=-1).max())
             if worst > limit:
-                fail(f"layer {index}: half of the channels of {name} are off by {worst:.2f} of their spread or more, "
+                fail(f"layer {index}: a third of the channels of {name} are off by {worst:.2f} of their spread or more, "
                      f"{limit:.2f} is promised")  # fmt: skip
 
 

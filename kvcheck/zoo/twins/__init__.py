@@ -1,1 +1,1 @@
-"""Correct methods that bugs of the zoo break, where no method of kvcheck fits. They are not registered."""
+"""Correct methods that bugs of the zoo break, where no registered method has the code path in question."""

@@ -1,0 +1,153 @@
+"""The gate over the zoo: would the tasks and the properties that a default run tries have caught this bug?
+
+A faulty method stands for its correct twin after a bad commit: its records are judged as the twin's would be, against
+fp16 and against the twin's own record (the stored one, else measured here). Both ways are tried by themselves, each
+until it catches the bug: tasks, case by case, and properties, one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvcheck.allowances import Allowances
+from kvcheck.baseline import ModelId, Store
+from kvcheck.budget import Budget, case_alpha, judge, sequential
+from kvcheck.conformance import NAMES
+from kvcheck.conformance.runner import TRIALS, examine
+from kvcheck.errors import KvcheckError
+from kvcheck.record import FAILS, HOLDS, CaseId, CaseRecord, ZooRecord
+from kvcheck.settings import Settings
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Who is judged. name: of the bug or twin; family: "twins" for a correct method; faulty, twin: specs."""
+
+    name: str
+    family: str
+    faulty: str
+    twin: str
+    url: str = ""
+
+    @property
+    def correct(self) -> bool:
+        """Whether it is a twin, which must not be accused."""
+        return self.faulty == self.twin
+
+
+class Hunt:
+    """The gate, on one session of the engine. records: of twins and fp16, measured once."""
+
+    def __init__(self, session: Any, settings: Settings, store: Store, allowances: Allowances) -> None:
+        self.session, self.settings, self.store, self.allowances = session, settings, store, allowances
+        self.model = ModelId(session.model_name, session.fingerprint)
+        self.records: dict[tuple[str, str], CaseRecord] = {}
+        self.cases = ordered(settings)
+        self.alpha = case_alpha(settings.alpha, len(self.cases))
+
+    def examine(self, suspect: Suspect) -> ZooRecord:
+        """Try properties, then tasks. A correct method is tried to the end of both."""
+        start = time.perf_counter()
+        properties, trials = self.properties(suspect)
+        between = time.perf_counter()
+        tasks, samples = self.tasks(suspect)
+        end = time.perf_counter()
+        return ZooRecord(
+            name=suspect.name,
+            family=suspect.family,
+            twin=suspect.twin,
+            correct=suspect.correct,
+            url=suspect.url,
+            properties=tuple(properties),
+            trials=trials,
+            property_seconds=round(between - start, 1),
+            cases=tuple(tasks),
+            samples=samples,
+            case_seconds=round(end - between, 1),
+        )
+
+    def properties(self, suspect: Suspect) -> tuple[list[str], int]:
+        """Those that fail (the first one, for a bug), each with its reason, and the trials until then."""
+        found, trials = [], 0
+        for name in NAMES:
+            said = examine(name, suspect.faulty, TRIALS[self.settings.profile])
+            trials += said.trials
+            if said.outcome == FAILS:
+                found.append(f"{name}: {said.reason}")
+                if not suspect.correct:
+                    break
+        return found, trials
+
+    def tasks(self, suspect: Suspect) -> tuple[list[str], int]:
+        """Cases that fail (the first one, for a bug), each with its reason, and the contexts until then."""
+        found, samples = [], 0
+        for case in self.cases:
+            reason, count = self.case(suspect, case)
+            samples += count
+            if reason:
+                found.append(f"{case}: {reason}")
+                if not suspect.correct:
+                    break
+        return found, samples
+
+    def case(self, suspect: Suspect, case: CaseId) -> tuple[str, int]:
+        """Why a case fails, "" where it does not, and the contexts that were measured."""
+        fp16, own = self.reference(case, "fp16"), self.reference(case, suspect.twin)
+        budget = self.allowances.get(suspect.twin, own.capability) or Budget()
+
+        def clear(so_far: CaseRecord) -> bool:
+            return sequential(replace(so_far, method=suspect.twin), fp16, own, budget, self.alpha)
+
+        try:
+            record = replace(self.session.run_case(case, suspect.faulty, clear), method=suspect.twin)
+            verdicts = judge(record, fp16, own, budget, self.alpha)
+        except KvcheckError as error:
+            return str(error).splitlines()[0], 0
+        failed = [f"{one.question}: {one.reason}" for one in verdicts if one.outcome == "fail"]
+        return "; ".join(failed), len(record.samples)
+
+    def reference(self, case: CaseId, method: str) -> CaseRecord:
+        """The stored record of a correct method where it holds enough contexts, else one that is measured here."""
+        key = (str(case), method)
+        if key not in self.records:
+            stored = self.store.get(self.model, method, case)
+            enough = stored is not None and len(stored.samples) >= case.n
+            found = stored if enough and stored is not None else self.session.run_case(case, method)
+            self.records[key] = found
+        return self.records[key]
+
+
+def ordered(settings: Settings) -> list[CaseId]:
+    """The cases of a run, so that each task comes soon: by length, then by mode, then by task."""
+    from kvcheck.tasks import profiles
+
+    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
+    found = profiles.cases(*chosen, None, settings.seed)
+    modes = ("multi_turn", "multi_request", "single")
+    return sorted(found, key=lambda case: (case.length, modes.index(case.mode), case.task))
+
+
+def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspect]:
+    """The bugs of these names or families (none: all) and their twins; of methods of the user's own, their mutants."""
+    from kvcheck.zoo.base import bugs
+    from kvcheck.zoo.mutants import mutants
+
+    if methods:
+        for method in methods:
+            yield from (Suspect(f"{name} in {method}", "mutants", spec, method) for name, spec in mutants(method))
+            yield Suspect(method, "twins", method, method)
+        return
+    found = bugs(tuple(name for name in names if name != "all"))
+    for one in found:
+        yield Suspect(one.name, one.family, one.spec, one.twin, one.url)
+    for twin in dict.fromkeys(one.twin for one in found):
+        yield Suspect(twin, "twins", twin, twin)
+
+
+def caught(record: ZooRecord) -> str:
+    """HOLDS where nothing was found, else by what: properties, tasks or both."""
+    ways = [way for way, found in (("properties", record.properties), ("tasks", record.cases)) if found]
+    return " and ".join(ways) or HOLDS

@@ -1,0 +1,56 @@
+"""MixAttention, fed in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from kvcheck.methods import _values
+from kvcheck.methods.base import MethodInfo
+from kvcheck.methods.cache import KVCache
+from kvcheck.methods.host import Host
+from kvcheck.methods.mixattention import MixAttention, MixHost
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class ChunkedMix(MixAttention):
+    """MixAttention whose prompt comes in chunks of `chunk` tokens; sliding layers are trimmed behind the last one.
+
+    So the early tokens of a chunk find all that their window reaches, and the answers are those of MixAttention.
+    """
+
+    info: ClassVar[MethodInfo] = replace(
+        MixAttention.info,
+        summary=f"{MixAttention.info.summary}, fed in chunks",
+        variant=f"prompts are fed in chunks; {MixAttention.info.variant}",
+    )
+
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        _values.whole(self.name(), "chunk", self.chunk, 1, 256)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Feeds chunks, as MixAttention's host on its model."""
+        super().host(loaded)  # refuses what MixAttention refuses
+        return ChunkedMixHost(self, loaded)
+
+
+class ChunkedMixHost(MixHost):
+    """Feeds a prompt in chunks."""
+
+    method: ChunkedMix
+
+    def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
+        """As Host.prefill, in several forwards."""
+        cache = self.build()
+        with cache.prefilling():
+            for part in ids.split(self.method.chunk, dim=1):
+                logits = self.feed(cache, part)
+        return cache, logits[:, -1]

@@ -1,0 +1,125 @@
+"""StreamingLLM behind speculative decoding: every step feeds guesses along and takes them back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+
+from kvcheck.methods import _values
+from kvcheck.methods._room import Room, _spare
+from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.host import Host
+from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Drafted(StreamingLLM):
+    """StreamingLLM whose every later forward carries guessed tokens, which are rolled back when it is over.
+
+    drafts: tokens that are guessed behind the fed ones: the newest token again and again, which is seldom right, so all
+    of them are rejected. The answers, slots and bytes are those of StreamingLLM: a guess stands behind the tokens that
+    are fed, which do not see it, and nothing is evicted before the guesses have left.
+    """
+
+    info: ClassVar[MethodInfo] = replace(
+        StreamingLLM.info,
+        summary="keeps the first tokens and a sliding window, behind speculative decoding",
+        variant="original positions; every forward after the prompt feeds guessed tokens and rolls them back",
+    )
+
+    drafts: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise SpecError for values out of range."""
+        super().__post_init__()
+        _values.whole(self.name(), "drafts", self.drafts, 0, 3)
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer that can be rolled back."""
+        return DraftedLayer(shape, index, self)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Guesses, and takes the guesses back."""
+        return DraftedHost(self, loaded)
+
+
+class ZeroRoom(Room):
+    """A Room whose slots hold zeros until they are written."""
+
+    __slots__ = ()
+
+    def append(self, block: torch.Tensor) -> None:
+        """Write a block behind the used slots; new room behind it is cleared."""
+        capacity = self.buffer.shape[2]
+        super().append(block)
+        if self.buffer.shape[2] > capacity:
+            self.buffer[:, :, self.length :] = 0
+
+    def shorten(self, count: int) -> None:
+        """Forget the newest slots. Room that is more than an append leaves ahead is given back."""
+        self.length -= count
+        if self.buffer.shape[2] - self.length > _spare(self.length):
+            self.drop(0)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> ZeroRoom:
+        """A new room with copies of these rows of the batch."""
+        return ZeroRoom(super().select(rows).buffer)
+
+
+class DraftedLayer(StreamingLayer):
+    """Evicts once the guesses have been rolled back. drafted: guesses in the forward that is under way."""
+
+    drafted: int
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.drafted = 0
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """Evict after the prompt."""
+        self.k, self.v = ZeroRoom(self.keys), ZeroRoom(self.values)
+        super().compress(queries)
+
+    def step(self, query: torch.Tensor) -> None:
+        """Evict, unless guesses are still in."""
+        if not self.drafted:
+            super().step(query)
+
+    def rollback(self, count: int) -> int:
+        """Forget the newest `count` tokens; then evict. Returns how many were forgotten."""
+        for room in self._rooms():
+            cast(ZeroRoom, room).shorten(count)
+        self.seen -= count
+        self.drafted = 0
+        self.evict()
+        return count
+
+
+class DraftedHost(Host):
+    """Speculative decoding whose guesses are all rejected."""
+
+    method: Drafted
+
+    def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """Feed ids and guesses, take the logits of the ids, roll the guesses back."""
+        drafts = self.method.drafts if cache.layers[0].prompt is not None else 0
+        for layer in cache.layers:
+            layer.drafted = drafts
+        guesses = ids[:, -1:].expand(-1, drafts)
+        logits = super().feed(cache, torch.cat([ids, guesses], dim=1), keep + drafts)[:, :keep]
+        if drafts:
+            self.reject(cache, drafts)
+        return logits
+
+    def reject(self, cache: Any, count: int) -> None:
+        """Roll all layers back."""
+        for layer in cache.layers:
+            layer.rollback(count)

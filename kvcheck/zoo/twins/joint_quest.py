@@ -1,0 +1,40 @@
+"""Quest with one choice of pages for all heads of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from kvcheck.methods import _scoring
+from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.quest import Quest, QuestLayer
+
+
+@dataclass(frozen=True)
+class JointQuest(Quest):
+    """Quest whose query heads choose together: positive bounds are added up over heads, negative ones count as none."""
+
+    info: ClassVar[MethodInfo] = replace(
+        Quest.info,
+        summary="attends to the pages whose key bounds promise the largest scores over all heads",
+        variant="one choice of pages per token, by the rectified bounds summed over query heads",
+    )
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A layer whose heads choose together."""
+        return JointQuestLayer(shape, index, self)
+
+
+class JointQuestLayer(QuestLayer):
+    """One choice per token."""
+
+    def choose(self, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """The K pages of every token, ascending, the same for all heads: (B, H, q, d), (q,) -> (B, H, q, K)."""
+        upper = self.bound(query).clamp(min=0).sum(dim=1, keepdim=True)
+        behind = torch.arange(upper.shape[-1], device=query.device) - own.unsqueeze(-1)
+        upper = upper.masked_fill(behind > 0, -torch.inf).masked_fill(behind == 0, torch.inf)
+        chosen = _scoring.top(upper, self.method.pages(self.prompt or self.seen))
+        return chosen.expand(-1, query.shape[1], -1, -1)

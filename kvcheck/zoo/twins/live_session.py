@@ -1,0 +1,83 @@
+"""One live cache per session: the next prompt rolls it back to what both have in common and feeds the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from kvcheck.methods._room import Room
+from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.fp16 import Fp16
+from kvcheck.methods.host import Host
+from kvcheck.zoo.twins._drafts import length_after
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class LiveSession(Fp16):
+    """The full cache, where a prompt starts from the cache of the prompt before it as far as their tokens agree.
+
+    The last token of a prompt is always computed. Answers and bytes are those of the full cache; the copy that the
+    session keeps is not part of the cache that a prompt gets.
+    """
+
+    info: ClassVar[MethodInfo] = replace(
+        Fp16.info,
+        summary="the full cache, reused from prompt to prompt as far as their tokens agree",
+        stage="loading",
+        shares_prefill=False,
+    )
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        """A full layer that can be rolled back."""
+        return CropLayer(shape, index, self)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """Keeps the cache of the last prompt."""
+        return SessionHost(self, loaded)
+
+
+class CropLayer(KVLayer):
+    """The full cache, which can be cut back to any length. The prompt is then open again."""
+
+    is_croppable = True
+
+    def crop(self, tokens: int = 0) -> None:
+        """Leave the first `tokens` tokens; negative: take back so many."""
+        self.cut(length_after(self.seen, tokens))
+
+    def cut(self, length: int) -> None:
+        """Leave the first `length` tokens, of which there are at least so many."""
+        if self.k is not None and self.v is not None:
+            self.k, self.v = (Room(room.used[:, :, :length].clone()) for room in (self.k, self.v))
+        self.seen, self.prompt = length, None
+
+
+class SessionHost(Host):
+    """live: the tokens and the cache of the last prompt, a copy of its own."""
+
+    live: tuple[torch.Tensor, KVCache] | None = None
+
+    def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
+        """Reuse what the last prompts and these (R, n) have in common, and feed the rest."""
+        rows = range(len(ids))
+        if self.live is None or len(self.live[0]) != len(ids):
+            cache, common = self.build(), 0
+        else:
+            cache, common = self.live[1].select(rows), self.common(ids, self.live[0])
+            for layer in cache.layers:
+                layer.crop(common)
+        logits = self.feed(cache, ids[:, common:])[:, -1]
+        self.live = ids.clone(), cache.select(rows)
+        return cache, logits
+
+    def common(self, ids: torch.Tensor, before: torch.Tensor) -> int:
+        """Tokens at the start that are equal in all rows, of ids (R, n) less the last one."""
+        most = min(ids.shape[1] - 1, before.shape[1])
+        same = (ids[:, :most] == before[:, :most].to(ids.device)).all(dim=0)
+        return int(same.long().cumprod(0).sum())

@@ -1,0 +1,96 @@
+"""The twins that no registered method could be: lossless where they say so, and exact in what they declare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from routes import apart, at_home, feed, measured, mini, prefilled, tokens, toy, walk
+
+from kvcheck.measure.audit import audit
+from kvcheck.measure.memory import held
+from kvcheck.methods import make
+
+TWINS = "kvcheck.zoo.twins"
+LOSSLESS = (
+    f"{TWINS}.blockwise.Blockwise:budget=1000,window=8,chunk=16",
+    f"{TWINS}.chunked.Chunked:chunk=16",
+    f"{TWINS}.chunked.ChunkedH2O:budget=1000,chunk=16",
+    f"{TWINS}.chunked.ChunkedStreamingLLM:window=1000,chunk=16",
+    f"{TWINS}.drafted.Drafted:window=1000",
+    f"{TWINS}.padded.PaddedSnapKV:budget=1000",
+    f"{TWINS}.paged_window.PagedWindow:page=4,window=1000",
+    f"{TWINS}.pooled.Pooled:block=1,window=0",
+    f"{TWINS}.regimes.Regimes",
+    f"{TWINS}.shifted.Shifted:window=1000",
+    f"{TWINS}.tiered.Tiered:block=8,room=3",
+)
+LIKE = {
+    f"{TWINS}.chunked.ChunkedH2O:chunk=16": "h2o",
+    f"{TWINS}.chunked.ChunkedStreamingLLM:chunk=16": "streaming_llm",
+    f"{TWINS}.drafted.Drafted": "streaming_llm",
+    f"{TWINS}.padded.PaddedSnapKV:window=4": "snapkv:window=4",
+}
+LOSSY = (
+    *LIKE,
+    f"{TWINS}.blockwise.Blockwise:window=8,chunk=16",
+    f"{TWINS}.paged_window.PagedWindow:page=4",
+    f"{TWINS}.paged_window.PagedWindow",
+    f"{TWINS}.pooled.Pooled",
+    f"{TWINS}.pooled.Pooled:block=3,window=7",
+    f"{TWINS}.regimes.Regimes:original=60",
+    f"{TWINS}.shifted.Shifted",
+    f"{TWINS}.shifted.Shifted:discard=5,window=21,sink=2",
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy()
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 75])
+@pytest.mark.parametrize("given", LOSSLESS)
+def test_a_twin_that_loses_nothing_is_the_full_cache(given, length, model):
+    assert apart(walk(at_home(given, model), length), walk(at_home("fp16", model), length)) < 1e-3
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 150])
+@pytest.mark.parametrize("given", LIKE)
+def test_a_twin_that_feeds_otherwise_is_the_method_that_it_wraps(given, length, model):
+    assert apart(walk(at_home(given, model), length), walk(at_home(LIKE[given], model), length)) < 1e-3
+
+
+def test_mixattention_in_chunks_is_mixattention():
+    model = mini()
+    for length in (1, 129, 300):
+        one, other = (
+            walk(at_home(each, model), length) for each in (f"{TWINS}.chunked_mix.ChunkedMix", "mixattention")
+        )
+        assert apart(one, other) < 1e-2
+
+
+@pytest.mark.parametrize("length", [1, 33, 75])
+@pytest.mark.parametrize("given", [*(each for each in LOSSLESS if "window=0" not in each), *LOSSY])
+def test_slots_and_bytes_are_as_declared_after_the_prompt_and_while_decoding(given, length, model):
+    host, ids = at_home(given, model), tokens(2, length)
+    full = make("fp16").build(host.shape)
+    with torch.inference_mode(), full.recording() as taken:
+        model.model(ids, past_key_values=full)
+    cache, _ = prefilled(host, ids)
+    assert audit(cache, taken, host.method).problems == ()
+    for at, token in enumerate(tokens(2, 40, seed=2).split(1, dim=1)):
+        feed(host, cache, token)
+        assert held(cache).kv == host.method.kv_bytes(host.shape, 2, length, at + 1)
+        assert tuple(layer.stored for layer in cache.layers) == host.method.slots(host.shape, length, at + 1)
+    assert audit(cache, taken, host.method).problems == ()
+    assert measured(cache.select([1])) <= measured(cache)
+
+
+@pytest.mark.parametrize("given", LOSSY)
+def test_a_fork_goes_on_as_its_origin_would(given, model):
+    host, later = at_home(given, model), tokens(2, 30, seed=2)
+    origin, _ = prefilled(host, tokens(2, 75))
+    fork = origin.select([1, 0, 1])
+    for token in later.split(1, dim=1):
+        mine, theirs = feed(host, origin, token), feed(host, fork, token[[1, 0, 1]])
+        assert torch.allclose(mine[[1, 0, 1]], theirs, atol=1e-3)
