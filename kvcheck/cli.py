@@ -53,7 +53,20 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_file", type=Path, metavar="RUN.json")
     report.add_argument("--md", action="store_true", help="as Markdown")
     report.set_defaults(run=_report)
+    _add_power(commands)
     return top
+
+
+def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    power = commands.add_parser("power", help="check by simulation that the statistics keep what they promise")
+    power.add_argument("--runs", type=int, default=150, help="simulated runs of a method against itself (default 150)")
+    power.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    power.add_argument("--jobs", type=int, help="processes (default: one per core); they do not change a number")
+    power.add_argument("--model", default="mini", help="whose baselines to draw from (default mini)")
+    power.add_argument("--baselines", metavar="PATH", help="a folder of your own, above the shipped ones")
+    power.add_argument("--json", metavar="PATH", help="write the figures there")
+    power.add_argument("--md", metavar="PATH", help="write the report there as Markdown")
+    power.set_defaults(run=_power)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,6 +200,33 @@ def _allowances(given: argparse.Namespace) -> int:
     else:
         show(lines)
     return OK
+
+
+def _power(given: argparse.Namespace) -> int:
+    """1 where the figures refute a promise."""
+    import os
+
+    from kvcheck import power
+    from kvcheck.power import report
+
+    jobs = given.jobs if given.jobs is not None else os.cpu_count() or 1
+    plan = power.Plan(given.runs, given.seed, jobs)
+    recorded = power.load(given.baselines, given.model)
+    tables = power.measure(recorded, plan, _progress)
+    show(report.text(tables))
+    report.write(recorded, plan, tables, given.json, given.md)
+    found = report.broken(tables)
+    count = f"{len(found)} promise" + (" of the statistics is" if len(found) == 1 else "s of the statistics are")
+    print(f"kvcheck: {count} refuted" if found else "no promise is refuted")
+    return REGRESSION if found else OK
+
+
+def _progress(text: str, whole: bool = False) -> None:
+    """One line that is overwritten; where nobody looks, one line for each part that is whole."""
+    if sys.stderr.isatty():
+        print(f"\033[2K{text}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
+    elif whole:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _doctor(given: argparse.Namespace) -> int:

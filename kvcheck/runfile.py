@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.files import write_atomically
-from kvcheck.record import SCHEMA, CaseId, CaseRecord, PropertyRecord, Run, Verdict
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, PropertyRecord, Run, Verdict, ZooRecord
 
 T = TypeVar("T")
 
@@ -29,6 +29,11 @@ def case_from_json(text: str) -> CaseRecord:
 def property_from_json(text: str) -> PropertyRecord:
     """Read `dumps(record)` back."""
     return typing.cast(PropertyRecord, _build(PropertyRecord, json.loads(text)))
+
+
+def zoo_from_json(text: str) -> ZooRecord:
+    """Read `dumps(record)` back."""
+    return typing.cast(ZooRecord, _build(ZooRecord, json.loads(text)))
 
 
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:

@@ -23,6 +23,7 @@ class Settings:
     None lifts one.
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
+    zoo: bugs or families of kvcheck.zoo, or "all".
     """
 
     methods: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Settings:
     timeout: float = TIMEOUT
     resume: str | None = None
     findings: bool = False
+    zoo: tuple[str, ...] = ()
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""

@@ -28,9 +28,14 @@ class Flat:
         """What is there of padded (B, G, m, ...), by the mask `there` (B, G, m)."""
         return cls(padded[there], there.sum(dim=2).tolist())
 
-    def padded(self) -> torch.Tensor:
-        """(B, G, longest, ...), zeros behind the end of each segment."""
-        return pad_sequence(self._segments(), batch_first=True).unflatten(0, (len(self.counts), -1))
+    def padded(self, rows: slice = slice(None)) -> torch.Tensor:
+        """(b, G, longest, ...) of these rows, zeros behind the end of each segment; longest among all rows."""
+        heads, longest = len(self.counts[0]), max(count for row in self.counts for count in row)
+        start, stop, _ = rows.indices(len(self.counts))
+        each = self._segments()[start * heads : stop * heads]
+        if max(map(len, each)) < longest:  # pad_sequence pads to the longest that it is given
+            each[0] = torch.cat([each[0], each[0].new_zeros(longest - len(each[0]), *each[0].shape[1:])])
+        return pad_sequence(each, batch_first=True).unflatten(0, (stop - start, heads))
 
     def there(self) -> torch.Tensor:
         """(B, G, longest) bool: which slots of `padded` are no padding."""
@@ -104,6 +109,14 @@ class RaggedLayer(KVLayer):
     @staticmethod
     def _whole(kept: Flat | None, new: torch.Tensor) -> torch.Tensor:
         return new if kept is None else torch.cat([kept.padded(), new], dim=2)
+
+    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of these rows of the batch alone."""
+        if self.kept_keys is None or self.kept_values is None:
+            return super().read(rows, dtype)
+        keys, values = super().keys[rows], super().values[rows]
+        keys = torch.cat([self.kept_keys.padded(rows), keys], dim=2)
+        return keys.to(dtype), torch.cat([self.kept_values.padded(rows), values], dim=2).to(dtype)
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Causal attention over what is there."""

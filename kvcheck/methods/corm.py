@@ -92,15 +92,15 @@ class CORMLayer(RaggedLayer):
     def evict(self, queries: torch.Tensor, found: torch.Tensor) -> None:
         """Drop what the last w queries found minor. found (B, G, m): as kept_found, before these queries."""
         window, recent = self.method.sizes(self.prompt or self.seen)
-        found = torch.maximum(found, self._found_by(queries))
-        stays = (found >= self.seen - window) | (self.positions >= self.seen - recent)
-        there = self.there & stays
+        keys, positions, there = self.keys, self.positions, self.there
+        found = torch.maximum(found, self._found_by(queries, keys, there))
+        there = there & ((found >= self.seen - window) | (positions >= self.seen - recent))
         self.kept_found = Flat.of(found.int(), there)
-        self.keep_where(stays)
+        self.store(keys, self.values, positions, there)
 
-    def _found_by(self, queries: torch.Tensor) -> torch.Tensor:
+    def _found_by(self, queries: torch.Tensor, keys: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """(B, G, m): the position of the last of these queries that found a slot important, -1 where none did."""
-        keys, there, tokens = self.keys.float(), self.there, queries.shape[2]
+        keys, tokens = keys.float(), queries.shape[2]
         group, first = self.shape.group, self.seen - tokens
         found = torch.full(there.shape, -1, dtype=torch.int32, device=keys.device)
         for row in range(tokens):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvcheck.plugin.conformance import KvProperty
     from kvcheck.plugin.findings import KvFinding
     from kvcheck.plugin.latency import KvLatency
+    from kvcheck.plugin.zoo import KvSuspect
     from kvcheck.record import CaseRecord, Verdict
     from kvcheck.settings import Settings
 
@@ -48,6 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
     state.activate(config)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
+        if state.settings(config).zoo:
+            from kvcheck.plugin import zoo
+
+            config.pluginmanager.register(zoo.Gatherer(config), "kvcheck-zoo")
         if state.settings(config).findings:
             from kvcheck.plugin import findings
 
@@ -60,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in ("kv_case", "kv_latency", "kv_finding", "kv_property"):
+    for fixture in ("kv_case", "kv_latency", "kv_finding", "kv_property", "kv_suspect"):
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
@@ -146,6 +151,14 @@ def kv_property(request: pytest.FixtureRequest) -> KvProperty:
     from kvcheck.plugin.conformance import KvProperty
 
     return KvProperty(request, *request.param)
+
+
+@pytest.fixture
+def kv_suspect(request: pytest.FixtureRequest) -> KvSuspect:
+    """One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."""
+    from kvcheck.plugin.zoo import KvSuspect
+
+    return KvSuspect(request, request.param)
 
 
 @pytest.hookimpl(trylast=True)

@@ -70,6 +70,7 @@ OPTIONS = (
     Option("md", "write a Markdown summary to this file", "PATH"),
     Option("timeout", "seconds per case, 0 for no limit (default: 1800)", "SECONDS"),
     Option("findings", "measure what the papers found, and assert its direction; needs no --kv-method"),
+    Option("zoo", "would the gate catch known bugs: all, or names and families; needs no --kv-method", "NAME,…"),
     Option("resume", "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"),
 )
 

@@ -31,7 +31,11 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
         settings = state.settings(config)
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    if fixture == "kv_finding" or (settings.findings and not settings.methods):
+    if fixture == "kv_suspect" or settings.zoo:
+        from kvcheck.plugin import zoo
+
+        params = zoo.params(settings) if settings.zoo and fixture == "kv_suspect" else []
+    elif fixture == "kv_finding" or (settings.findings and not settings.methods):
         params = [pytest.param(None, id=settings.model)] if settings.findings and fixture == "kv_finding" else []
     elif not settings.methods:
         if asked := list(options.given(config)):
@@ -112,7 +116,7 @@ def _task(name: str) -> Any:
 
 def register_markers(config: pytest.Config, settings: Settings) -> None:
     """Register every marker that an item of this session can carry, so that --strict-markers holds."""
-    if not settings.methods:
+    if not settings.methods or settings.zoo:
         return
     lengths = {case.length for case in _cases_or_none(settings)} | set(settings.lengths)
     from kvcheck.tasks import TASKS

@@ -208,6 +208,7 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     **dict.fromkeys(CHOICES, _choice),
     **dict.fromkeys(("findings", "record_in_ci", "strict"), _flag),
     "methods": _methods,
+    "zoo": lambda value, where, name: _words(value, where),
     "lengths": _lengths,
     "tasks": _tasks,
     "modes": _modes,

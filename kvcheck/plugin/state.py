@@ -124,7 +124,7 @@ def open_session(config: pytest.Config) -> Any:
 
 def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
     """The run to go on with. Raises BaselineError where the file is damaged."""
-    if settings.resume is None:
+    if settings.resume is None or settings.zoo:  # the zoo has results of its own
         return None
     from kvcheck.runfile import read_run
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 _EXACT = 32
 _FLIPS = 99_999
 _CHUNK = 4_000_000
+_KEPT = 2_000_000
+"""The weights of small samples are kept between calls, the last four sets, each of so many numbers at most (20 MB)."""
 
 
 def bootstrap_interval(
@@ -42,17 +48,43 @@ def bootstrap_interval(
     low_guard = -largest if lowest is None else lowest
     high_guard = largest if highest is None else highest
     draws = int(min(200_000, max(10_000, 200 / alpha)))
+    parts = [(weights @ data, guard) for weights, guard in _weights(draws, data.size, seed)]
+    body, guard = parts[0] if len(parts) == 1 else (np.concatenate(both) for both in zip(*parts, strict=True))
+    low = guard * low_guard
+    low += body
+    high = guard * high_guard
+    high += body
+    np.negative(high, out=high)
+    return _smallest(low, alpha / 2), -_smallest(high, alpha / 2)
+
+
+def _smallest(values: Array, level: float) -> float:
+    """np.quantile(values, level, method="lower") without its copies; the values are put in another order."""
+    at = math.floor((values.size - 1) * level)
+    values.partition(at)
+    return float(values[at])
+
+
+def _weights(draws: int, size: int, seed: int) -> Iterable[tuple[Array, Array]]:
+    """Seeded Dirichlet weights, some draws at a time: (of `size` values, in rows; of the guard).
+
+    Those of small samples are drawn once per process.
+    """
+    return _kept_weights(draws, size, seed) if draws * size <= _KEPT else _draw_weights(draws, size, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_weights(draws: int, size: int, seed: int) -> tuple[tuple[Array, Array], ...]:
+    return tuple(_draw_weights(draws, size, seed))
+
+
+def _draw_weights(draws: int, size: int, seed: int) -> Iterator[tuple[Array, Array]]:
     rng = np.random.default_rng(seed)
-    body, guard = np.empty(draws), np.empty(draws)
-    step = max(1, _CHUNK // (data.size + 1))
+    step = max(1, _CHUNK // (size + 1))
     for start in range(0, draws, step):
-        weights = rng.standard_exponential((min(step, draws - start), data.size + 1))
+        weights = rng.standard_exponential((min(step, draws - start), size + 1))
         weights /= weights.sum(axis=1, keepdims=True)
-        body[start : start + step] = weights[:, :-1] @ data
-        guard[start : start + step] = weights[:, -1]
-    low = np.quantile(body + guard * low_guard, alpha / 2, method="lower")
-    high = np.quantile(body + guard * high_guard, 1 - alpha / 2, method="higher")
-    return float(low), float(high)
+        yield weights[:, :-1], weights[:, -1].copy()
 
 
 def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
@@ -80,7 +112,7 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
     return (1 + count) / (1 + _FLIPS)
 
 
-def _sums(data: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sums(data: Array) -> Array:
     """The sums of the data under every choice of signs."""
     sums = np.zeros(1)
     for value in data:

@@ -84,7 +84,7 @@ class Hunt:
     def tasks(self, suspect: Suspect) -> tuple[list[str], int]:
         """Cases that fail (the first one, for a bug), each with its reason, and the contexts until then."""
         found, samples = [], 0
-        for case in self.cases:
+        for case in self.cases_of(suspect):
             reason, count = self.case(suspect, case)
             samples += count
             if reason:
@@ -92,6 +92,13 @@ class Hunt:
                 if not suspect.correct:
                     break
         return found, samples
+
+    def cases_of(self, suspect: Suspect) -> list[CaseId]:
+        """All; of a correct method without a stored record, which is held against itself, those of the least length."""
+        stored = [case for case in self.cases if self.store.get(self.model, suspect.twin, case) is not None]
+        if not suspect.correct or stored:
+            return self.cases
+        return [case for case in self.cases if case.length == self.cases[0].length]
 
     def case(self, suspect: Suspect, case: CaseId) -> tuple[str, int]:
         """Why a case fails, "" where it does not, and the contexts that were measured."""

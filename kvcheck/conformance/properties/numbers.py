@@ -105,8 +105,8 @@ def near(subject: Subject, promised: tuple[float, float]) -> None:
         for name, share, limit in zip(("keys", "values"), errors(layer, true), promised, strict=True):
             worst = float(share.quantile(MOST, dim=-1).max())
             if worst > limit:
-                fail(f"layer {index}: a third of the channels of {name} are off by {worst:.2f} of their spread or more, "
-                     f"{limit:.2f} is promised")  # fmt: skip
+                said = f"{worst:.2f} of their spread or more, {limit:.2f} is promised"
+                fail(f"layer {index}: a third of the channels of {name} are off by {said}")
 
 
 @holds(unless=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))

@@ -1,0 +1,83 @@
+"""Judges a simulated record as a run does: looks after every block of contexts, then `kvcheck.budget.judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvcheck import stats
+from kvcheck.budget import Budget, judge, sequential
+from kvcheck.record import CaseRecord, Verdict
+
+BLOCK = 4
+"""Contexts between two looks, as in kvcheck/engine/session.py (CONTEXTS), which imports torch."""
+
+_REMEMBERED = ("bootstrap_interval", "confidence_sequence", "binary_sequence", "sign_flip")
+_MOST = 200_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case of one method, ready to be judged. own is None where the method has no record of its own."""
+
+    record: CaseRecord
+    fp16: CaseRecord | None
+    own: CaseRecord | None
+    budget: Budget
+    alpha: float
+    against: str = "both"
+
+
+Judge = Callable[[Trial], tuple[Verdict, ...]]
+
+
+def as_a_run_does(trial: Trial) -> tuple[Verdict, ...]:
+    """The verdicts on a case that stops where a run would stop it.
+
+    Left out: the look after the last block, which cannot stop anything any more, and `accept_as_reviewed`, which turns
+    inconclusive into pass and so no verdict into or out of a failure.
+    """
+    record = trial.record
+    for seen in range(BLOCK, len(record.samples), BLOCK):
+        part = replace(record, samples=record.samples[:seen], stopped="verdict clear")
+        if sequential(part, trial.fp16, trial.own, trial.budget, trial.alpha, trial.against):
+            record = part
+            break
+    return judge(record, trial.fp16, trial.own, trial.budget, trial.alpha, trial.against)
+
+
+def failures(verdicts: tuple[Verdict, ...]) -> tuple[str, ...]:
+    """The questions that a case failed."""
+    return tuple(one.question for one in verdicts if one.outcome == "fail")
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """While it lasts, the seeded statistics give a result that they gave before for exactly the same arguments.
+
+    They are pure functions, so nothing but time changes. questions.py finds them as attributes of kvcheck.stats.
+    """
+    plain = {name: getattr(stats, name) for name in _REMEMBERED}
+    try:
+        for name, function in plain.items():
+            setattr(stats, name, _remembered(function))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(stats, name, function)
+
+
+def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[Hashable, Any] = {}
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        key = (*(tuple(one) if isinstance(one, list) else one for one in arguments), *sorted(named.items()))
+        if key not in known:
+            if len(known) >= _MOST:
+                known.clear()
+            known[key] = function(*arguments, **named)
+        return known[key]
+
+    return call

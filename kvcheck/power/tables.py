@@ -1,0 +1,50 @@
+"""Tables of the report: made once, shown in a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kvcheck.report.text import columns, wrap
+
+
+@dataclass(frozen=True)
+class Table:
+    """head and rows of text, a note of how it was made, and what was found. raw: the figures, for JSON.
+
+    align: "<" or ">" per column. broken: promises that the figures refute, one sentence each.
+    """
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[str, ...], ...]
+    said: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    raw: tuple[dict[str, object], ...] = field(default=())
+
+    def text(self) -> Iterator[str]:
+        """Lines for a terminal."""
+        yield self.title
+        yield from (f"  {line}" for line in columns([self.head, *self.rows], self.align))
+        for line in (self.note, *self.said, *(f"BROKEN: {one}" for one in self.broken)):
+            yield from wrap(f"  {line}")
+        yield ""
+
+    def markdown(self) -> Iterator[str]:
+        """Lines of Markdown."""
+        yield from (f"## {self.title}", "", self.note, "")
+        yield "| " + " | ".join(self.head) + " |"
+        yield "|" + "|".join("---:" if side == ">" else "---" for side in self.align) + "|"
+        for row in self.rows:
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        yield ""
+        yield from (f"- {line}" for line in self.said)
+        yield from (f"- **Broken:** {line}" for line in self.broken)
+        if self.said or self.broken:
+            yield ""
+
+    def plain(self) -> dict[str, object]:
+        """For JSON."""
+        return {"title": self.title, "note": self.note, "rows": list(self.raw), "broken": list(self.broken)}

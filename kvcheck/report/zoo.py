@@ -1,0 +1,66 @@
+"""Whether the gate caught the bugs of the zoo, as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvcheck.record import ZooRecord
+from kvcheck.report.text import WIDTH, columns, short, wrap
+
+
+def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
+    """How many bugs were caught, how many correct methods were accused."""
+    bugs, twins = [one for one in found if not one.correct], [one for one in found if one.correct]
+    if bugs:
+        ways = {
+            "caught": sum(bool(one.properties or one.cases) for one in bugs),
+            "by properties alone": sum(bool(one.properties) for one in bugs),
+            "by tasks alone": sum(bool(one.cases) for one in bugs),
+        }
+        text = ", ".join(f"{count} ({100 * count / len(bugs):.0f} %) {way}" for way, count in ways.items())
+        yield f"{len(bugs)} bugs: {text}"
+    if twins:
+        accused = [one.name for one in twins if one.properties or one.cases]
+        yield f"{len(twins)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
+
+
+def _cells(one: ZooRecord) -> tuple[str, ...]:
+    """Name, twin, and per way: by what, after how much, in how many seconds."""
+    way, where = _short(one.properties), _short(one.cases)
+    tried = f"{one.trials} trials", f"{one.samples} contexts"
+    return (one.name, way, f"{tried[0]}, {one.property_seconds:.0f} s", where, f"{tried[1]}, {one.case_seconds:.0f} s")
+
+
+def _short(reasons: Sequence[str]) -> str:
+    """What caught it, without the reason."""
+    return reasons[0].partition(": ")[0].replace("_", " ") if reasons else "-"
+
+
+def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
+    """For the terminal, family by family."""
+    for family in dict.fromkeys(one.family for one in found):
+        yield family.replace("_", " ")
+        for one in (one for one in found if one.family == family):
+            name, way, tried, where, measured = _cells(one)
+            body = [(f"    properties: {way}", tried), (f"    tasks: {where}", measured)]
+            yield short(f"  {name}", WIDTH)
+            yield from (short(line, WIDTH) for line in columns(body, "<<"))
+    for line in rates(found):
+        yield from wrap(line)
+
+
+def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
+    """Markdown tables: bugs, then correct methods."""
+    yield from (f"{line}." for line in rates(found))
+    for title, rows in (
+        ("Bugs", [one for one in found if not one.correct]),
+        ("Correct methods", [one for one in found if one.correct]),
+    ):
+        if rows:
+            yield from ("", f"## {title}", "", "| family | name | in | property | tried | case | measured |")
+            yield "|---|---|---|---|---|---|---|"
+        for one in sorted(rows, key=lambda one: (one.family, one.name)):
+            name, way, tried, where, measured = _cells(one)
+            linked = f"[{name}]({one.url})" if one.url else f"`{name}`"
+            cells = (one.family.replace("_", " "), linked, f"`{one.twin}`", way, tried, where, measured)
+            yield f"| {' | '.join(cells)} |"

@@ -1,0 +1,21 @@
+"""The zoo: would this gate, on this model, have caught bugs that real projects shipped?
+
+    pytest --kv-zoo=all                          every bug, and the correct methods that they break
+    pytest --kv-zoo=beam,h2o … -n 2              some families or bugs, on two workers
+    pytest --kv-zoo=all --kv-method=your.Class   generic faults put around your own method
+    pytest --kv-zoo=all --kv-json=zoo.json --kv-resume=zoo.json     go on where an earlier run stopped
+
+The bugs: kvcheck/zoo/, one module per family. What catches them was written without them in mind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvcheck.plugin.zoo import KvSuspect
+
+
+def test_zoo(kv_suspect: KvSuspect) -> None:
+    """A bug is caught, a correct method is not accused."""
+    kv_suspect.check(kv_suspect.examine())
