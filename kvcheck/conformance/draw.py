@@ -36,10 +36,11 @@ _DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Draw)}
 
 
 def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:
-    """Lengths from 1 up, half of them at a border of a block or one token beside it."""
+    """Lengths from 1 up: the shortest, short ones, borders of blocks, any, and long ones."""
     borders = {size * times + beside for size in BLOCKS for times in (1, 2, 4) for beside in (-1, 0, 1)}
     near = st.sampled_from(sorted(each for each in borders if 1 <= each <= longest))
-    return st.one_of(st.integers(1, min(40, longest)), near, st.integers(1, longest))
+    short, long = st.integers(1, min(40, longest)), st.integers(max(1, longest // 2), longest)
+    return st.one_of(st.integers(1, 3), short, near, st.integers(1, longest), long)
 
 
 def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int = 12) -> st.SearchStrategy[Draw]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from kvcheck.conformance.properties.base import holds
-from kvcheck.conformance.subject import NotServed, Subject, equal, rows_of
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
+from kvcheck.measure.memory import held
+from kvcheck.methods.cache import KVCache
 
 
 @holds()
@@ -96,8 +98,17 @@ def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
     rows = [row for row in range(subject.draw.rows) for _ in range(2)]
     wide, wanted = cache.select(range(subject.draw.rows)), cache.select(rows)
     wide.batch_repeat_interleave(2)
+    as_large(wide, wanted, "repeated rows")
     equal(subject.feed(wide, follow[rows]), subject.feed(wanted, follow[rows]), "repeated rows")
     left = [subject.draw.rows - 1]
     wanted = cache.select(left)
     cache.batch_select_indices(torch.tensor(left))
+    as_large(cache, wanted, "rows taken out")
     equal(subject.feed(cache, follow[left]), subject.feed(wanted, follow[left]), "rows taken out")
+
+
+def as_large(cache: KVCache, wanted: KVCache, what: str) -> None:
+    """Raise Violation unless two caches hold as many bytes."""
+    mine, theirs = held(cache).kv, held(wanted).kv
+    if mine != theirs:
+        fail(f"{what} hold {mine:,} bytes, selected they hold {theirs:,}")

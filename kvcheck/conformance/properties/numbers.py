@@ -24,7 +24,8 @@ def finite(results: list[torch.Tensor], what: str) -> None:
 @holds(longest=40)
 def every_length_gives_finite_numbers(subject: Subject) -> None:
     """From a prompt of one token up, all logits are finite."""
-    finite(subject.life(*subject.texts()), f"a prompt of {subject.draw.prompt}")
+    for length in (1, 2, 3, subject.draw.prompt):
+        finite(subject.life(subject.tokens(length), *subject.texts()[1:]), f"a prompt of {length}")
 
 
 @holds(longest=140, share=0.5)

@@ -26,7 +26,7 @@ def watched(model: Any) -> Iterator[list[torch.Tensor]]:
     found: list[torch.Tensor] = []
     forwards: list[int] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if len(found) < len(forwards):  # some models rotate twice, for their kinds of layers
             found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
@@ -35,7 +35,7 @@ def watched(model: Any) -> Iterator[list[torch.Tensor]]:
         raise NotServed("the model has no rotary embedding to watch")
     handles = [
         model.register_forward_pre_hook(lambda *_: forwards.append(1)),
-        rotary[0].register_forward_pre_hook(note, with_kwargs=True),
+        rotary[0].register_forward_hook(note, with_kwargs=True),
     ]
     try:
         yield found

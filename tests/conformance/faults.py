@@ -1,0 +1,279 @@
+"""Small faulty methods: the full cache with one thing wrong."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvcheck.methods.base import Method, MethodInfo, ModelShape
+from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.host import Host
+from kvcheck.methods.kivi import KIVI, KIVILayer
+
+COUNTER = itertools.count()
+SEEN: dict[int, int] = {}
+PILE: list[torch.Tensor] = []
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """The full cache, by whatever layer a subclass names."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
+    made: ClassVar[type[KVLayer]] = KVLayer
+
+    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+        return self.made(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        return (prompt + decoded,) * shape.layers
+
+
+def unmasked(layer, query, keys, values):
+    return scaled_dot_product_attention(query, keys, values, scale=layer.scaling, enable_gqa=True)
+
+
+class LosesFirstLayer(KVLayer):
+    def compress(self, queries):
+        self.keep(self.every_head(torch.arange(min(1, self.stored - 1), self.stored)))
+
+
+class RaisesLayer(KVLayer):
+    def compress(self, queries):
+        self.share = 1 / 0
+
+
+class SeesHalfLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        half = keys.shape[2] // 2 if self.prompt is None else 0
+        values = torch.cat([torch.zeros_like(values[:, :, :half]), values[:, :, half:]], dim=2)
+        return super().mix(query, keys, values, rows)
+
+
+class LastChunkLayer(KVLayer):
+    def hold(self, queries=False):
+        super().hold(queries)
+        self.meant = 0
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if self._held is not None and self.seen:
+            value_states = torch.zeros_like(value_states)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+class AbsorbsZerosLayer(KVLayer):
+    def absorb(self, prefilled):
+        super().absorb(prefilled)
+        self.values[:, :, -1:] = 0
+
+
+class BlindBlockLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        new = query.shape[2]
+        if self.prompt is not None and new > 1:
+            keys, values = keys[:, :, -new:], values[:, :, -new:]
+        return super().mix(query, keys, values, rows)
+
+
+class NonCausalBlockLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        if self.prompt is not None:
+            return unmasked(self, query, keys, values)
+        return super().mix(query, keys, values, rows)
+
+
+class NonCausalPromptLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        return unmasked(self, query, keys, values) if self.prompt is None else super().mix(query, keys, values, rows)
+
+
+class WrongSlotsLayer(KVLayer):
+    def write(self, keys, values):
+        super().write(keys, values.roll(1, 1) if self.prompt is not None else values)
+
+
+class StoredLengthLayer(LosesFirstLayer):
+    def get_seq_length(self, *args):
+        return self.stored
+
+
+class HeavyForkLayer(KVLayer):
+    def select(self, rows):
+        twin = super().select(rows)
+        twin.old = self.values.clone()
+        return twin
+
+
+class PilingLayer(KVLayer):
+    def compress(self, queries):
+        PILE.append(torch.zeros(1 << 16))
+
+
+class MeanLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        return super().mix(query, keys, values - values.mean(dim=0, keepdim=True), rows)
+
+
+class RowNumberLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        scale = 1 + 0.1 * torch.arange(values.shape[0], dtype=values.dtype).view(-1, 1, 1, 1)
+        return super().mix(query, keys, values * scale, rows)
+
+
+class ShrinkingLayer(KVLayer):
+    def reset(self):
+        super().reset()
+        self.rows = 0
+
+    def step(self, query):
+        self.rows = max(self.rows, query.shape[0])
+
+    def mix(self, query, keys, values, rows):
+        return super().mix(query, keys, values * (0.5 if self.rows > query.shape[0] else 1), rows)
+
+
+class SharedForkLayer(KVLayer):
+    def select(self, rows):
+        return self
+
+
+class InPlaceOnlyLayer(KVLayer):
+    def step(self, query):
+        self.values[:, :, :1] *= 0.9
+
+
+class AliasedForkLayer(InPlaceOnlyLayer):
+    def select(self, rows):
+        twin = super().select(rows)
+        if list(rows) == list(range(self.values.shape[0])):
+            twin.k, twin.v = self.k, self.v
+        return twin
+
+
+class CountingLayer(KVLayer):
+    def compress(self, queries):
+        SEEN[self.index] = SEEN.get(self.index, 0) + self.seen
+        self.values[:, :, :1] *= 1 / SEEN[self.index]
+
+
+class RandomLayer(KVLayer):
+    def compress(self, queries):
+        self.values[:, :, :1] *= 1 + 0.1 * (next(COUNTER) % 7)
+
+
+class LastPromptLayer(KVLayer):
+    def compress(self, queries):
+        SEEN[-1 - self.index] = int(1000 * self.values.float().abs().mean())
+
+    def mix(self, query, keys, values, rows):
+        share = SEEN.get(-1 - self.index, 0) % 10 / 10 if self.prompt is not None else 0
+        return super().mix(query, keys, values * (1 + share), rows)
+
+
+class SpreadLayer(KVLayer):
+    def compress(self, queries):
+        spread = self.values.amax(dim=2, keepdim=True) - self.values.amin(dim=2, keepdim=True)
+        self.values.div_(spread)  # of one token: no number
+
+
+class ScaledLayer(KVLayer):
+    def mix(self, query, keys, values, rows):
+        return super().mix(query, keys, values * SEEN.get(100, 1), rows)
+
+
+class StaleResetLayer(KVLayer):
+    def reset(self):
+        old = getattr(self, "v", None)
+        super().reset()
+        self.stale = None if old is None else float(old.used.float().mean())
+
+    def mix(self, query, keys, values, rows):
+        return super().mix(query, keys, values + (self.stale or 0.0) * 10, rows)
+
+
+class UnsavedLayer(KVLayer):
+    def __getstate__(self):
+        state = dict(self.__dict__)
+        state["seen"] = state["prompt"]
+        return state
+
+
+class CroppedLayer(KVLayer):
+    def crop(self, length):
+        self.v.used[:, :, length:] = 0
+        self.seen = length
+
+
+class FirstHeadLayer(KVLayer):
+    def compress(self, queries):
+        self.values[:, 1:] *= 0.5
+
+
+class AbsoluteLayer(KVLayer):
+    def compress(self, queries):
+        half = (self.stored + 1) // 2
+        self.keep(self.keys[..., 0].float().topk(half, dim=2).indices.sort(dim=2).values)
+
+
+class FadingHost(Host):
+    def prefill(self, ids):
+        self.loaded.model.config.rope_theta = 1.0 + ids.shape[1]
+        return super().prefill(ids)
+
+
+@dataclass(frozen=True)
+class TouchesConfig(Full):
+    def host(self, loaded):
+        return FadingHost(self, loaded)
+
+
+@dataclass(frozen=True)
+class LastModel(Full):
+    made = ScaledLayer
+
+    def host(self, loaded):
+        SEEN[100] = float(next(loaded.model.parameters()).double().sum())
+        return Host(self, loaded)
+
+
+@dataclass(frozen=True)
+class Absolute(Full):
+    info: ClassVar[MethodInfo] = MethodInfo(summary="half, by one channel", stage="compression")
+
+    made = AbsoluteLayer
+
+    def slots(self, shape, prompt, decoded):
+        return ((prompt + 1) // 2 + decoded,) * shape.layers
+
+
+@dataclass(frozen=True)
+class AlwaysTwoBits(KIVI):
+    def layer(self, shape, index):
+        return KIVI(bits=2).layer(shape, index)
+
+
+class FadingLayer(KIVILayer):
+    def read(self, rows, dtype, heads=slice(None)):
+        keys, values = super().read(rows, dtype, heads)
+        return keys * 0.9, values * 0.9
+
+
+@dataclass(frozen=True)
+class Fading(KIVI):
+    def layer(self, shape, index):
+        return FadingLayer(shape, index, self)
+
+
+def faulty(name: str, layer: type[KVLayer]) -> None:
+    """A method that is the full cache with this layer."""
+    made = type(name, (Full,), {"made": layer, "__module__": __name__, "__doc__": "The full cache with a fault."})
+    globals()[name] = dataclass(frozen=True)(made)
+
+
+for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, KVLayer)]:
+    if _layer.__module__ == __name__ and _layer.__name__ not in ("AbsoluteLayer", "FadingLayer"):
+        faulty(_layer.__name__.removesuffix("Layer"), _layer)

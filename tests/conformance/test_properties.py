@@ -1,0 +1,123 @@
+"""Every property fails on a method that breaks it, and holds on the correct one."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcheck.conformance import NAMES
+from kvcheck.conformance.draw import Draw
+from kvcheck.conformance.properties import PROPERTIES
+from kvcheck.conformance.runner import check, examine
+from kvcheck.conformance.subject import Violation
+from kvcheck.errors import SpecError
+from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED
+
+ZOO = "kvcheck.zoo."
+MUTANT = "kvcheck.zoo.mutants."
+BREAKS = {
+    "everything_held_is_the_full_cache": "faults.LosesFirst",
+    "the_prompt_is_read_as_by_the_full_cache": "faults.SeesHalf",
+    "a_prompt_in_two_chunks_is_the_prompt": "faults.LastChunk",
+    "an_absorbed_prompt_is_the_prompt": "faults.AbsorbsZeros",
+    "a_block_is_its_tokens_one_by_one": "faults.BlindBlock",
+    "a_block_begins_as_its_first_token": "faults.BlindBlock",
+    "a_later_token_never_changes_earlier_logits": "faults.NonCausalBlock",
+    "a_later_token_of_the_prompt_never_changes_earlier_logits": "faults.NonCausalPrompt",
+    "the_newest_token_is_seen": MUTANT + "ForgottenAnswer:of=fp16",
+    "a_token_is_fed_at_its_position": MUTANT + "WrongPosition:of=fp16",
+    "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
+    "a_slot_holds_the_token_of_its_position": MUTANT + "SwappedHeads:of=fp16",
+    "slots_stay_true_while_decoding": "faults.WrongSlots",
+    "bytes_are_as_declared": "faults.LosesFirst",
+    "a_fork_holds_what_its_rows_need": "faults.HeavyFork",
+    "memory_is_freed_in_every_row_of_every_sample": ZOO + "state_leak.KvLenCounterSurvivesSample",
+    "memory_stays_bounded_while_decoding": ZOO + "long_generation.EvictAtPrefillOnly",
+    "nothing_piles_up_over_samples": "faults.Piling",
+    "every_length_gives_finite_numbers": "faults.Spread",
+    "a_repeated_token_gives_finite_numbers": ZOO + "quantization.ConstantGroupDividesByZero",
+    "keys_and_values_of_zero_give_finite_numbers": ZOO + "quantization.ConstantGroupDividesByZero",
+    "what_is_read_back_is_as_near_as_promised": ZOO + "quantization.KeysQuantizedPerVector:bits=4",
+    "more_bits_are_nearer": "faults.AlwaysTwoBits",
+    "what_was_read_back_is_stored_without_loss": "faults.Fading",
+    "a_row_of_a_batch_is_as_alone": "faults.Mean",
+    "permuted_rows_give_permuted_answers": "faults.RowNumber",
+    "rows_that_finish_early_leave_the_others_alone": "faults.Shrinking",
+    "forks_do_not_disturb_each_other": "faults.SharedFork",
+    "beams_that_are_reordered_go_on_as_their_parents": ZOO + "beam.ReorderOnlyResidual",
+    "rows_can_be_repeated_and_taken_out_in_place": ZOO + "batching.InheritedMethodSwapsPlainCache",
+    "a_sample_does_not_depend_on_those_before_it": "faults.Counting",
+    "the_same_call_gives_the_same": "faults.Random",
+    "interleaved_samples_do_not_disturb_each_other": "faults.LastPrompt",
+    "two_models_do_not_disturb_each_other": "faults.LastModel",
+    "configurations_and_weights_are_left_alone": "faults.TouchesConfig",
+    "a_reused_prefix_is_as_a_fresh_one": "faults.AliasedFork",
+    "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
+    "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
+    "what_is_taken_back_was_never_there": "faults.Cropped",
+    "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
+    "where_a_text_begins_does_not_matter": "faults.Absolute",
+}
+"""A faulty method for every property: one of tests/conformance/faults.py, of the zoo, or a mutant."""
+HOLD_ON = ("fp16", "snapkv", "h2o", "kivi", "streaming_llm", "quest")
+
+
+def test_the_names_are_those_of_the_properties():
+    assert tuple(PROPERTIES) == NAMES == tuple(BREAKS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_breaks_the_property_is_found(name):
+    found = examine(name, BREAKS[name], 12)
+    assert found.outcome == FAILS, found
+    assert found.reason
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_property_holds_on_correct_methods(name):
+    for spec in HOLD_ON:
+        found = examine(name, spec, 3)
+        assert found.outcome in (HOLDS, EXCUSED, UNSERVED), found
+
+
+def test_every_property_says_in_words_what_holds():
+    for one in PROPERTIES.values():
+        assert len(one.claim) > 20
+        assert one.claim.endswith(".")
+
+
+def test_a_failure_is_shrunk_and_comes_as_a_test_that_fails():
+    found = examine("a_row_of_a_batch_is_as_alone", "faults.Mean", 12)
+    assert "rows=2" in found.snippet
+    assert "prompt=" not in found.snippet
+    names: dict[str, object] = {}
+    exec(found.snippet, names)
+    with pytest.raises(Violation, match="row"):
+        names["test_a_row_of_a_batch_is_as_alone"]()
+
+
+def test_an_exception_of_the_method_is_a_failure_with_its_place():
+    found = examine("every_length_gives_finite_numbers", "faults.Raises", 2)
+    assert found.outcome == FAILS
+    assert "it raised ZeroDivisionError in compress (faults.py:" in found.reason
+
+
+def test_an_opt_out_has_a_reason():
+    found = examine("a_block_is_its_tokens_one_by_one", "h2o", 2)
+    assert (found.outcome, found.reason) == (EXCUSED, "a block is attended to whole, then evicted from once")
+
+
+def test_a_refusal_is_no_failure():
+    found = examine("what_is_taken_back_was_never_there", "fp16", 3)
+    assert found.outcome == UNSERVED
+    assert "cropped" in found.reason
+
+
+def test_an_unknown_property_is_refused_with_the_nearest_name():
+    with pytest.raises(SpecError, match="unknown property"):
+        check("a_row_of_a_batch_is_alone", "fp16")
+
+
+def test_a_trial_is_repeatable():
+    for _ in range(2):
+        check("a_row_of_a_batch_is_as_alone", "snapkv", rows=2, prompt=40, block=3, steps=2)
+    assert Draw(rows=2).text() == "rows=2"
