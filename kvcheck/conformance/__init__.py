@@ -15,6 +15,7 @@ NAMES = (
     "a_slot_holds_the_token_of_its_position",
     "slots_stay_true_while_decoding",
     "bytes_are_as_declared",
+    "a_block_takes_the_bytes_of_its_tokens",
     "a_fork_holds_what_its_rows_need",
     "memory_is_freed_in_every_row_of_every_sample",
     "memory_stays_bounded_while_decoding",

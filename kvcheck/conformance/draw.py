@@ -24,7 +24,7 @@ class Draw:
     prompt: int = 1
     block: int = 1
     steps: int = 1
-    cut: int = 500
+    cut: int = 0
 
     def text(self) -> str:
         """As keyword arguments, those that are not at their default."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
 from kvcheck.methods.kivi import KIVI, KIVILayer
 
@@ -180,6 +180,13 @@ class SpreadLayer(KVLayer):
         self.values.div_(spread)  # of one token: no number
 
 
+class PlainCopiesCache(KVCache):
+    def batch_repeat_interleave(self, repeats):
+        super().batch_repeat_interleave(repeats)
+        for layer in self.layers:
+            layer.values[1:] = 0
+
+
 class ScaledLayer(KVLayer):
     def mix(self, query, keys, values, rows):
         return super().mix(query, keys, values * SEEN.get(100, 1), rows)
@@ -229,6 +236,12 @@ class FadingHost(Host):
 class TouchesConfig(Full):
     def host(self, loaded):
         return FadingHost(self, loaded)
+
+
+@dataclass(frozen=True)
+class PlainCopies(Full):
+    def build(self, shape, store_dtype=None):
+        return PlainCopiesCache(super().build(shape, store_dtype).layers, store_dtype)
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,7 @@ def forks_do_not_disturb_each_other(subject: Subject) -> None:
 @holds()
 def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     """Beam search: rows that are replaced by others, in place too, answer as if they had read the same text."""
-    ids, _, steps = subject.texts()
-    beams = 3
+    ids, beams = subject.tokens(subject.draw.prompt), 3
     cache, _ = subject.prefill(ids[:1])
     wide = cache.select([0] * beams)
     words = subject.tokens(subject.draw.block, rows=beams, salt=5)
@@ -77,7 +76,7 @@ def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     fresh, _ = subject.prefill(ids[:1])
     wanted = fresh.select([0] * beams)
     subject.one_by_one(wanted, words[parents])
-    last = steps[:1].expand(beams, -1)
+    last = subject.tokens(subject.draw.steps, rows=beams, salt=6)
     equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
 
 

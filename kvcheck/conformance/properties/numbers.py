@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from kvcheck.conformance.properties.base import holds, other_prompt
-from kvcheck.conformance.properties.positions import dense_layers
+from kvcheck.conformance.properties.positions import dense_layers, of_length
 from kvcheck.conformance.properties.sizes import LONG
 from kvcheck.conformance.subject import NotServed, Subject, fail
 from kvcheck.methods.base import Method, MethodInfo, Prefilled
@@ -37,12 +37,14 @@ def a_repeated_token_gives_finite_numbers(subject: Subject) -> None:
 
 @holds(longest=140, share=0.5)
 def keys_and_values_of_zero_give_finite_numbers(subject: Subject) -> None:
-    """Where keys and values are all zero, logits are still finite."""
+    """Where keys and values are all zero, logits are finite and lengths are right all the same."""
     for name, weight in subject.loaded.model.named_parameters():
         if ".0." in name and ("k_proj" in name or "v_proj" in name):
             weight.data.zero_()
     subject.host = subject.hosted()
     finite(subject.life(*subject.texts()), "keys and values of zero")
+    if not other_prompt(subject.method.info):
+        of_length(subject.prefill(subject.texts()[0])[0], subject.draw.prompt, "a prompt whose keys are zero")
 
 
 def verbatim(info: MethodInfo) -> str:

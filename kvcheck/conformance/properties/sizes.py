@@ -56,6 +56,15 @@ def bytes_are_as_declared(subject: Subject) -> None:
 
 
 @holds()
+def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
+    """A follow-up that is fed in one forward takes the bytes and slots that it takes token by token."""
+    draw = subject.draw
+    cache, _ = subject.prefill(subject.tokens(draw.prompt))
+    subject.feed(cache, subject.tokens(draw.block, salt=1))
+    check(subject, cache, draw.rows, draw.prompt, draw.block, f"behind a block of {draw.block} tokens")
+
+
+@holds()
 def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
     """Rows that are selected take their bytes along and no others; so do rows that are repeated."""
     draw = subject.draw
