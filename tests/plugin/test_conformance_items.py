@@ -1,0 +1,121 @@
+"""Properties as test items: what a user with a method of their own sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+SUITE = "kvcheck.suites.test_conformance"
+MINE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from kvcheck.methods.base import Method, MethodInfo
+from kvcheck.methods.cache import KVLayer
+
+
+class Layer(KVLayer):
+    def compress(self, queries):
+        start = max(0, self.stored - self.method.tokens)
+        self.keep(self.every_head(torch.arange(start, self.stored)))
+
+    def select(self, rows):
+        return self if self.method.shares else super().select(rows)
+
+
+@dataclass(frozen=True)
+class Newest(Method):
+    info: ClassVar[MethodInfo] = MethodInfo(summary="the newest", stage="compression", whole="tokens=10000")
+    tokens: int = 32
+    shares: bool = False
+
+    def layer(self, shape, index):
+        return Layer(shape, index, self)
+"""
+FORKS = "forks_do_not_disturb_each_other"
+
+
+@pytest.fixture
+def try_out(repo: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    repo.makepyfile(mine=MINE)
+    repo.syspathinsert()
+    return lambda *options: repo.runpytest_subprocess("--pyargs", SUITE, "--kv-profile=quick", *options)
+
+
+def test_a_fault_is_found_and_printed_as_a_test_to_paste(try_out: Callable[..., pytest.RunResult]) -> None:
+    result = try_out("--kv-method=mine.Newest:shares=true", "-k", FORKS)
+    result.assert_outcomes(failed=1, deselected=41)
+    result.stdout.fnmatch_lines(
+        [
+            'mine.Newest:shares=true: "forks do not disturb each other" does not hold',
+            "the smallest trial that was found, as a test:",
+            f"    def test_{FORKS}():",
+            f"        check(\"{FORKS}\", 'mine.Newest:shares=true'*)",
+            "conformance of mine.Newest:shares=true: 0 of 1 properties hold, 1 fail",
+        ]
+    )
+
+
+def test_what_holds_and_what_does_not_apply_is_counted_with_the_reason(
+    try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester, dist: tuple[str, ...]
+) -> None:
+    names = f"{FORKS} or bounded or bits"
+    result = try_out("--kv-method=mine.Newest", "--kv-json=run.json", "-k", names, *dist)
+    result.assert_outcomes(passed=1, skipped=2, deselected=0 if "2" in dist else 39)
+    result.stdout.fnmatch_lines(
+        [
+            "conformance of mine.Newest: 1 of 3 properties hold, 2 do not apply",
+            '*"memory stays bounded while decoding" (it does not claim to evict while decoding)',
+        ]
+    )
+    kept = json.loads((repo.path / "run.json").read_text("utf-8"))["properties"]
+    assert {one["name"]: one["outcome"] for one in kept}[FORKS] == "holds"
+
+
+def test_certain_tasks_or_lengths_leave_properties_out(run: Callable[..., pytest.RunResult]) -> None:
+    run("--kv-method=snapkv", suite=SUITE).assert_outcomes(deselected=1)
+
+
+def test_collecting_them_imports_no_torch(repo: pytest.Pytester) -> None:
+    repo.makepyfile(
+        look="""
+        import sys
+
+        def pytest_collection_finish(session):
+            assert "torch" not in sys.modules, "torch was imported"
+        """
+    )
+    repo.syspathinsert()
+    found = repo.runpytest_subprocess("--pyargs", SUITE, "--kv-method=snapkv", "--collect-only", "-q", "-p", "look")
+    assert found.ret == 0
+    found.stdout.fnmatch_lines([f"*test_conformance[[]{FORKS}-snapkv[]]"])
+
+
+def test_the_zoo_says_what_caught_a_bug_and_goes_on_where_it_stopped(repo: pytest.Pytester) -> None:
+    (repo.path / "conftest.py").unlink()  # the real engine
+    asked = (
+        "--pyargs",
+        "kvcheck.suites.test_zoo",
+        "--kv-zoo=newcomer-score-freeze",
+        "-k",
+        "not twins",
+        "--kv-json=z.json",
+    )
+    result = repo.runpytest_subprocess(*asked, "--kv-profile=quick", "--kv-md=z.md")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["1 bugs: 1 (100 %) caught, 1 (100 %) by properties alone, 1 (100 %) by tasks alone"])
+    assert "| eviction | [newcomer-score-freeze](https://" in (repo.path / "z.md").read_text("utf-8")
+    before = (repo.path / "z.json").read_bytes()
+    again = repo.runpytest_subprocess(*asked, "--kv-profile=quick", "--kv-resume=z.json")
+    again.assert_outcomes(passed=1, deselected=1)
+    assert (repo.path / "z.json").read_bytes() == before
+
+
+def test_an_unknown_bug_is_refused_with_the_nearest_name(repo: pytest.Pytester) -> None:
+    result = repo.runpytest_subprocess("--pyargs", "kvcheck.suites.test_zoo", "--kv-zoo=newcomer-score-freez")
+    result.stdout.fnmatch_lines(["*no bug and no family is called 'newcomer-score-freez'*"])
+    assert result.ret != 0
