@@ -21,6 +21,8 @@ else:
 
 STEP = 5
 """A proposed allowance is a multiple of so many points: a table of exact drops would pretend to know more."""
+SLACK = 0.005
+"""Share of fp16's bytes by which other contexts, with questions of other lengths, may take more."""
 HEAD = """\
 # What each built-in method may lose against fp16 on the embedded model, in points of accuracy per case.
 # Each number is the largest drop of a case of the capability in the shipped records, rounded up to a multiple of 5;
@@ -123,8 +125,13 @@ def propose(run: Run, reasons: dict[str, str]) -> Iterator[str]:
             yield f"{capability} = {_rounded(worst)}"
         ratios = [record.memory.ratio for record in records if record.memory is not None]
         if ratios and max(ratios) > 0:  # what lies in host memory alone has no share to limit
-            yield f"bytes = {math.ceil(100 * max(ratios) - 1e-9) / 100}"
+            yield f"bytes = {_share(max(ratios))}"
         yield ""
+
+
+def _share(ratio: float) -> float:
+    """A share of fp16's bytes in hundredths, with SLACK; all of them is all of them."""
+    return 1.0 if ratio == 1 else math.ceil(100 * (ratio + SLACK) - 1e-9) / 100
 
 
 def _worst(records: list[CaseRecord], fp16: dict[str, CaseRecord]) -> dict[str, float]:

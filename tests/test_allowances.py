@@ -57,6 +57,13 @@ def test_a_proposal_is_the_largest_drop_rounded_up_to_five(tmp_path: Path, lost:
     assert load(tmp_path, text).reason("snapkv") == 'keeps "half"'
 
 
+@pytest.mark.parametrize(("held", "limit"), [(501, 0.51), (506, 0.52), (1000, 1.0), (1001, 1.01)])
+def test_proposed_bytes_leave_room_for_contexts_of_other_lengths(tmp_path: Path, held: int, limit: float) -> None:
+    lossy = record([1.0] * 16, method="snapkv", memory=memory(held))
+    text = "\n".join(propose(Run(HEADER, (fp16(), lossy)), {"snapkv": "half"}))
+    assert load(tmp_path, text).get("snapkv", "string_retrieval") == Budget(drop=2, bytes=limit)
+
+
 def test_a_proposal_needs_fp16_on_the_same_case() -> None:
     with pytest.raises(MissingBaseline, match="no fp16 record"):
         list(propose(Run(HEADER, (record([1.0] * 16, method="snapkv"),)), {"snapkv": "x"}))

@@ -219,6 +219,12 @@ class Method:
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
         return None
 
+    def whole(self) -> Spec | None:
+        """The spec that holds everything (see MethodInfo.whole), None where there is none."""
+        from kvcheck.spec import Spec
+
+        return None if self.info.whole is None else Spec.parse(f"{self.name()}:{self.info.whole}".rstrip(":"))
+
     def rounding(self) -> tuple[float, float] | None:
         """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.
 

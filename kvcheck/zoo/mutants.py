@@ -69,6 +69,11 @@ class Mutant(Method):
         """As the correct method."""
         return self.inner.protected(prompt)
 
+    def whole(self) -> Spec | None:
+        """The same fault around the correct method's."""
+        inner = self.inner.whole()
+        return None if inner is None else Spec(self.name(), (("of", str(inner)),))
+
     def rounding(self) -> tuple[float, float] | None:
         """As the correct method."""
         return self.inner.rounding()

@@ -8,7 +8,6 @@ from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.host import Host
-from kvcheck.spec import Spec
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -19,7 +18,7 @@ def own_prefill(info: MethodInfo) -> str:
 @holds(unless=no_whole)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(Spec.parse(f"{subject.method.name()}:{subject.method.info.whole}".rstrip(":"))))
+    whole = subject.hosted(str(subject.method.whole()))
     mine, full = subject.life(*subject.texts(), host=whole), subject.life(*subject.texts(), host=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 
