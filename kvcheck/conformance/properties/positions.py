@@ -121,15 +121,16 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
 
 @holds(unless=rewrites)
 def slots_stay_true_while_decoding(subject: Subject) -> None:
-    """Behind a follow-up and decoding, keys and values of the first layer are still those of the tokens they stand for.
+    """Behind two turns of follow-up and decoding, keys and values of the first layer are still those of their tokens.
 
     The first layer's do not depend on what the cache answered before, so they are those of the full cache.
     """
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
-    subject.feed(cache, follow)
-    subject.one_by_one(cache, steps)
-    true = dense_layers(subject, torch.cat([ids, follow, steps], dim=1))[0]
+    for _ in range(2):  # turns
+        subject.feed(cache, follow)
+        subject.one_by_one(cache, steps)
+    true = dense_layers(subject, torch.cat([ids, follow, steps, follow, steps], dim=1))[0]
     caches = _caches(cache)
     for number, each in enumerate(caches):
         at = slice(None) if len(caches) == 1 else slice(number, number + 1)
