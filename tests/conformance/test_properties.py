@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kvcheck.conformance import NAMES
@@ -10,6 +12,7 @@ from kvcheck.conformance.properties import PROPERTIES
 from kvcheck.conformance.runner import check, examine
 from kvcheck.conformance.subject import Violation
 from kvcheck.errors import SpecError
+from kvcheck.methods import METHODS
 from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED
 
 ZOO = "kvcheck.zoo."
@@ -84,6 +87,20 @@ def test_every_property_says_in_words_what_holds():
     for one in PROPERTIES.values():
         assert len(one.claim) > 20
         assert one.claim.endswith(".")
+
+
+def test_the_documentation_lists_every_property_and_every_opt_out():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "conformance.md").read_text("utf-8")
+    rows = [f"| `{one.name}` | {one.claim} |" for one in PROPERTIES.values()]
+    rows += [
+        f"| `{name}` | `{one}` | {why} |" for name in METHODS.names() for one, why in METHODS.get(name).info.exempt
+    ]
+    assert [row for row in rows if row not in page] == []
+
+
+def test_an_opt_out_names_a_property():
+    for name in METHODS.names():
+        assert {one for one, _ in METHODS.get(name).info.exempt} <= set(NAMES)
 
 
 def test_a_failure_is_shrunk_and_comes_as_a_test_that_fails():
