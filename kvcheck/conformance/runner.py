@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -54,8 +55,8 @@ def trial(one: Property, spec: str, draw: Draw) -> None:
             raise Violation(f"it raised {type(error).__name__} in {place}: {error}") from error
 
 
-def examine(name: str, spec: str, trials: int) -> PropertyRecord:
-    """Try a property `trials` times. The method must have been checked: a bad spec raises SpecError."""
+def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
+    """Try a property `trials` times; another seed draws others. A bad spec raises SpecError."""
     one = PROPERTIES[name]
     excuse = one.excuse(make(spec).info)
     if excuse:
@@ -74,7 +75,7 @@ def examine(name: str, spec: str, trials: int) -> PropertyRecord:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the models are so small that sharing the work takes longer than doing it
     try:
-        decide(given(draws(architectures, one.longest, one.steps))(search.attempt))()
+        hypothesis.seed(seed)(decide(given(draws(architectures, one.longest, one.steps))(search.attempt)))()
     except Violation:
         return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, search.reason, snippet(one, search))
     finally:

@@ -43,7 +43,7 @@ class KvProperty:
 
         try:
             with time_limit(self.settings.timeout):
-                found = runner.examine(self.name, self.method, runner.TRIALS[self.settings.profile])
+                found = runner.examine(self.name, self.method, runner.TRIALS[self.settings.profile], self.settings.seed)
         except TimeLimit:
             found = PropertyRecord(
                 self.name, self.method, FAILS, 0, f"it took longer than {self.settings.timeout:g} s (--kv-timeout)"

@@ -73,7 +73,7 @@ class Hunt:
         """Those that fail (the first one, for a bug), each with its reason, and the trials until then."""
         found, trials = [], 0
         for name in NAMES:
-            said = examine(name, suspect.faulty, TRIALS[self.settings.profile])
+            said = examine(name, suspect.faulty, TRIALS[self.settings.profile], self.settings.seed)
             trials += said.trials
             if said.outcome == FAILS:
                 found.append(f"{name}: {said.reason}")

@@ -135,6 +135,11 @@ def test_an_unknown_property_is_refused_with_the_nearest_name():
         check("a_row_of_a_batch_is_alone", "fp16")
 
 
+def test_another_seed_draws_other_trials():
+    found = {examine("a_row_of_a_batch_is_as_alone", "faults.Mean", 3, seed).trials for seed in range(6)}
+    assert len(found) > 1
+
+
 def test_a_trial_is_repeatable():
     for _ in range(2):
         check("a_row_of_a_batch_is_as_alone", "snapkv", rows=2, prompt=40, block=3, steps=2)

@@ -65,16 +65,13 @@ def forks_do_not_disturb_each_other(subject: Subject) -> None:
 
 @holds()
 def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
-    """Beam search: rows that are replaced by others, in place too, answer as if they had read the same text."""
-    ids, beams = subject.tokens(subject.draw.prompt), 3
-    cache, _ = subject.prefill(ids[:1])
-    wide = cache.select([0] * beams)
-    words = subject.tokens(subject.draw.block, rows=beams, salt=5)
-    subject.one_by_one(wide, words)
-    parents = [2, 2, 0]
-    chosen = reordered(wide, parents)
-    fresh, _ = subject.prefill(ids[:1])
-    wanted = fresh.select([0] * beams)
+    """Beam search: rows that are replaced by others, in place too, answer as if they had read the others' texts."""
+    beams, parents = 3, [2, 2, 0]
+    ids, words = subject.tokens(subject.draw.prompt, rows=beams), subject.tokens(subject.draw.block, rows=beams, salt=5)
+    cache, _ = subject.prefill(ids)
+    subject.one_by_one(cache, words)
+    chosen = reordered(cache, parents)
+    wanted, _ = subject.prefill(ids[parents])
     subject.one_by_one(wanted, words[parents])
     last = subject.tokens(subject.draw.steps, rows=beams, salt=6)
     equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")

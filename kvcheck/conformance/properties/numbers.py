@@ -28,14 +28,14 @@ def every_length_gives_finite_numbers(subject: Subject) -> None:
         finite(subject.life(subject.tokens(length), *subject.texts()[1:]), f"a prompt of {length}")
 
 
-@holds(longest=140, share=0.5)
+@holds()
 def a_repeated_token_gives_finite_numbers(subject: Subject) -> None:
     """A text of one token over and over: values are all equal, scores are all tied."""
     texts = [torch.full_like(each, 5) for each in subject.texts()]
     finite(subject.life(*texts), "a repeated token")
 
 
-@holds(longest=140, share=0.5)
+@holds()
 def keys_and_values_of_zero_give_finite_numbers(subject: Subject) -> None:
     """Where keys and values are all zero, logits are finite and lengths are right all the same."""
     for name, weight in subject.loaded.model.named_parameters():
