@@ -18,7 +18,7 @@ LAYERS = (
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile"}
     | {"baseline", "baseline_files", "baseline_text"},
     {"methods", "tasks", "models", "measure"},
-    {"report", "engine", "conformance", "zoo"},
+    {"report", "engine", "conformance", "zoo", "power"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli"},
 )
@@ -28,7 +28,7 @@ HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers"}
 MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures", "conformance", "zoo"}
 """Parts whose modules may import torch when they are imported."""
 
-NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats"}
+NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats", "power"}
 """Parts that do not import torch anywhere, not even in a function."""
 
 
@@ -105,6 +105,7 @@ def test_listing_methods_and_tasks_imports_no_torch() -> None:
     code = (
         "import sys; from kvcheck.methods import METHODS; from kvcheck.tasks import TASKS; METHODS.names(); "
         "[TASKS.get(name) for name in TASKS.names()]; import kvcheck.budget, kvcheck.plugin.gate, kvcheck.cli; "
+        "import kvcheck.power, kvcheck.conformance; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

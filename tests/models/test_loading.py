@@ -191,6 +191,7 @@ def test_the_encoder_remembers_a_limited_number_of_tokens(folder: Path, monkeypa
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU
     with pytest.raises(SpecError, match="torch sees 0 CUDA devices"):
