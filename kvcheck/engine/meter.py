@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kvcheck.engine.guard import Guard
-from kvcheck.measure.audit import audit
+from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.host import Host
@@ -45,7 +45,7 @@ class Meter:
         rows, _, tokens, _ = prompt[0].keys.shape
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         self._add(
-            rows=rows, kv=weight.kv, meta=weight.meta, host=weight.host, kept=proof.kept * rows, seen=tokens * rows
+            rows=rows, kv=weight.kv, meta=weight.meta, host=weight.host, kept=kept(cache) * rows, seen=tokens * rows
         )
         self._add(dense=self.shape.dense_bytes(rows, tokens))
 

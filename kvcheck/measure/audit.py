@@ -65,6 +65,18 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
 
 
+def kept(cache: Any) -> float:
+    """Slots per row, layer and kv head, on average over all of the cache."""
+    if isinstance(cache, RowCache):
+        return sum(kept(row) for row in cache.rows) / len(cache.rows)
+    if isinstance(cache, Row):
+        counts = [float(_foreign_slots(layer)) if held(layer).kv else 0.0 for layer in cache.cache.layers]
+    else:
+        layers = cache.layers
+        counts = [float(_slots(each) if isinstance(each, KVLayer) else each.get_seq_length()) for each in layers]
+    return sum(counts) / max(1, len(counts))
+
+
 def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> Proof:
     """What can be said of a cache that is not made of kvcheck's layers."""
     layers = list(row.cache.layers)

@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 
-from kvcheck.measure.audit import audit
+from kvcheck.engine.guard import Guard
+from kvcheck.engine.meter import Meter
+from kvcheck.measure.audit import audit, kept
 from kvcheck.methods import make
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache, KVLayer
@@ -45,6 +47,20 @@ def test_an_honest_cache_has_no_problems(text):
     assert proof.problems == ()
     assert (proof.layers, proof.touched, proof.seen) == (2, 2, 60)
     assert proof.kept == sum(method.slots(SHAPE, 60, 0)) / 2
+
+
+@pytest.mark.parametrize("text", [SNAP, "corm:window=8,recent=8", "kvmerger:threshold=0.2,heavy=4,recent=8"])
+def test_kept_slots_are_those_of_all_rows_whichever_are_audited(text):
+    """A case whose method was audited in an earlier case is audited on its last row only."""
+    parts = prompt()
+    cache, method = made(text, parts)
+    assert kept(cache) == audit(cache, parts, method).kept
+    found = []
+    for audited in (False, True):
+        meter = Meter(method, SHAPE, Guard(text, "a test"), audited=audited)
+        meter.watch(cache, parts)
+        found.append(meter.record())
+    assert found[0] == found[1]
 
 
 def lose_a_slot(layer: KVLayer) -> None:

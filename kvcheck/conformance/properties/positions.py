@@ -115,8 +115,9 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     ids = subject.tokens(subject.draw.prompt)
     cache, _ = subject.prefill(ids)
     proof = audit(cache, dense_layers(subject, ids), subject.method)
-    if proof.problems:
-        fail("; ".join(proof.problems))
+    wrong = [each for each in proof.problems if not each.startswith("did nothing")]  # another property asks that
+    if wrong:
+        fail("; ".join(wrong))
 
 
 @holds(unless=rewrites)
