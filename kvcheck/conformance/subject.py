@@ -10,7 +10,7 @@ import torch
 
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.errors import MethodUnsupported
 from kvcheck.methods import make
 from kvcheck.methods.base import ModelShape
 from kvcheck.methods.cache import KVCache
@@ -115,11 +115,6 @@ def equal(one: Any, other: Any, what: str, tolerance: float = TOLERANCE) -> None
         fail(f"{what}: they differ by {error / max(spread, 1e-9):.2g} times their spread")
 
 
-def differ(one: torch.Tensor, other: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Whether two results differ by more than rounding."""
-    return float((one - other).abs().max()) > tolerance * float(other.std())
-
-
 def rows_of(results: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:
     """These rows of every result."""
     return [each[list(rows)] for each in results]
@@ -128,8 +123,3 @@ def rows_of(results: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.
 def fail(message: str) -> NoReturn:
     """Raise Violation."""
     raise Violation(message)
-
-
-def refusal(error: BaseException) -> bool:
-    """Whether an exception is a clear refusal, not an accident."""
-    return isinstance(error, (KvcheckError, NotImplementedError))

@@ -53,7 +53,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     layers = list(cache.layers)
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
-    stored = [_slots(layer) if isinstance(layer, KVLayer) else count for layer, count in zip(layers, seen, strict=True)]
+    stored = _counts(cache)
     problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
@@ -62,26 +62,29 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
             problems += [f"layer {index}: {problem}" for problem in found]
         problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
-    return Proof(len(layers), touched, sum(stored) / max(1, len(stored)), max(seen, default=0), tuple(problems))
+    return Proof(len(layers), touched, kept(cache), max(seen, default=0), tuple(problems))
 
 
 def kept(cache: Any) -> float:
     """Slots per row, layer and kv head, on average over all of the cache."""
     if isinstance(cache, RowCache):
         return sum(kept(row) for row in cache.rows) / len(cache.rows)
-    if isinstance(cache, Row):
-        counts = [float(_foreign_slots(layer)) if held(layer).kv else 0.0 for layer in cache.cache.layers]
-    else:
-        layers = cache.layers
-        counts = [float(_slots(each) if isinstance(each, KVLayer) else each.get_seq_length()) for each in layers]
+    counts = _counts(cache)
     return sum(counts) / max(1, len(counts))
+
+
+def _counts(cache: Any) -> list[float]:
+    """Slots per row and kv head of every layer, on average; of a row that is not made of kvcheck's layers, as known."""
+    if isinstance(cache, Row):
+        return [_foreign_slots(layer) if held(layer).kv else 0 for layer in cache.cache.layers]
+    return [_slots(each) if isinstance(each, KVLayer) else int(each.get_seq_length()) for each in cache.layers]
 
 
 def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> Proof:
     """What can be said of a cache that is not made of kvcheck's layers."""
     layers = list(row.cache.layers)
     prompt, decoded = prefilled.keys.shape[2], max(0, row.seen - prefilled.keys.shape[2])
-    slots = [_foreign_slots(layer) if held(layer).kv else 0 for layer in layers]
+    slots = _counts(row)
     problems = list(_coverage([row.seen] * len(layers), slots, prompt, expected))
     problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer)]
     kv_heads, head_dim = prefilled.keys.shape[1], prefilled.keys.shape[3]
@@ -89,7 +92,7 @@ def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> P
     if method.info.frees_memory and prompt >= SHORT and held(row).kv >= dense:
         problems.append(f"did nothing: {held(row).kv:,} bytes are held, the full cache holds {dense:,}")
     touched = sum(count > 0 for count in slots)
-    return Proof(len(layers), touched, sum(slots) / max(1, len(slots)), row.seen, tuple(problems))
+    return Proof(len(layers), touched, kept(row), row.seen, tuple(problems))
 
 
 def _foreign_slots(layer: Any) -> int:

@@ -52,11 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if state.settings(config).zoo:
             from kvcheck.plugin import zoo
 
-            config.pluginmanager.register(zoo.Gatherer(config), "kvcheck-zoo")
+            config.pluginmanager.register(zoo.gatherer(config), "kvcheck-zoo")
         if state.settings(config).findings:
             from kvcheck.plugin import findings
 
-            config.pluginmanager.register(findings.Gatherer(config), "kvcheck-findings")
+            config.pluginmanager.register(findings.gatherer(config), "kvcheck-findings")
         if config.pluginmanager.hasplugin("xdist"):
             from kvcheck.plugin import scheduling
 

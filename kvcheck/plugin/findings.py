@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kvcheck.plugin import state
+from kvcheck.plugin.gathered import Gatherer
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.record import CaseId, CaseRecord
 from kvcheck.report import findings
@@ -90,26 +90,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return bootstrap_interval(values.tolist(), ALPHA)
 
 
-class Gatherer:
-    """Prints the findings of all workers at the end, and writes them to --kv-md."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.found: list[Finding] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the findings from a report."""
-        if report.when == "call":
-            self.found += [Finding.of(str(text)) for name, text in report.user_properties if name == PROPERTY]
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the table."""
-        if not self.found:
-            return
-        terminalreporter.section("kvcheck: findings", sep="=")
-        for line in findings.lines(self.found):
-            terminalreporter.write_line(line)
-        path = state.settings(self.config).md
-        if path:
-            Path(path).write_text("\n".join(findings.markdown(self.found)) + "\n", encoding="utf-8")
-            terminalreporter.write_line(f"table written to {path}")
+def gatherer(config: pytest.Config) -> Gatherer[Finding]:
+    """Prints the findings of all workers at the end."""
+    return Gatherer(config, PROPERTY, "findings", Finding.of, findings.lines, findings.markdown)

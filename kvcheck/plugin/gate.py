@@ -42,9 +42,7 @@ class Gate:
         self.settings = self.state.settings
         self.model = ModelId(session.model_name, session.fingerprint)
         self.store = store(config)
-        # the shipped allowances were reviewed on the embedded models; another model is judged by the default budget
-        shipped = paths.bundle("baselines") / "allowances.toml"
-        self.allowances = Allowances.load(shipped) if session.model_name in EMBEDDED else Allowances({})
+        self.allowances = allowances(session.model_name)
         self.alpha = case_alpha(self.settings.alpha, len(params.cases(self.settings, None)))
 
     def budget(self, method: str, capability: str) -> Budget:
@@ -142,6 +140,11 @@ def gate(config: pytest.Config, session: Any) -> Gate:
     if GATE not in config.stash:
         config.stash[GATE] = Gate(config, session)
     return config.stash[GATE]
+
+
+def allowances(model: str) -> Allowances:
+    """The shipped ones. They were reviewed on the embedded models; another model is judged by the default budget."""
+    return Allowances.load(paths.bundle("baselines") / "allowances.toml") if model in EMBEDDED else Allowances({})
 
 
 def store(config: pytest.Config) -> Store:

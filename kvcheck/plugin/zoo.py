@@ -11,6 +11,7 @@ import pytest
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.files import write_atomically
 from kvcheck.plugin import state
+from kvcheck.plugin.gathered import Gatherer
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.record import SCHEMA, ZooRecord
 from kvcheck.report import zoo
@@ -73,49 +74,25 @@ class KvSuspect:
 
     def _hunt(self) -> Hunt:
         """The gate of this process, made once."""
-        from kvcheck import paths
-        from kvcheck.allowances import Allowances
-        from kvcheck.models import EMBEDDED
         from kvcheck.plugin import gate
         from kvcheck.zoo.hunt import Hunt
 
         config = self._request.config
         if HUNT not in config.stash:
             session = self._request.getfixturevalue("kv_session")
-            shipped = paths.bundle("baselines") / "allowances.toml"
-            allowed = Allowances.load(shipped) if session.model_name in EMBEDDED else Allowances({})
-            config.stash[HUNT] = Hunt(session, self._settings, gate.store(config), allowed)
+            config.stash[HUNT] = Hunt(session, self._settings, gate.store(config), gate.allowances(session.model_name))
         return config.stash[HUNT]
 
 
-class Gatherer:
-    """Collects the results of all workers, keeps them in --kv-json as they come, and prints the table."""
+def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
+    """Prints the table of all workers' results, and keeps them in --kv-json as they come."""
+    path = state.settings(config).json
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.found: list[ZooRecord] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the result from a report, and write all of them."""
-        if report.when != "call":
-            return
-        new = [zoo_from_json(str(text)) for name, text in report.user_properties if name == RESULT]
-        self.found += new
-        path = state.settings(self.config).json
-        if new and path:
-            write(Path(path), self.found)
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the table, and write it to --kv-md."""
-        if not self.found:
-            return
-        terminalreporter.section("kvcheck: the zoo", sep="=")
-        for line in zoo.lines(self.found):
-            terminalreporter.write_line(line)
-        path = state.settings(self.config).md
+    def keep(found: list[ZooRecord]) -> None:
         if path:
-            Path(path).write_text("\n".join(zoo.markdown(self.found)) + "\n", encoding="utf-8")
-            terminalreporter.write_line(f"table written to {path}")
+            write(Path(path), found)
+
+    return Gatherer(config, RESULT, "the zoo", zoo_from_json, zoo.lines, zoo.markdown, keep)
 
 
 def write(path: Path, found: list[ZooRecord]) -> None:

@@ -18,7 +18,7 @@ from kvcheck.budget import Budget, case_alpha, judge, sequential
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
 from kvcheck.errors import KvcheckError
-from kvcheck.record import FAILS, HOLDS, CaseId, CaseRecord, ZooRecord
+from kvcheck.record import FAILS, CaseId, CaseRecord, ZooRecord
 from kvcheck.settings import Settings
 
 
@@ -130,7 +130,7 @@ class Hunt:
 def ordered(settings: Settings) -> list[CaseId]:
     """The cases that are tried, so that each task comes soon: by length, then by mode, then by task.
 
-    Those of the quick profile for the default one too: a bug that they do not show is tried on all of them.
+    Those of the quick profile for the default one too: tasks that show nothing would else take most of the time.
     """
     from kvcheck.tasks import profiles
 
@@ -156,9 +156,3 @@ def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspe
         yield Suspect(one.name, one.family, one.spec, one.twin, one.url)
     for twin in dict.fromkeys(one.twin for one in found):
         yield Suspect(twin, "twins", twin, twin)
-
-
-def caught(record: ZooRecord) -> str:
-    """HOLDS where nothing was found, else by what: properties, tasks or both."""
-    ways = [way for way, found in (("properties", record.properties), ("tasks", record.cases)) if found]
-    return " and ".join(ways) or HOLDS

@@ -18,7 +18,8 @@ from kvcheck.methods import make
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
-from kvcheck.methods.rows import Row, RowCache
+from kvcheck.methods.rows import RowCache
+from kvcheck.models.rotary import moved
 from kvcheck.spec import Spec
 
 if TYPE_CHECKING:
@@ -162,19 +163,8 @@ class WrongPosition(Mutant):
 
     def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """With the model's rotation one step behind."""
-        rotary = [each for each in host.model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
-
-        def early(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            if "position_ids" in kwargs:
-                return args, {**kwargs, "position_ids": kwargs["position_ids"] - 1}
-            return (args[0], args[1] - 1, *args[2:]), kwargs
-
-        handles = [each.register_forward_pre_hook(early, with_kwargs=True) for each in rotary]
-        try:
+        with moved(host.model, -1):
             return host.feed(cache, ids, keep)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @dataclass(frozen=True)
@@ -245,7 +235,7 @@ def values_of(cache: Any) -> Iterator[torch.Tensor]:
     caches = [getattr(row, "cache", row) for row in cache.rows] if isinstance(cache, RowCache) else [cache]
     found = []
     for layer in (layer for each in caches for layer in each.layers):
-        values = layer.values if not isinstance(layer, Row) else None
+        values = layer.values
         if isinstance(values, torch.Tensor) and values.numel() and values.dim() == 4 and values.is_floating_point():
             found.append(values)
     if not found:

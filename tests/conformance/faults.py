@@ -55,10 +55,6 @@ class SeesHalfLayer(KVLayer):
 
 
 class LastChunkLayer(KVLayer):
-    def hold(self, queries=False):
-        super().hold(queries)
-        self.meant = 0
-
     def update(self, key_states, value_states, *args, **kwargs):
         if self._held is not None and self.seen:
             value_states = torch.zeros_like(value_states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import apart, at_home, feed, mini, prefilled, spec, text, tokens, toy, usual
+from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual
 
 from kvcheck.zoo import bugs
 
@@ -13,16 +13,6 @@ TWINS = "kvcheck.zoo.twins"
 RING = "ring-smaller-than-chunk-plus-window"
 SINKS = "chunk-treated-as-new-prefill"
 CHUNKED_SINKS = f"{TWINS}.chunked.ChunkedStreamingLLM:window=64"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return mini()
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import at_home, feed, layers, prefilled, spec, text, tokens, toy, usual
+from routes import at_home, feed, layers, prefilled, spec, text, tokens, usual
 
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("eviction",))]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
 
 
 @pytest.mark.parametrize("name", FAMILY)

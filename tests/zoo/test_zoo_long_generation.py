@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import apart, at_home, feed, prefilled, spec, text, tokens, toy, usual
+from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual
 
 from kvcheck.zoo import bugs
 
@@ -12,11 +12,6 @@ FAMILY = [one.name for one in bugs(("long_generation",))]
 DRAFTED = "kvcheck.zoo.twins.drafted.Drafted"
 REGIMES = "kvcheck.zoo.twins.regimes.Regimes"
 LEDGER = "shared-budget-never-released"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
 
 
 @pytest.mark.parametrize("name", FAMILY)

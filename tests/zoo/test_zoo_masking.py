@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import apart, at_home, feed, prefilled, spec, text, tokens, toy, usual, walk
+from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual, walk
 
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("masking",))]
 TWINS = "kvcheck.zoo.twins"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
 
 
 @pytest.mark.parametrize("name", FAMILY)

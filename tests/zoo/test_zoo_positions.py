@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import apart, at_home, feed, mini, prefilled, text, tokens, toy, usual, walk
+from routes import apart, at_home, feed, prefilled, text, tokens, toy, usual, walk
 
 from kvcheck.methods._rotary import rotate
 from kvcheck.zoo import bugs
@@ -22,16 +22,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
-@pytest.fixture(scope="module")
-def embedded():
-    return mini()
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -15,11 +15,6 @@ TIERED = f"{TWINS}.tiered.Tiered"
 PAGED = f"{TWINS}.paged_window.PagedWindow"
 
 
-@pytest.fixture(scope="module")
-def model():
-    return toy()
-
-
 @pytest.mark.parametrize("name", FAMILY)
 def test_ordinary_use_raises_nothing(name, model):
     usual(text(name), model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routes import apart, at_home, feed, measured, mini, prefilled, tokens, toy, walk
+from routes import apart, at_home, feed, measured, mini, prefilled, tokens, walk
 
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
@@ -41,11 +41,6 @@ LOSSY = (
     f"{TWINS}.shifted.Shifted",
     f"{TWINS}.shifted.Shifted:discard=5,window=21,sink=2",
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return toy()
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 75])

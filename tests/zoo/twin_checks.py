@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 
 import torch
@@ -12,7 +11,7 @@ from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache
 from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load
-from kvcheck.zoo import base
+from kvcheck.zoo import Bug, bugs
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=16, rope=tuple(10.0 ** -(pair / 2) for pair in range(8)))
 MINI = ModelShape(layers=4, heads=8, kv_heads=4, head_dim=64)
@@ -30,10 +29,9 @@ def host_of(method: Method | str) -> Host:
     return (make(method) if isinstance(method, str) else method).host(mini())
 
 
-def family(name: str) -> list[base.Bug]:
+def family(name: str) -> list[Bug]:
     """The bugs of one family."""
-    importlib.import_module(f"kvcheck.zoo.{name}")
-    return sorted((one for one in base._KNOWN.values() if one.family == name), key=lambda one: one.name)
+    return list(bugs((name,)))
 
 
 def words(rows: int, count: int, seed: int = 0) -> torch.Tensor:

@@ -15,6 +15,7 @@ from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import MethodInfo, Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.rows import Row, RowCache
+from kvcheck.models.rotary import rotaries
 
 NEAR = 4e-3
 """Of the norm of a stored vector: eight times the rounding to 16 bits."""
@@ -30,7 +31,7 @@ def watched(model: Any) -> Iterator[list[torch.Tensor]]:
         if len(found) < len(forwards):  # some models rotate twice, for their kinds of layers
             found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-    rotary = [each for each in model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
+    rotary = rotaries(model)
     if not rotary:
         raise NotServed("the model has no rotary embedding to watch")
     handles = [
@@ -104,12 +105,7 @@ def _caches(cache: Any) -> list[Any]:
     return [cache.cache] if isinstance(cache, Row) else [cache]
 
 
-def rewrites(info: MethodInfo) -> str:
-    """Excuses methods whose keys are not those of the full cache."""
-    return other_prompt(info)
-
-
-@holds(unless=rewrites)
+@holds(unless=other_prompt)
 def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
     ids = subject.tokens(subject.draw.prompt)
@@ -120,7 +116,7 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
         fail("; ".join(wrong))
 
 
-@holds(unless=rewrites)
+@holds(unless=other_prompt)
 def slots_stay_true_while_decoding(subject: Subject) -> None:
     """Behind two turns of follow-up and decoding, keys and values of the first layer are still those of their tokens.
 

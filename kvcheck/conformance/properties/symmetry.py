@@ -10,6 +10,7 @@ from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.host import Host
+from kvcheck.models.rotary import moved, rotaries
 
 
 @holds(unless=other_prompt)
@@ -65,22 +66,11 @@ def where_a_text_begins_does_not_matter(subject: Subject) -> None:
     texts = subject.texts()
     keep_all_digits(subject)
     wanted = subject.life(*texts)
-    rotary = [each for each in subject.loaded.model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
-    if not rotary:
+    if not rotaries(subject.loaded.model):
         raise NotServed("the model has no rotary embedding")
-
-    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": kwargs["position_ids"] + SHIFT}
-        return (args[0], args[1] + SHIFT, *args[2:]), kwargs
-
-    handles = [each.register_forward_pre_hook(move, with_kwargs=True) for each in rotary]
-    try:
-        moved = subject.life(*texts)
-    finally:
-        for handle in handles:
-            handle.remove()
-    equal(moved, wanted, "the text at another place", tolerance=ROTATED)
+    with moved(subject.loaded.model, SHIFT):
+        answers = subject.life(*texts)
+    equal(answers, wanted, "the text at another place", tolerance=ROTATED)
 
 
 def keep_all_digits(subject: Subject) -> None:

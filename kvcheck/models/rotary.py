@@ -1,0 +1,31 @@
+"""The rotary embeddings of a model, and a model that rotates by other positions for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def rotaries(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules that turn positions into rotations; none where the model has no rotary positions."""
+    return [each for each in model.modules() if type(each).__name__.endswith("RotaryEmbedding")]
+
+
+@contextmanager
+def moved(model: torch.nn.Module, by: int) -> Iterator[None]:
+    """Rotate by positions that lie `by` tokens further."""
+
+    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": kwargs["position_ids"] + by}
+        return (args[0], args[1] + by, *args[2:]), kwargs
+
+    handles = [each.register_forward_pre_hook(move, with_kwargs=True) for each in rotaries(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
