@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     _add_power(commands)
     _add_zoo(commands)
+    _add_alarms(commands)
     return top
 
 
@@ -68,6 +69,16 @@ def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     zoo.add_argument("--json", metavar="PATH", help="keep the results there; what is in it is not run again")
     zoo.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
     zoo.set_defaults(run=_zoo)
+
+
+def _add_alarms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    alarms = commands.add_parser("alarms", help="does any property accuse a correct method?")
+    alarms.add_argument("--method", action="append", default=[], metavar="SPEC", help="default: all that are known")
+    alarms.add_argument("--seeds", type=int, default=5, help="seeds from 0 up (default 5)")
+    alarms.add_argument("--profile", choices=("quick", "default", "full"), default="default")
+    alarms.add_argument("-n", dest="workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    alarms.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
+    alarms.set_defaults(run=_alarms)
 
 
 def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -243,6 +254,29 @@ def _zoo(given: argparse.Namespace) -> int:
     options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
     arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
     return OK if pytest.main([*arguments, "-p", "no:cacheprovider"]) == pytest.ExitCode.OK else REGRESSION
+
+
+def _alarms(given: argparse.Namespace) -> int:
+    """1 where a property accuses a method."""
+    from kvcheck.conformance.alarms import Tried, attempt, correct
+    from kvcheck.files import write_atomically
+    from kvcheck.report import conformance
+
+    if given.seeds < 1 or given.workers < 1:
+        raise KvcheckError("--seeds and -n are numbers from 1 up", "kvcheck alarms --seeds 5 -n 2")
+    specs = tuple(given.method) or correct()
+    total = len(specs) * given.seeds
+    done: list[Tried] = []
+
+    def tick(one: Tried) -> None:
+        done.append(one)
+        _progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {len(one.alarms)} alarms", True)
+
+    found = attempt(specs, range(given.seeds), given.profile, given.workers, tick)
+    show(conformance.alarms(found))
+    if given.md:
+        write_atomically(given.md, "\n".join(conformance.alarms_markdown(found)) + "\n")
+    return REGRESSION if any(one.alarms for one in found) else OK
 
 
 def _progress(text: str, whole: bool = False) -> None:

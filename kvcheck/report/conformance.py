@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
-from kvcheck.report.text import wrap
+from kvcheck.report.text import columns, plural, wrap
+
+if TYPE_CHECKING:
+    from kvcheck.conformance.alarms import Tried
 
 
 def failure(found: PropertyRecord) -> Iterator[str]:
@@ -62,3 +66,44 @@ def _by_reason(found: Sequence[PropertyRecord], outcome: str) -> dict[str, list[
         if one.outcome == outcome:
             grouped.setdefault(one.reason or "no reason given", []).append(words(one.name))
     return grouped
+
+
+HEADER = ("method", "seeds", "trials", "alarms", "seconds per seed")
+
+
+def _alarms(tried: Sequence[Tried]) -> Iterator[tuple[str, ...]]:
+    """The cells of every method."""
+    for method in dict.fromkeys(one.method for one in tried):
+        mine = [one for one in tried if one.method == method]
+        seconds = sum(one.seconds for one in mine) / len(mine)
+        counted = (len(mine), sum(one.trials for one in mine), sum(len(one.alarms) for one in mine))
+        yield (method, *(str(each) for each in counted), f"{seconds:.0f}")
+
+
+def alarm_rate(tried: Sequence[Tried]) -> str:
+    """ "0 alarms in 120,000 trials of 27 correct methods"."""
+    count, methods = sum(len(one.alarms) for one in tried), len({one.method for one in tried})
+    return f"{plural(count, 'alarm')} in {sum(one.trials for one in tried):,} trials of {methods} correct methods"
+
+
+def alarms(tried: Sequence[Tried]) -> Iterator[str]:
+    """Whether properties accuse correct methods, for the terminal; every alarm with its test."""
+    yield from columns([HEADER, *_alarms(tried)], "<>>>>")
+    for one in tried:
+        for each in one.alarms:
+            yield ""
+            yield f"seed {one.seed}:"
+            yield from failure(each)
+    yield ""
+    yield alarm_rate(tried)
+
+
+def alarms_markdown(tried: Sequence[Tried]) -> Iterator[str]:
+    """The same as a Markdown table."""
+    yield f"{alarm_rate(tried)}."
+    yield ""
+    yield f"| {' | '.join(HEADER)} |"
+    yield "|---|---:|---:|---:|---:|"
+    yield from (f"| `{cells[0]}` | {' | '.join(cells[1:])} |" for cells in _alarms(tried))
+    for one in tried:
+        yield from (f"- `{one.method}`, seed {one.seed}: {words(each.name)}: {each.reason}" for each in one.alarms)

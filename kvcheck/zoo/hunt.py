@@ -1,8 +1,8 @@
 """The gate over the zoo: would the tasks and the properties that a default run tries have caught this bug?
 
 A faulty method stands for its correct twin after a bad commit: its records are judged as the twin's would be, against
-fp16 and against the twin's own record (the stored one, else measured here). Both ways are tried by themselves, each
-until it catches the bug: tasks, case by case, and properties, one by one.
+the twin's own record (the stored one, else measured here), and against fp16 by the twin's allowance where one was
+reviewed. Both ways are tried by themselves, each until it catches the bug: tasks, case by case, and properties.
 """
 
 from __future__ import annotations
@@ -94,16 +94,15 @@ class Hunt:
         return found, samples
 
     def cases_of(self, suspect: Suspect) -> list[CaseId]:
-        """All; of a correct method without a stored record, which is held against itself, those of the least length."""
-        stored = [case for case in self.cases if self.store.get(self.model, suspect.twin, case) is not None]
-        if not suspect.correct or stored:
-            return self.cases
-        return [case for case in self.cases if case.length == self.cases[0].length]
+        """All; none of a correct method without a stored record, which could only be held against itself."""
+        known = any(self.store.get(self.model, suspect.twin, case) is not None for case in self.cases)
+        return self.cases if known or not suspect.correct else []
 
     def case(self, suspect: Suspect, case: CaseId) -> tuple[str, int]:
         """Why a case fails, "" where it does not, and the contexts that were measured."""
         fp16, own = self.reference(case, "fp16"), self.reference(case, suspect.twin)
-        budget = self.allowances.get(suspect.twin, own.capability) or Budget()
+        # without a reviewed allowance, what the correct method loses is no fault
+        budget = self.allowances.get(suspect.twin, own.capability) or Budget(drop=None)
 
         def clear(so_far: CaseRecord) -> bool:
             return sequential(replace(so_far, method=suspect.twin), fp16, own, budget, self.alpha)

@@ -260,6 +260,12 @@ class Absolute(Full):
 
 
 @dataclass(frozen=True)
+class BlindArchitecture(Full):
+    info: ClassVar[MethodInfo] = MethodInfo(summary="a model of its own", stage="architecture", frees_memory=False)
+    made = BlindBlockLayer
+
+
+@dataclass(frozen=True)
 class AlwaysTwoBits(KIVI):
     def layer(self, shape, index):
         return KIVI(bits=2).layer(shape, index)

@@ -23,6 +23,7 @@ BREAKS = {
     "a_prompt_in_two_chunks_is_the_prompt": "faults.LastChunk",
     "an_absorbed_prompt_is_the_prompt": "faults.AbsorbsZeros",
     "a_block_is_its_tokens_one_by_one": "faults.BlindBlock",
+    "a_prompt_and_what_follows_are_one_text": "faults.BlindArchitecture",
     "a_block_begins_as_its_first_token": "faults.BlindBlock",
     "a_later_token_never_changes_earlier_logits": "faults.NonCausalBlock",
     "a_later_token_of_the_prompt_never_changes_earlier_logits": "faults.NonCausalPrompt",
@@ -31,6 +32,7 @@ BREAKS = {
     "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
     "a_slot_holds_the_token_of_its_position": MUTANT + "SwappedHeads:of=fp16",
     "slots_stay_true_while_decoding": "faults.WrongSlots",
+    "what_is_kept_follows_from_the_tokens_seen": ZOO + "long_generation.WindowCacheOnlyRightForFirstPrompt",
     "bytes_are_as_declared": "faults.LosesFirst",
     "a_block_takes_the_bytes_of_its_tokens": ZOO + "eviction.MultiTokenAppendNeverEvicts",
     "a_fork_holds_what_its_rows_need": "faults.HeavyFork",
@@ -81,6 +83,10 @@ def test_the_property_holds_on_correct_methods(name):
     for spec in HOLD_ON:
         found = examine(name, spec, 3)
         assert found.outcome in (HOLDS, EXCUSED, UNSERVED), found
+
+
+def test_an_architecture_reads_a_text_at_once_as_it_does_in_parts():
+    assert examine("a_prompt_and_what_follows_are_one_text", "mixattention", 2).outcome == HOLDS
 
 
 def test_every_property_says_in_words_what_holds():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kvcheck.conformance import NAMES
+
 SUITE = "kvcheck.suites.test_conformance"
 MINE = """
 from dataclasses import dataclass
@@ -48,7 +50,7 @@ def try_out(repo: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
 def test_a_fault_is_found_and_printed_as_a_test_to_paste(try_out: Callable[..., pytest.RunResult]) -> None:
     result = try_out("--kv-method=mine.Newest:shares=true", "-k", FORKS)
-    result.assert_outcomes(failed=1, deselected=41)
+    result.assert_outcomes(failed=1, deselected=len(NAMES) - 1)
     result.stdout.fnmatch_lines(
         [
             'mine.Newest:shares=true: "forks do not disturb each other" does not hold',
@@ -65,7 +67,7 @@ def test_what_holds_and_what_does_not_apply_is_counted_with_the_reason(
 ) -> None:
     names = f"{FORKS} or bounded or bits"
     result = try_out("--kv-method=mine.Newest", "--kv-json=run.json", "-k", names, *dist)
-    result.assert_outcomes(passed=1, skipped=2, deselected=0 if "2" in dist else 39)
+    result.assert_outcomes(passed=1, skipped=2, deselected=0 if "2" in dist else len(NAMES) - 3)
     result.stdout.fnmatch_lines(
         [
             "conformance of mine.Newest: 1 of 3 properties hold, 2 do not apply",

@@ -68,12 +68,26 @@ def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
 
 @holds()
 def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
-    """A follow-up in one forward gives the logits, and leaves the cache, that it leaves token by token."""
+    """A follow-up in one forward gives the logits, and leaves the cache, of its tokens one by one, in every turn."""
     ids, follow, steps = subject.texts()
     block, _ = subject.prefill(ids)
     single = block.select(range(subject.draw.rows))
-    equal(subject.feed(block, follow), subject.one_by_one(single, follow), "the follow-up")
-    equal(subject.one_by_one(block, steps), subject.one_by_one(single, steps), "decoding behind it")
+    for turn in ("first", "second"):
+        equal(subject.feed(block, follow), subject.one_by_one(single, follow), f"the follow-up of the {turn} turn")
+        equal(subject.one_by_one(block, steps), subject.one_by_one(single, steps), f"decoding in the {turn} turn")
+
+
+def otherwise(info: MethodInfo) -> str:
+    """Excuses methods that read a prompt otherwise than what follows it."""
+    return "" if info.stage == "architecture" else "what follows a prompt is read otherwise than the prompt"
+
+
+@holds(unless=otherwise, longest=LONGER)
+def a_prompt_and_what_follows_are_one_text(subject: Subject) -> None:
+    """An architecture of its own reads a text in one pass as it does as a prompt, a follow-up and decoding."""
+    texts = subject.texts()
+    whole = subject.prefill(torch.cat(texts, dim=1))[1]
+    equal(subject.life(*texts)[2][:, -1], whole, "the last token, fed behind the others, and in one prompt with them")
 
 
 @holds()

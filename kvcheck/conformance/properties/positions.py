@@ -134,6 +134,26 @@ def slots_stay_true_while_decoding(subject: Subject) -> None:
         _compare(each, true.keys[at], true.values[at], subject.method.info)
 
 
+def by_queries(info: MethodInfo) -> str:
+    """Excuses methods that choose by what is asked."""
+    return other_prompt(info) or ("it keeps what is asked for" if info.needs else "")
+
+
+@holds(unless=by_queries)
+def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
+    """Where nothing is chosen by queries, the same tokens are kept whether they came in a block or one by one."""
+    ids, follow, steps = subject.texts()
+    block, single = (subject.native(subject.prefill(ids)[0]) for _ in range(2))
+    for turn in ("first", "second"):
+        subject.feed(block, follow)
+        subject.one_by_one(single, follow)
+        for index, (mine, theirs) in enumerate(zip(block.layers, single.layers, strict=True)):
+            if not torch.equal(mine.positions, theirs.positions):
+                fail(f"layer {index}: other positions are kept behind the block of the {turn} turn than token by token")
+        for cache in (block, single):
+            subject.one_by_one(cache, steps)
+
+
 def _compare(cache: Any, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> None:
     """Raise Violation where a slot of the first layer is no token of the text."""
     layer = cache.layers[0]

@@ -35,6 +35,7 @@ class LongRope(Method):
         shares_prefill=False,
         refuses="models whose rotation of keys is not known",
         variant="NTK-aware frequencies, in a layer's reach",
+        whole="",
     )
 
     native: int = 8192
