@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck import __version__, env
+from kvcheck.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
 from kvcheck.files import write_atomically
 from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
@@ -45,11 +47,17 @@ class KvSuspect:
         self._settings = state.settings(request.config)
 
     def examine(self) -> ZooRecord:
-        """Try properties and tasks on it, unless --kv-resume names a file that has the result."""
-        found = self._known()
+        """Try properties and tasks on it, unless --kv-resume names a file that has the result.
+
+        Skips a fault that has no place in the user's method.
+        """
+        found = known(self._request.config).get((self.suspect.name, self.suspect.twin))
         if found is None:
-            with time_limit(self._settings.timeout):
-                found = self._hunt().examine(self.suspect)
+            try:
+                with time_limit(self._settings.timeout):
+                    found = self._hunt().examine(self.suspect)
+            except MethodUnsupported as error:
+                pytest.skip(f"the fault has no place here: {error.message}")
         self._request.node.user_properties.append((RESULT, dumps(found)))
         return found
 
@@ -64,14 +72,6 @@ class KvSuspect:
                 pytrace=False,
             )
 
-    def _known(self) -> ZooRecord | None:
-        """The result of an earlier run."""
-        path = self._settings.resume
-        if path is None:
-            return None
-        known = [one for one in read(Path(path)) if (one.name, one.twin) == (self.suspect.name, self.suspect.twin)]
-        return known[0] if known else None
-
     def _hunt(self) -> Hunt:
         """The gate of this process, made once."""
         from kvcheck.plugin import gate
@@ -85,28 +85,72 @@ class KvSuspect:
 
 
 def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
-    """Prints the table of all workers' results, and keeps them in --kv-json as they come."""
+    """Prints the table of all workers' results, and keeps them in --kv-json as they come, beside what is there already.
+
+    Raises UsageError for a file of results of another state of the code or other settings.
+    """
     path = state.settings(config).json
+    kept = dict(known(config))
 
     def keep(found: list[ZooRecord]) -> None:
+        kept.update({(one.name, one.twin): one for one in found})
         if path:
-            write(Path(path), found)
+            write(Path(path), header(config), kept.values())
 
     return Gatherer(config, RESULT, "the zoo", zoo_from_json, zoo.lines, zoo.markdown, keep)
 
 
-def write(path: Path, found: list[ZooRecord]) -> None:
+Known = dict[tuple[str, str], ZooRecord]
+KNOWN: pytest.StashKey[Known] = pytest.StashKey()
+
+
+def known(config: pytest.Config) -> Known:
+    """The results of --kv-resume by name and twin, read once. Raises UsageError for those of another state."""
+    if KNOWN not in config.stash:
+        path = state.settings(config).resume
+        try:
+            found = read(Path(path), header(config)) if path else []
+        except KvcheckError as error:
+            raise pytest.UsageError(f"kvcheck: {error}") from None
+        config.stash[KNOWN] = {(one.name, one.twin): one for one in found}
+    return config.stash[KNOWN]
+
+
+def header(config: pytest.Config) -> dict[str, str]:
+    """What results depend on: those of a file must agree in it."""
+    settings = state.settings(config)
+    chosen = (settings.lengths, settings.tasks, settings.modes, settings.n)
+    return {
+        **settings.texts(),
+        "cases": json.dumps(chosen),
+        "model": settings.model,
+        "kvcheck": __version__,
+        "commit": env.git_state(config.rootpath)[0],
+    }
+
+
+def write(path: Path, facts: dict[str, str], found: Iterable[ZooRecord]) -> None:
     """Write results, sorted, whole or not at all."""
     rows = ",\n".join(dumps(one) for one in sorted(found, key=lambda one: (one.correct, one.family, one.name)))
-    write_atomically(str(path), f'{{"schema": {SCHEMA}, "zoo": [\n{rows}\n]}}\n')
+    write_atomically(str(path), f'{{"schema": {SCHEMA}, "header": {json.dumps(facts)}, "zoo": [\n{rows}\n]}}\n')
 
 
-def read(path: Path) -> list[ZooRecord]:
-    """Read what `write` wrote; nothing where there is no file yet. Raises BaselineError for a damaged one."""
+def read(path: Path, facts: dict[str, str]) -> list[ZooRecord]:
+    """Read what `write` wrote; nothing where there is no file yet.
+
+    Raises BaselineError for a damaged file, SpecError for one with other facts.
+    """
     if not path.is_file():
         return []
     try:
-        rows = json.loads(path.read_text("utf-8"))["zoo"]
-        return [zoo_from_json(json.dumps(row)) for row in rows]
+        content = json.loads(path.read_text("utf-8"))
+        then, rows = content["header"], [zoo_from_json(json.dumps(row)) for row in content["zoo"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise BaselineError(f"{path} is no whole file of results: {error}", "start without --kv-resume") from error
+        raise BaselineError(f"{path} is no whole file of results: {error}", "start with another file") from error
+    for name, now in facts.items():
+        if then.get(name) != now:
+            raise SpecError(
+                f"{path} holds results of {name}={then.get(name)}, this session has {name}={now}",
+                "results of one file are of one state: give another file",
+            )
+    return rows

@@ -27,8 +27,10 @@ def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
 def _cells(one: ZooRecord) -> tuple[str, ...]:
     """Name, twin, and per way: by what, after how much, in how many seconds."""
     way, where = _short(one.properties), _short(one.cases)
-    tried = f"{one.trials} trials", f"{one.samples} contexts"
-    return (one.name, way, f"{tried[0]}, {one.property_seconds:.0f} s", where, f"{tried[1]}, {one.case_seconds:.0f} s")
+    tried = f"{one.trials} trials, {one.property_seconds:.0f} s"
+    measured = f"{one.samples} contexts, {one.case_seconds:.0f} s"
+    nothing = one.correct and not one.samples and not one.cases  # it has no record that it could be held against
+    return (one.name, way, tried, where, "not tried" if nothing else measured)
 
 
 def _short(reasons: Sequence[str]) -> str:

@@ -17,9 +17,11 @@ from kvcheck.baseline import ModelId, Store
 from kvcheck.budget import Budget, case_alpha, judge, sequential
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
-from kvcheck.errors import KvcheckError
+from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.methods import make
 from kvcheck.record import FAILS, CaseId, CaseRecord, ZooRecord
 from kvcheck.settings import Settings
+from kvcheck.tasks import profiles
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,14 @@ class Hunt:
         self.model = ModelId(session.model_name, session.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
         self.cases = ordered(settings)
-        self.alpha = case_alpha(settings.alpha, len(self.cases))
+        self.alpha = case_alpha(settings.alpha, len(gated(settings)))
 
     def examine(self, suspect: Suspect) -> ZooRecord:
-        """Try properties, then tasks. A correct method is tried to the end of both."""
+        """Try properties, then tasks. A correct method is tried to the end of both.
+
+        Raises MethodUnsupported where a fault of the user's method has no place in it.
+        """
+        make(suspect.faulty).host(self.session.loaded)
         start = time.perf_counter()
         properties, trials = self.properties(suspect)
         between = time.perf_counter()
@@ -126,26 +132,34 @@ class Hunt:
         return self.records[key]
 
 
+def gated(settings: Settings) -> list[CaseId]:
+    """The cases of a gate with these settings."""
+    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
+    return profiles.cases(*chosen, None, settings.seed)
+
+
 def ordered(settings: Settings) -> list[CaseId]:
     """The cases that are tried, so that each task comes soon: by length, then by mode, then by task.
 
     Those of the quick profile for the default one too: tasks that show nothing would else take most of the time.
     """
-    from kvcheck.tasks import profiles
-
-    profile = "quick" if settings.profile == "default" else settings.profile
-    chosen = (profile, settings.lengths, settings.tasks, settings.modes, settings.n)
-    found = profiles.cases(*chosen, None, settings.seed)
+    found = gated(replace(settings, profile="quick") if settings.profile == "default" else settings)
     modes = ("multi_turn", "multi_request", "single")
     return sorted(found, key=lambda case: (case.length, modes.index(case.mode), case.task))
 
 
 def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspect]:
-    """The bugs of these names or families (none: all) and their twins; of methods of the user's own, their mutants."""
+    """The bugs of these names or families (none: all) and their twins; of methods of the user's own, their mutants.
+
+    Raises SpecError for an unknown name, and for names beside methods.
+    """
     from kvcheck.zoo.base import bugs
     from kvcheck.zoo.mutants import mutants
 
     if methods:
+        if set(names) - {"all"}:
+            hint = "leave the names out: kvcheck zoo --method=SPEC, or pytest --kv-zoo=all --kv-method=SPEC"
+            raise SpecError(f"{', '.join(names)}: bugs of the zoo cannot be put around a method of your own", hint)
         for method in methods:
             yield from (Suspect(f"{name} in {method}", "mutants", spec, method) for name, spec in mutants(method))
             yield Suspect(method, "twins", method, method)

@@ -7,14 +7,15 @@ tells which of them your gate would notice on your model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.errors import KvcheckError
+from kvcheck.errors import MethodUnsupported
 from kvcheck.methods import make
+from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
@@ -39,8 +40,8 @@ class Mutant(Method):
 
     @property
     def info(self) -> MethodInfo:  # type: ignore[override]
-        """The correct method's."""
-        return self.inner.info
+        """The correct method's; but a prompt goes through the fault, never around it by way of the full cache."""
+        return replace(self.inner.info, shares_prefill=False)
 
     def check(self, shape: ModelShape) -> None:
         """As the correct method."""
@@ -80,7 +81,7 @@ class Mutant(Method):
         return self.inner.rounding()
 
     def host(self, loaded: LoadedModel) -> Host:
-        """The correct method's host, with the fault in front of it."""
+        """The correct method's host, with the fault in front of it. Raises MethodUnsupported where it has no place."""
         return MutantHost(self, self.inner.host(loaded))
 
     def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -189,28 +190,93 @@ class RepeatedToken(Mutant):
 
 
 @dataclass(frozen=True)
-class SwappedHeads(Mutant):
-    """The values of the prompt lie under the wrong kv heads."""
+class Values(Mutant):
+    """A fault of the values that the model computes for a prompt."""
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """As Mutant. Raises MethodUnsupported for a model that does not compute values by themselves."""
+        if not projections(loaded.model):
+            raise MethodUnsupported(f"{self.name()}: the model has no v_proj", "try it on a model such as llama")
+        return super().host(loaded)
 
     def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Behind the prompt, the heads of all values are reversed in place."""
-        cache, logits = host.prefill(ids)
-        for values in values_of(cache):
-            values.copy_(values.flip(1))
-        return cache, logits
+        """With hooks on all projections to values."""
+        heads = host.shape.kv_heads
+
+        def change(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            return self.changed(output.unflatten(-1, (heads, -1))).flatten(-2)
+
+        handles = [each.register_forward_hook(change) for each in projections(host.model)]
+        try:
+            return host.prefill(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def changed(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (R, n, G, d) with the fault."""
+        raise NotImplementedError
+
+
+def projections(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules that compute values."""
+    return [module for name, module in model.named_modules() if name.endswith("v_proj")]
 
 
 @dataclass(frozen=True)
-class NoisyValues(Mutant):
+class SwappedHeads(Values):
+    """The values of the prompt lie under the wrong kv heads."""
+
+    def changed(self, values: torch.Tensor) -> torch.Tensor:
+        """Heads in reverse order."""
+        return values.flip(2)
+
+
+@dataclass(frozen=True)
+class NoisyValues(Values):
     """The values of the prompt are off by a tenth."""
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """In place, with a fixed seed."""
-        cache, logits = host.prefill(ids)
-        for values in values_of(cache):
-            noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
-            values.add_(0.1 * values.float().std().to(values.dtype) * noise)
-        return cache, logits
+    def changed(self, values: torch.Tensor) -> torch.Tensor:
+        """With noise of a fixed seed."""
+        noise = torch.randn(values.shape[1:], generator=torch.Generator().manual_seed(0)).to(values)
+        return values + 0.1 * values.float().std().to(values.dtype) * noise
+
+
+@dataclass(frozen=True)
+class OffByOneMask(Mutant):
+    """What comes behind the prompt does not see the token right before it."""
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """As Mutant. Raises MethodUnsupported for caches that attend in a way of their own."""
+        host = self.inner.host(loaded)
+        if not attends_as_the_full_cache(host.prefill(torch.zeros(1, 2, dtype=torch.long, device=loaded.device))[0]):
+            raise MethodUnsupported(f"{self.name()}: {self.of} attends in a way of its own", "try the other faults")
+        return MutantHost(self, host)
+
+    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Without the newest slot of the past."""
+        mix = KVLayer.mix
+
+        def masked(
+            layer: KVLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice
+        ) -> torch.Tensor:
+            past = keys.shape[2] - query.shape[2]
+            if past > 1:
+                keys, values = (torch.cat([each[:, :, : past - 1], each[:, :, past:]], 2) for each in (keys, values))
+            return mix(layer, query, keys, values, rows)
+
+        KVLayer.mix = masked  # type: ignore[method-assign, assignment]
+        try:
+            return host.feed(cache, ids, keep)
+        finally:
+            KVLayer.mix = mix  # type: ignore[method-assign]
+
+
+def attends_as_the_full_cache(cache: object) -> bool:
+    """Whether what comes behind the prompt goes through KVLayer.mix, in every layer."""
+    kinds = {type(layer) for layer in cache.layers} if isinstance(cache, KVCache) else set()
+    own = any(kind.answer is not KVLayer.answer or kind.attend is not KVLayer.attend for kind in kinds)
+    return bool(kinds) and not own and not any(issubclass(kind, RaggedLayer) for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -230,19 +296,6 @@ class NeverActs(Mutant):
         return MutantHost(self, make("fp16").host(loaded))
 
 
-def values_of(cache: Any) -> Iterator[torch.Tensor]:
-    """The values that a cache holds as they are. Raises KvcheckError where it holds none of them so."""
-    caches = [getattr(row, "cache", row) for row in cache.rows] if isinstance(cache, RowCache) else [cache]
-    found = []
-    for layer in (layer for each in caches for layer in each.layers):
-        values = layer.values
-        if isinstance(values, torch.Tensor) and values.numel() and values.dim() == 4 and values.is_floating_point():
-            found.append(values)
-    if not found:
-        raise KvcheckError("no values are stored as they are, so this fault cannot be put in")
-    yield from found
-
-
 FAULTS: Sequence[type[Mutant]] = (
     LostTail,
     LostHead,
@@ -253,6 +306,7 @@ FAULTS: Sequence[type[Mutant]] = (
     RepeatedToken,
     SwappedHeads,
     NoisyValues,
+    OffByOneMask,
     NeverActs,
 )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -97,24 +100,43 @@ def test_collecting_them_imports_no_torch(repo: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines([f"*test_conformance[[]{FORKS}-snapkv[]]"])
 
 
-def test_the_zoo_says_what_caught_a_bug_and_goes_on_where_it_stopped(repo: pytest.Pytester) -> None:
+ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not twins")
+BUGS = "newcomer-score-freeze,attention-sinks-evictable,offset-is-retained-rows"
+
+
+@pytest.fixture(scope="module")
+def zoo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of three bugs, and the output of the run."""
+    folder = tmp_path_factory.mktemp("zoo")
+    args = [*ZOO, f"--kv-zoo={BUGS}", "--kv-json=z.json", "--kv-md=z.md", f"--rootdir={folder}"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *args], cwd=folder, capture_output=True, text=True)
+    (folder / "out.txt").write_text(done.stdout, "utf-8")
+    return folder
+
+
+def test_the_zoo_says_what_caught_a_bug(zoo_results: Path) -> None:
+    said = (zoo_results / "out.txt").read_text("utf-8")
+    assert "3 bugs: 3 (100 %) caught, 3 (100 %) by properties alone, 3 (100 %) by tasks alone" in said
+    assert "3 passed, 2 deselected" in said
+    assert "| eviction | [newcomer-score-freeze](https://" in (zoo_results / "z.md").read_text("utf-8")
+
+
+def test_the_zoo_goes_on_where_it_stopped_and_loses_nothing(zoo_results: Path, repo: pytest.Pytester) -> None:
     (repo.path / "conftest.py").unlink()  # the real engine
-    asked = (
-        "--pyargs",
-        "kvcheck.suites.test_zoo",
-        "--kv-zoo=newcomer-score-freeze",
-        "-k",
-        "not twins",
-        "--kv-json=z.json",
-    )
-    result = repo.runpytest_subprocess(*asked, "--kv-profile=quick", "--kv-md=z.md")
-    result.assert_outcomes(passed=1, deselected=1)
-    result.stdout.fnmatch_lines(["1 bugs: 1 (100 %) caught, 1 (100 %) by properties alone, 1 (100 %) by tasks alone"])
-    assert "| eviction | [newcomer-score-freeze](https://" in (repo.path / "z.md").read_text("utf-8")
-    before = (repo.path / "z.json").read_bytes()
-    again = repo.runpytest_subprocess(*asked, "--kv-profile=quick", "--kv-resume=z.json")
-    again.assert_outcomes(passed=1, deselected=1)
-    assert (repo.path / "z.json").read_bytes() == before
+    before = (zoo_results / "z.json").read_text("utf-8")
+    (repo.path / "z.json").write_text(before, "utf-8")
+    again = ("--kv-json=z.json", "--kv-resume=z.json")
+    repo.runpytest_subprocess(*ZOO, "--kv-zoo=newcomer-score-freeze", *again).assert_outcomes(passed=1, deselected=1)
+    assert (repo.path / "z.json").read_text("utf-8") == before
+    repo.runpytest_subprocess(*ZOO, f"--kv-zoo={BUGS}", *again, "-n2").assert_outcomes(passed=3)
+    assert (repo.path / "z.json").read_text("utf-8") == before
+
+
+def test_results_of_other_settings_are_not_taken(zoo_results: Path, repo: pytest.Pytester) -> None:
+    (repo.path / "z.json").write_text((zoo_results / "z.json").read_text("utf-8"), "utf-8")
+    found = repo.runpytest_subprocess(*ZOO, f"--kv-zoo={BUGS}", "--kv-resume=z.json", "--kv-seed=1")
+    found.stderr.fnmatch_lines(["*z.json holds results of seed=0, this session has seed=1*"])
+    assert found.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_an_unknown_bug_is_refused_with_the_nearest_name(repo: pytest.Pytester) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from kvcheck.conformance.runner import examine
-from kvcheck.record import FAILS
+from kvcheck.engine import Session
+from kvcheck.errors import MethodFailed, MethodUnsupported, SpecError
+from kvcheck.methods import make
+from kvcheck.record import FAILS, CaseId
+from kvcheck.settings import Settings
 from kvcheck.zoo.hunt import suspects
 from kvcheck.zoo.mutants import FAULTS, mutants
 
@@ -19,6 +24,7 @@ SEEN_BY = {
     "RepeatedToken": "a_block_is_its_tokens_one_by_one",
     "SwappedHeads": "a_slot_holds_the_token_of_its_position",
     "NoisyValues": "a_slot_holds_the_token_of_its_position",
+    "OffByOneMask": "everything_held_is_the_full_cache",
     "NeverActs": "memory_is_freed_in_every_row_of_every_sample",
 }
 
@@ -27,6 +33,41 @@ SEEN_BY = {
 def test_a_property_sees_the_fault_around_snapkv(name):
     spec = dict(mutants("snapkv:budget=0.5,window=8"))[name]
     assert examine(SEEN_BY[name], spec, 12).outcome == FAILS
+
+
+@pytest.mark.parametrize("fault", [each for each in SEEN_BY if each != "NeverActs"])
+def test_the_fault_reaches_the_tasks(fault, embedded):
+    case = CaseId("kv", 1, "multi_turn", 256, 0, 2)
+    session = Session.of(embedded, Settings())
+    wrong = dict(mutants("snapkv:budget=0.5"))[fault]
+    try:
+        found = losses(session.run_case(case, wrong))
+    except MethodFailed:  # by what it declares of itself
+        return
+    assert found != losses(session.run_case(case, "snapkv:budget=0.5"))
+
+
+def losses(record):
+    return [turn.nll for sample in record.samples for turn in sample.turns]
+
+
+@pytest.mark.parametrize("spec", ["flexgen", "fp8", "kivi", "transformers.dynamic"])
+def test_values_of_a_prompt_can_be_wrong_under_every_method(spec, embedded):
+    tokens = torch.arange(40)[None] + 50
+    right = make(spec).host(embedded).prefill(tokens)[1]
+    wrong = make(dict(mutants(spec))["SwappedHeads"]).host(embedded).prefill(tokens)[1]
+    assert not torch.equal(right, wrong)
+
+
+@pytest.mark.parametrize("spec", ["quest", "kivi", "corm", "transformers.dynamic"])
+def test_a_mask_is_not_shifted_where_a_method_attends_in_a_way_of_its_own(spec, embedded):
+    with pytest.raises(MethodUnsupported, match="attends in a way of its own"):
+        make(dict(mutants(spec))["OffByOneMask"]).host(embedded)
+
+
+def test_bugs_of_the_zoo_are_not_asked_for_beside_a_method():
+    with pytest.raises(SpecError, match="cannot be put around a method of your own"):
+        list(suspects(("beam",), ("snapkv",)))
 
 
 def test_every_fault_is_tried():
