@@ -66,6 +66,10 @@ class InfLLM(Method):
             ("a_block_is_its_tokens_one_by_one", "the tokens of a group choose their blocks together"),
             ("a_block_begins_as_its_first_token", "the tokens of a group choose their blocks together"),
             ("a_later_token_never_changes_earlier_logits", "the tokens of a group choose their blocks together"),
+            (
+                "a_later_token_of_the_prompt_never_changes_earlier_logits",
+                "the tokens of a group choose their blocks together",
+            ),
         ),
     )
 
