@@ -218,7 +218,8 @@ class PropertyRecord:
     """What a property of kvcheck.conformance says of a method.
 
     outcome: HOLDS, FAILS, EXCUSED (the method declares why it does not apply) or UNSERVED (no trial said anything).
-    trials: those that counted. reason: the failure, or why it was not tried. snippet: a test of the failing trial.
+    trials: those that counted. reason: the failure, or why it was not tried, or that it holds though some trials failed
+    once and not again. snippet: a test of the failing trial.
     """
 
     name: str

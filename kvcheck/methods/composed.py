@@ -80,6 +80,10 @@ class Composed(Method):
         known = [part for part in parts if part is not None]
         return sum(known) if parts and len(known) == len(parts) else None
 
+    def rounding(self) -> tuple[float, float] | None:
+        """What the second promises."""
+        return self.second.rounding()
+
     def protected(self, prompt: int) -> frozenset[int] | None:
         """What the first promises."""
         return self.first.protected(prompt)

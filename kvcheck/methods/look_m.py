@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.errors import MethodUnsupported
 from kvcheck.methods import _scoring, _values
 from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
@@ -33,6 +33,7 @@ class LookM(Method):
 
     image_token: the id that marks image slots in the prompt; -1 takes the one in the model's config. text_prior=false
     is for prompts without images (PivotKV of the same code): nothing is text or image, and the first 4 tokens stay.
+    With the text prior the host must prefill: a prompt that the full cache has read does not tell its images.
     heavy, recent: shares of the prompt, or numbers of tokens (official 0.1 and 0.1).
 
     Bytes: 2·d·2·Σ slots over layers, rows and kv heads; text is never dropped, so no budget bounds it.
@@ -66,6 +67,8 @@ class LookM(Method):
         _values.budget(self.name(), "recent", self.recent)
         _values.one_of(self.name(), "merge", self.merge, ("pivot", "average"))
         _values.whole(self.name(), "image_token", self.image_token, -1, 32000)
+        if self.text_prior:  # what others prefilled comes without its ids, and does not tell which slots are images
+            object.__setattr__(self, "info", replace(self.info, shares_prefill=False))
 
     def sizes(self, prompt: int) -> tuple[int, int]:
         """(heavy, recent) for a prompt of this length."""
@@ -113,7 +116,7 @@ class LookMLayer(RaggedLayer):
         if self.images is not None:
             first |= ~self.images.unsqueeze(1)
         elif self.method.text_prior:
-            raise KvcheckError("look_m was not told which slots are images", "feed it through its host")
+            raise MethodUnsupported("look_m was not told which slots are images", "prefill by method.host(loaded)")
         else:
             first[:, :, :SINKS] = True
         order = torch.where(first, received + received.sum(dim=2, keepdim=True) + 1, received)[:, :, :old]

@@ -87,19 +87,20 @@ def methods() -> Iterator[str]:
     """Every registered method: name, stage, measured bytes, what it does, parameters with their defaults."""
     from kvcheck.methods import METHODS
     from kvcheck.methods.adapters import NAMED
-    from kvcheck.report.recorded import recorded
+    from kvcheck.report.recorded import shown
 
-    known = recorded()
     yield f"{'method':<20} {'stage':<12} {'KV bytes':<10} what it does"
     for name, origin in METHODS.origins().items():
         found = describe(name, origin)
-        held = known[name].bytes_text if name in known else ""
-        head = f"{name:<20} {found.stage:<12} {held:<10} {found.summary or found.origin}"
+        one = shown(name)
+        head = f"{name:<20} {found.stage:<12} {one.bytes_text if one else '':<10} {found.summary or found.origin}"
         yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 44)
         if found.parameters:
             yield from wrapped_parameters(found, " " * 4)
+        if one and one.spec != name:
+            yield f"    recorded as {one.spec}"
     yield ""
-    yield "KV bytes: share of fp16's on the embedded model, as recorded with these parameters"
+    yield "KV bytes: share of fp16's on the embedded model, at these parameters unless others are named"
     yield "pytest --kv-method=NAME, or --kv-method=NAME:key=value,key=value"
     yield "two at once, the second quantizes what the first keeps: --kv-method=snapkv+kivi:bits=4"
     yield "your own class, cache, function or press: --kv-method=package.module.Class:key=value"

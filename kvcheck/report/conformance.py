@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from kvcheck.conformance.alarms import Tried
 
 
+TITLES = {FAILS: "fails", EXCUSED: "does not apply", UNSERVED: "could not be tried", HOLDS: "holds, but"}
+"""By outcome, what stands before names and reasons; what simply holds has no reason."""
+
+
 def failure(found: PropertyRecord) -> Iterator[str]:
     """What a test that fails says."""
     yield f"{found.method}: {words(found.name)} does not hold"
@@ -42,7 +46,7 @@ def lines(found: Sequence[PropertyRecord]) -> Iterator[str]:
     for method in dict.fromkeys(one.method for one in found):
         mine = [one for one in found if one.method == method]
         yield from wrap(f"conformance of {method}: {counts(mine)}")
-        for outcome, title in ((FAILS, "fails"), (EXCUSED, "does not apply"), (UNSERVED, "could not be tried")):
+        for outcome, title in TITLES.items():
             for reason, names in _by_reason(mine, outcome).items():
                 yield from wrap(f"  {title}: {', '.join(names)} ({reason.splitlines()[0]})", "    ")
         yield ""
@@ -54,7 +58,7 @@ def markdown(found: Sequence[PropertyRecord]) -> Iterator[str]:
         mine = [one for one in found if one.method == method]
         yield f"- conformance of `{method}`: {counts(mine)}"
         for one in mine:
-            if one.outcome != HOLDS:
+            if one.outcome != HOLDS or one.reason:
                 yield f"  - {words(one.name)}: {one.outcome} ({one.reason.splitlines()[0]})"
     yield ""
 
@@ -63,7 +67,7 @@ def _by_reason(found: Sequence[PropertyRecord], outcome: str) -> dict[str, list[
     """Names in words by reason."""
     grouped: dict[str, list[str]] = {}
     for one in found:
-        if one.outcome == outcome:
+        if one.outcome == outcome and (one.reason or outcome != HOLDS):
             grouped.setdefault(one.reason or "no reason given", []).append(words(one.name))
     return grouped
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvcheck.files import write_atomically
 from kvcheck.report.catalogue import describe, wrapped_parameters
-from kvcheck.report.recorded import Recorded, of_name
+from kvcheck.report.recorded import Recorded, of_name, shown
 
 HEAD = "<!-- written by `kvcheck methods --pages`; do not edit -->"
 
@@ -30,28 +30,36 @@ def index(names: tuple[str, ...]) -> Iterator[str]:
     yield HEAD
     yield "# Methods"
     yield ""
-    yield "Bytes are the measured share of fp16's KV bytes on the embedded model, at the default parameters."
+    yield "Bytes are the measured share of fp16's KV bytes on the embedded model, at the default parameters;"
+    yield "where those have no record, at the ones that are named."
     yield ""
     yield "| method | stage | KV bytes | what it does | paper |"
     yield "|---|---|---|---|---|"
     for name in names:
         found = describe(name, METHODS.origins()[name])
-        held = next((one.bytes_text for one in of_name(name) if one.spec == name), "")
-        yield f"| [`{name}`]({name}.md) | {found.stage} | {held} | {found.summary} | {found.paper} |"
+        yield f"| [`{name}`]({name}.md) | {found.stage} | {_held(name)} | {found.summary} | {found.paper} |"
+
+
+def _held(name: str) -> str:
+    """The bytes of a method, and its parameters where they are not the default ones."""
+    one = shown(name)
+    if one is None or not one.bytes_text:
+        return ""
+    return one.bytes_text if one.spec == name else f"{one.bytes_text} (`{one.spec.removeprefix(name + ':')}`)"
 
 
 def page(name: str) -> Iterator[str]:
     """The page of one method."""
     from kvcheck.methods import METHODS
 
-    found, info = describe(name, METHODS.origins()[name]), METHODS.get(name).info
+    found, info, one = describe(name, METHODS.origins()[name]), METHODS.get(name).info, shown(name)
     yield HEAD
     yield f"# `{name}`"
     yield ""
     yield f"{found.summary[:1].upper()}{found.summary[1:]}." + (f" {found.paper}." if found.paper else "")
     yield ""
     yield "```"
-    yield f"pytest --kv-method={name}"
+    yield f"pytest --kv-method={name if one is None else one.spec}"
     if found.parameters:
         yield from wrapped_parameters(found)
     yield "```"

@@ -52,6 +52,11 @@ def of_name(name: str) -> list[Recorded]:
     return [one for spec, one in recorded().items() if spec.partition(":")[0] == name]
 
 
+def shown(name: str) -> Recorded | None:
+    """What stands for a method in one line: its default, the first recorded setting of a default without a record."""
+    return next(iter(of_name(name)), None)
+
+
 def summary(spec: str, cases: list[CaseRecord]) -> Recorded:
     """Pool the cases of one method."""
     from kvcheck.report.rows import turns

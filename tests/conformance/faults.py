@@ -13,6 +13,8 @@ from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
 from kvcheck.methods.kivi import KIVI, KIVILayer
+from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.methods.snapkv import SnapKV, SnapLayer
 
 COUNTER = itertools.count()
 SEEN: dict[int, int] = {}
@@ -106,7 +108,19 @@ class HeavyForkLayer(KVLayer):
 
 class PilingLayer(KVLayer):
     def compress(self, queries):
-        PILE.append(torch.zeros(1 << 16))
+        PILE.append(self.keys.clone())
+
+
+class PilingRowLayer(KVLayer):
+    def compress(self, queries):
+        if not self.index:
+            PILE.append(self.keys[:1, :1].clone())
+
+
+class LateHoardLayer(KVLayer):
+    def step(self, query):
+        if self.seen > self.prompt + 100:
+            self.old = self.keys.clone()
 
 
 class MeanLayer(KVLayer):
@@ -283,12 +297,51 @@ class Fading(KIVI):
         return FadingLayer(shape, index, self)
 
 
+class LosesFoldedLayer(KIVILayer):
+    def step(self, query):
+        for room, count in zip((self.k, self.v), self.due(self.k.length, self.v.length), strict=True):
+            room.used[:, :, :count] = 0
+        super().step(query)
+
+
+@dataclass(frozen=True)
+class LosesFolded(KIVI):
+    def layer(self, shape, index):
+        return LosesFoldedLayer(shape, index, self)
+
+
+class SeesAllLayer(QuestLayer):
+    dense = True
+
+
+@dataclass(frozen=True)
+class SeesAll(Quest):
+    def layer(self, shape, index):
+        return SeesAllLayer(shape, index, self)
+
+
+class LazyLayer(SnapLayer):
+    def compress(self, queries):
+        if self.index:
+            super().compress(queries)
+
+
+@dataclass(frozen=True)
+class Lazy(SnapKV):
+    def layer(self, shape, index):
+        return LazyLayer(shape, index, self)
+
+    def slots(self, shape, prompt, decoded):
+        return None
+
+
 def faulty(name: str, layer: type[KVLayer]) -> None:
     """A method that is the full cache with this layer."""
     made = type(name, (Full,), {"made": layer, "__module__": __name__, "__doc__": "The full cache with a fault."})
     globals()[name] = dataclass(frozen=True)(made)
 
 
+DERIVED = ("AbsoluteLayer", "FadingLayer", "LosesFoldedLayer", "SeesAllLayer", "LazyLayer")
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, KVLayer)]:
-    if _layer.__module__ == __name__ and _layer.__name__ not in ("AbsoluteLayer", "FadingLayer"):
+    if _layer.__module__ == __name__ and _layer.__name__ not in DERIVED:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)

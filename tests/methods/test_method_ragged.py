@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, tokens, weights
 
+from kvcheck.engine import Session
 from kvcheck.errors import MethodUnsupported, SpecError
 from kvcheck.methods import attention, make
-from kvcheck.models import LoadedModel
+from kvcheck.models import LoadedModel, load
+from kvcheck.record import MODES, CaseId
+from kvcheck.settings import Settings
+from kvcheck.tasks import TASKS
 
 ROWS_AND_HEADS = [(row, head) for row in range(2) for head in range(SHAPE.kv_heads)]
 
@@ -231,6 +237,36 @@ def test_a_prompt_without_images_is_refused() -> None:
     host = make(f"look_m:image_token={IMAGE}").host(loaded())
     with pytest.raises(MethodUnsupported, match="no image slot"):
         host.prefill(torch.full((1, 30), 9))
+
+
+def test_only_with_the_text_prior_the_host_must_prefill() -> None:
+    assert make("look_m:text_prior=false").info.shares_prefill
+    method = make(f"look_m:image_token={IMAGE}")
+    assert not method.info.shares_prefill
+    assert not replace(method, heavy=4).info.shares_prefill
+    assert replace(method, text_prior=False).info.shares_prefill
+    with pytest.raises(MethodUnsupported, match="not told which slots are images"):
+        loaded().model(with_images(1, 60), past_key_values=method.build(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session.of(load("mini", torch.device("cpu"), torch.float32), Settings())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_engine_tells_which_slots_are_images(session: Session, mode: str) -> None:
+    case = CaseId("kv", TASKS.get("kv").info.version, mode, 512, seed=0, n=2)
+    encode = session.loaded.tokenizer.encode
+    contexts = [encode(TASKS.get("kv").generate(0, at, 512, session.loaded.tokenizer).context) for at in range(2)]
+    image = max(set(contexts[0]), key=contexts[0].count)
+    record = session.run_case(case, f"look_m:heavy=1,recent=1,image_token={image}")
+    images = [context.count(image) for context in contexts]
+    assert min(images) > 20
+    assert record.memory is not None
+    assert [len(sample.turns) for sample in record.samples] == [1 if mode == "single" else 4] * 2
+    gone = record.memory.seen - record.memory.kept
+    assert gone == pytest.approx(sum(images) / 2, abs=4), "images, of which the question has a few, and no text"
 
 
 @pytest.mark.parametrize("text", ["corm:window=0", "kvmerger:threshold=2", "look_m:merge=weighted", "look_m:heavy=0"])

@@ -8,8 +8,8 @@ import pytest
 
 from kvcheck.methods import METHODS
 from kvcheck.report import pages
-from kvcheck.report.catalogue import describe
-from kvcheck.report.recorded import of_name, recorded, summary
+from kvcheck.report.catalogue import describe, methods
+from kvcheck.report.recorded import of_name, recorded, shown, summary
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
@@ -42,6 +42,30 @@ def test_a_method_without_records_says_so() -> None:
 def test_the_records_of_a_name_are_those_of_all_its_settings() -> None:
     assert [one.spec for one in of_name("kivi")] == ["kivi", "kivi:bits=4"]
     assert next(iter(recorded())) == "fp16"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_what_is_shown_of_a_method_has_a_record_with_bytes(name: str) -> None:
+    one = shown(name)
+    assert one is not None
+    assert one.bytes_text
+    assert f"pytest --kv-method={one.spec}" in list(pages.page(name))
+
+
+def test_a_method_whose_default_has_no_record_is_shown_as_recorded() -> None:
+    assert "look_m" not in recorded()
+    (row,) = [line for line in pages.index(("look_m",)) if line.startswith("| [")]
+    assert "0.50 (`text_prior=false`)" in row
+    listed = list(methods())
+    (at,) = [at for at, line in enumerate(listed) if line.startswith("look_m ")]
+    assert "0.50" in listed[at]
+    assert "    recorded as look_m:text_prior=false" in listed
+
+
+def test_a_method_without_any_record_is_named_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "shown", lambda name: None)
+    assert "pytest --kv-method=kivi" in list(pages.page("kivi"))
+    assert any(line.startswith("| [`kivi`](kivi.md) | compression |  |") for line in pages.index(("kivi",)))
 
 
 def test_a_summary_without_memory_has_no_bytes() -> None:

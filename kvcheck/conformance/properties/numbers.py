@@ -61,12 +61,14 @@ def layers(subject: Subject, method: Method, prefilled: list[Prefilled]) -> list
 
 def errors(layer: KVLayer, true: Prefilled) -> tuple[torch.Tensor, torch.Tensor]:
     """Error of keys and of values as a share of their norm, (B, G, d): per channel, so that no large one hides it."""
-    read = layer.read(slice(None), torch.float64)
-    shares = []
-    for mine, theirs in zip(read, (true.keys.double(), true.values.double()), strict=True):
-        size = (theirs - theirs.mean(dim=2, keepdim=True)).norm(dim=2).clamp(min=1e-9)
-        shares.append((mine - theirs).norm(dim=2) / size)
-    return shares[0], shares[1]
+    keys, values = layer.read(slice(None), torch.float64)
+    return off(keys, true.keys.double()), off(values, true.values.double())
+
+
+def off(mine: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Error of (B, G, n, d) as a share of what varies in each channel, (B, G, d)."""
+    size = (true - true.mean(dim=2, keepdim=True)).norm(dim=2).clamp(min=1e-9)
+    return (mine - true).norm(dim=2) / size
 
 
 OUTLIERS = "qwen2"
@@ -110,6 +112,46 @@ def near(subject: Subject, promised: tuple[float, float]) -> None:
             if worst > limit:
                 said = f"{worst:.2f} of their spread or more, {limit:.2f} is promised"
                 fail(f"layer {index}: a third of the channels of {name} are off by {said}")
+
+
+FED = (100, *[1] * 5, 95)
+"""Tokens fed together behind a prompt: more of them than a method may keep in 16 bits, and single ones too."""
+WINDOW = 32
+"""Decoded tokens that are looked at together, so that a few that are lost are not hidden by the others."""
+
+
+@holds(unless=verbatim, share=0.3)
+def what_is_decoded_is_read_back_as_near_as_promised(subject: Subject) -> None:
+    """What is fed behind the prompt is within the method's `rounding` too, when it has become old enough to be stored.
+
+    Asked of the first layer: its keys and values do not depend on what the cache answered before.
+    """
+    promised = subject.method.rounding()
+    if promised is None:
+        raise NotServed("it promises no error")
+    decoded_near(subject, promised)
+    decoded_near(Subject(subject.spec, replace(subject.draw, architecture=OUTLIERS)), promised)
+
+
+def decoded_near(subject: Subject, promised: tuple[float, float]) -> None:
+    """Raise Violation where a third of the channels or more of some decoded tokens are further off than promised."""
+    length, fed = LONG + subject.draw.prompt, sum(FED)
+    ids = subject.tokens(length + fed)
+    cache = subject.native(subject.prefill(ids[:, :length])[0])
+    for part in ids[:, length:].split(FED, dim=1):
+        subject.feed(cache, part)
+    layer, true = cache.layers[0], dense_layers(subject, ids)[0]
+    if not bool((layer.positions[:, :, -fed:] == torch.arange(length, length + fed)).all()):
+        raise NotServed("not every decoded token has a slot")
+    whole = layer.read(slice(None), torch.float64), (true.keys.double(), true.values.double())
+    for name, mine, theirs, limit in zip(("keys", "values"), *whole, promised, strict=True):
+        for start in range(-fed, -WINDOW, WINDOW):
+            at = slice(start, start + WINDOW)
+            worst = float(off(mine[:, :, at], theirs[:, :, at]).quantile(MOST, dim=-1).max())
+            if worst > limit:
+                first = length + fed + start
+                said = f"by {worst:.2f} of their spread or more, {limit:.2f} is promised"
+                fail(f"a third of the channels of {name} at {first} to {first + WINDOW - 1}, decoded, are off {said}")
 
 
 @holds(unless=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +15,7 @@ from kvcheck.conformance.subject import NotServed, Subject, fail
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
 from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.methods.cache import KVCache
 
 LONG = 320
 """Tokens of a prompt that is long enough to ask for freed memory."""
@@ -73,6 +76,30 @@ def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
         check(subject, cache.select(rows), len(rows), draw.prompt, 0, f"rows {rows} of {draw.rows}, selected")
 
 
+PARTS = (70, 1, 1, 33, 1, 45)
+"""Tokens that are fed together, one part after the other: over the borders of groups, pages and windows."""
+
+
+@holds(share=0.3)
+def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
+    """Behind each part of a long follow-up, blocks and single tokens, bytes are as declared; in a fork of it too."""
+    draw = subject.draw
+    cache, _ = subject.prefill(subject.tokens(draw.prompt))
+    check(subject, cache, draw.rows, draw.prompt, 0, "behind the prompt")
+    decoded = _long(subject, cache, draw.rows, 0, "")
+    _long(subject, cache.select([draw.rows - 1, 0]), 2, decoded, " in a fork")
+    check(subject, cache, draw.rows, draw.prompt, decoded, "when a fork of it has gone on")
+
+
+def _long(subject: Subject, cache: Any, rows: int, decoded: int, where: str) -> int:
+    """Feed all parts and check the bytes behind each -> tokens decoded by then."""
+    for count in PARTS:
+        subject.feed(cache, subject.tokens(count, rows=rows, salt=decoded))
+        decoded += count
+        check(subject, cache, rows, subject.draw.prompt, decoded, f"behind {decoded} decoded tokens{where}")
+    return decoded
+
+
 def frees_nothing(info: MethodInfo) -> str:
     """Excuses methods that do not claim less memory."""
     return "" if info.frees_memory else "it does not claim to free memory"
@@ -80,21 +107,37 @@ def frees_nothing(info: MethodInfo) -> str:
 
 @holds(unless=frees_nothing, share=0.3)
 def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
-    """One prompt after the other, each row of each takes less memory than the full cache, and the same every time."""
+    """One prompt after the other, each row of each takes less memory than the full cache, and the same every time.
+
+    So does each layer of which fewer slots are declared, and each layer where no bytes are declared.
+    """
     length = max(LONG, SHORT) + subject.draw.prompt % 64
     sizes = []
     for salt in (0, 10, 0):
         cache, _ = subject.prefill(subject.tokens(length, salt=salt))
         shape = subject.shape
         for row in range(subject.draw.rows):
-            size = held(cache.select([row])).kv
+            alone = cache.select([row])
+            size = held(alone).kv
             dense = shape.dense_bytes(1, length)
             if size >= dense and not _declared_dense(subject, length):
                 fail(f"sample {salt // 10 + 1}, row {row}: {size:,} bytes are held, the full cache takes {dense:,}")
             sizes.append(size)
+            if isinstance(alone, KVCache):
+                _freed_in_layers(subject, alone, length)
     first, last = sizes[: subject.draw.rows], sizes[-subject.draw.rows :]
     if first != last:
         fail(f"the same prompt takes {first} bytes at first and {last} bytes as the third sample")
+
+
+def _freed_in_layers(subject: Subject, cache: KVCache, length: int) -> None:
+    """Raise Violation where a layer holds as much as that of the full cache, and does not say so."""
+    dense, slots = subject.shape.token_bytes(1) * length, subject.method.slots(subject.shape, length, 0)
+    declared = subject.method.kv_bytes(subject.shape, 1, length, 0) is not None  # of all layers, asked elsewhere
+    for index, layer in enumerate(cache.layers):
+        size, fewer = held(layer).kv, not declared if slots is None else slots[index] < length or not declared
+        if size >= dense and fewer:
+            fail(f"layer {index}: {size:,} bytes are held, the full cache takes {dense:,}")
 
 
 def _declared_dense(subject: Subject, length: int) -> bool:
@@ -120,21 +163,36 @@ def memory_stays_bounded_while_decoding(subject: Subject) -> None:
         fail(f"{length} decoded tokens take {grown:,} bytes more; keeping all of them takes {all_kept:,}")
 
 
+SAMPLE = (200, 16, 1)
+"""Tokens of prompt, follow-up and decoding: so many that even the smallest part of a leaked prompt shows."""
+
+
 @holds(share=0.05)
 def nothing_piles_up_over_samples(subject: Subject) -> None:
     """Sample after sample, no memory stays behind."""
     sizes = []
-    for salt in range(4):
-        ids, follow, steps = subject.texts(salt)
-        subject.life(ids, follow, steps[:, :1])
-        sizes.append(alive())
+    with newborn():
+        for salt in range(4):
+            subject.life(*(subject.tokens(length, salt=10 * salt + length) for length in SAMPLE))
+            sizes.append(alive())
     grown = [later - earlier for earlier, later in pairwise(sizes[1:])]
     if min(grown) > 0 and sum(grown) > SLACK // 8:
         fail(f"after every sample more tensors are alive: {grown} bytes more, one sample after the other")
 
 
+@contextmanager
+def newborn() -> Iterator[None]:
+    """Within, `gc.get_objects` gives only what came to be since: going through all else takes most of a second."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def alive() -> int:
-    """Bytes of all tensors that something refers to, each storage once."""
+    """Bytes of all tensors that something refers to and the garbage collector looks at, each storage once."""
     gc.collect()
     sizes = {}
     for one in gc.get_objects():
