@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -12,10 +13,12 @@ from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.errors import MethodUnsupported
 from kvcheck.methods import make
+from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import ModelShape
 from kvcheck.methods.cache import KVCache
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.host import Host
+from kvcheck.methods.rows import Row, RowCache
 
 TOLERANCE = 2e-3
 """Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""
@@ -60,11 +63,19 @@ class Subject:
         return torch.randint(vocabulary, (rows or self.draw.rows, length), generator=generator)
 
     def prefill(self, ids: torch.Tensor, host: Host | None = None) -> tuple[Any, torch.Tensor]:
-        """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused."""
+        """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
+
+        A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
+        """
+        owner = host or self.host
         try:
-            return (host or self.host).prefill(ids)
+            return owner.prefill(ids)
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
+        except AssertionError as error:
+            if not isinstance(owner.method, Foreign):
+                raise
+            raise NotServed(f"it refuses the prompt: {error}") from error
 
     def feed(self, cache: Any, ids: torch.Tensor, host: Host | None = None) -> torch.Tensor:
         """Feed (R, q) in one forward -> logits of all of them (R, q, V)."""
@@ -96,6 +107,34 @@ class Subject:
         if not isinstance(cache, KVCache):
             raise NotServed(f"the cache is a {type(cache).__name__}, not made of kvcheck's layers")
         return cache
+
+    @contextmanager
+    def appending(self, *caches: Any) -> Iterator[None]:
+        """Raise NotServed where foreign rows do more meanwhile than append what they are fed.
+
+        What they evict or quantize then follows from how many tokens came at once, and cannot be brought back.
+        """
+        before = [absent(cache) for cache in caches]
+        yield
+        acting = self.method.info.evicts_in_decode and any(foreign_rows(cache) for cache in caches)
+        if acting or before != [absent(cache) for cache in caches]:
+            raise NotServed("its own cache does more with what it is fed than to append it")
+
+
+def foreign_rows(cache: Any) -> list[Row]:
+    """The rows that are not made of kvcheck's layers; their positions are the adapter's."""
+    return [row for row in cache.rows if isinstance(row, Row)] if isinstance(cache, RowCache) else []
+
+
+def absent(cache: Any) -> list[int]:
+    """Per layer of every foreign row, the tokens seen for which it has no slot in plain keys."""
+    return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.cache.layers]
+
+
+def _slots(layer: Any) -> int:
+    """Slots of the keys of a foreign layer, 0 where it has no plain ones."""
+    keys = getattr(layer, "keys", None)
+    return keys.shape[2] if isinstance(keys, torch.Tensor) and keys.dim() == 4 else 0
 
 
 def equal(one: Any, other: Any, what: str, tolerance: float = TOLERANCE) -> None:

@@ -28,7 +28,8 @@ class Row:
     """A cache of one sequence that is not made of kvcheck's layers.
 
     cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
-    anew. press: what compresses it, with the state that it keeps. masks: per layer, what an attention patch is to hide.
+    anew. press: what compresses it, with the state that it keeps. masks: by the name of a module, what an attention
+    patch is to hide.
     """
 
     meta = ("press", "masks")  # what they hold is bookkeeping
@@ -36,7 +37,7 @@ class Row:
     def __init__(self, cache: Any, model: Any, press: Any = None) -> None:
         self.cache, self.model, self.press = cache, model, press
         self.seen = self.position = 0
-        self.masks: dict[int, Any] = {}
+        self.masks: dict[str, Any] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Row:
         """A copy of everything but the model and streams of its device."""

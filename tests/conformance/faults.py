@@ -220,9 +220,11 @@ class UnsavedLayer(KVLayer):
 
 
 class CroppedLayer(KVLayer):
-    def crop(self, length):
-        self.v.used[:, :, length:] = 0
-        self.seen = length
+    is_croppable = True
+
+    def crop(self, tokens):
+        self.v.used[:, :, tokens:] = 0
+        self.seen += tokens
 
 
 class FirstHeadLayer(KVLayer):

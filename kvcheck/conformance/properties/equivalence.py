@@ -83,8 +83,11 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
     block, _ = subject.prefill(ids)
     single = block.select(range(subject.draw.rows))
     for turn in ("first", "second"):
-        equal(subject.feed(block, follow), subject.one_by_one(single, follow), f"the follow-up of the {turn} turn")
-        equal(subject.one_by_one(block, steps), subject.one_by_one(single, steps), f"decoding in the {turn} turn")
+        with subject.appending(block, single):
+            mine = [subject.feed(block, follow), subject.one_by_one(block, steps)]
+            theirs = [subject.one_by_one(single, follow), subject.one_by_one(single, steps)]
+        equal(mine[0], theirs[0], f"the follow-up of the {turn} turn")
+        equal(mine[1], theirs[1], f"decoding in the {turn} turn")
 
 
 def otherwise(info: MethodInfo) -> str:

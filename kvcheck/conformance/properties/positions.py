@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kvcheck.conformance.properties.base import holds, other_prompt
-from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods.base import MethodInfo, Prefilled
@@ -82,6 +82,8 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
     """What a cache tells transformers as its length, from which positions follow, counts evicted tokens too."""
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
+    if foreign_rows(cache):
+        raise NotServed("its positions are the adapter's, whatever its cache says")
     for what, fed in (("the prompt", None), ("a follow-up", follow), ("decoding", steps)):
         if fed is not None:
             subject.feed(cache, fed) if fed is follow else subject.one_by_one(cache, fed)
@@ -91,8 +93,8 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
 
 
 def of_length(cache: Any, seen: int, what: str) -> None:
-    """Raise Violation unless all layers say that they have seen so many tokens."""
-    for each in _caches(cache):
+    """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
+    for each in () if foreign_rows(cache) else _caches(cache):
         lengths = {int(layer.get_seq_length()) for layer in each.layers}
         if lengths != {seen}:
             fail(f"behind {what} the layers say {sorted(lengths)} tokens, {seen} were fed")
@@ -105,6 +107,11 @@ def _caches(cache: Any) -> list[Any]:
     return [cache.cache] if isinstance(cache, Row) else [cache]
 
 
+def _unseen() -> NotServed:
+    """What a property says that found no slot to look at."""
+    return NotServed("its slots do not know their positions, or stand for several tokens")
+
+
 @holds(unless=other_prompt)
 def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
@@ -114,6 +121,8 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     wrong = [each for each in proof.problems if not each.startswith("did nothing")]  # another property asks that
     if wrong:
         fail("; ".join(wrong))
+    if foreign_rows(cache):
+        raise _unseen()
 
 
 @holds(unless=other_prompt)
@@ -128,10 +137,13 @@ def slots_stay_true_while_decoding(subject: Subject) -> None:
         subject.feed(cache, follow)
         subject.one_by_one(cache, steps)
     true = dense_layers(subject, torch.cat([ids, follow, steps, follow, steps], dim=1))[0]
-    caches = _caches(cache)
+    caches, looked = _caches(cache), 0
     for number, each in enumerate(caches):
         at = slice(None) if len(caches) == 1 else slice(number, number + 1)
-        _compare(each, true.keys[at], true.values[at], subject.method.info)
+        if isinstance(each.layers[0], KVLayer):
+            looked += _compare(each.layers[0], true.keys[at], true.values[at], subject.method.info)
+    if not looked:
+        raise _unseen()
 
 
 def by_queries(info: MethodInfo) -> str:
@@ -154,23 +166,14 @@ def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
             subject.one_by_one(cache, steps)
 
 
-def _compare(cache: Any, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> None:
-    """Raise Violation where a slot of the first layer is no token of the text."""
-    layer = cache.layers[0]
-    if isinstance(layer, KVLayer):
-        _native(layer, keys, values, info)
-    elif isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.dim() == 4 and info.verbatim:
-        _foreign(layer, keys, values)
-
-
-def _native(layer: KVLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> None:
-    """Slots know their positions."""
+def _compare(layer: KVLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> bool:
+    """Raise Violation where a slot is not the token of its position. False: it was not looked at."""
     positions = layer.positions.long()
     there = layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(positions, dtype=torch.bool)
     if positions.shape[2] != layer.stored:
         fail(f"{positions.shape[2]} positions for {layer.stored} slots")
     if not info.verbatim and layer.stored != layer.seen:
-        return  # merged slots stand for several tokens
+        return False  # merged slots stand for several tokens
     index = positions.clamp(0, keys.shape[2] - 1).unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
     limit = NEAR if info.verbatim else 1.0
     read = layer.read(slice(None), torch.float64)
@@ -181,17 +184,4 @@ def _native(layer: KVLayer, keys: torch.Tensor, values: torch.Tensor, info: Meth
             row, head, slot = wrong.nonzero()[0].tolist()
             where = int(positions[row, head, slot])
             fail(f"{name} at position {where} are not that token's (row {row}, kv head {head}, slot {slot})")
-
-
-def _foreign(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Slots do not know their positions: every key must be one of the text's, and its value that token's."""
-    near = torch.cdist(layer.keys.double(), keys.double())
-    found = near.min(dim=-1)
-    lost = found.values > NEAR * keys.double().norm(dim=-1).max()
-    if bool(lost.any()):
-        fail(f"{int(lost.sum())} stored keys are no token's of the text")
-    index = found.indices.unsqueeze(-1).expand(-1, -1, -1, values.shape[3])
-    true = values.double().gather(2, index)
-    apart = (layer.values.double() - true).norm(dim=-1) > NEAR * true.norm(dim=-1).max()
-    if bool(apart.any()):
-        fail(f"{int(apart.sum())} stored values are not those of their keys' tokens")
+    return True

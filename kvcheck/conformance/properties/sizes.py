@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kvcheck.conformance.properties.base import holds
-from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
 from kvcheck.methods.base import MethodInfo, ModelShape
@@ -159,6 +159,8 @@ def memory_stays_bounded_while_decoding(subject: Subject) -> None:
     before = held(cache).kv
     subject.one_by_one(cache, subject.tokens(length, salt=2))
     grown, all_kept = held(cache).kv - before, subject.shape.dense_bytes(subject.draw.rows, length)
+    if grown >= all_kept and foreign_rows(cache):
+        raise NotServed("it does not declare from how many tokens on it evicts")
     if grown >= all_kept:
         fail(f"{length} decoded tokens take {grown:,} bytes more; keeping all of them takes {all_kept:,}")
 

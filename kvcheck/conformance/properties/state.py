@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kvcheck.conformance.properties.base import holds
-from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.errors import MethodUnsupported
 from kvcheck.methods.cache import KVCache
 from kvcheck.methods.rows import RowCache
@@ -79,9 +79,17 @@ def _state(subject: Subject) -> tuple[Any, Any, Any]:
     parameters = (
         {each.name: repr(getattr(method, each.name)) for each in fields(method)} if is_dataclass(method) else {}
     )
-    tensors = {**dict(subject.loaded.model.named_parameters()), **dict(subject.loaded.model.named_buffers())}
-    weights = {name: float(each.double().sum()) for name, each in tensors.items()}
-    return parameters, subject.loaded.model.config.to_dict(), weights
+    return parameters, subject.loaded.model.config.to_dict(), _weights(subject.loaded.model)
+
+
+def _weights(model: Any) -> dict[str, float]:
+    """The sum of every weight, under the shortest of its names: another name for a weight does not change it."""
+    given = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    names: dict[int, str] = {}
+    for name, tensor in sorted(given, key=lambda pair: (len(pair[0]), pair[0])):
+        names.setdefault(id(tensor), name)
+    tensors = dict(given)
+    return {name: float(tensors[name].double().sum()) for name in names.values()}
 
 
 def _change(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -152,15 +160,25 @@ def what_is_taken_back_was_never_there(subject: Subject) -> None:
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
     wanted = subject.one_by_one(cache.select(range(subject.draw.rows)), steps)
-    subject.feed(cache, follow)
     inner = [getattr(row, "cache", row) for row in cache.rows] if isinstance(cache, RowCache) else [cache]
     for each in inner:
-        if not hasattr(each, "crop"):
-            raise NotServed("it has no crop")
-        try:
-            each.crop(ids.shape[1])
-        except (NotImplementedError, MethodUnsupported) as error:
-            raise NotServed(f"it refuses to be cropped: {error}") from error
-    for row in getattr(cache, "rows", ()):
+        getattr(each, "activate_past_recording", lambda: None)()  # a sliding window must be told before
+    with subject.appending(cache):
+        subject.feed(cache, follow)
+    for each in inner:
+        take_back(each, follow.shape[1])
+    for row in foreign_rows(cache):
         row.seen, row.position = row.seen - follow.shape[1], row.position - follow.shape[1]
     equal(subject.one_by_one(cache, steps), wanted, "behind a follow-up that was taken back")
+
+
+def take_back(cache: Any, tokens: int) -> None:
+    """Crop the newest tokens off, by a negative number as all versions of transformers take it. Raises NotServed."""
+    if not all(hasattr(each, "crop") for each in (cache, *cache.layers)):
+        raise NotServed("it has no crop, or a layer has none")
+    if not getattr(cache, "is_croppable", True):
+        raise NotServed("it says of itself that it cannot be cropped")
+    try:
+        cache.crop(-tokens)
+    except (NotImplementedError, MethodUnsupported, ValueError) as error:
+        raise NotServed(f"it refuses to be cropped: {error}") from error

@@ -121,13 +121,18 @@ def attending(model: Any, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
+def at_rest(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which keys and values rest where a model computes in `dtype`: never more than 16 bits."""
+    return torch.float16 if dtype.itemsize > 2 else dtype
+
+
 @contextmanager
 def sixteen_bits(cache: Cache) -> Iterator[None]:
-    """Hand keys and values to the cache in float16 where the model computes in float32, and back in float32."""
+    """Hand keys and values to the cache in float16 where the model computes in more bits, and back in those."""
     inner = cache.update
 
     def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = torch.float16 if key.dtype == torch.float32 else key.dtype
+        stored = at_rest(key.dtype)
         keys, values = inner(key.to(stored), value.to(stored), *args, **kwargs)
         return keys.to(key.dtype), values.to(value.dtype)
 

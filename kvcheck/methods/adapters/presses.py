@@ -13,7 +13,15 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.methods import attention
 from kvcheck.methods.adapters import kvpress
-from kvcheck.methods.adapters.foreign import Foreign, attending, copied, fed, sixteen_bits, unsupported
+from kvcheck.methods.adapters.foreign import (
+    Foreign,
+    at_rest,
+    attending,
+    copied,
+    fed,
+    sixteen_bits,
+    unsupported,
+)
 from kvcheck.methods.host import Host
 from kvcheck.methods.rows import Row, RowHost
 
@@ -90,20 +98,23 @@ class PressHost(RowHost):
                     state = [(part, dict(vars(part))) for part in kvpress.parts(row.press)]
             for part, kept in state:
                 vars(part).update(kept)
-        convert(row.cache, torch.float16 if self.model.dtype == torch.float32 else self.model.dtype)
+        convert(row.cache, at_rest(self.model.dtype))
 
 
 @contextmanager
 def hiding(row: Row) -> Iterator[None]:
-    """Show the model what a press has masked in this row, and take back what it masks meanwhile."""
-    modules = {at: module for at, module in enumerate(row.model.modules()) if hasattr(module, "layer_idx")}
-    for at, module in modules.items():
-        module.masked_key_indices = row.masks.get(at)
+    """Show the model what a press has masked in this row, and take back what it masks meanwhile.
+
+    Modules go by their names: a press of kvpress adds modules when it is first entered, which moves their numbers.
+    """
+    modules = {name: module for name, module in row.model.named_modules() if hasattr(module, "layer_idx")}
+    for name, module in modules.items():
+        module.masked_key_indices = row.masks.get(name)
     try:
         yield
     finally:
-        found = {at: module.masked_key_indices for at, module in modules.items()}
-        row.masks = {at: masked for at, masked in found.items() if masked is not None}
+        found = {name: module.masked_key_indices for name, module in modules.items()}
+        row.masks = {name: masked for name, masked in found.items() if masked is not None}
         for module in modules.values():
             module.masked_key_indices = None
 
