@@ -48,6 +48,7 @@ class Hunt:
         self.model = ModelId(session.model_name, session.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
         self.cases = ordered(settings)
+        self.rest = [case for case in gated(settings) if case not in self.cases]
         self.alpha = case_alpha(settings.alpha, len(gated(settings)))
 
     def examine(self, suspect: Suspect) -> ZooRecord:
@@ -59,7 +60,10 @@ class Hunt:
         start = time.perf_counter()
         properties, trials = self.properties(suspect)
         between = time.perf_counter()
-        tasks, samples = self.tasks(suspect)
+        tasks, samples = self.tasks(suspect, self.cases_of(suspect))
+        if not properties and not tasks and not suspect.correct:
+            tasks, more = self.tasks(suspect, self.rest)
+            samples += more
         end = time.perf_counter()
         return ZooRecord(
             name=suspect.name,
@@ -87,10 +91,10 @@ class Hunt:
                     break
         return found, trials
 
-    def tasks(self, suspect: Suspect) -> tuple[list[str], int]:
+    def tasks(self, suspect: Suspect, cases: list[CaseId]) -> tuple[list[str], int]:
         """Cases that fail (the first one, for a bug), each with its reason, and the contexts until then."""
         found, samples = [], 0
-        for case in self.cases_of(suspect):
+        for case in cases:
             reason, count = self.case(suspect, case)
             samples += count
             if reason:
@@ -141,7 +145,8 @@ def gated(settings: Settings) -> list[CaseId]:
 def ordered(settings: Settings) -> list[CaseId]:
     """The cases that are tried, so that each task comes soon: by length, then by mode, then by task.
 
-    Those of the quick profile for the default one too: tasks that show nothing would else take most of the time.
+    Those of the quick profile for the default one too, whose other cases are for a bug that nothing else shows: tasks
+    that show nothing would otherwise take most of the time.
     """
     found = gated(replace(settings, profile="quick") if settings.profile == "default" else settings)
     modes = ("multi_turn", "multi_request", "single")

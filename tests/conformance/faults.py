@@ -281,6 +281,19 @@ class BlindArchitecture(Full):
     made = BlindBlockLayer
 
 
+class NewestPagesLayer(QuestLayer):
+    def choose(self, query, own):
+        count = super().choose(query, own).shape[-1]
+        newest = own.clamp(min=count - 1).unsqueeze(-1) - torch.arange(count - 1, -1, -1)
+        return newest.expand_as(super().choose(query, own))
+
+
+@dataclass(frozen=True)
+class NewestPages(Quest):
+    def layer(self, shape, index):
+        return NewestPagesLayer(shape, index, self)
+
+
 @dataclass(frozen=True)
 class AlwaysTwoBits(KIVI):
     def layer(self, shape, index):
@@ -343,7 +356,7 @@ def faulty(name: str, layer: type[KVLayer]) -> None:
     globals()[name] = dataclass(frozen=True)(made)
 
 
-DERIVED = ("AbsoluteLayer", "FadingLayer", "LosesFoldedLayer", "SeesAllLayer", "LazyLayer")
+DERIVED = ("AbsoluteLayer", "FadingLayer", "LosesFoldedLayer", "NewestPagesLayer", "SeesAllLayer", "LazyLayer")
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, KVLayer)]:
     if _layer.__module__ == __name__ and _layer.__name__ not in DERIVED:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)

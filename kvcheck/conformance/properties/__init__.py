@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kvcheck.conformance.properties import batching, equivalence, numbers, positions, sizes, state, symmetry
+from kvcheck.conformance.properties import batching, equivalence, numbers, positions, reading, sizes, state, symmetry
 from kvcheck.conformance.properties.base import Property
 
 PROPERTIES: dict[str, Property] = {
     one.name: one
-    for module in (equivalence, positions, sizes, numbers, batching, state, symmetry)
+    for module in (equivalence, reading, positions, sizes, numbers, batching, state, symmetry)
     for one in vars(module).values()
     if isinstance(one, Property)
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
@@ -13,14 +11,6 @@ from kvcheck.methods.host import Host
 
 LONGER = 1100
 """Tokens of the longest prompt of the one property that sees nearly every fault, if it is tried on enough of them."""
-
-
-LONG = 640
-"""Tokens of a prompt of which no method that reads less than everything reads all."""
-DEEP = ("scaled", "qwen2")
-"""The small models with most layers, for methods that leave the first ones as they are."""
-SAME = 1e-7
-"""Of the spread of the logits: as near as two ways of computing the same thing are."""
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -155,50 +145,3 @@ def the_newest_token_is_seen(subject: Subject) -> None:
                 )
         cache = twin
         subject.one_by_one(cache, steps)
-
-
-def reads_all(info: MethodInfo) -> str:
-    """Excuses methods that read everything, and those whose effect shows elsewhere."""
-    if info.whole == "":
-        return "its answers are always those of the full cache"
-    sparse = info.stage in ("retrieval", "generation", "loading")
-    return other_prompt(info) or ("" if sparse else "it does not claim to read less than it holds")
-
-
-@holds(unless=reads_all, share=0.15)
-def what_reads_less_answers_otherwise(subject: Subject) -> None:
-    """On a long text, a method that reads less than everything, or something else, does not answer as the full cache.
-
-    What is fed behind a prompt answers otherwise, in a block and one by one; the prompt too where it is read sparsely.
-    """
-    deep = _deep(subject)
-    length = LONG + deep.draw.prompt % 64
-    ids, follow, steps = deep.tokens(length), deep.tokens(8, salt=1), deep.tokens(3, salt=2)
-    lives = [_life(deep, host, ids, follow, steps) for host in (deep.host, deep.dense)]
-    parts = ("the prompt", "a follow-up block behind it", "decoding behind it")
-    first = 0 if deep.method.info.stage == "generation" else 1
-    for name, mine, full in list(zip(parts, *lives, strict=True))[first:]:
-        for row, (one, other) in enumerate(zip(mine, full, strict=True)):
-            if float((one - other).abs().max()) <= SAME * float(other.std()):
-                fail(f"row {row}: {name}, of {length} tokens, is answered as by the full cache: nothing was left out")
-
-
-def _life(
-    subject: Subject, host: Host, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits of a prompt, of a follow-up behind it, and of steps behind it alone."""
-    cache, first = subject.prefill(ids, host)
-    twin = cache.select(range(subject.draw.rows))
-    return first, subject.feed(twin, follow, host), subject.one_by_one(cache, steps, host)
-
-
-def _deep(subject: Subject) -> Subject:
-    """The trial on a small model of more layers. Raises NotServed where the method serves none."""
-    for architecture in (subject.draw.architecture, *DEEP):
-        try:
-            found = Subject(subject.spec, replace(subject.draw, architecture=architecture))
-        except NotServed:
-            continue
-        if found.shape.layers > 2:
-            return found
-    raise NotServed("the small models that it serves have two layers, which it may leave as they are")

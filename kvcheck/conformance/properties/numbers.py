@@ -103,15 +103,30 @@ MOST = 0.67
 """Share of the channels that must be as near as promised; a large channel may take its neighbours along."""
 
 
-def near(subject: Subject, promised: tuple[float, float]) -> None:
-    """Raise Violation where a third of the channels or more are further off than promised."""
-    found = comparable(subject)
+SIZES = (2.0**-10, 2.0**8)
+"""Factors by which numbers are made small and large; 16 bits hold both."""
+
+
+@holds(unless=verbatim, share=0.3)
+def the_size_of_numbers_does_not_matter(subject: Subject) -> None:
+    """Keys and values that are all very small or very large are read back as near as promised, too."""
+    promised = subject.method.rounding()
+    if promised is None:
+        raise NotServed("it promises no error")
+    for size in SIZES:
+        near(subject, promised, size)
+
+
+def near(subject: Subject, promised: tuple[float, float], size: float = 1.0) -> None:
+    """Raise Violation where a third of the channels or more are further off than promised. size: a factor of all."""
+    found = [replace(part, keys=part.keys * size, values=part.values * size) for part in comparable(subject)]
     for index, (layer, true) in enumerate(zip(layers(subject, subject.method, found), found, strict=True)):
         for name, share, limit in zip(("keys", "values"), errors(layer, true), promised, strict=True):
             worst = float(share.quantile(MOST, dim=-1).max())
             if worst > limit:
                 said = f"{worst:.2f} of their spread or more, {limit:.2f} is promised"
-                fail(f"layer {index}: a third of the channels of {name} are off by {said}")
+                times = "" if size == 1 else f", {size:g} times as large"
+                fail(f"layer {index}: a third of the channels of {name}{times} are off by {said}")
 
 
 FED = (100, *[1] * 5, 95)
