@@ -12,6 +12,7 @@ from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
 from kvcheck.methods import METHODS, make
 from kvcheck.record import FAILS, PropertyRecord
+from kvcheck.report.recorded import shown
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Tried:
 
 def correct() -> tuple[str, ...]:
     """The specs of all registered methods, as they are tried on a text."""
-    given = {"look_m": "look_m:text_prior=false"}  # its default is for images, and is refused on a text
-    return tuple(given.get(name, name) for name in METHODS.names())
+    found = {name: shown(name) for name in METHODS.names()}  # a default that texts do not suit has no record
+    return tuple(name if one is None else one.spec for name, one in found.items())
 
 
 def attempt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +23,7 @@ def moved(model: torch.nn.Module, by: int) -> Iterator[None]:
             return args, {**kwargs, "position_ids": kwargs["position_ids"] + by}
         return (args[0], args[1] + by, *args[2:]), kwargs
 
-    handles = [each.register_forward_pre_hook(move, with_kwargs=True) for each in rotaries(model)]
-    try:
+    with ExitStack() as hooks:
+        for each in rotaries(model):
+            hooks.enter_context(each.register_forward_pre_hook(move, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -90,12 +90,12 @@ def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
     Raises UsageError for a file of results of another state of the code or other settings.
     """
     path = state.settings(config).json
-    kept = dict(known(config))
+    kept, facts = dict(known(config)), header(config)
 
     def keep(found: list[ZooRecord]) -> None:
         kept.update({(one.name, one.twin): one for one in found})
         if path:
-            write(Path(path), header(config), kept.values())
+            write(Path(path), facts, kept.values())
 
     return Gatherer(config, RESULT, "the zoo", zoo_from_json, zoo.lines, zoo.markdown, keep)
 

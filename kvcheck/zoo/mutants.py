@@ -7,6 +7,7 @@ tells which of them your gate would notice on your model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -206,12 +207,10 @@ class Values(Mutant):
         def change(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
             return self.changed(output.unflatten(-1, (heads, -1))).flatten(-2)
 
-        handles = [each.register_forward_hook(change) for each in projections(host.model)]
-        try:
+        with ExitStack() as hooks:
+            for each in projections(host.model):
+                hooks.enter_context(each.register_forward_hook(change))
             return host.prefill(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def changed(self, values: torch.Tensor) -> torch.Tensor:
         """Values (R, n, G, d) with the fault."""

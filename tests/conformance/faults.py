@@ -283,15 +283,9 @@ class BlindArchitecture(Full):
 
 class NewestPagesLayer(QuestLayer):
     def choose(self, query, own):
-        count = super().choose(query, own).shape[-1]
-        newest = own.clamp(min=count - 1).unsqueeze(-1) - torch.arange(count - 1, -1, -1)
-        return newest.expand_as(super().choose(query, own))
-
-
-@dataclass(frozen=True)
-class NewestPages(Quest):
-    def layer(self, shape, index):
-        return NewestPagesLayer(shape, index, self)
+        chosen = super().choose(query, own)
+        count = chosen.shape[-1]
+        return (own.clamp(min=count - 1).unsqueeze(-1) - torch.arange(count - 1, -1, -1)).expand_as(chosen)
 
 
 @dataclass(frozen=True)
@@ -306,12 +300,6 @@ class FadingLayer(KIVILayer):
         return keys * 0.9, values * 0.9
 
 
-@dataclass(frozen=True)
-class Fading(KIVI):
-    def layer(self, shape, index):
-        return FadingLayer(shape, index, self)
-
-
 class LosesFoldedLayer(KIVILayer):
     def step(self, query):
         for room, count in zip((self.k, self.v), self.due(self.k.length, self.v.length), strict=True):
@@ -319,20 +307,8 @@ class LosesFoldedLayer(KIVILayer):
         super().step(query)
 
 
-@dataclass(frozen=True)
-class LosesFolded(KIVI):
-    def layer(self, shape, index):
-        return LosesFoldedLayer(shape, index, self)
-
-
 class SeesAllLayer(QuestLayer):
     dense = True
-
-
-@dataclass(frozen=True)
-class SeesAll(Quest):
-    def layer(self, shape, index):
-        return SeesAllLayer(shape, index, self)
 
 
 class LazyLayer(SnapLayer):
@@ -350,13 +326,23 @@ class Lazy(SnapKV):
         return None
 
 
-def faulty(name: str, layer: type[KVLayer]) -> None:
-    """A method that is the full cache with this layer."""
-    made = type(name, (Full,), {"made": layer, "__module__": __name__, "__doc__": "The full cache with a fault."})
-    globals()[name] = dataclass(frozen=True)(made)
+def layer(self, shape, index):
+    return self.made(shape, index, self)
 
 
-DERIVED = ("AbsoluteLayer", "FadingLayer", "LosesFoldedLayer", "NewestPagesLayer", "SeesAllLayer", "LazyLayer")
+OTHERS = {KIVILayer: KIVI, QuestLayer: Quest}
+"""By what a layer is made of, its method; the full cache for all others."""
+WRITTEN = ("AbsoluteLayer", "LazyLayer")
+"""Layers whose methods are written out above, since they declare more."""
+
+
+def faulty(name: str, made: type[KVLayer]) -> None:
+    """A method that is the one of its layer's base with this layer."""
+    base = next((method for kind, method in OTHERS.items() if issubclass(made, kind)), Full)
+    own = {"made": made, "layer": layer, "__module__": __name__, "__doc__": f"{base.__name__} with a fault."}
+    globals()[name] = dataclass(frozen=True)(type(name, (base,), own))
+
+
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, KVLayer)]:
-    if _layer.__module__ == __name__ and _layer.__name__ not in DERIVED:
+    if _layer.__module__ == __name__ and _layer.__name__ not in WRITTEN:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)

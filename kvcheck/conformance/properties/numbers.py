@@ -89,12 +89,18 @@ def comparable(subject: Subject) -> list[Prefilled]:
     return found
 
 
-@holds(unless=verbatim)
-def what_is_read_back_is_as_near_as_promised(subject: Subject) -> None:
-    """The error of a stored channel, as a share of what varies in it, is within the method's `rounding`."""
+def promise(subject: Subject) -> tuple[float, float]:
+    """The method's `rounding`. Raises NotServed where it has none."""
     promised = subject.method.rounding()
     if promised is None:
         raise NotServed("it promises no error")
+    return promised
+
+
+@holds(unless=verbatim)
+def what_is_read_back_is_as_near_as_promised(subject: Subject) -> None:
+    """The error of a stored channel, as a share of what varies in it, is within the method's `rounding`."""
+    promised = promise(subject)
     near(subject, promised)
     near(Subject(subject.spec, replace(subject.draw, architecture=OUTLIERS)), promised)
 
@@ -110,9 +116,7 @@ SIZES = (2.0**-10, 2.0**8)
 @holds(unless=verbatim, share=0.3)
 def the_size_of_numbers_does_not_matter(subject: Subject) -> None:
     """Keys and values that are all very small or very large are read back as near as promised, too."""
-    promised = subject.method.rounding()
-    if promised is None:
-        raise NotServed("it promises no error")
+    promised = promise(subject)
     for size in SIZES:
         near(subject, promised, size)
 
@@ -141,9 +145,7 @@ def what_is_decoded_is_read_back_as_near_as_promised(subject: Subject) -> None:
 
     Asked of the first layer: its keys and values do not depend on what the cache answered before.
     """
-    promised = subject.method.rounding()
-    if promised is None:
-        raise NotServed("it promises no error")
+    promised = promise(subject)
     decoded_near(subject, promised)
     decoded_near(Subject(subject.spec, replace(subject.draw, architecture=OUTLIERS)), promised)
 

@@ -34,15 +34,11 @@ def watched(model: Any) -> Iterator[list[torch.Tensor]]:
     rotary = rotaries(model)
     if not rotary:
         raise NotServed("the model has no rotary embedding to watch")
-    handles = [
+    with (
         model.register_forward_pre_hook(lambda *_: forwards.append(1)),
         rotary[0].register_forward_hook(note, with_kwargs=True),
-    ]
-    try:
+    ):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def dense_layers(subject: Subject, ids: torch.Tensor) -> list[Prefilled]:

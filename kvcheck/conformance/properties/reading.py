@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -121,11 +121,9 @@ def attracting(subject: Subject, mark: int) -> Iterator[None]:
         found[..., channel] += PULL * (fed[0] == mark).unsqueeze(-1)
         return found.flatten(-2)
 
-    handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
-    handles += [each.q_proj.register_forward_hook(ask) for each in layers]
-    handles += [each.k_proj.register_forward_hook(offer) for each in layers]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(note, with_kwargs=True))
+        for each in layers:
+            hooks.enter_context(each.q_proj.register_forward_hook(ask))
+            hooks.enter_context(each.k_proj.register_forward_hook(offer))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
