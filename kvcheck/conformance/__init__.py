@@ -17,6 +17,7 @@ NAMES = (
     "the_length_of_a_cache_is_the_tokens_seen",
     "a_slot_holds_the_token_of_its_position",
     "slots_stay_true_while_decoding",
+    "a_key_that_was_moved_stands_at_a_place_of_the_text",
     "what_is_kept_follows_from_the_tokens_seen",
     "bytes_are_as_declared",
     "a_block_takes_the_bytes_of_its_tokens",

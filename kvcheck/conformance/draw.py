@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 BLOCKS = (8, 16, 32, 64, 128)
 """Sizes around whose multiples windows, groups, pages and chunks have their borders."""
 LONGEST = 300
+LONGER = 1100
+"""Tokens of the longest prompt, as drawn for most properties and for those that are cheap or see nearly every fault."""
+MOST = 900
+"""Tokens of the prompts of all rows, unless there is one row."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,15 @@ _DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Draw)}
 
 
 def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:
-    """Lengths from 1 up: the shortest, short ones, borders of blocks, any, and long ones."""
-    borders = {size * times + beside for size in BLOCKS for times in (1, 2, 4) for beside in (-1, 0, 1)}
+    """Lengths from 1 up: the shortest, short ones, borders of blocks, any, and long ones; seldom more than LONGEST."""
+    usual = min(longest, LONGEST)
+    borders = {size * times + beside for size in BLOCKS for times in (1, 2, 4, 8) for beside in (-1, 0, 1)}
     near = st.sampled_from(sorted(each for each in borders if 1 <= each <= longest))
-    short, long = st.integers(1, min(40, longest)), st.integers(max(1, longest // 2), longest)
-    return st.one_of(st.integers(1, 3), short, near, st.integers(1, longest), long)
+    short, long = st.integers(1, min(40, usual)), st.integers(max(1, usual // 2), usual)
+    kinds = [st.integers(1, 3), short, near, st.integers(1, usual), long]
+    if longest > LONGEST:  # Hypothesis likes what is small: nearly as long as LONGEST would show nothing new
+        kinds.append(st.integers(0, longest - LONGEST - 1).map(lambda less: longest - less))
+    return st.one_of(kinds)
 
 
 def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int = 12) -> st.SearchStrategy[Draw]:
@@ -54,4 +62,9 @@ def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int 
         block=st.one_of(st.integers(1, 9), lengths(70)),
         steps=st.integers(1, most_steps),
         cut=st.integers(0, 1000),
-    )
+    ).map(affordable)
+
+
+def affordable(draw: Draw) -> Draw:
+    """A batch of long texts takes long and shows no more than one of them: fewer rows then."""
+    return replace(draw, rows=max(1, min(draw.rows, MOST // draw.prompt)))

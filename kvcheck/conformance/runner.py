@@ -14,7 +14,7 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kvcheck.conformance.draw import Draw, draws
+from kvcheck.conformance.draw import LONGEST, Draw, draws
 from kvcheck.conformance.models import CONFIGS, MINI
 from kvcheck.conformance.properties import PROPERTIES
 from kvcheck.conformance.properties.base import Property
@@ -24,7 +24,7 @@ from kvcheck.methods import make
 from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.text import plural
 
-TRIALS = {"quick": 5, "default": 12, "full": 60}
+TRIALS = {"quick": 5, "default": 8, "full": 60}
 """Trials of a property, by profile, beside the simplest one, which Hypothesis always tries first."""
 AGAIN = 1009
 """Added to the seed for the second opinion on a failure."""
@@ -72,8 +72,7 @@ def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
     excuse = one.excuse(make(spec).info)
     if excuse:
         return PropertyRecord(name, spec, EXCUSED, reason=excuse)
-    search = Search(one, spec)
-    architectures = served(spec)
+    search = Search(one, spec, served(spec))
     decide = settings(
         max_examples=1 + math.ceil(one.share * trials),
         derandomize=True,
@@ -87,7 +86,7 @@ def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
     torch.set_num_threads(1)  # the models are so small that sharing the work takes longer than doing it
     try:
         hypothesis.seed(zlib.crc32(f"{name} {seed}".encode()))(
-            decide(given(draws(architectures, one.longest, one.steps))(search.attempt))
+            decide(given(draws(search.architectures, one.longest, one.steps))(search.attempt))
         )()
     except Violation:
         return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, search.reason, snippet(one, search))
@@ -122,8 +121,8 @@ def served(spec: str) -> tuple[str, ...]:
 class Search:
     """The trials of one property. Hypothesis draws them, and shrinks the first one that fails in SHRINKING trials."""
 
-    def __init__(self, one: Property, spec: str) -> None:
-        self.one, self.spec = one, spec
+    def __init__(self, one: Property, spec: str, architectures: tuple[str, ...]) -> None:
+        self.one, self.spec, self.architectures = one, spec, architectures
         self.seen: Counter[str] = Counter()
         self.known: dict[Draw, str | None] = {}
         self.smallest: Draw | None = None
@@ -157,13 +156,22 @@ class Search:
         return PropertyRecord(name, self.spec, UNSERVED, 0, said or reason)
 
     def _says_little(self, draw: Draw) -> bool:
-        """Whether trials said the same before: Hypothesis varies what it drew, and comes back to the shortest texts."""
+        """Whether trials said much the same before: Hypothesis varies what it drew, and comes back to what is short.
+
+        Architectures take turns; where long prompts are drawn, one trial of RARELY has one, from the third trial on.
+        """
         if self.smallest is not None:
             return False
-        short = sum(one.prompt <= SHORT for one in self.known)
-        if draw.prompt <= SHORT and RARELY * short > len(self.known):
+        tried = len(self.known)
+        if (draw.architecture, draw.prompt) in {(one.architecture, one.prompt) for one in self.known}:
             return True
-        return any((one.architecture, one.prompt) == (draw.architecture, draw.prompt) for one in self.known)
+        if sum(one.architecture == draw.architecture for one in self.known) > tried // len(self.architectures):
+            return True
+        if draw.prompt <= SHORT:
+            return RARELY * sum(one.prompt <= SHORT for one in self.known) > tried
+        long = sum(one.prompt > LONGEST for one in self.known)
+        due = self.one.longest > LONGEST and RARELY * (long + 1) <= tried + 2
+        return due and draw.prompt <= LONGEST
 
     def _failure(self, draw: Draw) -> str | None:
         """Why a trial fails and goes on failing with other tokens, None where it does not."""

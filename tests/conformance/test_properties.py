@@ -36,6 +36,7 @@ BREAKS = {
     "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
     "a_slot_holds_the_token_of_its_position": MUTANT + "SwappedHeads:of=fp16",
     "slots_stay_true_while_decoding": "faults.WrongSlots",
+    "a_key_that_was_moved_stands_at_a_place_of_the_text": ZOO + "positions.RerotationUsesUnscaledRope",
     "what_is_kept_follows_from_the_tokens_seen": ZOO + "long_generation.WindowCacheOnlyRightForFirstPrompt",
     "bytes_are_as_declared": "faults.LosesFirst",
     "a_block_takes_the_bytes_of_its_tokens": ZOO + "eviction.MultiTokenAppendNeverEvicts",

@@ -12,12 +12,19 @@ from kvcheck.methods.cache import KVCache
 
 @holds()
 def a_row_of_a_batch_is_as_alone(subject: Subject) -> None:
-    """What a row answers does not depend on the rows beside it."""
-    texts = subject.texts()
+    """What a row answers does not depend on the rows beside it, nor on whether it was seen before and they were not."""
+    texts, rows = subject.texts(), range(subject.draw.rows)
+    alone = {rows[-1]: _alone(subject, texts, rows[-1])}
     together = subject.life(*texts)
-    for row in range(subject.draw.rows):
-        alone = subject.life(*(each[[row]] for each in texts))
-        equal(rows_of(together, [row]), alone, f"row {row} in the batch and alone")
+    alone |= {row: _alone(subject, texts, row) for row in rows[:-1]}
+    for row in rows:
+        equal(rows_of(together, [row]), alone[row], f"row {row} in the batch and alone")
+
+
+def _alone(subject: Subject, texts: tuple[torch.Tensor, ...], row: int) -> list[torch.Tensor]:
+    """The answers of one row."""
+    prompt, follow, steps = (each[[row]] for each in texts)
+    return subject.life(prompt, follow, steps)
 
 
 @holds()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.host import Host
-
-LONGER = 1100
-"""Tokens of the longest prompt of the one property that sees nearly every fault, if it is tried on enough of them."""
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -66,7 +64,7 @@ def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
 
 
-@holds()
+@holds(longest=LONGER)
 def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
     """A follow-up in one forward gives the logits, and leaves the cache, of its tokens one by one, in every turn."""
     ids, follow, steps = subject.texts()

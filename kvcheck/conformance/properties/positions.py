@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.methods._ragged import RaggedLayer
+from kvcheck.methods._rotary import rotate
 from kvcheck.methods.base import MethodInfo, Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.rows import Row, RowCache
@@ -108,7 +110,7 @@ def _unseen() -> NotServed:
     return NotServed("its slots do not know their positions, or stand for several tokens")
 
 
-@holds(unless=other_prompt)
+@holds(unless=other_prompt, longest=LONGER)
 def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
     ids = subject.tokens(subject.draw.prompt)
@@ -127,19 +129,84 @@ def slots_stay_true_while_decoding(subject: Subject) -> None:
 
     The first layer's do not depend on what the cache answered before, so they are those of the full cache.
     """
+    info = subject.method.info
+    if not sum(_compare(layer, keys, values, info) for layer, keys, values in _first_layers(subject)):
+        raise _unseen()
+
+
+def _first_layers(subject: Subject) -> Iterator[tuple[KVLayer, torch.Tensor, torch.Tensor]]:
+    """Behind two turns: the first layer of each cache, and keys and values of all tokens as the full cache has them."""
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
     for _ in range(2):  # turns
         subject.feed(cache, follow)
         subject.one_by_one(cache, steps)
     true = dense_layers(subject, torch.cat([ids, follow, steps, follow, steps], dim=1))[0]
-    caches, looked = _caches(cache), 0
+    caches = _caches(cache)
     for number, each in enumerate(caches):
         at = slice(None) if len(caches) == 1 else slice(number, number + 1)
         if isinstance(each.layers[0], KVLayer):
-            looked += _compare(each.layers[0], true.keys[at], true.values[at], subject.method.info)
+            yield each.layers[0], true.keys[at], true.values[at]
+
+
+def unmoved(info: MethodInfo) -> str:
+    """Excuses methods that leave their keys where they were."""
+    return other_prompt(info) or ("what it keeps, it keeps as it was" if info.verbatim else "")
+
+
+@holds(unless=unmoved)
+def a_key_that_was_moved_stands_at_a_place_of_the_text(subject: Subject) -> None:
+    """The key of a token that was kept is the model's for that token at some position, in the order of the text.
+
+    A token was kept where its slot has its value and, but for a rotation, its key. Asked of the first layer, behind two
+    turns.
+    """
+    if subject.shape.rope is None:
+        raise NotServed("how the model rotates keys is not known")
+    looked = False
+    for layer, keys, values in _first_layers(subject):
+        if isinstance(layer, RaggedLayer) or layer.positions.shape[2] != layer.stored:
+            continue
+        positions = layer.positions.long().clamp(0, keys.shape[2] - 1)
+        index = positions.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
+        (mine, value), true = layer.read(slice(None), torch.float64), keys.double().gather(2, index)
+        kept = _near(value, values.double().gather(2, index)) & _near(_sizes(mine), _sizes(true))
+        places = _places(mine, true, positions, kept, subject.shape.rope)
+        for row, head in torch.cartesian_prod(*map(torch.arange, places.shape[:2])).tolist():
+            order = places[row, head][kept[row, head]]
+            if bool((order.diff() <= 0).any()):
+                fail(f"row {row}, kv head {head}: the tokens that were kept stand at {order.tolist()}")
+        looked |= bool(kept.any())
     if not looked:
         raise _unseen()
+
+
+def _near(mine: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Which vectors (..., d) are all but equal."""
+    return (mine - true).norm(dim=-1) <= NEAR * true.norm(dim=-1).clamp(min=1e-9)
+
+
+def _sizes(keys: torch.Tensor) -> torch.Tensor:
+    """What a rotation leaves as it is, (..., d) -> (..., d/2)."""
+    return torch.hypot(*keys.chunk(2, dim=-1))
+
+
+def _places(
+    mine: torch.Tensor, true: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor, rope: tuple[float, ...]
+) -> torch.Tensor:
+    """Where keys (B, G, s, d) stand that are those of tokens at `positions` (B, G, s), moved by whole numbers.
+
+    kept (B, G, s): the slots that are asked for. Raises Violation where one stands nowhere.
+    """
+    found, seen = torch.full_like(positions, -1), int(positions.max()) + 1
+    for step in sorted(range(-seen, seen + 1), key=abs):
+        sought = kept & (found < 0) & (positions + step >= 0)
+        if not bool((kept & (found < 0)).any()):
+            return found
+        moved = rotate(true, torch.tensor(step, device=true.device), rope)
+        found = torch.where(sought & _near(mine, moved), positions + step, found)
+    row, head, slot = (kept & (found < 0)).nonzero()[0].tolist()
+    fail(f"the key of token {int(positions[row, head, slot])} (row {row}, kv head {head}) is at no place of the text")
 
 
 def by_queries(info: MethodInfo) -> str:

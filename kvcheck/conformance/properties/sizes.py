@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
@@ -47,7 +48,7 @@ def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, wh
         fail(f"{when}, the layers hold {layers} slots, {list(slots)} are declared")
 
 
-@holds()
+@holds(longest=LONGER)
 def bytes_are_as_declared(subject: Subject) -> None:
     """Behind the prompt, and behind every token that is decoded, bytes and slots are those that the method declares."""
     draw = subject.draw

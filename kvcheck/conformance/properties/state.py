@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kvcheck.conformance.draw import LONGER, LONGEST
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.errors import MethodUnsupported
@@ -16,13 +17,14 @@ from kvcheck.methods.cache import KVCache
 from kvcheck.methods.rows import RowCache
 
 
-@holds()
+@holds(longest=LONGER)
 def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
     """After longer, shorter and equal prompts, a sample is answered as by a fresh method."""
     texts = subject.texts()
     fresh = subject.life(*texts, host=subject.hosted())
+    most = 400 if subject.draw.prompt <= LONGEST else LONGER
     for length in (3 * subject.draw.prompt, max(1, subject.draw.prompt // 3), subject.draw.prompt):
-        subject.life(subject.tokens(min(length, 400), salt=50), *subject.texts(60)[1:])
+        subject.life(subject.tokens(min(length, most), salt=50), *subject.texts(60)[1:])
     equal(subject.life(*texts), fresh, "after other samples and afresh")
 
 
@@ -126,7 +128,7 @@ def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
         equal(subject.feed(used, ids), subject.feed(fresh, ids), f"{what} in a reset cache and a fresh one")
 
 
-@holds()
+@holds(longest=LONGER)
 def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     """A cache that was copied, or written to a file and read again, answers bit for bit as the one it was made from."""
     ids, follow, steps = subject.texts()
@@ -154,7 +156,7 @@ def _saved(cache: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-@holds()
+@holds(longest=LONGER)
 def what_is_taken_back_was_never_there(subject: Subject) -> None:
     """Speculative decoding: where a cache can be cropped, a follow-up that is taken back leaves no trace."""
     ids, follow, steps = subject.texts()
