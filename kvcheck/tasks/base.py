@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,10 @@ class Tokenizer(Protocol):
         """Token ids of the text, without special tokens."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens, its blanks as they are."""
+        ...
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -23,6 +28,8 @@ class Turn:
     question ends with the lead-in of the answer ("... The code of otter is"), as the benchmarks do; `space` stands
     between the two (so the text that teacher forcing feeds is question + space + expected).
     evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
+    lead: the beginning of the answer, as the benchmark gives it: right behind the question, under a chat template behind
+    the assistant's header. stop: strings that end an answer, which is cut before them.
     """
 
     question: str
@@ -35,6 +42,8 @@ class Turn:
     options: tuple[str, ...] = ()
     space: str = " "
     target: str = ""
+    lead: str = ""
+    stop: tuple[str, ...] = ()
 
     @property
     def expected(self) -> str:
@@ -47,6 +56,7 @@ class Sample:
     """One shared context and its turns.
 
     A question begins with its own line break; `separator` joins an answer to the next question in multi-turn mode.
+    chat: the benchmark puts this prompt into the model's chat template. row: id of the row in its data set.
     """
 
     task: str
@@ -54,19 +64,24 @@ class Sample:
     context: str
     turns: tuple[Turn, ...]
     separator: str = ""
+    chat: bool = False
+    row: str = ""
 
     @property
     def digest(self) -> str:
         """Identifies everything that the model is shown and everything that it is graded against."""
         parts = [self.context]
         for turn in self.turns:
-            parts += [turn.question, *turn.references]
+            parts += [turn.question, *([turn.lead] if turn.lead else []), *turn.references]
         return prompt_digest(*parts)
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """The declaration of a task. chance: analytic score of a guess among the candidates of the right form."""
+    """The declaration of a task. chance: analytic score of a guess among the candidates of the right form.
+
+    exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have.
+    """
 
     name: str
     version: int
@@ -76,6 +91,7 @@ class TaskInfo:
     chance: float
     doc: str
     lengths: tuple[int, ...] = (512, 1024, 2048)
+    exact: bool = True
 
 
 class Generate(Protocol):
@@ -90,7 +106,7 @@ class Generate(Protocol):
 class Task:
     """A task: its declaration and its generator `generate(seed, index, length, tokenizer) -> Sample`.
 
-    The context of the sample has exactly `length` tokens of the tokenizer.
+    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact.
     """
 
     info: TaskInfo
