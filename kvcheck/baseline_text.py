@@ -149,8 +149,9 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
         meta["latency"] = [asdict(latency) for latency in record.latency]
     if record.stopped != "all samples":
         meta["stopped"] = record.stopped
-    if record.not_measured:
-        meta["not_measured"] = [list(pair) for pair in record.not_measured]
+    for name in ("not_measured", "switches"):
+        if getattr(record, name):
+            meta[name] = [list(pair) for pair in getattr(record, name)]
     theirs = {sample.index: sample for sample in base.samples} if base is not None else {}
     ordered = sorted(record.samples, key=lambda sample: sample.index)
     lines = tuple(_write_sample(sample, theirs.get(sample.index)) for sample in ordered)
@@ -184,6 +185,7 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             latency=tuple(LatencyRecord(**one) for one in meta.get("latency", ())),
             stopped=meta.get("stopped", "all samples"),
             not_measured=tuple((what, why) for what, why in meta.get("not_measured", ())),
+            switches=tuple((name, value) for name, value in meta.get("switches", ())),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise BaselineError(f"{name}: {stored.case} cannot be read: {error}", _move_away(name)) from error

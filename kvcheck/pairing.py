@@ -62,6 +62,7 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
         ("case", record.case.key, other.case.key),
         ("model", record.model, other.model),
         ("query_aware", record.query_aware, other.query_aware),
+        *_switches(record, other),
     ]
     for what, now, then in facts:
         if now != then:
@@ -74,6 +75,14 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
         if mine.digest != its.digest or len(mine.turns) != len(its.turns):
             raise NotComparable(f"{name} is stale: sample {mine.index} has other prompts there", renew)
     return pairs
+
+
+def _switches(record: CaseRecord, other: CaseRecord) -> list[tuple[str, object, object]]:
+    """(name, here, there) of what decides the scores of a public benchmark."""
+    mine, theirs = dict(record.switches), dict(other.switches)
+    return [
+        (name, mine.get(name, "not recorded"), theirs.get(name, "not recorded")) for name in sorted({*mine, *theirs})
+    ]
 
 
 def differences(pairs: Pairs) -> list[float]:

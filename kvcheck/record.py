@@ -140,7 +140,8 @@ class CaseRecord:
 
     method is the spec text. query_aware: the first question was visible when the cache was compressed.
     binary: every score is 0 or 1. chance: the expected score of a guess. stopped: why sampling ended.
-    not_measured: (what, reason) pairs.
+    not_measured: (what, reason) pairs. switches: (name, value) pairs of what decides the scores of a public benchmark
+    beside all that: records that differ in one are not compared.
     """
 
     case: CaseId
@@ -155,6 +156,7 @@ class CaseRecord:
     latency: tuple[LatencyRecord, ...] = ()
     stopped: str = "all samples"
     not_measured: tuple[tuple[str, str], ...] = ()
+    switches: tuple[tuple[str, str], ...] = ()
 
     @property
     def accuracy(self) -> float:

@@ -9,6 +9,8 @@ PROFILES = ("quick", "default", "full")
 AGAINST = ("fp16", "self", "both")
 RECORD = ("new", "changed", "all")
 QUERY_AWARE = ("mode", "yes", "no")
+CHAT = ("task", "yes", "no")
+HISTORY = ("task", "own", "gold")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TIMEOUT = 1800.0
 
@@ -23,7 +25,10 @@ class Settings:
     None lifts one.
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
-    zoo: bugs or families of kvcheck.zoo, or "all".
+    zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
+    no such place. compat: keep the slips of their code. chat: "task" (prompts go into the model's chat template where
+    the benchmark does so), "yes" or "no". history: what stands before a later question: "task" (as the benchmark has
+    it), the model's "own" answers or the "gold" ones.
     """
 
     methods: tuple[str, ...] = ()
@@ -50,6 +55,10 @@ class Settings:
     resume: str | None = None
     findings: bool = False
     zoo: tuple[str, ...] = ()
+    data: str | None = None
+    compat: bool = False
+    chat: str = "task"
+    history: str = "task"
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""

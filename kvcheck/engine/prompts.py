@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvcheck.errors import ContextTooLong, KvcheckError
+from kvcheck.models.chat import Chat
 from kvcheck.models.encoder import Encoder
 from kvcheck.record import CaseId
 from kvcheck.tasks.base import Sample, Turn
 
+PLAIN = Chat()
 DRIFT_TOKENS = 64
 """Drift is measured on at most this many tokens of the reference answer."""
 
@@ -18,7 +20,7 @@ class Ask:
     """One question on its way: what is fed, and what came back.
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
-    history: tokens between the context and ids (earlier questions and the method's own answers), multi-turn only.
+    history: tokens between the context and ids (earlier questions and their answers), multi-turn only.
     reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token;
     ended: an end token closed it (else max_new_tokens did).
     """
@@ -50,64 +52,96 @@ class Ask:
         spoken = tuple(self.answer[: len(self.answer) - len(self.pending)])
         return Ask(self.row, turn, self.pending + question, reference, limit, self.tail + spoken)
 
+    def instead(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
+        """The next question where another answer, which `question` begins with, stands in the place of the model's."""
+        return Ask(self.row, turn, question, reference, limit, self.tail)
+
+
+def cut(text: str, stops: tuple[str, ...]) -> str:
+    """The text up to the first stop string; one that it begins with does not end it."""
+    for stop in stops:
+        while text.startswith(stop):
+            text = text[len(stop) :]
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
 
 class Prompter:
-    """Token ids of the samples of one case."""
+    """Token ids of the samples of one case.
 
-    def __init__(self, encoder: Encoder, case: CaseId, max_length: int | None) -> None:
-        self.encoder = encoder
-        self.case = case
-        self.max_length = max_length
+    chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
+    right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
+    """
+
+    def __init__(
+        self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
+        exact: bool = True,
+    ) -> None:  # fmt: skip
+        self.encoder, self.case, self.max_length = encoder, case, max_length
+        self.chat, self.gold, self.exact = chat, gold, exact
 
     def context(self, sample: Sample) -> list[int]:
-        """[BOS +] context. Raises KvcheckError where the context has not exactly `case.length` tokens."""
+        """[BOS +] context. Raises KvcheckError where it has not `case.length` tokens, ContextTooLong."""
         ids = self.encoder.encode(sample.context)
-        if len(ids) != self.case.length:
+        if len(ids) != self.case.length if self.exact else len(ids) > self.case.length:
             raise KvcheckError(
                 f"{self.case}: the context of sample {sample.index} has {len(ids)} tokens "
-                f"instead of {self.case.length}",
+                f"instead of {'' if self.exact else 'at most '}{self.case.length}",
                 "a task's generator fills its context to exactly the requested length with the tokenizer it is given",
             )
-        self._check_fits(sample)
-        return [*self.encoder.bos, *ids]
+        head = self.encoder.encode(self.chat.head)
+        self._check_fits(sample, len(head) + len(ids))
+        return [*self.encoder.bos, *head, *ids]
+
+    def asked(self, turn: Turn) -> str:
+        """The text of a question, up to where its answer begins."""
+        return turn.question + self.chat.tail + turn.lead
 
     def first(self, sample: Sample, row: int, turn: int) -> Ask:
         """The question `turn` asked right after the context."""
         asked = sample.turns[turn]
-        return Ask(row, turn, tuple(self.encoder.encode(asked.question)), self.reference(asked), asked.max_new_tokens)
+        ids = tuple(self.encoder.encode(self.asked(asked)))
+        return Ask(row, turn, ids, self.reference(asked), asked.max_new_tokens)
 
     def following(self, sample: Sample, ask: Ask) -> Ask | None:
         """The next turn of a conversation, None after the last one."""
         turn = ask.turn + 1
         if turn >= len(sample.turns):
             return None
-        asked = sample.turns[turn]
-        ids = tuple(self.encoder.encode(sample.separator + asked.question))
-        return ask.next(turn, ids, self.reference(asked), asked.max_new_tokens)
+        before, asked = sample.turns[turn - 1], sample.turns[turn]
+        text = self._joint(sample) + self.asked(asked)
+        if self.gold:
+            ids = tuple(self.encoder.encode(before.space + before.expected + text))
+            return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
+        return ask.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
         expected = turn.expected if turn.target or turn.references else ""
         if not expected:
             return ()
-        asked = self.encoder.encode(turn.question)
-        joined = self.encoder.encode(turn.question + turn.space + expected)
+        text = self.asked(turn)
+        asked = self.encoder.encode(text)
+        joined = self.encoder.encode(text + turn.space + expected)
         ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
         return tuple(ids[:DRIFT_TOKENS])
 
     def answer(self, turn: Turn, ask: Ask) -> str:
-        """The text of an answer, without the space that stands between question and answer."""
-        return self.encoder.decode(ask.answer).removeprefix(turn.space)
+        """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
+        return cut(self.encoder.decode(ask.answer).removeprefix(turn.space), turn.stop)
 
-    def _check_fits(self, sample: Sample) -> None:
-        """Raise ContextTooLong where context, questions and longest answers exceed the model's limit."""
+    def _joint(self, sample: Sample) -> str:
+        """What stands between an answer and the next question."""
+        return self.chat.again or sample.separator
+
+    def _check_fits(self, sample: Sample, length: int) -> None:
+        """Raise ContextTooLong where `length` tokens of context, questions and longest answers exceed the limit."""
         if self.max_length is None:
             return
         used = self._turns(sample)
-        spent = [len(self.encoder.encode(turn.question)) + turn.max_new_tokens for turn in used]
-        asked = sum(spent) + len(self.encoder.encode(sample.separator)) * len(used)
+        spent = [len(self.encoder.encode(self.asked(turn))) + turn.max_new_tokens for turn in used]
+        asked = sum(spent) + len(self.encoder.encode(self._joint(sample))) * len(used)
         asked = asked if self.case.mode == "multi_turn" else max(spent)
-        need = len(self.encoder.bos) + self.case.length + asked
+        need = len(self.encoder.bos) + length + asked
         if need > self.max_length:
             most = max(self.max_length - need + self.case.length, 1)
             raise ContextTooLong(

@@ -14,7 +14,7 @@ from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, peak_bytes
 from kvcheck.engine.prefill import Prefiller
-from kvcheck.engine.prompts import Ask, Prompter
+from kvcheck.engine.prompts import PLAIN, Ask, Prompter
 from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure import latency
@@ -22,6 +22,7 @@ from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads
+from kvcheck.models.chat import Chat
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord
 from kvcheck.settings import Settings
 from kvcheck.spec import Spec
@@ -113,10 +114,10 @@ class Session:
         host = self._host(method_spec, guard)
         proved = (guard.method, case.length, self._aware(case.mode))
         meter = Meter(host.method, self.shape, guard, audited=proved in self.proved)
-        prompter = Prompter(self.loaded.tokenizer, case, self.loaded.max_length)
+        prompter = self._prompter(task, case)
         done: list[SampleRecord] = []
         record = None
-        for indices in _blocks(case, self.shape, self.loaded.device):
+        for indices in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
             samples = [self._sample(task, case, index) for index in indices]
             block = self._block(samples, prompter, host, guard, meter)
             for sample, asks in zip(samples, block.run(), strict=True):
@@ -127,7 +128,7 @@ class Session:
             if record is None:
                 with guard("measuring peak memory"):
                     meter.peak = peak_bytes(host, block.ids[:1])
-            record = self._record(task, case, done, meter, indices[-1] + 1 == case.n)
+            record = self._record(task, prompter, done, meter, indices[-1] + 1 == case.n)
             if progress is not None:
                 progress(len(done), case.n)
             if on_block is not None and on_block(record):
@@ -136,9 +137,32 @@ class Session:
             raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
         return record
 
-    def _record(self, task: Task, case: CaseId, done: list[SampleRecord], meter: Meter, complete: bool) -> CaseRecord:
+    def _prompter(self, task: Task, case: CaseId) -> Prompter:
+        """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
+        settings, chat = self.settings, PLAIN
+        if settings.chat == "yes" or (settings.chat == "task" and self._sample(task, case, 0).chat):
+            chat = Chat.of(self.loaded.tokenizer.tokenizer)
+        history = task.info.history if settings.history == "task" else settings.history
+        loaded = self.loaded
+        gold = history == "gold" and case.mode == "multi_turn"
+        return Prompter(loaded.tokenizer, case, loaded.max_length, chat, gold, task.info.exact)
+
+    def _switches(self, task: Task, prompter: Prompter) -> tuple[tuple[str, str], ...]:
+        """What decides the scores of a public benchmark; of a task of our own, only what is not as usual."""
+        chat = prompter.chat.digest
+        found = [("chat", chat)] * bool(chat) + [("history", "gold")] * prompter.gold
+        if not task.facts:
+            return tuple(found)
+        encoder, dtype = self.loaded.tokenizer, str(self.loaded.model.dtype).removeprefix("torch.")
+        usual = {"chat": "no", "history": "own", "bos": str(len(encoder.bos)), "decoding": f"greedy {dtype}"}
+        usual["stop"] = ",".join(map(str, sorted(encoder.eos)))
+        return tuple(sorted({**dict(task.facts), **usual, **dict(found)}.items()))
+
+    def _record(
+        self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
+    ) -> CaseRecord:
         """What the case has produced so far."""
-        info, memory = task.info, meter.record()
+        info, memory, case = task.info, meter.record(), prompter.case
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
             case=case,
@@ -152,6 +176,7 @@ class Session:
             memory=memory,
             stopped="all samples" if complete else CLEAR,
             not_measured=((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(meter.method, Foreign) else ()),
+            switches=self._switches(task, prompter),
         )
 
     def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
@@ -259,6 +284,12 @@ def _blocks(case: CaseId, shape: ModelShape, device: torch.device) -> Iterator[r
     size = max(1, min(CONTEXTS, _room(device) // max(1, each)))
     for start in range(0, case.n, size):
         yield range(start, min(start + size, case.n))
+
+
+def _singly(case: CaseId) -> Iterator[range]:
+    """Sample indices one by one: the rows of a data set differ in length, and nothing is padded."""
+    for index in range(case.n):
+        yield range(index, index + 1)
 
 
 def _rows(case: CaseId, shape: ModelShape, device: torch.device) -> int:

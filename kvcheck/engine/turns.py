@@ -1,7 +1,8 @@
 """The three modes: how the questions of a block of contexts meet the method's cache.
 
 - `single`: the first question of every sample; context and question are one prompt when the cache is compressed.
-- `multi_turn`: turn 1 likewise; every later question goes on in the same cache, after the model's own answer.
+- `multi_turn`: turn 1 likewise; every later question goes on in the same cache, after the model's own answer, or with
+  `Prompter.gold` after the right one, where the model's has never been in the cache.
 - `multi_request`: the context alone is compressed; every question starts from a fork of that cache.
 
 `query_aware` turned around: a question that is not visible at compression is fed through the compressed cache; one that
@@ -69,14 +70,21 @@ class Block:
                 done += group.asks
                 self._drift(group)
                 keep = mode == "multi_turn" and any(self._goes_on(ask) for ask in group.asks)
-                for ended in decode(self.host, group, self.prompter.encoder.eos, self.guard, keep):
-                    waiting += self._following(ended)
+                asked = self._asked(group) if keep and self.prompter.gold else None
+                ended = decode(self.host, group, self.prompter.encoder.eos, self.guard, keep and asked is None)
+                for one in ended if asked is None else [asked]:
+                    waiting += self._following(one)
             self._prepare([ask for group in waiting for ask in group.asks], kv=False)
             groups = waiting
         by_row: list[list[Ask]] = [[] for _ in self.samples]
         for ask in sorted(done, key=lambda ask: ask.turn):
             by_row[ask.row].append(ask)
         return by_row
+
+    def _asked(self, group: Group) -> Group:
+        """A fork of a group before it answers: the model's own answers are no part of a conversation with gold ones."""
+        with self.guard("forking a conversation (select)"):
+            return Group(group.cache.select(range(len(group.asks))), group.asks, group.logits)
 
     def _goes_on(self, ask: Ask) -> bool:
         """Whether the sample has another question after this one."""

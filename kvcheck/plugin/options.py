@@ -71,6 +71,14 @@ OPTIONS = (
     Option("timeout", "seconds per case, 0 for no limit (default: 1800)", "SECONDS"),
     Option("findings", "measure what the papers found, and assert its direction; needs no --kv-method"),
     Option("zoo", "would the gate catch known bugs: all, or names and families; needs no --kv-method", "NAME,…"),
+    Option(
+        "data",
+        "where public benchmarks are read: hub, or a folder; name them by --kv-tasks=longbench/qasper",
+        "hub|PATH",
+    ),
+    Option("compat", "score public benchmarks with the slips of their own code"),
+    Option("chat", "chat template of the model: task (as the benchmark does), yes or no (default: task)", "WHEN"),
+    Option("history", "answers in a conversation: task (as the benchmark does), own or gold (default: task)", "WHOSE"),
     Option("resume", "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"),
 )
 

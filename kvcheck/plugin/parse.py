@@ -12,7 +12,7 @@ from typing import Any
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.record import MODES
-from kvcheck.settings import AGAINST, DTYPES, PROFILES, QUERY_AWARE, RECORD, Settings
+from kvcheck.settings import AGAINST, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
 
 ALIASES = {"method": "methods", "length": "lengths", "task": "tasks", "mode": "modes"}
 CHOICES = {
@@ -20,6 +20,8 @@ CHOICES = {
     "against": AGAINST,
     "record": RECORD,
     "query_aware": QUERY_AWARE,
+    "chat": CHAT,
+    "history": HISTORY,
     "dtype": DTYPES,
 }
 
@@ -206,7 +208,7 @@ def _timeout(value: Any, where: str, name: str) -> float:
 
 READERS: dict[str, Callable[[Any, str, str], Any]] = {
     **dict.fromkeys(CHOICES, _choice),
-    **dict.fromkeys(("findings", "record_in_ci", "strict"), _flag),
+    **dict.fromkeys(("compat", "findings", "record_in_ci", "strict"), _flag),
     "methods": _methods,
     "zoo": lambda value, where, name: _words(value, where),
     "lengths": _lengths,

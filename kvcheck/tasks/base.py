@@ -28,8 +28,8 @@ class Turn:
     question ends with the lead-in of the answer ("... The code of otter is"), as the benchmarks do; `space` stands
     between the two (so the text that teacher forcing feeds is question + space + expected).
     evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
-    lead: the beginning of the answer, as the benchmark gives it: right behind the question, under a chat template behind
-    the assistant's header. stop: strings that end an answer, which is cut before them.
+    lead: the beginning of the answer, where the benchmark gives it: right behind the question, under a chat template
+    behind the assistant's header. stop: strings that end an answer, which is cut before them.
     """
 
     question: str
@@ -80,7 +80,8 @@ class Sample:
 class TaskInfo:
     """The declaration of a task. chance: analytic score of a guess among the candidates of the right form.
 
-    exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have.
+    exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have. history: what stands
+    before a later question of a conversation, the model's "own" answers or the "gold" ones.
     """
 
     name: str
@@ -92,6 +93,7 @@ class TaskInfo:
     doc: str
     lengths: tuple[int, ...] = (512, 1024, 2048)
     exact: bool = True
+    history: str = "own"
 
 
 class Generate(Protocol):
@@ -106,8 +108,10 @@ class Generate(Protocol):
 class Task:
     """A task: its declaration and its generator `generate(seed, index, length, tokenizer) -> Sample`.
 
-    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact.
+    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact. facts: (name, value) pairs of
+    what else decides a score (data set and revision, template, truncation, metric); recorded, and compared.
     """
 
     info: TaskInfo
     generate: Generate
+    facts: tuple[tuple[str, str], ...] = ()

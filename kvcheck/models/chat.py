@@ -1,0 +1,50 @@
+"""What a model's chat template puts around a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from kvcheck.errors import SpecError
+
+USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "\u2460kvcheck-next\u2460"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The text before the first user message, behind a user message (up to where the answer begins), and between an
+    answer and the next user message. The token that opens every prompt is not in `head`: the encoder adds it, once.
+    """
+
+    head: str = ""
+    tail: str = ""
+    again: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the template in a record, "" where nothing is put around a text."""
+        return sha256("\x1f".join((self.head, self.tail, self.again)).encode()).hexdigest()[:12] if self.tail else ""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Chat:
+        """The template of a Hugging Face tokenizer. Raises SpecError where it has none, or one that changes a text."""
+        name = getattr(tokenizer, "name_or_path", "") or "this model"
+        if not getattr(tokenizer, "chat_template", None):
+            raise SpecError(
+                f"the tokenizer of {name} has no chat template", "--kv-chat=no feeds the prompts as they are"
+            )
+        first = [{"role": "user", "content": USER}]
+        second = [*first, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT}]
+        once, twice = (
+            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            for messages in (first, second)
+        )
+        if once.count(USER) != 1 or any(twice.count(mark) != 1 for mark in (USER, ANSWER, NEXT)):
+            raise SpecError(
+                f"the chat template of {name} does not show every message once",
+                "--kv-chat=no feeds the prompts as they are",
+            )
+        head, tail = once.split(USER)
+        again = twice.split(ANSWER)[1].split(NEXT)[0]
+        return cls(head.removeprefix(tokenizer.bos_token or ""), tail, again)
