@@ -51,7 +51,7 @@ def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:
     return st.one_of(kinds)
 
 
-def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int = 12) -> st.SearchStrategy[Draw]:
+def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int = 8) -> st.SearchStrategy[Draw]:
     """Trials on these small models."""
     return st.builds(
         Draw,

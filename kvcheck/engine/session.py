@@ -109,6 +109,11 @@ class Session:
         After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
         ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
         """
+        if self.loaded.random:
+            raise KvcheckError(
+                f"{self.model_name} has random weights: what it answers in {case.task} says nothing of a method",
+                "-k latency --kv-profile=full measures memory and seconds; for accuracy take a trained --kv-model",
+            )
         task = find_task(case)
         guard = Guard(str(Spec.parse(method_spec)), str(case))
         host = self._host(method_spec, guard)

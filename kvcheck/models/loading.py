@@ -12,7 +12,7 @@ import torch
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED
+from kvcheck.models import EMBEDDED, synthetic
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 
@@ -26,6 +26,7 @@ class LoadedModel:
 
     name: what the user typed ("mini", a folder, a hub id). fingerprint: sixteen hex digits over configuration, weights
     and tokenizer. max_length: tokens that prompt and answer may have together; None where the model sets no limit.
+    random: its weights are, so that its answers mean nothing.
     """
 
     model: Any
@@ -33,6 +34,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     max_length: int | None
+    random: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -43,10 +45,12 @@ class LoadedModel:
 def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Load model and tokenizer.
 
-    name: an embedded model ("mini"), a folder, or a hub id ("owner/model"). dtype: what the model computes in.
-    Raises SpecError for a name that leads nowhere or files that cannot be read, MethodUnsupported for an architecture
-    that has no KV cache or does not use transformers' attention interface.
+    name: an embedded model ("mini"), a folder, a hub id ("owner/model"), or "random:SHAPE" (kvcheck.models.synthetic).
+    dtype: what the model computes in. Raises SpecError for a name that leads nowhere or files that cannot be read,
+    MethodUnsupported for an architecture that has no KV cache or does not use transformers' attention interface.
     """
+    if name.startswith(synthetic.PREFIX):
+        return _synthetic(name, device, dtype)
     folder, local = _find(name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -75,6 +79,24 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     files = Path(folder) if local else _snapshot(folder)
     encoder = Encoder(tokenizer, _end_tokens(model))
     return LoadedModel(model, encoder, name, fingerprint(files), _limit(model))
+
+
+def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """A model with random weights, and the tokenizer of the embedded one. Raises SpecError."""
+    import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+
+    try:
+        model = synthetic.build(name, device, dtype, ATTENTION)
+    except torch.OutOfMemoryError as error:
+        raise SpecError(
+            f"{name} does not fit on {device}: {error}", "--kv-model random:llama-3.2-1b is smaller"
+        ) from error
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
+    model = model.eval().requires_grad_(False)
+    _check_interface(name, model)
+    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), _limit(model), random=True)
 
 
 def _find(name: str) -> tuple[str, bool]:

@@ -47,8 +47,7 @@ class Hunt:
         self.session, self.settings, self.store, self.allowances = session, settings, store, allowances
         self.model = ModelId(session.model_name, session.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
-        self.cases = ordered(settings)
-        self.rest = [case for case in gated(settings) if case not in self.cases]
+        self.cases, self.rest = rungs(settings)
         self.alpha = case_alpha(settings.alpha, len(gated(settings)))
 
     def examine(self, suspect: Suspect) -> ZooRecord:
@@ -142,15 +141,20 @@ def gated(settings: Settings) -> list[CaseId]:
     return profiles.cases(*chosen, None, settings.seed)
 
 
-def ordered(settings: Settings) -> list[CaseId]:
-    """The cases that are tried, so that each task comes soon: by length, then by mode, then by task.
+def rungs(settings: Settings) -> tuple[list[CaseId], list[CaseId]]:
+    """The cases that are tried, and those for a bug that nothing else shows.
 
-    Those of the quick profile for the default one too, whose other cases are for a bug that nothing else shows: tasks
-    that show nothing would otherwise take most of the time.
+    Each task once, in its richest mode, at the shortest length, of the default profile with as many contexts as in the
+    quick one; then at the longer lengths. Tasks that show nothing would otherwise take most of the time.
     """
-    found = gated(replace(settings, profile="quick") if settings.profile == "default" else settings)
     modes = ("multi_turn", "multi_request", "single")
-    return sorted(found, key=lambda case: (case.length, modes.index(case.mode), case.task))
+    found = gated(settings)
+    richest = {case.task: case.mode for case in sorted(found, key=lambda case: -modes.index(case.mode))}
+    ladder = sorted((one for one in found if one.mode == richest[one.task]), key=lambda one: (one.length, one.task))
+    first = [case for case in ladder if case.length == ladder[0].length]
+    few = gated(replace(settings, profile="quick")) if settings.profile == "default" else found
+    counts = {case.key: case.n for case in few}
+    return [replace(case, n=counts.get(case.key, case.n)) for case in first], ladder[len(first) :]
 
 
 def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspect]:

@@ -44,7 +44,7 @@ class Property:
 
 
 def holds(
-    unless: Unless = lambda info: "", longest: int = LONGEST, steps: int = 12, share: float = 1.0
+    unless: Unless = lambda info: "", longest: int = LONGEST, steps: int = 8, share: float = 1.0
 ) -> Callable[[Check], Property]:
     """Make a function a property."""
     return lambda check: Property(check, unless, longest, steps, share)
