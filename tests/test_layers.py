@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"record", "errors", "spec", "registry", "paths", "env", "settings", "files"},
     {"stats"},
-    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile"}
+    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
     | {"baseline", "baseline_files", "baseline_text"},
     {"methods", "tasks", "models", "measure"},
     {"report", "engine", "conformance", "zoo", "power"},

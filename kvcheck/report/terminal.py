@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvcheck.published import gaps
 from kvcheck.record import CaseRecord, Run
 from kvcheck.report import conformance, rows, statement
 from kvcheck.report.rows import References, Row
@@ -40,6 +41,8 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
     yield from own_record_lines(run, records)
     yield from doubt_lines(run, records)
     yield from unmeasured_lines(run, records)
+    for line in gaps(records, run.header.model_name):
+        yield from wrap(line)
     yield from wrap(statement.plain(run, method, known))
     yield ""
 

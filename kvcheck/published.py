@@ -1,0 +1,106 @@
+"""Published full-cache scores, which a user's own fp16 run is held against: `baselines/published.toml`. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvcheck.errors import BaselineError
+from kvcheck.paths import bundle
+from kvcheck.record import CaseRecord, context_score
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SLACK = 2.0
+"""Points beyond two standard errors: other hardware, libraries and rounding."""
+ABOUT = frozenset(("source", "length", "limit", "mode", "tasks"))
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published score of the full cache, in points.
+
+    model: hub id. task: "longbench/qasper", or a suite ("ruler"), the mean of whose `tasks` tasks it is. length: tokens
+    of context, mode: of the cases, None where any will do. limit: tokens of the prompt in the source, for the message.
+    """
+
+    model: str
+    task: str
+    score: float
+    source: str
+    length: int | None = None
+    mode: str | None = None
+    limit: int | None = None
+    tasks: int = 1
+
+
+def read(path: Path) -> tuple[Published, ...]:
+    """The scores of a file. Raises BaselineError that names what is wrong."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tuple(one for model, parts in table.items() for part in parts for one in _scores(model, part))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BaselineError(f"{path} cannot be read: {error!r}", "see the shipped file for the format") from error
+
+
+def _scores(model: str, part: dict[str, Any]) -> list[Published]:
+    about = {name: value for name, value in part.items() if name in ABOUT}
+    return [Published(model, name, float(score), **about) for name, score in part.items() if name not in ABOUT]
+
+
+@cache
+def shipped() -> tuple[Published, ...]:
+    """Those that come with kvcheck."""
+    return read(bundle("baselines") / "published.toml")
+
+
+def gaps(records: Iterable[CaseRecord], model: str, known: Sequence[Published] | None = None) -> list[str]:
+    """A line for every fp16 score of the model (a hub id, or a folder of that name) that is far from a published one.
+
+    Far: by more than two standard errors of the user's own contexts and SLACK points.
+    """
+    own = [record for record in records if record.method == "fp16" and record.samples]
+    lines = []
+    for one in shipped() if known is None else known:
+        if model.rstrip("/").rpartition("/")[2].lower() != one.model.rpartition("/")[2].lower():
+            continue
+        found = [record for record in own if _fits(record, one)]
+        if len({record.case.task for record in found}) < one.tasks:
+            continue
+        lines += _gap(found, one) if found else []
+    return lines
+
+
+def _fits(record: CaseRecord, one: Published) -> bool:
+    """Whether a record is of what was published."""
+    case = record.case
+    task = case.task == one.task or case.task.startswith(one.task + "/")
+    return task and one.length in (None, case.length) and one.mode in (None, case.mode)
+
+
+def _gap(found: list[CaseRecord], one: Published) -> list[str]:
+    """The line, none where the scores agree."""
+    means, errors = [], []
+    for record in found:
+        scores = [100 * context_score(sample) for sample in record.samples]
+        means.append(statistics.fmean(scores))
+        errors.append(statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 100.0)
+    gap = statistics.fmean(means) - one.score
+    error = math.hypot(*errors) / len(errors)
+    if abs(gap) <= 2 * error + SLACK:
+        return []
+    side = "under" if gap < 0 else "above"
+    limit = f", the prompt limit ({one.limit} tokens there)" if one.limit else ""
+    return [
+        f"your fp16 on {one.task} is {abs(gap):.1f} points {side} the published {one.score:g} of {one.model} "
+        f"({one.source}), more than {2 * error + SLACK:.1f} by chance: check the chat template{limit}, the stop tokens"
+    ]
