@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 
 OnBlock = Callable[[CaseRecord], bool]
 """Called after every block of contexts with the record so far; True ends the case."""
@@ -41,4 +41,8 @@ class Engine(Protocol):
 
     def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
         """Time to first token and per output token at this context length, as ratios to fp16."""
+        ...
+
+    def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
+        """Bytes held and peak memory of one context of this length."""
         ...

@@ -72,6 +72,29 @@ class Meter:
         )
 
 
+def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
+    """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
+
+    No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold something.
+    """
+    cache, logits = host.prefill(ids)
+    weight, length = held(cache), ids.shape[1]
+    counts = [held(layer).kv > 0 for layer in getattr(cache, "layers", ())] or [weight.kv > 0]
+    slots = kept(cache)
+    del cache, logits
+    return MemoryRecord(
+        kv_bytes=weight.kv,
+        dense_bytes=host.shape.dense_bytes(1, length),
+        meta_bytes=weight.meta,
+        kept=round(slots, 2),
+        seen=length,
+        layers=len(counts),
+        touched=sum(counts),
+        peak_bytes=peak_bytes(host, ids),
+        host_bytes=weight.host,
+    )
+
+
 def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 

@@ -12,7 +12,7 @@ import torch
 from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
-from kvcheck.engine.meter import Meter, peak_bytes
+from kvcheck.engine.meter import Meter, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import PLAIN, Ask, Prompter
 from kvcheck.engine.turns import Block
@@ -21,9 +21,9 @@ from kvcheck.measure import latency
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
-from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads
+from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.chat import Chat
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
 from kvcheck.settings import Settings
 from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
@@ -109,11 +109,7 @@ class Session:
         After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
         ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
         """
-        if self.loaded.random:
-            raise KvcheckError(
-                f"{self.model_name} has random weights: what it answers in {case.task} says nothing of a method",
-                "-k latency --kv-profile=full measures memory and seconds; for accuracy take a trained --kv-model",
-            )
+        synthetic.refuse(self.model_name, case.task)
         task = find_task(case)
         guard = Guard(str(Spec.parse(method_spec)), str(case))
         host = self._host(method_spec, guard)
@@ -246,12 +242,24 @@ class Session:
                 f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}"
             )
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
-        ids = torch.randint(vocabulary, (1, length), generator=generator).to(self.loaded.device)
+        ids = self._random_ids(length)
         mine, fp16 = (self._side(self._host(text, guard), ids) for text in (method_spec, "fp16"))
         with guard("being timed"):
             return latency.interleave(length, mine, fp16, timer)
+
+    @torch.inference_mode()
+    def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
+        """What a context of this length takes with the method: bytes held, and the peak where the device can tell."""
+        guard = Guard(str(Spec.parse(method_spec)), f"the memory measurement at {length} tokens")
+        host = self._host(method_spec, guard)
+        with guard("being weighed"):
+            return weigh(host, self._random_ids(length))
+
+    def _random_ids(self, length: int) -> torch.Tensor:
+        """(1, length) token ids, always the same ones: what is timed and weighed does not depend on the text."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
+        return torch.randint(vocabulary, (1, length), generator=generator).to(self.loaded.device)
 
     def _side(self, host: Host, ids: torch.Tensor) -> Callable[[], dict[str, float]]:
         """What one round times: a prompt from nothing to its first token, then some decode steps."""

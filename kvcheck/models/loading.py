@@ -26,7 +26,6 @@ class LoadedModel:
 
     name: what the user typed ("mini", a folder, a hub id). fingerprint: sixteen hex digits over configuration, weights
     and tokenizer. max_length: tokens that prompt and answer may have together; None where the model sets no limit.
-    random: its weights are, so that its answers mean nothing.
     """
 
     model: Any
@@ -34,7 +33,6 @@ class LoadedModel:
     name: str
     fingerprint: str
     max_length: int | None
-    random: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +94,7 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
     tokenizer = AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
     model = model.eval().requires_grad_(False)
     _check_interface(name, model)
-    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), _limit(model), random=True)
+    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), _limit(model))
 
 
 def _find(name: str) -> tuple[str, bool]:

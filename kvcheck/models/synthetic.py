@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 
-from kvcheck.errors import SpecError, did_you_mean
+if TYPE_CHECKING:
+    import torch
 
 PREFIX = "random:"
 SEED = 0
@@ -65,6 +66,15 @@ def shape_of(name: str) -> dict[str, Any]:
     return dict(SHAPES[key])
 
 
+def refuse(name: str, what: str) -> None:
+    """Raise KvcheckError for a model of random weights, whose answers to `what` mean nothing."""
+    if name.startswith(PREFIX):
+        raise KvcheckError(
+            f"{name} has random weights: what it answers in {what} says nothing of a method",
+            "leave --kv-tasks out to measure its memory and latency, or name a trained --kv-model",
+        )
+
+
 def fingerprint(name: str) -> str:
     """Sixteen hex digits of shape and seed."""
     return hashlib.sha256(json.dumps([shape_of(name), SEED], sort_keys=True).encode()).hexdigest()[:16]
@@ -72,6 +82,7 @@ def fingerprint(name: str) -> str:
 
 def build(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     """The model with random weights, made on the device in `dtype`: they never lie anywhere else. Raises SpecError."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     fields = shape_of(name)

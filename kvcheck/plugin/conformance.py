@@ -8,6 +8,7 @@ import pytest
 
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
+from kvcheck.models import synthetic
 from kvcheck.plugin import state
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
@@ -19,8 +20,12 @@ PROPERTY = "kvcheck_property"
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record."""
-    return not (settings.tasks or settings.modes or settings.lengths or settings.record)
+    """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record.
+
+    Nor with a model of random weights, which is there for memory and latency.
+    """
+    narrow = settings.tasks or settings.modes or settings.lengths or settings.record
+    return not (narrow or settings.model.startswith(synthetic.PREFIX))
 
 
 def params(settings: Settings) -> list[Any]:

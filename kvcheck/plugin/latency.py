@@ -1,4 +1,4 @@
-"""The `kv_latency` fixture: time to first token and per output token, interleaved with fp16, in one process."""
+"""The `kv_latency` fixture: seconds to the first token and per output token, in turns with fp16; and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from kvcheck.errors import KvcheckError
 from kvcheck.plugin import commands, gate, options, payload, state
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Verdict
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Verdict
 from kvcheck.report import explain
 
 WORKERS = (
@@ -31,6 +31,7 @@ class KvLatency:
         self.failure = ""
         self.verdicts: tuple[Verdict, ...] = ()
         self.latency: tuple[LatencyRecord, ...] = ()
+        self.memory: MemoryRecord | None = None
         self._not_measured: tuple[tuple[str, str], ...] = ()
         request.node.stash[options.RESULT] = self._text
 
@@ -47,6 +48,7 @@ class KvLatency:
         try:
             with time_limit(self.settings.timeout):
                 self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
+                self.memory = self._session.measure_memory(self.method, self.length)
         except TimeLimit:
             problem = (
                 f"latency of {self.method} at {self.length} tokens took longer than {self.settings.timeout:g} s\n"
@@ -84,7 +86,7 @@ class KvLatency:
         }
         case = CaseId("latency", 1, "single", self.length, self.settings.seed, 1)
         record = CaseRecord(
-            case, self.method, model["fingerprint"], "latency", True, False, 0.0, (), None, self.latency,
+            case, self.method, model["fingerprint"], "latency", True, False, 0.0, (), self.memory, self.latency,
             "measured" if self.latency else "not measured", self._not_measured,
         )  # fmt: skip
         return payload.write(payload.Payload(str(case), self.method, model, record, self.verdicts, self.failure))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvcheck.errors import KvcheckError
+from kvcheck.models import synthetic
 from kvcheck.plugin import options
 from kvcheck.record import CAPABILITIES, MODES, CaseId
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 QUICK_LENGTH = 1024
 """Cases up to this many tokens are marked `quick`, longer ones `slow`."""
+
+SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
+"""Tokens at which a model of random weights is measured where no lengths are given."""
 
 NO_CASE = "no case under these options"
 HOWTO = "kvcheck: no method to test; name one, such as --kv-method=snapkv (`kvcheck methods` lists them)"
@@ -78,8 +82,13 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
 
 
 def cases(settings: Settings, capability: str | None) -> list[CaseId]:
-    """The cases of these settings, in the order in which they run."""
+    """The cases of these settings, in the order in which they run; none on random weights, where asking raises."""
     from kvcheck.tasks import profiles
+
+    if settings.model.startswith(synthetic.PREFIX):
+        if settings.tasks:
+            synthetic.refuse(settings.model, ", ".join(settings.tasks))
+        return []
 
     chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
     found = profiles.cases(*chosen, capability, settings.seed)
@@ -88,11 +97,11 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
 
 def latency_params(settings: Settings) -> Iterator[Any]:
     """One parameter (method, length) per item, where latency is to be measured."""
-    asked = {"ttft", "tpot"} & set(settings.budget)
-    if not asked and settings.profile != "full":
+    asked, random = {"ttft", "tpot"} & set(settings.budget), settings.model.startswith(synthetic.PREFIX)
+    if not asked and not random and settings.profile != "full":
         return
-    lengths = settings.lengths or tuple(sorted({case.length for case in cases(settings, None)}))
-    for length in lengths[-1:] if settings.profile != "full" else lengths:
+    lengths = settings.lengths or tuple(sorted({case.length for case in cases(settings, None)})) or SHAPE_LENGTHS
+    for length in lengths if settings.profile == "full" or random else lengths[-1:]:
         for method in settings.methods:
             names = (f"length_{length}", "slow")
             yield pytest.param(

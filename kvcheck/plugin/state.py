@@ -11,6 +11,7 @@ import pytest
 
 from kvcheck import __version__, env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.models import synthetic
 from kvcheck.plugin import options
 from kvcheck.settings import Settings
 
@@ -80,7 +81,10 @@ def known_place(settings: Settings) -> None:
 
 
 def known_model(name: str) -> None:
-    """Refuse a name that is no embedded model, no folder and no hub id. Looks at names only."""
+    """Refuse a name that is no embedded model, no shape, no folder and no hub id. Looks at names only."""
+    if name.startswith(synthetic.PREFIX):
+        synthetic.shape_of(name)
+        return
     if name == Settings.model or "/" in name or os.sep in name or Path(name).expanduser().is_dir():
         return
     embedded = [path.parent.name for path in paths.bundle("fixtures").glob("*/config.json")]

@@ -90,7 +90,7 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
 def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
     """Memory and latency."""
     body = []
-    found = [record.memory for record in records if record.memory is not None]
+    found = [record.memory for record in records if record.memory is not None and record.samples]
     if found:
         held, dense = sum(one.kv_bytes for one in found), sum(one.dense_bytes for one in found)
         body.append(("KV bytes per context", size(dense / len(found)), size(held / len(found)), f"{held / dense:.3f}"))
@@ -98,6 +98,11 @@ def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
         if away:
             body.append(("host memory per context", "", size(away / len(found)), ""))
     for record in records:
+        if record.latency and record.memory is not None:
+            memory, name = record.memory, f"KV bytes at {record.memory.seen} tokens"
+            body.append((name, size(memory.dense_bytes), size(memory.kv_bytes), f"{memory.ratio:.3f}"))
+            if memory.peak_bytes is not None:
+                body.append((f"peak memory at {memory.seen} tokens", "", size(memory.peak_bytes), ""))
         for one in record.latency:
             name = f"{one.what} at {one.length} tokens"
             ratio = f"{one.ratio:.2f} {interval(one.low, one.high, 2)}"

@@ -152,8 +152,15 @@ def memory_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
 
 
 def latency_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
-    """Latency as a ratio to fp16."""
+    """Latency as a ratio to fp16, and what the context took that it was measured on."""
     for record in records:
+        if record.latency and record.memory is not None:
+            memory = record.memory
+            peak = "" if memory.peak_bytes is None else f", peak {size(memory.peak_bytes)}"
+            yield (
+                f"{'memory':<12} {size(memory.kv_bytes)} of {size(memory.dense_bytes)}: ratio {memory.ratio:.3f} "
+                f"at {memory.seen} tokens{peak}"
+            )
         for one in record.latency:
             yield (
                 f"{one.what:<12} {one.ratio:.2f} x fp16 {interval(one.low, one.high, 2)} at {one.length} tokens "

@@ -22,6 +22,7 @@ def test_a_ratio_within_the_budget_passes_and_is_shown(run: Run) -> None:
     result = run("--kv-method=snapkv", ASKED, suite=BUDGETS)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*ttft*1.00 x fp16*at 512 tokens*", "*tpot*1.00 x fp16*"])
+    result.stdout.fnmatch_lines(["memory *ratio 0.500 at 512 tokens"])
 
 
 def test_a_ratio_beyond_the_budget_fails_its_own_test(run: Run, behave: Behave) -> None:
