@@ -8,19 +8,23 @@ TINY = "--kv-model=random:tiny"
 
 
 def test_memory_and_latency_are_all_that_is_measured(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-lengths=256,512")
+    result = pytester.runpytest_subprocess(
+        "--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-lengths=256,512"
+    )
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["memory *ratio 0.500 at 512 tokens*", "ttft *", "tpot *"])
     result.stdout.fnmatch_lines(["memory *at 256 tokens*"])
 
 
 def test_a_task_on_random_weights_is_refused_at_once(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-tasks=kv")
+    result = pytester.runpytest_subprocess("--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-tasks=kv")
     assert result.ret != 0
     result.stderr.fnmatch_lines(["*random:tiny has random weights*kv says nothing*", "*leave --kv-tasks out*"])
 
 
 def test_an_unknown_shape_is_told_the_known_ones(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest("--pyargs", "kvcheck.suites", "--kv-model=random:llama-8b", "--kv-method=snapkv")
+    result = pytester.runpytest_subprocess(
+        "--pyargs", "kvcheck.suites", "--kv-model=random:llama-8b", "--kv-method=snapkv"
+    )
     assert result.ret != 0
     result.stderr.fnmatch_lines(["*unknown shape 'llama-8b'*", "*llama-3.1-8b*"])
