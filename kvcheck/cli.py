@@ -56,7 +56,23 @@ def parser() -> argparse.ArgumentParser:
     _add_power(commands)
     _add_zoo(commands)
     _add_alarms(commands)
+    _add_prompt(commands)
     return top
+
+
+def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prompt = commands.add_parser("prompt", help="show exactly what a model is shown of a sample")
+    prompt.add_argument("task", metavar="TASK", help="such as kv, or longbench/qasper with --data")
+    prompt.add_argument(
+        "--model", default="mini", help="whose tokenizer and chat template: path or hub id (default mini)"
+    )
+    prompt.add_argument("--mode", default="single", choices=("single", "multi_turn", "multi_request"))
+    prompt.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
+    prompt.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
+    prompt.add_argument("--index", type=int, default=0, help="which sample (default 0)")
+    for name, words in (("chat", ("task", "yes", "no")), ("history", ("task", "own", "gold"))):
+        prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
+    prompt.set_defaults(run=_prompt)
 
 
 def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,6 +127,25 @@ def show(lines: Iterable[str]) -> None:
     """Print lines."""
     for line in lines:
         print(line)
+
+
+def _prompt(given: argparse.Namespace) -> int:
+    from kvcheck.engine.prompts import conversation, prompter
+    from kvcheck.engine.session import find_task
+    from kvcheck.models.loading import encoder_of
+    from kvcheck.record import CaseId
+    from kvcheck.settings import Settings
+    from kvcheck.tasks import TASKS
+
+    version = TASKS.get(given.task).info.version
+    case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
+    task = find_task(case)
+    encoder = encoder_of(given.model)
+    sample = task.generate(case.seed, given.index, case.length, encoder)
+    asking = prompter(task, case, sample, encoder, None, Settings(chat=given.chat, history=given.history))
+    for what, text in conversation(sample, asking):
+        print(f"--- {what}\n{text}")
+    return OK
 
 
 def _methods(given: argparse.Namespace) -> int:

@@ -136,3 +136,34 @@ def test_a_shipped_baseline_is_listed_once(
     monkeypatch.chdir(tmp_path)
     assert main(["baselines", "list"]) == 0
     assert capsys.readouterr().out.count("fp16.txt") == 1
+
+
+class TestPrompt:
+    """`kvcheck prompt` shows what a model is shown."""
+
+    def test_the_context_and_every_turn_are_shown_as_they_are_fed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["prompt", "kv", "--length", "200", "--mode", "multi_turn"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("--- context, 201 tokens\n<s>")
+        assert text.count("--- turn ") == text.count("--- answer ") == 4
+        assert "graded by substring against ['" in text
+
+    def test_a_single_question_is_shown_alone(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["prompt", "kv", "--length", "200", "--index", "3"]) == 0
+        assert capsys.readouterr().out.count("--- turn ") == 1
+
+    def test_gold_answers_stand_before_the_next_question(self, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["prompt", "kv", "--length", "200", "--mode", "multi_turn"]
+        main(arguments)
+        answer = capsys.readouterr().out.split("--- answer 1")[1].splitlines()[1]
+        main([*arguments, "--history", "gold"])
+        second = capsys.readouterr().out.split("--- turn 2")[1].split("--- answer 2")[0]
+        assert answer in second
+
+    def test_a_mode_that_the_task_lacks_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["prompt", "needle", "--mode", "multi_turn"]) == 2
+        assert "has no mode multi_turn" in capsys.readouterr().err
+
+    def test_a_missing_chat_template_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["prompt", "kv", "--chat", "yes"]) == 2
+        assert "no chat template" in capsys.readouterr().err

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvcheck.errors import ContextTooLong, KvcheckError
 from kvcheck.models.chat import Chat
 from kvcheck.models.encoder import Encoder
 from kvcheck.record import CaseId
-from kvcheck.tasks.base import Sample, Turn
+from kvcheck.settings import Settings
+from kvcheck.tasks.base import Sample, Task, Turn
 
 PLAIN = Chat()
 DRIFT_TOKENS = 64
@@ -153,3 +155,40 @@ class Prompter:
     def _turns(self, sample: Sample) -> tuple[Turn, ...]:
         """The turns that the mode asks: `single` asks the first question only."""
         return sample.turns[:1] if self.case.mode == "single" else sample.turns
+
+
+def prompter(
+    task: Task, case: CaseId, sample: Sample, encoder: Encoder, max_length: int | None, settings: Settings
+) -> Prompter:
+    """The prompter of a case, as the settings want it. sample: any of the case; all are alike in what is asked here.
+
+    Raises SpecError where a chat template is wanted and the tokenizer has none.
+    """
+    wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat)
+    chat = Chat.of(encoder.tokenizer) if wanted else PLAIN
+    history = task.info.history if settings.history == "task" else settings.history
+    gold = history == "gold" and case.mode == "multi_turn"
+    return Prompter(encoder, case, max_length, chat, gold, task.info.exact)
+
+
+def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:
+    """(what it is, text) of all that the model is shown of a sample, decoded from the tokens that are fed.
+
+    Raises what Prompter.context raises. Without gold answers, the model's own come between the turns.
+    """
+    tokens = asking.encoder.tokenizer
+
+    def text(ids: Sequence[int]) -> str:
+        return str(tokens.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    ids = asking.context(sample)
+    parts = [(f"context, {len(ids)} tokens", text(ids))]
+    ask = asking.first(sample, 0, 0)
+    for at, turn in enumerate(sample.turns if asking.case.mode != "single" else sample.turns[:1]):
+        if at:
+            after = asking.following(sample, ask) if asking.case.mode == "multi_turn" else asking.first(sample, 0, at)
+            ask = ask if after is None else after
+        parts.append((f"turn {at + 1}, {len(ask.ids)} tokens", text(ask.ids)))
+        expected = f"graded by {turn.metric} against {list(turn.references)}, at most {turn.max_new_tokens} tokens"
+        parts.append((f"answer {at + 1}, {expected}", text(ask.reference)))
+    return parts

@@ -14,7 +14,7 @@ from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
-from kvcheck.engine.prompts import PLAIN, Ask, Prompter
+from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure import latency
@@ -22,7 +22,6 @@ from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads, synthetic
-from kvcheck.models.chat import Chat
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
 from kvcheck.settings import Settings
 from kvcheck.spec import Spec
@@ -115,21 +114,21 @@ class Session:
         host = self._host(method_spec, guard)
         proved = (guard.method, case.length, self._aware(case.mode))
         meter = Meter(host.method, self.shape, guard, audited=proved in self.proved)
-        prompter = self._prompter(task, case)
+        asking = self._prompter(task, case)
         done: list[SampleRecord] = []
         record = None
         for indices in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
             samples = [self._sample(task, case, index) for index in indices]
-            block = self._block(samples, prompter, host, guard, meter)
+            block = self._block(samples, asking, host, guard, meter)
             for sample, asks in zip(samples, block.run(), strict=True):
-                turns = tuple(_turn(sample, ask, prompter) for ask in asks)
+                turns = tuple(_turn(sample, ask, asking) for ask in asks)
                 done.append(SampleRecord(sample.index, sample.digest, turns))
             meter.audited = True
             self.proved.add(proved)
             if record is None:
                 with guard("measuring peak memory"):
                     meter.peak = peak_bytes(host, block.ids[:1])
-            record = self._record(task, prompter, done, meter, indices[-1] + 1 == case.n)
+            record = self._record(task, asking, done, meter, indices[-1] + 1 == case.n)
             if progress is not None:
                 progress(len(done), case.n)
             if on_block is not None and on_block(record):
@@ -140,13 +139,8 @@ class Session:
 
     def _prompter(self, task: Task, case: CaseId) -> Prompter:
         """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
-        settings, chat = self.settings, PLAIN
-        if settings.chat == "yes" or (settings.chat == "task" and self._sample(task, case, 0).chat):
-            chat = Chat.of(self.loaded.tokenizer.tokenizer)
-        history = task.info.history if settings.history == "task" else settings.history
         loaded = self.loaded
-        gold = history == "gold" and case.mode == "multi_turn"
-        return Prompter(loaded.tokenizer, case, loaded.max_length, chat, gold, task.info.exact)
+        return prompter(task, case, self._sample(task, case, 0), loaded.tokenizer, loaded.max_length, self.settings)
 
     def _switches(self, task: Task, prompter: Prompter) -> tuple[tuple[str, str], ...]:
         """What decides the scores of a public benchmark; of a task of our own, only what is not as usual."""

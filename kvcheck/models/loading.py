@@ -79,6 +79,17 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     return LoadedModel(model, encoder, name, fingerprint(files), _limit(model))
 
 
+def encoder_of(name: str) -> Encoder:
+    """The tokenizer of a model, without its weights. Raises SpecError as `load` does."""
+    folder, local = _find("mini" if name.startswith(synthetic.PREFIX) else name)
+    from transformers import AutoTokenizer
+
+    try:
+        return Encoder(AutoTokenizer.from_pretrained(folder, local_files_only=local))
+    except Exception as error:
+        raise _unreadable(name, local, error) from error
+
+
 def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """A model with random weights, and the tokenizer of the embedded one. Raises SpecError."""
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
