@@ -21,8 +21,10 @@ CAPABILITIES = (
 )
 
 _CASE = re.compile(
-    r"(?P<task>[\w.]+)/v(?P<version>\d+)/(?P<mode>\w+)/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)"
+    r"(?P<task>[\w.]+(?:/[\w.-]+)?)/v(?P<version>\d+)/(?P<mode>\w+)"
+    r"/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)"
 )
+"""A task of a family has a slash in its name: ruler/vt."""
 
 
 @dataclass(frozen=True, order=True)

@@ -20,7 +20,8 @@ class Registry(Generic[T]):
 
     kind: the word for messages ("method"). package: its modules are the built-in ones. group: the entry-point group of
     third parties. listing: gives {name: "module:ATTRIBUTE"} of the built-in ones; by default one name per module, the
-    module's stem, exported under `attribute`. pick: takes the object of that name out of what was imported.
+    module's stem, exported under `attribute`. pick: takes the object of that name out of what was imported. beside: for
+    a name of a family (family/member) all members of it, which are known though never listed; {} for other names.
 
     Listing names imports no module of a package that has one object per module.
     """
@@ -35,11 +36,13 @@ class Registry(Generic[T]):
         skip: Iterable[str] = SKIP,
         listing: Callable[[], Mapping[str, str]] | None = None,
         pick: Callable[[Any, str], T] | None = None,
+        beside: Callable[[str], Mapping[str, str]] | None = None,
     ) -> None:
         self.kind, self.package, self.group = kind, package, group
         skip = frozenset(skip)
         self._listing = listing or (lambda: {stem: f"{package}.{stem}:{attribute}" for stem in stems(package, skip)})
         self._pick: Callable[[Any, str], T] = pick or (lambda found, name: found)
+        self._beside = beside or (lambda name: {})
         self._origins: dict[str, str] | None = None
 
     def origins(self) -> dict[str, str]:
@@ -61,11 +64,15 @@ class Registry(Generic[T]):
         return tuple(self.origins())
 
     def __contains__(self, name: object) -> bool:
-        return name in self.origins()
+        return isinstance(name, str) and name in self.around(name)
+
+    def around(self, name: str) -> dict[str, str]:
+        """Like origins, and what is known beside the listed names in the family of this one."""
+        return {**self._beside(name), **self.origins()}
 
     def get(self, name: str) -> T:
         """Import and return the object of that name. Raises SpecError for an unknown name."""
-        origins = self.origins()
+        origins = self.around(name)
         if name not in origins:
             raise SpecError(f"unknown {self.kind} {name!r}", did_you_mean(name, origins))
         module, _, attribute = origins[name].partition(":")

@@ -27,8 +27,8 @@ class Settings:
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
     no such place. compat: keep the slips of their code. chat: "task" (prompts go into the model's chat template where
-    the benchmark does so), "yes" or "no". history: what stands before a later question: "task" (as the benchmark has
-    it), the model's "own" answers or the "gold" ones.
+    the benchmark does so and the model has one), "yes" or "no". history: what stands before a later question: "task"
+    (as the benchmark has it), the model's "own" answers or the "gold" ones.
     """
 
     methods: tuple[str, ...] = ()

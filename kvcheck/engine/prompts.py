@@ -162,9 +162,10 @@ def prompter(
 ) -> Prompter:
     """The prompter of a case, as the settings want it. sample: any of the case; all are alike in what is asked here.
 
-    Raises SpecError where a chat template is wanted and the tokenizer has none.
+    Raises SpecError where a chat template is asked for and the tokenizer has none.
     """
-    wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat)
+    has = bool(getattr(encoder.tokenizer, "chat_template", None))
+    wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat and has)  # a base model has none
     chat = Chat.of(encoder.tokenizer) if wanted else PLAIN
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"

@@ -131,7 +131,8 @@ def register_markers(config: pytest.Config, settings: Settings) -> None:
     from kvcheck.tasks import TASKS
 
     lines = [f"{name}: a case of this capability" for name in CAPABILITIES]
-    lines += [f"{name}: a case of this task" for name in TASKS.names() if name not in CAPABILITIES]
+    tasks = dict.fromkeys((*TASKS.names(), *settings.tasks))
+    lines += [f"{name}: a case of this task" for name in tasks if name not in CAPABILITIES]
     lines += [f"{name}: a case in this mode" for name in MODES]
     lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]
     lines += ["conformance: a property that every method must hold"]

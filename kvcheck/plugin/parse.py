@@ -122,13 +122,12 @@ def _modes(value: Any, where: str, name: str) -> tuple[str, ...]:
 
 
 def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
-    from kvcheck.tasks import TASKS
+    from kvcheck.tasks import TASKS, members
 
-    words = _words(value, where)
-    known = list(TASKS.names())
+    words = tuple(name for word in _words(value, where) for name in members(word) or [word])
     for word in words:
-        if word not in known:
-            raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, known))
+        if word not in TASKS:
+            raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, TASKS.around(word)))
     return words
 
 

@@ -34,9 +34,9 @@ PROFILES = {
 }
 
 
-def infos() -> list[TaskInfo]:
-    """The declarations of all tasks, by capability and name."""
-    found = [TASKS.get(name).info for name in TASKS.names()]
+def infos(tasks: Sequence[str] = ()) -> list[TaskInfo]:
+    """The declarations of these tasks, by default of all that are listed, by capability and name. Raises SpecError."""
+    found = [TASKS.get(name).info for name in dict.fromkeys(tasks or TASKS.names())]
     return sorted(found, key=lambda info: (CAPABILITIES.index(info.capability), info.name))
 
 
@@ -58,12 +58,10 @@ def cases(
     for mode in modes:
         if mode not in MODES:
             raise SpecError(f"unknown mode {mode!r}", did_you_mean(mode, MODES))
-    for name in tasks:
-        TASKS.get(name)
     chosen = PROFILES[profile]
     found = []
-    for info in infos():
-        if (tasks and info.name not in tasks) or (capability is not None and info.capability != capability):
+    for info in infos(tasks):
+        if capability is not None and info.capability != capability:
             continue
         for length, count in _lengths(chosen, info, lengths, n):
             for mode in _modes(chosen, info, modes):

@@ -81,6 +81,20 @@ def test_a_missing_chat_template_is_said_with_the_option_that_goes_without(loade
     assert "--kv-chat=no" in str(error.value)
 
 
+def test_a_model_without_a_chat_template_gets_the_prompt_as_it_is_and_that_is_recorded(
+    ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+) -> None:
+    record = make_session().run_case(case(n=1), "fp16")
+    assert dict(record.switches)["chat"] == "no"
+
+
+def test_a_chat_template_that_is_asked_for_must_be_there(
+    ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+) -> None:
+    with pytest.raises(SpecError, match="no chat template"):
+        make_session(chat="yes").run_case(case(n=1), "fp16")
+
+
 @pytest.mark.parametrize("mode", ["single", "multi_turn", "multi_request"])
 def test_chat_and_gold_answers_are_fed_as_the_whole_conversation_would_be(
     mode: str, chatty: LoadedModel, plain: LoadedModel, ragged: Task, make_session: Callable[..., Session],

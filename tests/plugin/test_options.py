@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kvcheck.plugin import parse
+
 Run = Callable[..., pytest.RunResult]
 
 REFUSED = [
@@ -16,6 +18,7 @@ REFUSED = [
     ("--kv-method=mine.Mime", "mine has no 'Mime'", "did you mean Mine"),
     ("--kv-method=yours.Method", "no module named 'yours'", "PYTHONPATH"),
     ("--kv-tasks=needel", "unknown task 'needel'", "did you mean needle"),
+    ("--kv-tasks=ruler/niah_single_9", "unknown task 'ruler/niah_single_9'", "ruler/niah_single_1"),
     ("--kv-modes=multi-turn", "unknown mode 'multi-turn'", "did you mean multi_turn"),
     ("--kv-profile=fast", "unknown value 'fast'", "full"),
     ("--kv-lengths=12,many", "--kv-lengths", "whole number"),
@@ -133,3 +136,10 @@ def test_recording_is_refused_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--kv-record-in-ci*"])
     assert run("--kv-method=fp16", "--kv-record=new", "--kv-record-in-ci").ret == 0
+
+
+def test_the_name_of_a_family_stands_for_all_of_its_tasks() -> None:
+    chosen = parse.settings({"tasks": "kv,ruler"}, {}).tasks
+    assert chosen[0] == "kv"
+    assert len(chosen) == 14
+    assert all(name.startswith("ruler/") for name in chosen[1:])
