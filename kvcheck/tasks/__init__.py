@@ -25,7 +25,7 @@ def _family(name: str) -> Mapping[str, str]:
 
 def members(family: str) -> list[str]:
     """The names of all tasks of a family, in its own order; [] where there is no such family."""
-    return list(_family(family + "/"))
+    return [] if "/" in family else list(_family(family + "/"))
 
 
 TASKS: Registry[Task] = Registry(
