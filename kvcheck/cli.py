@@ -70,6 +70,8 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prompt.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     prompt.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
     prompt.add_argument("--index", type=int, default=0, help="which sample (default 0)")
+    prompt.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read")
+    prompt.add_argument("--compat", action="store_true", help="as --kv-compat")
     for name, words in (("chat", ("task", "yes", "no")), ("history", ("task", "own", "gold"))):
         prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
     prompt.set_defaults(run=_prompt)
@@ -135,14 +137,15 @@ def _prompt(given: argparse.Namespace) -> int:
     from kvcheck.models.loading import encoder_of
     from kvcheck.record import CaseId
     from kvcheck.settings import Settings
-    from kvcheck.tasks import TASKS
+    from kvcheck.tasks import find
 
-    version = TASKS.get(given.task).info.version
+    settings = Settings(chat=given.chat, history=given.history, data=given.data, compat=given.compat)
+    version = find(given.task, given.data).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
-    task = find_task(case)
+    task = find_task(case, settings)
     encoder = encoder_of(given.model)
     sample = task.generate(case.seed, given.index, case.length, encoder)
-    asking = prompter(task, case, sample, encoder, None, Settings(chat=given.chat, history=given.history))
+    asking = prompter(task, case, sample, encoder, None, settings)
     for what, text in conversation(sample, asking):
         print(f"--- {what}\n{text}")
     return OK

@@ -29,7 +29,7 @@ MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures", "conforman
 """Parts whose modules may import torch when they are imported."""
 
 NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats", "power"}
-"""Parts that do not import torch anywhere, not even in a function."""
+"""Parts that do not import torch anywhere, not even in a function; the benchmarks import `datasets` in functions."""
 
 
 def part(module: str) -> str:
@@ -98,7 +98,7 @@ def test_nothing_above_the_methods_imports_torch_when_it_is_imported(name: str, 
         assert not heavy
     if name in NEVER_HEAVY:
         anywhere = HEAVY & {module.partition(".")[0] for module in imports(path, module_level=False)}
-        assert not anywhere
+        assert anywhere <= ({"datasets"} if path.parent.name == "benchmarks" else set())
 
 
 def test_listing_methods_and_tasks_imports_no_torch() -> None:

@@ -72,17 +72,22 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
+    openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice.
     """
 
     def __init__(
         self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
-        exact: bool = True,
+        exact: bool = True, openings: int = 1,
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
         self.chat, self.gold, self.exact = chat, gold, exact
+        self.opening = encoder.bos * openings
 
     def context(self, sample: Sample) -> list[int]:
-        """[BOS +] context. Raises KvcheckError where it has not `case.length` tokens, ContextTooLong."""
+        """The opening, the chat template's head and the context.
+
+        Raises KvcheckError where it has not `case.length` tokens, ContextTooLong where the model has no room for it.
+        """
         ids = self.encoder.encode(sample.context)
         if len(ids) != self.case.length if self.exact else len(ids) > self.case.length:
             raise KvcheckError(
@@ -92,7 +97,7 @@ class Prompter:
             )
         head = self.encoder.encode(self.chat.head)
         self._check_fits(sample, len(head) + len(ids))
-        return [*self.encoder.bos, *head, *ids]
+        return [*self.opening, *head, *ids]
 
     def asked(self, turn: Turn) -> str:
         """The text of a question, up to where its answer begins."""
@@ -111,8 +116,10 @@ class Prompter:
             return None
         before, asked = sample.turns[turn - 1], sample.turns[turn]
         text = self._joint(sample) + self.asked(asked)
+        if self.chat.again:
+            text = self.chat.again + self.asked(asked).lstrip("\n")  # the question opens a message of its own
         if self.gold:
-            ids = tuple(self.encoder.encode(before.space + before.expected + text))
+            ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
             return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
         return ask.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
 
@@ -123,13 +130,17 @@ class Prompter:
             return ()
         text = self.asked(turn)
         asked = self.encoder.encode(text)
-        joined = self.encoder.encode(text + turn.space + expected)
+        joined = self.encoder.encode(text + self.space(turn) + expected)
         ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
         return tuple(ids[:DRIFT_TOKENS])
 
     def answer(self, turn: Turn, ask: Ask) -> str:
         """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
-        return cut(self.encoder.decode(ask.answer).removeprefix(turn.space), turn.stop)
+        return cut(self.encoder.decode(ask.answer).removeprefix(self.space(turn)), turn.stop)
+
+    def space(self, turn: Turn) -> str:
+        """What stands before an answer: nothing where it begins an assistant's message."""
+        return "" if self.chat.tail and not turn.lead else turn.space
 
     def _joint(self, sample: Sample) -> str:
         """What stands between an answer and the next question."""
@@ -143,7 +154,7 @@ class Prompter:
         spent = [len(self.encoder.encode(self.asked(turn))) + turn.max_new_tokens for turn in used]
         asked = sum(spent) + len(self.encoder.encode(self._joint(sample))) * len(used)
         asked = asked if self.case.mode == "multi_turn" else max(spent)
-        need = len(self.encoder.bos) + length + asked
+        need = len(self.opening) + length + asked
         if need > self.max_length:
             most = max(self.max_length - need + self.case.length, 1)
             raise ContextTooLong(
@@ -169,7 +180,8 @@ def prompter(
     chat = Chat.of(encoder.tokenizer) if wanted else PLAIN
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
-    return Prompter(encoder, case, max_length, chat, gold, task.info.exact)
+    openings = int(task.facts.get("bos", "1"))
+    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings)
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

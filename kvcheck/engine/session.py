@@ -42,11 +42,11 @@ def find_method(text: str) -> Method:
     return make(text)
 
 
-def find_task(case: CaseId) -> Task:
+def find_task(case: CaseId, settings: Settings) -> Task:
     """The task of a case. Raises SpecError for an unknown one, another version, or a mode that it does not have."""
-    from kvcheck.tasks import TASKS
+    from kvcheck.tasks import find
 
-    task = TASKS.get(case.task)
+    task = find(case.task, settings.data, settings.compat, alone=case.mode == "multi_request")
     if task.info.version != case.version:
         raise SpecError(f"{case}: the task {case.task} is at version {task.info.version}", "record the baseline again")
     if case.mode not in task.info.modes:
@@ -109,7 +109,7 @@ class Session:
         ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
         """
         synthetic.refuse(self.model_name, case.task)
-        task = find_task(case)
+        task = find_task(case, self.settings)
         guard = Guard(str(Spec.parse(method_spec)), str(case))
         host = self._host(method_spec, guard)
         proved = (guard.method, case.length, self._aware(case.mode))
@@ -149,9 +149,9 @@ class Session:
         if not task.facts:
             return tuple(found)
         encoder, dtype = self.loaded.tokenizer, str(self.loaded.model.dtype).removeprefix("torch.")
-        usual = {"chat": "no", "history": "own", "bos": str(len(encoder.bos)), "decoding": f"greedy {dtype}"}
+        usual = {"chat": "no", "history": "own", "decoding": f"greedy {dtype}"}
         usual["stop"] = ",".join(map(str, sorted(encoder.eos)))
-        return tuple(sorted({**dict(task.facts), **usual, **dict(found)}.items()))
+        return tuple(sorted({**task.facts, **usual, **dict(found)}.items()))
 
     def _record(
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
@@ -177,6 +177,7 @@ class Session:
     def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
         """The contexts as token ids, with everything that runs them."""
         case = prompter.case
+        form = () if prompter.exact else (case.mode, prompter.chat.digest)
         ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
         indices = tuple(sample.index for sample in samples)
         return Block(
@@ -185,7 +186,7 @@ class Session:
             host=host,
             guard=guard,
             watch=meter.watch,
-            key=(case.task, case.version, case.seed, case.length, indices),
+            key=(case.task, case.version, case.seed, case.length, indices, *form),
             ids=ids,
             samples=samples,
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
@@ -207,12 +208,16 @@ class Session:
 
     def _sample(self, task: Task, case: CaseId, index: int) -> Sample:
         """A sample, generated once for all modes and methods."""
-        key = (case.task, case.version, case.seed, case.length, index)
+        key = (case.task, case.version, case.seed, case.length, index, *self._form(task, case))
         if key not in self.samples:
             if len(self.samples) >= 4096:
                 self.samples.clear()
             self.samples[key] = task.generate(case.seed, index, case.length, self.loaded.tokenizer)
         return self.samples[key]
+
+    def _form(self, task: Task, case: CaseId) -> tuple[str, ...]:
+        """What tells apart the samples of one row of a data set, which is cut otherwise when it is read alone."""
+        return () if task.info.exact else (case.mode,)
 
     # -- latency -------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
     """One parameter (case, method) per item, sorted by task, length, mode, then as the methods were given."""
     for case in cases(settings, capability):
         for method in settings.methods:
-            names = marks(case, _task(case.task).capability)
+            names = marks(case, _task(case.task, settings).capability)
             yield pytest.param(
                 (case, method),
                 id=f"{case.task}-{case.mode}-{case.length}-{method}",
@@ -91,7 +91,7 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
         return []
 
     chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
-    found = profiles.cases(*chosen, capability, settings.seed)
+    found = profiles.cases(*chosen, capability, settings.seed, settings.data, settings.compat)
     return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))
 
 
@@ -117,10 +117,10 @@ def marks(case: CaseId, capability: str) -> list[str]:
     return list(dict.fromkeys((capability, case.task, case.mode, f"length_{case.length}", cost)))
 
 
-def _task(name: str) -> Any:
-    from kvcheck.tasks import TASKS
+def _task(name: str, settings: Settings) -> Any:
+    from kvcheck.tasks import find
 
-    return TASKS.get(name).info
+    return find(name, settings.data, settings.compat).info
 
 
 def register_markers(config: pytest.Config, settings: Settings) -> None:

@@ -126,8 +126,9 @@ def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
 
     words = tuple(name for word in _words(value, where) for name in members(word) or [word])
     for word in words:
-        if word not in TASKS:
-            raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, TASKS.around(word)))
+        public = members(word.partition("/")[0])
+        if word not in TASKS and word not in public:
+            raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, public or TASKS.around(word)))
     return words
 
 

@@ -1,13 +1,23 @@
 """The tasks: seeded, versioned sources of samples with a metric. No torch here."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.registry import Registry, exports, load_attribute, picker
 from kvcheck.tasks.base import Task
 
-HELPERS = frozenset({"base", "filling", "lexicon", "metrics", "profiles"})
-FAMILIES = frozenset({"ruler"})
-"""Packages of tasks named family/task: part of no profile, known when asked for by name, imported only then."""
+if TYPE_CHECKING:
+    from kvcheck.tasks.benchmarks import Benchmarks
+
+HELPERS = frozenset({"base", "benchmarks", "filling", "lexicon", "metrics", "profiles", "ruler"})
+FAMILIES = {"ruler": "kvcheck.tasks.ruler", "passkey": "kvcheck.tasks.benchmarks.passkey"}
+"""Modules of generated tasks named family/task: part of no profile, known when asked for by name, imported then."""
+PUBLIC = ("infinitebench", "longbench", "longbench_v2", "ruler_16384", "ruler_4096", "ruler_8192", "scbench")
+"""Families whose samples are rows of public data sets, which need a place to be read from."""
 
 
 def _name(task: Task) -> str:
@@ -19,20 +29,51 @@ def _family(name: str) -> Mapping[str, str]:
     family, slash, _ = name.partition("/")
     if not slash or family not in FAMILIES:
         return {}
-    module = f"kvcheck.tasks.{family}"
+    module = FAMILIES[family]
     return {_name(task): f"{module}:TASKS" for task in load_attribute(module, "TASKS")}
-
-
-def members(family: str) -> list[str]:
-    """The names of all tasks of a family, in its own order; [] where there is no such family."""
-    return [] if "/" in family else list(_family(family + "/"))
 
 
 TASKS: Registry[Task] = Registry(
     "task",
     "kvcheck.tasks",
     "kvcheck.tasks",
-    listing=lambda: exports("kvcheck.tasks", "TASKS", _name, HELPERS | FAMILIES),
+    listing=lambda: exports("kvcheck.tasks", "TASKS", _name, HELPERS),
     pick=picker(_name),
     beside=_family,
 )
+
+
+def find(name: str, data: str | None = None, compat: bool = False, alone: bool = False) -> Task:
+    """The task of that name. Nothing is read before its first sample.
+
+    data: where public data sets are read, "hub" or a folder. compat: with the slips of their code. alone: contexts will
+    be encoded without a question (multi_request). Raises SpecError for an unknown name, and for a missing place.
+    """
+    family = name.partition("/")[0]
+    if "/" not in name or family not in PUBLIC:
+        return TASKS.get(name)
+    if name not in members(family):
+        raise SpecError(f"unknown task {name!r}", did_you_mean(name, members(family)))
+    if data is None:
+        raise SpecError(
+            f"{name} is read from a public data set, and no place is given",
+            f"--kv-tasks={name} --kv-data=hub, or --kv-data=FOLDER with its rows (docs/reference/benchmarks.md)",
+        )
+    return _benchmarks(data, compat, alone).get(name)
+
+
+def members(family: str) -> list[str]:
+    """The names of all tasks of a family, in its own order; [] where there is no such family."""
+    if family in PUBLIC:
+        from kvcheck.tasks.benchmarks import DATA_SETS
+
+        return [name for name in DATA_SETS if name.startswith(f"{family}/")]
+    return list(_family(f"{family}/")) if family in FAMILIES else []
+
+
+@cache
+def _benchmarks(data: str, compat: bool, alone: bool) -> Benchmarks:
+    """The tasks over a place."""
+    from kvcheck.tasks.benchmarks import benchmark_tasks
+
+    return benchmark_tasks(data, compat, alone)

@@ -108,10 +108,13 @@ class Generate(Protocol):
 class Task:
     """A task: its declaration and its generator `generate(seed, index, length, tokenizer) -> Sample`.
 
-    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact. facts: (name, value) pairs of
-    what else decides a score (data set and revision, template, truncation, metric); recorded, and compared.
+    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact.
     """
 
     info: TaskInfo
     generate: Generate
-    facts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What else decides a score (data set and revision, template, truncation, metric): recorded, and compared."""
+        return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.record import CAPABILITIES, MODES, CaseId
-from kvcheck.tasks import TASKS
+from kvcheck.tasks import TASKS, find
 from kvcheck.tasks.base import TaskInfo
 
 
@@ -34,9 +34,12 @@ PROFILES = {
 }
 
 
-def infos(tasks: Sequence[str] = ()) -> list[TaskInfo]:
-    """The declarations of these tasks, by default of all that are listed, by capability and name. Raises SpecError."""
-    found = [TASKS.get(name).info for name in dict.fromkeys(tasks or TASKS.names())]
+def infos(tasks: Sequence[str] = (), data: str | None = None, compat: bool = False) -> list[TaskInfo]:
+    """The declarations of these tasks, by default of all that are listed, by capability and name. Raises SpecError.
+
+    data, compat: of public benchmarks, see `find`.
+    """
+    found = [find(name, data, compat).info for name in dict.fromkeys(tasks or TASKS.names())]
     return sorted(found, key=lambda info: (CAPABILITIES.index(info.capability), info.name))
 
 
@@ -48,6 +51,8 @@ def cases(
     n: int | None = None,
     capability: str | None = None,
     seed: int = 0,
+    data: str | None = None,
+    compat: bool = False,
 ) -> list[CaseId]:
     """The cases of a profile, narrowed or overridden by hand; cases of one (task, length) stand together.
 
@@ -60,7 +65,7 @@ def cases(
             raise SpecError(f"unknown mode {mode!r}", did_you_mean(mode, MODES))
     chosen = PROFILES[profile]
     found = []
-    for info in infos(tasks):
+    for info in infos(tasks, data, compat):
         if capability is not None and info.capability != capability:
             continue
         for length, count in _lengths(chosen, info, lengths, n):

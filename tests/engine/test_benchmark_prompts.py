@@ -25,6 +25,15 @@ TEMPLATE = (
 HEAD, TAIL, AGAIN = "w1 u ", " w2 w1 a ", " w2 w1 u "
 
 
+class Rows(Task):
+    """A task whose samples come from a data set."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Where from."""
+        return {"data": "toy@1", "bos": "1"}
+
+
 @pytest.fixture
 def chatty(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """The tiny model with a chat template."""
@@ -43,7 +52,7 @@ def ragged(tasks: dict[str, Task]) -> Task:
             sample, context=" ".join(sample.context.split()[: length - 3 * index]), chat=True, row=f"r{index}"
         )
 
-    tasks["toy"] = Task(replace(toy.info, exact=False, history="gold"), generate, (("data", "toy@1"),))
+    tasks["toy"] = Rows(replace(toy.info, exact=False, history="gold"), generate)
     return tasks["toy"]
 
 

@@ -15,6 +15,7 @@ from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.record import CaseId
+from kvcheck.settings import Settings
 from kvcheck.tasks.base import Sample, Task
 
 
@@ -149,10 +150,10 @@ def test_unknown_names_are_refused_with_a_suggestion(make_session: Callable[...,
 def test_tasks_are_found_by_name_version_and_mode() -> None:
     from kvcheck.engine.session import find_task
 
-    assert find_task(CaseId("kv", 1, "single", 512, 0, 1)).info.name == "kv"
+    assert find_task(CaseId("kv", 1, "single", 512, 0, 1), Settings()).info.name == "kv"
     with pytest.raises(SpecError, match="unknown task 'kw'"):
-        find_task(CaseId("kw", 1, "single", 512, 0, 1))
+        find_task(CaseId("kw", 1, "single", 512, 0, 1), Settings())
     with pytest.raises(SpecError, match="is at version 1"):
-        find_task(CaseId("kv", 9, "single", 512, 0, 1))
+        find_task(CaseId("kv", 9, "single", 512, 0, 1), Settings())
     with pytest.raises(SpecError, match="has no mode triple"):
-        find_task(CaseId("kv", 1, "triple", 512, 0, 1))
+        find_task(CaseId("kv", 1, "triple", 512, 0, 1), Settings())

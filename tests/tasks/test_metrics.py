@@ -1,7 +1,7 @@
 """The metrics give the values that the benchmarks' own code gives, also for awkward answers.
 
 Three sources of expected values: the fact sheet's test vectors, values derived by hand (the derivation is the test's
-id), and data/upstream_metrics.json, which upstream code produced (its provenance is in the file).
+id), and data/upstream_*.json, which upstream code produced (their provenance is in the files).
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from kvcheck.tasks.metrics import METRICS, first_line, score
 from kvcheck.tasks.metrics.choice import chosen_letter
 from kvcheck.tasks.metrics.code import cut_function, function_bleu
 
-UPSTREAM = json.loads((Path(__file__).parent / "data" / "upstream_metrics.json").read_text(encoding="utf-8"))
+FILES = [Path(__file__).parent / "data" / f"upstream_{name}.json" for name in ("metrics", "infinitebench")]
+UPSTREAM = {
+    metric: [row for row in found["rows"] if row[0] == metric]
+    for found in (json.loads(file.read_text(encoding="utf-8")) for file in FILES)
+    for metric in found["sources"]
+}
 
 CLASSES = ("Other", "location", "Other location", "Other entity")
 CITIES = ("Berlin", "Rome", "Paris", "Paris, Texas")
@@ -63,9 +68,9 @@ def test_the_class_vector_of_the_fact_sheet_holds_in_both_forms() -> None:
     assert score("classification", "Other location", gold, CLASSES) == 1.0
 
 
-@pytest.mark.parametrize("metric", sorted(UPSTREAM["sources"]))
+@pytest.mark.parametrize("metric", sorted(UPSTREAM))
 def test_the_values_of_the_benchmarks_own_code_are_reproduced(metric: str) -> None:
-    rows = [row for row in UPSTREAM["rows"] if row[0] == metric]
+    rows = UPSTREAM[metric]
     tolerance = 5.1e-5 if metric == "string_match_all" else 1e-6  # RULER rounds its percentage to two places
     wrong = [row for row in rows if abs(score(metric, *row[1:4]) - row[4]) > tolerance]
     assert len(rows) >= 10
@@ -204,7 +209,9 @@ GOLDS = ("77Q", "88Q")
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_every_awkward_answer_is_graded_within_bounds_by_every_metric(metric: str) -> None:
-    references = {"math_find": ("8", "7"), "longbench_v2": ("B",)}.get(metric, ("B",) if "choice" in metric else GOLDS)
+    numbers = ("math_find", "math_calc", "math_calc_compat", "code_run")
+    special = {**dict.fromkeys(numbers, ("8", "7")), "longbench_v2": ("B",)}
+    references = special.get(metric, ("B",) if "choice" in metric else GOLDS)
     options = ("B", "C", *GOLDS)
     values = [score(metric, text, references, options) for text in AWKWARD]
     assert values == [0.0] * len(values)  # none of them is right
@@ -212,10 +219,28 @@ def test_every_awkward_answer_is_graded_within_bounds_by_every_metric(metric: st
         assert {score(metric, text, references, options) for text in ("B", "77q 7 B", "88Q7")} <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("metric", sorted(set(METRICS) - {"f1_zh_chars_compat", "longbench_v2", "math_find"}))
+NOT_ITSELF = {"f1_zh_chars_compat", "longbench_v2", "math_find", "code_debug_compat"}
+
+
+@pytest.mark.parametrize("metric", sorted(set(METRICS) - NOT_ITSELF))
 def test_the_reference_itself_is_a_perfect_answer(metric: str) -> None:
     gold, options = ("C", ("B", "C", "D", "E")) if "choice" in metric else ("12345", ("12345", "67"))
     assert score(metric, gold, (gold,), options) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_first_line_alone_counts_in_triviaqa_and_samsum() -> None:
+    for metric in ("qa_f1", "rouge_l"):
+        assert score(f"{metric}_line", "\nred fox\nbrown bear", ("red fox",)) == pytest.approx(1.0, abs=1e-6)
+        assert score(metric, "\nred fox\nbrown bear", ("red fox",)) < 1.0
+
+
+def test_a_list_of_steps_scores_its_correct_beginning_with_signs() -> None:
+    steps = ("3", "-4", "5", "9")
+    assert score("math_calc", "[3, -4, 6, 9]", steps) == 0.5
+    assert score("math_calc", "3, 4", steps) == 0.25
+    assert score("math_calc_compat", "[3, -4, 5, 9]", steps) == 0.25
+    with pytest.raises(SpecError, match="no whole number"):
+        score("code_run", "3", ("x",))
 
 
 def test_rouge_l_scores_long_segments_that_break_the_recursion_of_the_package() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.tasks.metrics import chinese, choice, code, contain, numbers, own, text
+from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, numbers, own, text
 from kvcheck.tasks.metrics.base import Metric, Rule, best_of
 from kvcheck.tasks.metrics.text import first_line
 
@@ -36,7 +36,9 @@ def _first_sentence(function: object) -> str:
 
 _ALL = (
     _each("qa_f1", GRADED, text.qa_f1, "LongBench, SCBench"),
+    _each("qa_f1_line", GRADED, text.qa_f1_line, "LongBench triviaqa"),
     _each("rouge_l", GRADED, text.rouge_l, "LongBench (rouge 1.0.1)"),
+    _each("rouge_l_line", GRADED, text.rouge_l_line, "LongBench samsum (rouge 1.0.1)"),
     _each("rouge_zh", GRADED, chinese.rouge_zh, "LongBench (jieba, rouge 1.0.1)"),
     _each("rouge_lsum", GRADED, text.rouge_lsum, "SCBench (rouge-score 0.1.2)"),
     _each("f1_zh_words", GRADED, chinese.f1_zh_words, "LongBench (jieba)"),
@@ -54,6 +56,12 @@ _ALL = (
     _whole("string_match_part", BINARY, contain.string_match_part, "RULER", True),
     _each("first_int", BINARY, numbers.first_int, "SCBench, InfiniteBench"),
     _each("math_find", BINARY, numbers.math_find, "SCBench, InfiniteBench"),
+    _each("kv_words", BINARY, infinite.kv_words, "InfiniteBench", True),
+    _whole("first_word_compat", BINARY, infinite.first_word_compat, "InfiniteBench, with its slip", True),
+    _each("code_run", BINARY, infinite.code_run, "InfiniteBench"),
+    _whole("code_debug_compat", BINARY, infinite.code_debug_compat, "InfiniteBench"),
+    _whole("math_calc", GRADED, infinite.math_calc, "InfiniteBench, without its slip"),
+    _whole("math_calc_compat", GRADED, infinite.math_calc_compat, "InfiniteBench, with its slip"),
     _whole("choice", BINARY, choice.choice, "kvcheck, in place of SCBench's first-letter rule"),
     _whole("choice_compat", BINARY, choice.choice_compat, "SCBench, InfiniteBench"),
     _whole("repoqa", BINARY, code.repoqa, "RepoQA, SCBench (nltk BLEU-4)", True),

@@ -64,6 +64,16 @@ def first_line(text: str) -> str:
     return text.lstrip("\n").split("\n")[0]
 
 
+def qa_f1_line(prediction: str, reference: str) -> float:
+    """`qa_f1` of the answer's first line. Source: LongBench eval.py, triviaqa."""
+    return qa_f1(first_line(prediction), reference)
+
+
+def rouge_l_line(prediction: str, reference: str) -> float:
+    """`rouge_l` of the answer's first line. Source: LongBench eval.py, samsum."""
+    return rouge_l(first_line(prediction), reference)
+
+
 def _sentences(text: str) -> list[list[str]]:
     """Split on full stops, then on spaces. A part of spaces only is kept as a sentence of one empty word."""
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]

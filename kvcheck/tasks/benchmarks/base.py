@@ -1,0 +1,132 @@
+"""What a data set of a benchmark is: where its rows lie, what they look like, how they are asked and graded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvcheck.errors import SpecError
+from kvcheck.tasks.base import Turn
+
+Row = Mapping[str, Any]
+HUB = "hub"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: the Hub at the pinned revisions (folder None), or a folder of this machine."""
+
+    folder: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read `hub` or a path. Raises SpecError where the path is no folder."""
+        if text == HUB:
+            return cls()
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise SpecError(f"--kv-data {text}: there is no such folder", "type --kv-data hub, or the path of a folder")
+        return cls(folder)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One file of a benchmark's own repository that holds its prompt templates, at a pinned commit.
+
+    kind: "json" and "python" files hold a dictionary (in python the one assigned to `variable`), "text" one template.
+    sha256: of the whole file. local: the file's path in a local folder.
+    """
+
+    repository: str
+    commit: str
+    path: str
+    sha256: str
+    kind: str
+    local: str
+    variable: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a builder is told beside the row: the template, and in which form the row is wanted.
+
+    compat: with the slips of the benchmark's code. scdq: the context is to be encoded alone, before any question.
+    turns: at most so many, 0 for all. pool: gives the functions that are asked about in a repository (RepoQA).
+    """
+
+    data_set: DataSet
+    template: str
+    compat: bool = False
+    scdq: bool = False
+    turns: int = 0
+    pool: Callable[[str], tuple[str, ...]] = lambda repository: ()
+
+    @property
+    def metric(self) -> str:
+        """The metric of this form."""
+        return (self.compat and self.data_set.metric_compat) or self.data_set.metric
+
+
+Draft = tuple[str, tuple[Turn, ...]]
+"""A context and its turns, before truncation: context + question + lead of the first turn is the whole prompt."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set of a benchmark.
+
+    name: "longbench/qasper". hub: id on the Hub; revision: the pinned sha, or "" where none is known: then the newest
+    one is resolved and recorded when it is loaded. file: path in the repository (or in `archive`, a zip there), with
+    its builder's ending (.json, .jsonl, .parquet). local: further paths tried in a local folder.
+    columns: the expected ones and the type of their values. answer: the column that must not be empty. strings: columns
+    whose values are read as strings whatever the file holds (lists of strings with a leading "*").
+    count: rows of the whole set. metric, metric_compat: graded by; the second one has the slips of the benchmark's
+    code, "" where there are none. key: the template's name in the upstream file. where: (column, value) that
+    its rows have. turns_compat: questions per row that the official script asks, 0 for all.
+    """
+
+    name: str
+    hub: str
+    revision: str
+    file: str
+    columns: Mapping[str, type | tuple[type, ...]]
+    answer: str
+    count: int
+    licence: str
+    metric: str
+    max_new_tokens: int | Mapping[str, int]
+    capability: str
+    chat: bool
+    modes: tuple[str, ...]
+    build: Callable[[Row, Job], Draft]
+    own: str
+    upstream: Upstream | None = None
+    key: str = ""
+    metric_compat: str = ""
+    stop: tuple[str, ...] = ()
+    chance: float = 0.0
+    lengths: tuple[int, ...] = ()
+    archive: str = ""
+    local: tuple[str, ...] = ()
+    strings: tuple[str, ...] = ()
+    id_columns: tuple[str, ...] = ("_id", "id", "index")
+    where: tuple[str, str] | None = None
+    turns_compat: int = 0
+    doc: str = ""
+
+    @property
+    def suite(self) -> str:
+        """The benchmark: the part of the name before the slash."""
+        return self.name.partition("/")[0]
+
+    def row_id(self, row: Row, place: int) -> str:
+        """Id of a row: its own one where it has one, else its place in the file."""
+        found = next((row[column] for column in self.id_columns if row.get(column) is not None), place)
+        return str(found)
+
+
+def space_after(prompt: str) -> str:
+    """What stands between a prompt and its answer: nothing behind white space or Chinese punctuation."""
+    return "" if not prompt or prompt[-1].isspace() or prompt[-1] in "：，。" else " "

@@ -1,0 +1,237 @@
+"""Reading rows with `datasets`: from the Hub at a pinned revision, or from a local folder, by the same code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvcheck.errors import SpecError
+from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+_GATED = {"GatedRepoError"}
+_OFFLINE = {
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "ConnectTimeout",
+    "ReadTimeout", "Timeout", "TimeoutError", "gaierror", "ClientConnectorError", "ProxyError", "NetworkError",
+}  # fmt: skip
+_GONE = {
+    "RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "DatasetNotFoundError",
+    "DataFilesNotFoundError", "FileNotFoundError", "DefunctDatasetError", "DisabledRepoError",
+}  # fmt: skip
+_CHANGED = {"CastError", "DatasetGenerationCastError", "ArrowInvalid", "ArrowNotImplementedError", "TypeError"}
+
+
+class Rows:
+    """The rows of one data set, read on demand and kept. Iterating from the start reads nothing twice."""
+
+    def __init__(self, data_set: DataSet, source: Source) -> None:
+        self.data_set, self.source = data_set, source
+        self._known: list[tuple[int, Row]] = []
+        self._stream: Iterator[tuple[int, Row]] | None = None
+
+    def get(self, index: int) -> tuple[int, Row]:
+        """(place in the file, row) of the index-th row. Raises SpecError where there are fewer rows, and see `read`."""
+        if index < 0 or not self._read(index + 1):
+            count, name = len(self._known), self.data_set.name
+            raise SpecError(f"{name} has {count} rows, sample {index} was asked for", f"--kv-n {count} at most")
+        return self._known[index]
+
+    def all(self) -> list[tuple[int, Row]]:
+        """Every row with its place in the file."""
+        self._read(None)
+        return self._known
+
+    def _read(self, count: int | None) -> bool:
+        if self._stream is None:
+            self._stream = read(self.data_set, self.source)
+        while count is None or len(self._known) < count:
+            try:
+                found = next(self._stream, None)
+            except SpecError:
+                self._stream, self._known = None, []  # else the next call would take the broken stream for ended
+                raise
+            if found is None:
+                return False
+            self._known.append(found)
+        return True
+
+
+def read(data_set: DataSet, source: Source) -> Iterator[tuple[int, Row]]:
+    """(place, row) of every row of a data set, checked. Streams; imports `datasets` when it is called.
+
+    Raises SpecError: no network, gated, renamed or removed, no such local file, a column that is missing or of another
+    type, a row without an answer.
+    """
+    try:
+        for place, row in enumerate(_load(data_set, source)):
+            if data_set.where is None or row.get(data_set.where[0]) == data_set.where[1]:
+                check(data_set, row, place)
+                yield place, row
+    except SpecError:
+        raise
+    except Exception as error:
+        raise explain(error, data_set, source) from error
+
+
+def _load(data_set: DataSet, source: Source) -> Any:
+    """The streaming data set of `datasets`."""
+    from datasets import load_dataset
+
+    path = _local(data_set, source.folder) if source.folder else _remote(data_set)
+    builder = _BUILDERS[Path(path.split("::")[0]).suffix]
+    return load_dataset(builder, data_files=path, split="train", streaming=True, features=_features(data_set))
+
+
+def _features(data_set: DataSet) -> Any:
+    """Explicit features where a file mixes types; None: `datasets` finds them."""
+    if not data_set.strings:
+        return None
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    found = {name.lstrip("*"): List(text) if name[0] == "*" else text for name in data_set.strings}
+    return Features({"id": Value("int64"), **found})
+
+
+def _remote(data_set: DataSet) -> str:
+    """The path on the Hub, at the pinned revision; an archive is fetched and cached whole."""
+    revision = data_set.revision or resolve(data_set.hub)
+    if not data_set.archive:
+        return f"hf://datasets/{data_set.hub}@{revision}/{data_set.file}"
+    from huggingface_hub import hf_hub_download
+
+    archive = hf_hub_download(data_set.hub, data_set.archive, repo_type="dataset", revision=revision)
+    return f"zip://{data_set.file}::{archive}"
+
+
+@cache
+def resolve(hub: str) -> str:
+    """The sha of a data set's newest revision, the same in one process. Raises what huggingface_hub does."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(hub).sha)
+
+
+def local_files(data_set: DataSet) -> tuple[str, ...]:
+    """The paths that are looked for in a local folder, relative to it, the first one found is read."""
+    names = (*data_set.local, data_set.file)
+    plain = [f"{folder}{name}" for folder in (f"{data_set.suite}/", "") for name in names]
+    zipped = [f"{folder}{data_set.archive}" for folder in (f"{data_set.suite}/", "") if data_set.archive]
+    return tuple(dict.fromkeys([*plain, *zipped]))
+
+
+def _local(data_set: DataSet, folder: Path) -> str:
+    """The local file as `datasets` takes it. Raises SpecError with what was looked for."""
+    for name in local_files(data_set):
+        found = sorted(folder.glob(name))
+        if found:
+            path = str(found[0]) if len(found) == 1 else str(folder / name)
+            return f"zip://{data_set.file}::{path}" if name.endswith(".zip") else path
+    files = " or ".join(local_files(data_set))
+    raise SpecError(
+        f"{data_set.name}: {folder} holds no {files}", f"put the rows of {data_set.hub} there, or --kv-data hub"
+    )
+
+
+def revision_of(data_set: DataSet, source: Source) -> str:
+    """What identifies the rows: the Hub's sha, or "sha256:" and the digest of the local file. Raises SpecError."""
+    if source.folder is None:
+        try:
+            return data_set.revision or resolve(data_set.hub)
+        except Exception as error:
+            raise explain(error, data_set, source) from error
+    paths = _local(data_set, source.folder).split("::")[-1]
+    files = sorted(Path(paths).parent.glob(Path(paths).name))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def check(data_set: DataSet, row: Row, place: int) -> None:
+    """Raise SpecError for a row that lacks a column, has one of another type, or has no answer."""
+    hint = "the data set has changed: use the pinned revision, or a local copy of it with --kv-data PATH"
+    for column, kind in data_set.columns.items():
+        if column not in row:
+            known = ", ".join(row)
+            raise SpecError(f"{data_set.name}: row {place} has no column {column!r}; it has {known}", hint)
+        value = row[column]
+        if value is None and column == data_set.answer:
+            raise no_answer(data_set, data_set.row_id(row, place))
+        if not isinstance(value, kind):
+            found = f"is {type(value).__name__}, not {_words(kind)}"
+            raise SpecError(f"{data_set.name}: column {column!r} of row {place} {found}", hint)
+    if any(_blank(answer) for answer in _answers(data_set, row)):
+        raise no_answer(data_set, data_set.row_id(row, place))
+
+
+def _blank(answer: Any) -> bool:
+    """Whether nothing can be graded against an answer: none, an empty text, or a list of nothing else."""
+    if isinstance(answer, (list, tuple)):
+        return all(map(_blank, answer))
+    return answer is None or (isinstance(answer, str) and not answer.strip())
+
+
+def no_answer(data_set: DataSet, row: str) -> SpecError:
+    """The error of a row without an answer."""
+    return SpecError(
+        f"{data_set.name}: row {row} has no answer, so nothing can be graded",
+        "remove the row from the local copy, or use the pinned revision with --kv-data hub",
+    )
+
+
+def _answers(data_set: DataSet, row: Row) -> list[Any]:
+    """The answers of a row: of each turn where it has turns."""
+    found = row[data_set.answer]
+    if data_set.answer != "multi_turns":
+        return [found]
+    if not found:
+        return [None]
+    return [turn.get("answer") for turn in found]
+
+
+def _words(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(one.__name__ for one in kinds)
+
+
+def explain(error: BaseException, data_set: DataSet, source: Source) -> SpecError:
+    """A clear error for what `datasets` and `huggingface_hub` raise, found by the names in the chain of causes."""
+    chain = list(_chain(error))
+    names = {name.__name__ for one in chain for name in type(one).__mro__}
+    where = f"{data_set.hub} on the Hub" if source.folder is None else f"the local copy of {data_set.hub}"
+    last = str(chain[0]).strip().splitlines() or [type(error).__name__]
+    said = f" ({type(error).__name__}: {last[0][:200]})"
+    local = "or pass a local copy: --kv-data PATH"
+    if names & _GATED or any("gated" in str(one).lower() for one in chain):
+        page = f"https://huggingface.co/datasets/{data_set.hub}"
+        return SpecError(
+            f"{data_set.name}: {where} is gated", f"accept its terms at {page}, then: hf auth login; {local}"
+        )
+    if names & _OFFLINE:
+        return SpecError(
+            f"{data_set.name}: {where} cannot be reached{said}", f"check the network and HF_HUB_OFFLINE, {local}"
+        )
+    if names & _GONE:
+        return SpecError(
+            f"{data_set.name}: {where} was not found at revision {data_set.revision or 'main'}{said}",
+            f"it was renamed, moved or removed: look at https://huggingface.co/datasets/{data_set.hub}, {local}",
+        )
+    if names & _CHANGED:
+        return SpecError(
+            f"{data_set.name}: the rows of {where} have not the expected columns or are damaged{said}",
+            f"expected columns: {', '.join(data_set.columns)}",
+        )
+    return SpecError(f"{data_set.name}: {where} cannot be read{said}", f"try again, {local}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
