@@ -11,6 +11,7 @@ import torch
 from kvcheck.engine.guard import Guard
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
+from kvcheck.methods._states import Carried
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.host import Host
 from kvcheck.record import MemoryRecord
@@ -34,20 +35,20 @@ class Meter:
 
         All rows are audited, one row where `audited` is set. Raises MethodFailed with what the audit finds.
         """
+        rows, tokens = _extent(cache, prompt)
         with self.guard("being audited"):
             if self.audited:
-                last = [prompt[0].keys.shape[0] - 1]
+                last = [rows - 1]
                 proof = audit(cache.select(last), [layer.select(last) for layer in prompt], self.method)
             else:
                 proof = audit(cache, prompt, self.method)
         self.guard.fail(proof.problems)
         weight = held(cache)
-        rows, _, tokens, _ = prompt[0].keys.shape
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         self._add(
             rows=rows, kv=weight.kv, meta=weight.meta, host=weight.host, kept=kept(cache) * rows, seen=tokens * rows
         )
-        self._add(dense=self.shape.dense_bytes(rows, tokens))
+        self._add(dense=self.shape.dense_bytes(rows, tokens) + _beside(cache))
 
     def _add(self, **amounts: float) -> None:
         for name, amount in amounts.items():
@@ -93,6 +94,20 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
         peak_bytes=peak_bytes(host, ids),
         host_bytes=weight.host,
     )
+
+
+def _extent(cache: Any, prompt: Sequence[Prefilled]) -> tuple[int, int]:
+    """Rows and tokens of a prompt; as the cache says where no layer has keys and values."""
+    if prompt:
+        rows, _, tokens, _ = prompt[0].keys.shape
+        return rows, tokens
+    return len(cache.rows), cache.rows[0].seen
+
+
+def _beside(cache: Any) -> int:
+    """Bytes of what a model carries beside full attention: they are there whatever the method is."""
+    carried = [row for row in getattr(cache, "rows", ()) if isinstance(row, Carried)]
+    return sum(held(row).kv - held(row.acts).kv for row in carried)
 
 
 def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:

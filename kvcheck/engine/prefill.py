@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from kvcheck.engine import drift
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.prompts import Ask
 from kvcheck.methods.base import ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel
@@ -139,18 +140,12 @@ class Prefiller:
         tail = dense.tails.get(key)
         if tail is None or not kv:
             return tail is not None
-        return tail.layers is not None and (tail.layers[0][2] is not None or not self.queries)
+        return tail.layers is not None and (not self.queries or all(part[2] is not None for part in tail.layers))
 
     def _run(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
-        """Feed questions and references behind their contexts, in one forward.
-
-        The full cache adopts the shared keys and values; its first append moves them, so they are never written to.
-        """
-        rows = [ask.row for ask in asks]
-        everything = rows == list(range(dense.layers[0].keys.shape[0]))
-        cache = self.host.build()
-        cache.absorb(dense.layers if everything else dense.select(rows))
-        ids = drift.padded([ask.tail + ask.reference for ask in asks], dense.layers[0].keys.device)
+        """Feed questions and references behind their contexts, in one forward."""
+        cache = self.started(dense, [ask.row for ask in asks])
+        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.host.loaded.device)
         first = min(len(ask.tail) for ask in asks) - 1
         logits = self.host.feed(cache, ids, ids.shape[1] - first)
         tails = []
@@ -161,12 +156,26 @@ class Prefiller:
             tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
         return tails
 
-    def _cut(self, cache: KVCache, row: int, start: int, size: int) -> list[Part]:
+    def started(self, dense: Dense, rows: Sequence[int]) -> Any:
+        """A cache that holds the contexts of these rows.
+
+        It adopts the shared keys and values where it can; its first append moves them, so they are never written to.
+        """
+        everything = list(rows) == list(range(dense.layers[0].keys.shape[0]))
+        cache = self.host.build()
+        cache.absorb(dense.layers if everything else dense.select(rows))
+        return cache
+
+    def layers(self, cache: Any, row: int) -> list[tuple[KVLayer, int]]:
+        """The layers whose keys and values make a prompt, and where the row is in them."""
+        return [(layer, row) for layer in cache.layers]
+
+    def _cut(self, cache: Any, row: int, start: int, size: int) -> list[Part]:
         """Copies of what the `size` tokens from position `start` left in one row."""
         span = slice(start, start + size)
         parts: list[Part] = []
-        for layer in cache.layers:
+        for layer, at in self.layers(cache, row):
             seen = layer.asked if self.queries and isinstance(layer, AskedLayer) else None
-            asked = None if seen is None else seen[row, :, :size].clone()
-            parts.append((layer.keys[row, :, span].clone(), layer.values[row, :, span].clone(), asked))
+            asked = None if seen is None else seen[at, :, :size].clone()
+            parts.append((layer.keys[at, :, span].clone(), layer.values[at, :, span].clone(), asked))
         return parts

@@ -15,9 +15,11 @@ from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import Ask, Prompter, prompter
+from kvcheck.engine.states import StatePrefiller
 from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure import latency
+from kvcheck.methods._states import StateHost, serve
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
@@ -59,7 +61,7 @@ class Session:
     """One model, ready to run cases with any method.
 
     memo: prefills of contexts, shared between the methods and modes of a task and length; samples: likewise.
-    hosts: the methods at home on the model, by spec.
+    hosts: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
     proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
     """
 
@@ -68,6 +70,7 @@ class Session:
     shape: ModelShape
     prefiller: Prefiller
     memo: Memo
+    carrying: StatePrefiller | None = None
     samples: dict[Hashable, Sample] = field(default_factory=dict)
     proved: set[Hashable] = field(default_factory=set)
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -82,10 +85,10 @@ class Session:
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
         """A session with a model that is loaded already."""
-        shape = ModelShape.of(loaded.model.config)
         memo = Memo(_room(loaded.device))
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
-        return cls(loaded, settings, shape, Prefiller(loaded, memo, queries=wants), memo)
+        carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
+        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, queries=wants), memo, carrying)
 
     @property
     def model_name(self) -> str:
@@ -113,7 +116,7 @@ class Session:
         guard = Guard(str(Spec.parse(method_spec)), str(case))
         host = self._host(method_spec, guard)
         proved = (guard.method, case.length, self._aware(case.mode))
-        meter = Meter(host.method, self.shape, guard, audited=proved in self.proved)
+        meter = Meter(host.method, host.shape, guard, audited=proved in self.proved)
         asking = self._prompter(task, case)
         done: list[SampleRecord] = []
         record = None
@@ -181,7 +184,7 @@ class Session:
         ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
         indices = tuple(sample.index for sample in samples)
         return Block(
-            prefiller=self.prefiller,
+            prefiller=self.carrying if self.carrying and isinstance(host, StateHost) else self.prefiller,
             prompter=prompter,
             host=host,
             guard=guard,
@@ -197,6 +200,7 @@ class Session:
         """The method at home on the model, made once. Raises SpecError, MethodUnsupported."""
         if spec not in self.hosts:
             method = find_method(spec)
+            serve(method, self.loaded)
             method.check(self.shape)
             with guard("being set up"):
                 self.hosts[spec] = method.host(self.loaded)

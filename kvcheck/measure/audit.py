@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from kvcheck.measure.memory import held, tensors
 from kvcheck.methods._ragged import RaggedLayer
+from kvcheck.methods._states import Carried
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.rows import Row, RowCache
@@ -41,12 +43,15 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     of range, repeated or out of order; protected positions missing in any row or kv head; slot counts or bytes other
     than declared; verbatim keys or values that differ from the prompt's at their positions; others further from them
     than zero would be; no bytes to be found; bookkeeping as large as a cache; memory as large as the full cache's where
-    less is claimed. Of a method that rewrites the prompt, contents are looked at for numbers that are not finite only:
-    its cache is that of another prompt. Rows with caches of their own are audited one by one. Of a foreign row, whose
-    layers know no positions, layers, finite numbers and bytes are looked at.
+    less is claimed. Of what a model carries beside full attention, that it is there, and finite. Of a method that
+    rewrites the prompt, contents are looked at for numbers that are not finite only: its cache is that of another
+    prompt. Rows with caches of their own are audited one by one. Of a foreign row, whose layers know no positions,
+    layers, finite numbers and bytes are looked at.
     """
     if isinstance(cache, Row):
         return _foreign(cache, prefilled[0], len(prefilled), method)
+    if isinstance(cache, Carried):
+        return _carried(cache, prefilled, method)
     if isinstance(cache, RowCache):
         return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(cache.rows)])
     rewritten = method.info.stage == "prompt"
@@ -69,6 +74,8 @@ def kept(cache: Any) -> float:
     """Slots per row, layer and kv head, on average over all of the cache."""
     if isinstance(cache, RowCache):
         return sum(kept(row) for row in cache.rows) / len(cache.rows)
+    if isinstance(cache, Carried):
+        return kept(_view(cache.acts or cache.attending))
     counts = _counts(cache)
     return sum(counts) / max(1, len(counts))
 
@@ -78,6 +85,22 @@ def _counts(cache: Any) -> list[float]:
     if isinstance(cache, Row):
         return [_foreign_slots(layer) if held(layer).kv else 0 for layer in cache.cache.layers]
     return [_slots(each) if isinstance(each, KVLayer) else int(each.get_seq_length()) for each in cache.layers]
+
+
+def _carried(cache: Carried, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+    """The method's layers as those of any cache; of the rest that it is there. A state keeps no token."""
+    problems = tuple(_finite(cache))
+    if not held(cache).kv:
+        problems += ("what the model carries lies where it cannot be counted: no bytes are reachable",)
+    if not cache.acts:
+        return Proof(cache.depth, cache.depth, kept(cache), cache.seen, problems)
+    proof = audit(_view(cache.acts), prefilled, method)
+    return dataclasses.replace(proof, problems=problems + proof.problems)
+
+
+def _view(layers: Sequence[KVLayer]) -> Any:
+    """Some layers of a cache, to be looked at as one."""
+    return SimpleNamespace(layers=layers)
 
 
 def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> Proof:

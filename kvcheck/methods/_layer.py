@@ -49,6 +49,7 @@ class KVLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
     meta: tuple[str, ...] = ("kept",)  # attributes that are bookkeeping, not keys and values
+    window: int | None = None  # tokens that a token sees, itself included, where the layer looks after that by itself
     host: tuple[str, ...] = ()  # attributes that live in host memory, whatever device the model is on
 
     k: Room | None

@@ -56,7 +56,8 @@ def attention(
         )
     if attention_mask is not None:
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
-    refuse(kwargs, layer.index, layer.seen)
+    looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
+    refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
     return layer.attend(query, scaling), None
 
 

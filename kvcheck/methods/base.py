@@ -198,6 +198,10 @@ class Method:
 
     def host(self, loaded: LoadedModel) -> Host:
         """The method at home on a model. Override it to act on the prompt, on prefilling, or on the model."""
+        if loaded.states is not None and loaded.states.serves(self):
+            from kvcheck.methods._states import StateHost
+
+            return StateHost(self, loaded)
         from kvcheck.methods.host import Host
 
         return Host(self, loaded)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.methods.base import Method, ModelShape
+from kvcheck.methods.base import Method
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -26,7 +26,7 @@ class Host:
         self.method = method
         self.loaded = loaded
         self.model = loaded.model
-        self.shape = ModelShape.of(loaded.model.config)
+        self.shape = loaded.shape
 
     def build(self) -> Any:
         """A fresh, empty cache."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from kvcheck.methods.cache import KVCache
 from kvcheck.methods.host import Host
 
 
@@ -21,7 +20,7 @@ class RowCache:
     def select(self, rows: Sequence[int] | torch.Tensor) -> RowCache:
         """Copies of these rows, in this order; repeats allowed."""
         wanted = [self.rows[int(row)] for row in rows]
-        return RowCache([row.select([0]) if isinstance(row, KVCache) else copy.deepcopy(row) for row in wanted])
+        return RowCache([row.select([0]) if hasattr(row, "select") else copy.deepcopy(row) for row in wanted])
 
 
 class Row:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,12 @@ from kvcheck.models import EMBEDDED, synthetic
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 
+if TYPE_CHECKING:
+    from kvcheck.methods._states import States
+    from kvcheck.methods.base import ModelShape
+
 ATTENTION = "kvcheck"
+_INTERFACE = "kvcheck needs a decoder-only model with past_key_values whose layers use transformers' AttentionInterface"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -26,6 +31,7 @@ class LoadedModel:
 
     name: what the user typed ("mini", a folder, a hub id). fingerprint: sixteen hex digits over configuration, weights
     and tokenizer. max_length: tokens that prompt and answer may have together; None where the model sets no limit.
+    states: how it carries what is no full KV cache; None where it carries nothing else.
     """
 
     model: Any
@@ -33,11 +39,21 @@ class LoadedModel:
     name: str
     fingerprint: str
     max_length: int | None
+    states: States | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return next(self.model.parameters()).device
+
+    @property
+    def shape(self) -> ModelShape:
+        """What a cache must know of it. Raises MethodUnsupported for attention that is not plain."""
+        from kvcheck.methods.base import ModelShape
+
+        if self.states is None or self.states.windows:
+            return ModelShape.of(self.model.config)
+        return self.states.shape
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -50,10 +66,11 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     if name.startswith(synthetic.PREFIX):
         return _synthetic(name, device, dtype)
     folder, local = _find(name)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+    from kvcheck.models import probing
 
     quiet, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -61,22 +78,26 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
         logging.disable_progress_bar()
     try:
         _refuse_architecture(name, AutoConfig.from_pretrained(folder, local_files_only=local))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+        tokenizer = _tokenizer(folder, local)
         options = {"dtype": dtype, "attn_implementation": ATTENTION, "local_files_only": local}
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except KvcheckError:
         raise
     except Exception as error:
+        if isinstance(error, KeyError) and error.args == (ATTENTION,):  # it looks attention up in a table of its own
+            raise MethodUnsupported(f"model {name!r} does not use the attention interface", _INTERFACE) from error
         raise _unreadable(name, local, error) from error
     finally:
         logging.set_verbosity(quiet)
         if bar:
             logging.enable_progress_bar()
     model = model.to(device).eval().requires_grad_(False)
-    _check_interface(name, model)
+    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model)), name, "", _limit(model))
+    states = probing.find(loaded)
+    if states is None:
+        _check_interface(name, model)
     files = Path(folder) if local else _snapshot(folder)
-    encoder = Encoder(tokenizer, _end_tokens(model))
-    return LoadedModel(model, encoder, name, fingerprint(files), _limit(model))
+    return replace(loaded, fingerprint=fingerprint(files), states=states)
 
 
 def encoder_of(name: str) -> Encoder:
@@ -130,9 +151,26 @@ def _find(name: str) -> tuple[str, bool]:
     )
 
 
+def _tokenizer(folder: str, local: bool) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    AutoTokenizer has a class of its own for some architectures, such as qwen2, and replaces the rules by which a
+    tokenizer.json splits text. What says of itself that its tokenizer.json is all there is, is loaded as that.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    named = get_tokenizer_config(folder, local_files_only=local).get("tokenizer_class")
+    kind = PreTrainedTokenizerFast if named == "TokenizersBackend" else AutoTokenizer
+    return kind.from_pretrained(folder, local_files_only=local)
+
+
 def _unreadable(name: str, local: bool, error: Exception) -> SpecError:
     """The error for files that transformers could not load."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "does not recognize this architecture" in str(error) or "trust_remote_code" in str(error):
+        hint = "a newer transformers may know it; kvcheck runs no code that comes with a model"
+        return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
     if local:
         return SpecError(f"model {name!r} cannot be loaded: {reason}", "is the folder complete and undamaged?")
     return SpecError(
@@ -169,8 +207,7 @@ def _check_interface(name: str, model: Any) -> None:
     from kvcheck.methods.base import ModelShape
     from kvcheck.methods.fp16 import METHOD
 
-    kind = type(model).__name__
-    hint = "kvcheck needs a decoder-only model with past_key_values whose layers use transformers' AttentionInterface"
+    kind, hint = type(model).__name__, _INTERFACE
     if not getattr(model, "_supports_attention_backend", False):
         raise MethodUnsupported(f"model {name!r}: {kind} does not use the attention interface", hint)
     shape = ModelShape.of(model.config)

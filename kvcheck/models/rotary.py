@@ -27,3 +27,20 @@ def moved(model: torch.nn.Module, by: int) -> Iterator[None]:
         for each in rotaries(model):
             hooks.enter_context(each.register_forward_pre_hook(move, with_kwargs=True))
         yield
+
+
+@contextmanager
+def blurred(model: torch.nn.Module, by: float) -> Iterator[None]:
+    """Rotate by cosines and sines that are off by `by` times normal noise, the same every time."""
+
+    def blur(module: Any, args: Any, output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        noise = (torch.randn(table.shape, generator=generator, dtype=torch.float64) for table in output)
+        return tuple(
+            (table + by * each.to(table.device)).to(table.dtype) for table, each in zip(output, noise, strict=True)
+        )
+
+    with ExitStack() as hooks:
+        for each in rotaries(model):
+            hooks.enter_context(each.register_forward_hook(blur))
+        yield

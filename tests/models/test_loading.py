@@ -101,12 +101,21 @@ def test_an_embedded_model_that_is_not_installed_is_named(monkeypatch: pytest.Mo
         load("mini", CPU, torch.float32)
 
 
-def test_models_without_a_kv_cache_are_refused(tmp_path: Path) -> None:
-    from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+def test_models_that_are_no_decoders_or_attend_in_their_own_way_are_refused(tmp_path: Path) -> None:
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        GPTJConfig,
+        GPTJForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=8, hidden_size=16, state_size=4, num_hidden_layers=1))
-    with pytest.raises(MethodUnsupported, match="attention"):
-        load(str(save(tmp_path / "mamba", mamba)), CPU, torch.float32)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=16, n_layer=1, n_head=2))
+    gptj = GPTJForCausalLM(GPTJConfig(vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4))
+    for model in (bloom, gptj):
+        with pytest.raises(MethodUnsupported, match="does not use the attention interface"):
+            load(str(save(tmp_path / type(model).__name__, model)), CPU, torch.float32)
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     )

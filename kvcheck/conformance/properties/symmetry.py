@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from kvcheck.conformance.properties.base import holds, other_prompt
-from kvcheck.conformance.subject import NotServed, Subject, equal
+from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.host import Host
-from kvcheck.models.rotary import moved, rotaries
+from kvcheck.models.rotary import blurred, moved, rotaries
 
 
 @holds(unless=other_prompt)
@@ -58,11 +58,17 @@ SHIFT = 37
 """Tokens by which a text is moved."""
 ROTATED = 2e-3
 """Of the spread: models rotate by angles in float32."""
+ROUNDING = 2.0**-24
+"""Of a number in float32."""
 
 
 @holds(unless=rounds)
 def where_a_text_begins_does_not_matter(subject: Subject) -> None:
-    """With rotary positions, a text that begins at position 37 gives the same answers as at 0."""
+    """With rotary positions, a text that begins at position 37 gives the same answers as at 0.
+
+    Rotations are computed in float32: where a method chooses between scores that are all but tied (by the norm of keys
+    on a model that normalizes them), a rounding decides, and nothing can be said.
+    """
     texts = subject.texts()
     keep_all_digits(subject)
     wanted = subject.life(*texts)
@@ -70,7 +76,23 @@ def where_a_text_begins_does_not_matter(subject: Subject) -> None:
         raise NotServed("the model has no rotary embedding")
     with moved(subject.loaded.model, SHIFT):
         answers = subject.life(*texts)
-    equal(answers, wanted, "the text at another place", tolerance=ROTATED)
+    try:
+        equal(answers, wanted, "the text at another place", tolerance=ROTATED)
+    except Violation:
+        if hangs_on_roundings(subject, wanted):
+            raise NotServed("it decides between numbers that differ by a rounding") from None
+        raise
+
+
+def hangs_on_roundings(subject: Subject, wanted: list[Any]) -> bool:
+    """Whether rotations that are off by what float32 rounds them by lead to other answers than `wanted`."""
+    with blurred(subject.loaded.model, ROUNDING):
+        answers = subject.life(*subject.texts())
+    try:
+        equal(answers, wanted, "", tolerance=ROTATED)
+    except Violation:
+        return True
+    return False
 
 
 def keep_all_digits(subject: Subject) -> None:

@@ -71,9 +71,9 @@ def read(data_set: DataSet, source: Source) -> Iterator[tuple[int, Row]]:
             if data_set.where is None or row.get(data_set.where[0]) == data_set.where[1]:
                 check(data_set, row, place)
                 yield place, row
-    except SpecError:
-        raise
-    except Exception as error:
+    except Exception as error:  # one clause: a generator that is open when Python ends no longer finds our classes
+        if isinstance(error, SpecError):
+            raise
         raise explain(error, data_set, source) from error
 
 

@@ -1,0 +1,55 @@
+"""A layer of a model that sees a sliding window: it holds what the window may still reach, whatever the method."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvcheck.methods._layer import KVLayer
+from kvcheck.methods._mix import visible
+from kvcheck.methods.base import Method, ModelShape
+
+BLOCK = 1024
+"""Tokens of a prompt that attend at a time: a mask over all pairs of a long one would not fit into memory."""
+
+
+class WindowLayer(KVLayer):
+    """The newest W - 1 tokens of a layer in which a token sees W, itself included, as transformers counts them.
+
+    Bytes: 2·B·G·min(n, W - 1)·d·2. It is part of the model: methods act on the other layers.
+    """
+
+    is_sliding = True
+
+    def __init__(self, shape: ModelShape, index: int, method: Method, window: int) -> None:
+        super().__init__(shape, index, method)
+        self.window = window
+
+    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Every token sees its own window; BLOCK tokens at a time, with the columns that they can see."""
+        past, parts = keys.shape[2] - query.shape[2], []
+        for start in range(0, query.shape[2], BLOCK):
+            block = query[:, :, start : start + BLOCK]
+            end = past + start + block.shape[2]
+            near = slice(max(0, past + start + 1 - (self.window or end)), end)
+            mask = visible(block.shape[2], end - near.start, self.window, query.device)
+            near_keys, near_values = keys[:, :, near], values[:, :, near]
+            gqa = query.shape[1] != keys.shape[1]
+            parts.append(
+                scaled_dot_product_attention(block, near_keys, near_values, mask, scale=self.scaling, enable_gqa=gqa)
+            )
+        return torch.cat(parts, dim=2)
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """The prompt is in: drop what no later token sees."""
+        self.trim()
+
+    def step(self, query: torch.Tensor) -> None:
+        """More has come."""
+        self.trim()
+
+    def trim(self) -> None:
+        """Keep the newest W - 1 tokens."""
+        first = self.stored - (self.window or self.stored + 1) + 1
+        if first > 0:
+            self.keep(self.every_head(torch.arange(first, self.stored)), spare=1)

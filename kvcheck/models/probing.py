@@ -1,0 +1,153 @@
+"""Find out how a model carries a text from token to token, by running a few tokens through it.
+
+Nothing is taken from the names of classes: transformers says which cache layers a config has, forward says what it
+takes, and the rest is seen.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.measure.memory import held
+from kvcheck.methods._states import PARAMETERS, Carried, Place, StateHost, States, kinds
+from kvcheck.methods.base import ModelShape
+from kvcheck.methods.fp16 import Fp16
+
+if TYPE_CHECKING:
+    from kvcheck.models.loading import LoadedModel
+
+TEXT, MORE = 12, 6
+"""Tokens of the probe, and of what follows them: more than a short convolution sees."""
+BROKEN = 0.05
+"""Mean difference of logits, in their standard deviation, by which a class does not go on from what it carries.
+
+Of a model that computes in 16 bits, where single tokens round otherwise than a text; a tenth of it in more.
+"""
+FORGETFUL = 0.02
+"""Likewise for a block, which must not be twice as far from the text at once as single tokens are (they round alike).
+
+In doubt a follow-up is fed token by token, which costs time only.
+"""
+HINT = "a newer transformers may do better; kvcheck runs decoder-only models that generate() can run step by step"
+
+
+def find(loaded: LoadedModel) -> States | None:
+    """How the model carries its text; None where every layer has full attention, which kvcheck's caches hold.
+
+    Raises MethodUnsupported for a class that does not go on from what it carries as if the text were fed at once.
+    """
+    model, named = loaded.model, inspect.signature(type(loaded.model).forward).parameters
+    parameter = next((name for name in PARAMETERS if name in named), "")
+    if parameter == PARAMETERS[0] and _plain(model.config):
+        return None
+    try:
+        with torch.no_grad():
+            draft = States(_shape(model.config, parameter), parameter)
+            found = set(kinds(model.config)) if parameter == PARAMETERS[0] else set()
+            windows = bool(found) and found <= {DynamicLayer, DynamicSlidingWindowLayer}
+            return _probed(loaded, replace(draft, windows=windows))
+    except KvcheckError:
+        raise
+    except Exception as error:
+        raise _refusal(loaded, f"does not run step by step: {type(error).__name__}: {error}") from error
+
+
+def _plain(config: Any) -> bool:
+    """Whether the cache of a config has layers with full attention only, or some that are not known here."""
+    try:
+        found = set(kinds(config))
+    except Exception:  # what DynamicCache cannot read is refused with the interface check's own words
+        return True
+    linear = {kind for kind in found if not issubclass(kind, DynamicLayer) and hasattr(kind, "update_recurrent_state")}
+    return found == {DynamicLayer} or bool(found - linear - {DynamicLayer, DynamicSlidingWindowLayer})
+
+
+def _shape(config: Any, parameter: str) -> ModelShape:
+    """The shape of the layers with full attention; of none where no keys and values are carried by the cache."""
+    if parameter != PARAMETERS[0]:
+        return ModelShape(0, 1, 1, 1)
+    return replace(ModelShape.of(config), layers=kinds(config).count(DynamicLayer))
+
+
+def _probed(loaded: LoadedModel, draft: States) -> States:
+    """The draft with the places in modules, and with what a follow-up of several tokens does."""
+    states = replace(draft, places=_places(loaded, draft))
+    vocabulary = int(loaded.model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(1, TEXT + MORE + 1, device=loaded.device).unsqueeze(0) % vocabulary
+    one = _whole(loaded, states, ids)
+    by_steps = _apart(one, _logits(loaded, states, ids, [1] * MORE))
+    if not by_steps < (BROKEN if one.dtype.itemsize == 2 else BROKEN / 10):
+        raise _refusal(loaded, "does not go on from what it carries: one token after another gives other logits")
+    try:
+        at_once = _apart(one, _logits(loaded, states, ids, [MORE]))
+    except Exception:  # some classes raise where others forget
+        return replace(states, blocks=False)
+    return replace(states, blocks=at_once < min(2 * by_steps + 1e-4, FORGETFUL))
+
+
+def _whole(loaded: LoadedModel, states: States, ids: torch.Tensor) -> torch.Tensor:
+    """The last logits (1, MORE, V) of the text at once: with nothing carried, or where attention must be kvcheck's."""
+    if states.parameter == PARAMETERS[0]:
+        return _logits(loaded, states, ids, [])
+    return loaded.model(ids, use_cache=False).logits[:, -MORE:]
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean difference of two sets of logits, in the standard deviation of the first."""
+    return float((other - one).abs().mean() / one.float().std().clamp(min=1e-9))
+
+
+def _places(loaded: LoadedModel, draft: States) -> tuple[Place, ...]:
+    """Tensors in modules that running a text leaves behind or changes; the model is left as it was."""
+    host = StateHost(Fp16(), replace(loaded, states=draft))
+    before = {spot: (value, None if value is None else value.clone()) for spot, value in _attributes(loaded.model)}
+    host.prefill(torch.ones(1, 2, dtype=torch.long, device=loaded.device))
+    found = []
+    for (module, name), value in list(_attributes(loaded.model)):
+        old, fresh = before.get((module, name), (None, None))
+        if value is old and (value is None or torch.equal(value, fresh)):
+            continue
+        found.append(Place(module, name, fresh))
+        setattr(loaded.model.get_submodule(module), name, fresh)
+    return tuple(found)
+
+
+def _attributes(model: Any) -> Iterator[tuple[tuple[str, str], torch.Tensor | None]]:
+    """(module, attribute) and tensor, or None, of all that modules hold beside parameters."""
+    for path, module in model.named_modules():
+        for name, value in [*vars(module).items(), *module._buffers.items()]:
+            if value is None or isinstance(value, torch.Tensor):
+                yield (path, name), value
+
+
+def _logits(loaded: LoadedModel, states: States, ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Logits (1, MORE, V) of the last tokens, which follow the text in parts of these sizes; none: in one forward."""
+    host = StateHost(Fp16(), replace(loaded, states=states))
+    first = ids.shape[1] - sum(sizes)
+    cache = host.build()
+    logits = [host.feed_row(cache, ids[:, :first], MORE)]
+    for size in sizes:
+        logits.append(host.feed_row(cache, ids[:, first : first + size], size))
+        first += size
+    _carries(loaded, cache)
+    return torch.cat(logits, dim=1)[:, -MORE:]
+
+
+def _carries(loaded: LoadedModel, cache: Carried) -> None:
+    """Raise MethodUnsupported where nothing is carried, or a layer did not attend through kvcheck."""
+    if not held(cache).kv:
+        raise _refusal(loaded, "carries nothing from token to token: there is no cache to look at")
+    if any(layer.seen != TEXT + MORE or layer.prompt is None for layer in cache.attending):
+        raise _refusal(loaded, "has layers that do not use transformers' AttentionInterface")
+
+
+def _refusal(loaded: LoadedModel, why: str) -> MethodUnsupported:
+    """The error for a class that cannot be run."""
+    return MethodUnsupported(f"model {loaded.name!r}: {type(loaded.model).__name__} {why}", HINT)
