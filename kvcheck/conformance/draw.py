@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 BLOCKS = (8, 16, 32, 64, 128)
 """Sizes around whose multiples windows, groups, pages and chunks have their borders."""
 LONGEST = 300
-LONGER = 1100
+LONGER = 1300
 """Tokens of the longest prompt, as drawn for most properties and for those that are cheap or see nearly every fault."""
 MOST = 900
 """Tokens of the prompts of all rows, unless there is one row."""
