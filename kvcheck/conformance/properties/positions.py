@@ -181,9 +181,9 @@ def a_key_that_was_moved_stands_at_a_place_of_the_text(subject: Subject) -> None
         raise _unseen()
 
 
-def _near(mine: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def _near(mine: torch.Tensor, true: torch.Tensor, limit: float = NEAR) -> torch.Tensor:
     """Which vectors (..., d) are all but equal."""
-    return (mine - true).norm(dim=-1) <= NEAR * true.norm(dim=-1).clamp(min=1e-9)
+    return (mine - true).norm(dim=-1) <= limit * true.norm(dim=-1).clamp(min=1e-9)
 
 
 def _sizes(keys: torch.Tensor) -> torch.Tensor:
@@ -204,7 +204,7 @@ def _places(
         if not bool((kept & (found < 0)).any()):
             return found
         moved = rotate(true, torch.tensor(step, device=true.device), rope)
-        found = torch.where(sought & _near(mine, moved), positions + step, found)
+        found = torch.where(sought & _near(mine, moved, 4 * NEAR), positions + step, found)  # roundings turn keys, too
     row, head, slot = (kept & (found < 0)).nonzero()[0].tolist()
     fail(f"the key of token {int(positions[row, head, slot])} (row {row}, kv head {head}) is at no place of the text")
 

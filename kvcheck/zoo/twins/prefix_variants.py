@@ -54,7 +54,10 @@ class TieredStore(PrefixStore):
     """
 
     info: ClassVar[MethodInfo] = replace(
-        PrefixStore.info, summary="the full cache, from a store of prefixes in two tiers", verbatim=False
+        PrefixStore.info,
+        summary="the full cache, from a store of prefixes in two tiers",
+        verbatim=False,
+        whole="far=1000000",
     )
 
     far: int = 64
