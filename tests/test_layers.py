@@ -20,7 +20,7 @@ LAYERS = (
     {"methods", "tasks", "models", "measure"},
     {"report", "engine", "conformance", "zoo", "power"},
     {"plugin", "fixtures", "baselines"},
-    {"suites", "cli"},
+    {"suites", "cli", "cli_checks"},
 )
 """From the bottom up. A module may import from its own layer and from those below."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,7 +84,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
 
 def cases(settings: Settings, capability: str | None) -> list[CaseId]:
     """The cases of these settings, in the order in which they run; none on random weights, where asking raises."""
-    from kvcheck.tasks import profiles
+    from kvcheck.tasks import find, profiles
 
     if settings.model.startswith(synthetic.PREFIX):
         if settings.tasks:
@@ -91,7 +92,8 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
         return []
 
     chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
-    found = profiles.cases(*chosen, capability, settings.seed, settings.data, settings.compat)
+    place = partial(find, data=settings.data, compat=settings.compat)
+    found = profiles.cases(*chosen, capability, settings.seed, place)
     return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.record import CAPABILITIES, MODES, CaseId
 from kvcheck.tasks import TASKS, find
-from kvcheck.tasks.base import TaskInfo
+from kvcheck.tasks.base import Task, TaskInfo
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ PROFILES = {
 }
 
 
-def infos(tasks: Sequence[str] = (), data: str | None = None, compat: bool = False) -> list[TaskInfo]:
+def infos(tasks: Sequence[str] = (), find: Callable[[str], Task] = find) -> list[TaskInfo]:
     """The declarations of these tasks, by default of all that are listed, by capability and name. Raises SpecError.
 
-    data, compat: of public benchmarks, see `find`.
+    find: gives a task by its name; by default those that need no place to be read from.
     """
-    found = [find(name, data, compat).info for name in dict.fromkeys(tasks or TASKS.names())]
+    found = [find(name).info for name in dict.fromkeys(tasks or TASKS.names())]
     return sorted(found, key=lambda info: (CAPABILITIES.index(info.capability), info.name))
 
 
@@ -51,8 +51,7 @@ def cases(
     n: int | None = None,
     capability: str | None = None,
     seed: int = 0,
-    data: str | None = None,
-    compat: bool = False,
+    find: Callable[[str], Task] = find,
 ) -> list[CaseId]:
     """The cases of a profile, narrowed or overridden by hand; cases of one (task, length) stand together.
 
@@ -65,7 +64,7 @@ def cases(
             raise SpecError(f"unknown mode {mode!r}", did_you_mean(mode, MODES))
     chosen = PROFILES[profile]
     found = []
-    for info in infos(tasks, data, compat):
+    for info in infos(tasks, find):
         if capability is not None and info.capability != capability:
             continue
         for length, count in _lengths(chosen, info, lengths, n):
