@@ -22,22 +22,24 @@ else:
 
 SLACK = 2.0
 """Points beyond two standard errors: other hardware, libraries and rounding."""
-ABOUT = frozenset(("source", "length", "limit", "mode", "tasks"))
+FEWEST = 30
+"""Contexts from which on a mean says something."""
+OWN_WORDING = "kvcheck/v1"
+ABOUT = frozenset(("source", "limit", "mode", "tasks"))
 
 
 @dataclass(frozen=True)
 class Published:
     """One published score of the full cache, in points.
 
-    model: hub id. task: "longbench/qasper", or a suite ("ruler"), the mean of whose `tasks` tasks it is. length: tokens
-    of context, mode: of the cases, None where any will do. limit: tokens of the prompt in the source, for the message.
+    model: hub id. task: "longbench/qasper", or a suite ("ruler_4096"), the mean of whose `tasks` tasks it is. limit:
+    tokens of the prompt, None where any will do. mode: of the cases, None for `single`.
     """
 
     model: str
     task: str
     score: float
     source: str
-    length: int | None = None
     mode: str | None = None
     limit: int | None = None
     tasks: int = 1
@@ -66,7 +68,7 @@ def shipped() -> tuple[Published, ...]:
 def gaps(records: Iterable[CaseRecord], model: str, known: Sequence[Published] | None = None) -> list[str]:
     """A line for every fp16 score of the model (a hub id, or a folder of that name) that is far from a published one.
 
-    Far: by more than two standard errors of the user's own contexts and SLACK points.
+    Far: by more than two standard errors, of as many contexts as the user has, and SLACK points.
     """
     own = [record for record in records if record.method == "fp16" and record.samples]
     lines = []
@@ -81,19 +83,21 @@ def gaps(records: Iterable[CaseRecord], model: str, known: Sequence[Published] |
 
 
 def _fits(record: CaseRecord, one: Published) -> bool:
-    """Whether a record is of what was published."""
+    """Whether a record is of what was published: task, limit, mode, and the benchmark's own wording."""
     case = record.case
     task = case.task == one.task or case.task.startswith(one.task + "/")
-    return task and one.length in (None, case.length) and one.mode in (None, case.mode)
+    alike = one.limit in (None, case.length) and case.mode == (one.mode or "single")
+    return task and alike and len(record.samples) >= FEWEST and dict(record.switches).get("template") != OWN_WORDING
 
 
 def _gap(found: list[CaseRecord], one: Published) -> list[str]:
     """The line, none where the scores agree."""
     means, errors = [], []
+    spread = math.sqrt(one.score * (100 - one.score))  # of right and wrong answers: graded ones spread less
     for record in found:
         scores = [100 * context_score(sample) for sample in record.samples]
         means.append(statistics.fmean(scores))
-        errors.append(statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 100.0)
+        errors.append(spread / math.sqrt(len(scores)))
     gap = statistics.fmean(means) - one.score
     error = math.hypot(*errors) / len(errors)
     if abs(gap) <= 2 * error + SLACK:

@@ -13,6 +13,8 @@ CHAT = ("task", "yes", "no")
 HISTORY = ("task", "own", "gold")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TIMEOUT = 1800.0
+PROMPTS = ("data", "compat", "chat", "history")
+"""Settings of what a model is shown, in a header where they are not at their default."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Settings:
         """What changes a result, as text, for the header of the run."""
         shown = ("profile", "device", "dtype", "query_aware", "seed", "against", "alpha")
         found = {name: str(getattr(self, name)) for name in shown}
+        usual = Settings()
+        found |= {name: str(value) for name in PROMPTS if (value := getattr(self, name)) != getattr(usual, name)}
         if self.budget:
             found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,23 @@ def test_what_a_method_scores_is_compared_with_nothing_published() -> None:
     assert gaps([fp16("longbench/qasper", [0.0, 0.01] * 50, method="snapkv")], MODEL) == []
 
 
-def test_the_mean_of_a_suite_needs_all_of_its_tasks_at_its_length() -> None:
-    known = [Published("o/m", "ruler", 95.0, "paper", length=4096, tasks=2)]
-    part = [fp16("ruler/vt", [0.5, 0.4] * 50, length=4096)]
+def test_the_mean_of_a_suite_needs_all_of_its_tasks() -> None:
+    known = [Published("o/m", "ruler_4096", 95.0, "paper", tasks=2)]
+    part = [fp16("ruler_4096/vt", [0.5, 0.4] * 50, length=4096)]
     assert gaps(part, "o/m", known) == []
-    assert gaps([*part, fp16("ruler/cwe", [0.5, 0.4] * 50, length=8192)], "o/m", known) == []
-    (line,) = gaps([*part, fp16("ruler/cwe", [0.5, 0.4] * 50, length=4096)], "o/m", known)
+    assert gaps([*part, fp16("ruler_8192/cwe", [0.5, 0.4] * 50, length=8192)], "o/m", known) == []
+    (line,) = gaps([*part, fp16("ruler_4096/cwe", [0.5, 0.4] * 50, length=4096)], "o/m", known)
     assert "50.0 points under the published 95" in line
+
+
+def test_another_prompt_limit_or_wording_is_compared_with_nothing_published() -> None:
+    assert gaps([fp16("longbench/qasper", [0.0, 0.01] * 50, length=512)], MODEL) == []
+    ours = replace(fp16("longbench/qasper", [0.0, 0.01] * 50), switches=(("template", "kvcheck/v1"),))
+    assert gaps([ours], MODEL) == []
+
+
+def test_a_few_right_answers_are_no_gap() -> None:
+    assert gaps([fp16("longbench/triviaqa", [1.0] * 8)], MODEL) == []
 
 
 def test_a_published_mode_is_compared_with_that_mode_only() -> None:
@@ -68,9 +79,9 @@ def test_a_published_mode_is_compared_with_that_mode_only() -> None:
 
 def test_every_shipped_score_names_its_source_and_lies_in_range() -> None:
     scores = published.shipped()
-    assert len(scores) > 100
+    assert len(scores) >= 100
     assert all(one.source and 0 < one.score <= 100 and "/" in one.model for one in scores)
-    assert len({(one.model, one.task, one.length, one.mode) for one in scores}) == len(scores)
+    assert len({(one.model, one.task, one.mode) for one in scores}) == len(scores)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -80,12 +80,13 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
     """
     cache, logits = host.prefill(ids)
     weight, length = held(cache), ids.shape[1]
-    counts = [held(layer).kv > 0 for layer in getattr(cache, "layers", ())] or [weight.kv > 0]
-    slots = kept(cache)
-    del cache, logits
+    parts = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
+    counts = [held(layer).kv > 0 for layer in parts]
+    slots, beside = kept(cache), _beside(cache)
+    del cache, logits, parts
     return MemoryRecord(
         kv_bytes=weight.kv,
-        dense_bytes=host.shape.dense_bytes(1, length),
+        dense_bytes=host.shape.dense_bytes(1, length) + beside,
         meta_bytes=weight.meta,
         kept=round(slots, 2),
         seen=length,

@@ -151,7 +151,7 @@ class Prompter:
         if self.max_length is None:
             return
         used = self._turns(sample)
-        spent = [len(self.encoder.encode(self.asked(turn))) + turn.max_new_tokens for turn in used]
+        spent = [len(self.encoder.encode(self.asked(turn))) + self._answer_tokens(turn) for turn in used]
         asked = sum(spent) + len(self.encoder.encode(self._joint(sample))) * len(used)
         asked = asked if self.case.mode == "multi_turn" else max(spent)
         need = len(self.opening) + length + asked
@@ -162,6 +162,11 @@ class Prompter:
                 f"the model has room for {self.max_length}",
                 f"--kv-lengths {most} at most, or a --kv-model with a longer context",
             )
+
+    def _answer_tokens(self, turn: Turn) -> int:
+        """Tokens that an answer may take: the model's, or the gold one that stands in its place."""
+        gold = len(self.encoder.encode(self.space(turn) + turn.expected)) if self.gold else 0
+        return max(turn.max_new_tokens, gold)
 
     def _turns(self, sample: Sample) -> tuple[Turn, ...]:
         """The turns that the mode asks: `single` asks the first question only."""

@@ -118,6 +118,8 @@ class Session:
         proved = (guard.method, case.length, self._aware(case.mode))
         meter = Meter(host.method, host.shape, guard, audited=proved in self.proved)
         asking = self._prompter(task, case)
+        if not task.info.exact:
+            self._sample(task, case, case.n - 1)  # a row too many is said before any is run
         done: list[SampleRecord] = []
         record = None
         for indices in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):

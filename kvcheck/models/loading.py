@@ -103,10 +103,8 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
 def encoder_of(name: str) -> Encoder:
     """The tokenizer of a model, without its weights. Raises SpecError as `load` does."""
     folder, local = _find("mini" if name.startswith(synthetic.PREFIX) else name)
-    from transformers import AutoTokenizer
-
     try:
-        return Encoder(AutoTokenizer.from_pretrained(folder, local_files_only=local))
+        return Encoder(_tokenizer(folder, local))
     except Exception as error:
         raise _unreadable(name, local, error) from error
 

@@ -81,7 +81,8 @@ class TaskInfo:
     """The declaration of a task. chance: analytic score of a guess among the candidates of the right form.
 
     exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have. history: what stands
-    before a later question of a conversation, the model's "own" answers or the "gold" ones.
+    before a later question of a conversation, the model's "own" answers or the "gold" ones. most: samples that there
+    are, 0 for any number.
     """
 
     name: str
@@ -94,6 +95,7 @@ class TaskInfo:
     lengths: tuple[int, ...] = (512, 1024, 2048)
     exact: bool = True
     history: str = "own"
+    most: int = 0
 
 
 class Generate(Protocol):

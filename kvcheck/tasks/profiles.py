@@ -76,9 +76,11 @@ def cases(
 def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | None) -> list[tuple[int, int]]:
     """Pairs of a length and its number of contexts."""
     count = n or (profile.n // 2 if info.name in SLOW else profile.n)
+    count = min(count, info.most or count)
     if lengths:
         return [(length, count) for length in lengths]
-    pairs = [(length, count) for length in (profile.lengths or info.lengths)]
+    usual = [length for length in profile.lengths or () if length in info.lengths]  # a data set has limits of its own
+    pairs = [(length, count) for length in usual or (info.lengths if profile.lengths is None else info.lengths[:1])]
     if info.name in FAR:
         pairs += [(length, n or profile.far_n) for length in profile.far]
     return pairs

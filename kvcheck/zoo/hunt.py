@@ -64,6 +64,7 @@ class Hunt:
             tasks, more = self.tasks(suspect, self.rest)
             samples += more
         end = time.perf_counter()
+        self.session.hosts.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
             name=suspect.name,
             family=suspect.family,

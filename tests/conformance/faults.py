@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -324,6 +324,13 @@ class Lazy(SnapKV):
 
     def slots(self, shape, prompt, decoded):
         return None
+
+
+@dataclass(frozen=True)
+class Hoarding(Full):
+    """It claims to evict, and declares that it keeps everything."""
+
+    info: ClassVar[MethodInfo] = replace(Full.info, evicts_in_decode=True, frees_memory=True)
 
 
 def layer(self, shape, index):

@@ -75,6 +75,7 @@ BREAKS = {
 ALSO = {
     "nothing_piles_up_over_samples": "faults.PilingRow",
     "memory_is_freed_in_every_row_of_every_sample": "faults.Lazy",
+    "memory_stays_bounded_while_decoding": "faults.Hoarding",
 }
 """Another fault, of a kind that the first one is not."""
 HOLD_ON = ("fp16", "snapkv", "h2o", "kivi", "streaming_llm", "quest")

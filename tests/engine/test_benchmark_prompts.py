@@ -11,7 +11,7 @@ import torch
 
 from kvcheck.engine import Session
 from kvcheck.engine.prompts import cut
-from kvcheck.errors import KvcheckError, NotComparable, SpecError
+from kvcheck.errors import ContextTooLong, KvcheckError, NotComparable, SpecError
 from kvcheck.models import LoadedModel
 from kvcheck.models.chat import Chat
 from kvcheck.pairing import pair
@@ -138,6 +138,20 @@ def test_gold_answers_need_no_memory_of_the_models_own(
     for spec in ("h2o:budget=16", "kivi:group=16,residual=16", "snapkv:budget=16,window=4"):
         record = make_session(methods=(spec,)).run_case(case("multi_turn", n=2), spec)
         assert [len(sample.turns) for sample in record.samples] == [3, 3]
+
+
+def test_long_gold_answers_count_against_the_room_of_the_model(
+    chatty: LoadedModel, ragged: Task, tasks: dict[str, Task], make_session: Callable[..., Session],
+    case: Callable[..., CaseId],
+) -> None:  # fmt: skip
+    def generate(seed: int, index: int, length: int, tokenizer: Any) -> Sample:
+        sample = ragged.generate(seed, index, length, tokenizer)
+        return replace(sample, turns=tuple(replace(turn, target="w5 " * 300) for turn in sample.turns))
+
+    tasks["toy"] = Rows(ragged.info, generate)
+    with pytest.raises(ContextTooLong, match="the model has room for 512"):
+        make_session().run_case(case("multi_turn", n=1), "fp16")
+    assert make_session(history="own").run_case(case("multi_turn", n=1), "fp16").samples
 
 
 def test_what_decides_a_score_is_recorded_and_compared(

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, __version__
 from kvcheck import paths
 from kvcheck.engine import Session
 from kvcheck.engine import session as session_module
+from kvcheck.engine.meter import weigh
 from kvcheck.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.measure.memory import held
 from kvcheck.methods import _window
@@ -307,6 +308,15 @@ def test_the_record_says_what_was_held(run: Callable[..., CaseRecord], name: str
     assert memory is not None
     assert memory.kv_bytes == memory.dense_bytes > 0
     assert 0 < memory.touched == memory.layers
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
+    models: Callable[[str], LoadedModel], name: str
+) -> None:
+    memory = weigh(Fp16().host(models(name)), tokens(40))
+    assert memory.ratio == 1.0
+    assert 0 < memory.touched <= memory.layers
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------

@@ -109,6 +109,13 @@ def test_a_run_of_another_commit_is_not_resumed(recorded: Run, repo: pytest.Pyte
     result.stderr.fnmatch_lines(["*was measured with commit=, this session has commit=*"])
 
 
+def test_a_run_with_other_prompts_is_not_resumed(recorded: Run) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    result = recorded("--kv-method=snapkv", "--kv-resume=run.json", "--kv-history=gold")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*was measured with history=as usual, this session has history=gold*"])
+
+
 def test_markdown_goes_to_its_file_and_is_appended_to_the_job_summary(
     recorded: Run, repo: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from kvcheck.errors import SpecError
+from kvcheck.paths import bundle
 from kvcheck.record import CAPABILITIES, MODES
-from kvcheck.tasks import TASKS
+from kvcheck.tasks import TASKS, find
 from kvcheck.tasks.profiles import PROFILES, cases
 
 
@@ -41,6 +44,15 @@ def test_a_mode_asked_for_by_name_is_run_in_any_profile():
 def test_lengths_and_samples_can_be_asked_for():
     (case,) = cases("quick", lengths=[640], tasks=["kv"], modes=["single"], n=3)
     assert (case.length, case.n) == (640, 3)
+
+
+def test_a_data_set_is_asked_at_a_limit_of_its_own_and_for_no_more_rows_than_it_has():
+    place = partial(find, data=str(bundle("fixtures") / "data" / "benchmarks"))
+    (case,) = cases("default", tasks=["longbench/qasper"], modes=["single"], find=place)
+    assert (case.length, case.n) == (3500, 8)
+    (case,) = cases("default", tasks=["scbench/qa_chn"], modes=["multi_turn"], n=100, lengths=[512], find=place)
+    assert case.n == 35
+    assert {case.length for case in cases("default", tasks=["ruler/vt"])} == {512, 1024}
 
 
 def test_cases_of_one_task_and_length_stand_together():

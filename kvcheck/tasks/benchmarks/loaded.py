@@ -120,5 +120,6 @@ def make_task(data_set: DataSet, source: Source, compat: bool, scdq: bool) -> Be
         data_set.lengths,
         exact=False,
         history="gold" if data_set.suite == "scbench" else "own",
+        most=data_set.count,
     )
     return BenchmarkTask(info, loader.generate, loader)

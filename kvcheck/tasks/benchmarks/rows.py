@@ -207,7 +207,7 @@ def explain(error: BaseException, data_set: DataSet, source: Source) -> SpecErro
     last = str(chain[0]).strip().splitlines() or [type(error).__name__]
     said = f" ({type(error).__name__}: {last[0][:200]})"
     local = "or pass a local copy: --kv-data PATH"
-    if names & _GATED or any("gated" in str(one).lower() for one in chain):
+    if names & _GATED or any("is a gated dataset" in str(one).lower() for one in chain):
         page = f"https://huggingface.co/datasets/{data_set.hub}"
         return SpecError(
             f"{data_set.name}: {where} is gated", f"accept its terms at {page}, then: hf auth login; {local}"

@@ -85,18 +85,6 @@ _FACTS = {
 }
 
 
-def room(max_length: int, name: str, turns: int, scdq: bool = False) -> int:
-    """The official budget of the first prompt, in tokens, under a model's limit; `name` as in "scbench/kv".
-
-    max_length - max_new_tokens x turns, in the mixed tasks - (sum of both limits) x turns // 2; 1,000 less where the
-    context is encoded alone.
-    """
-    short = name.partition("/")[2]
-    mixed = _MIXED.get(short)
-    answers = sum(mixed.values()) * turns // 2 if mixed else _KINDS[short].new * turns
-    return max_length - answers - (1000 if scdq else 0)
-
-
 def goal(question: str) -> str:
     """The line "What is <goal>?" of a math_find question, made of its "The <goal> is". Raises SpecError without one."""
     found = _GOAL.search(question)

@@ -1,29 +1,10 @@
-"""Means per turn and subtask, as SCBench reports them, and the list of the data sets."""
+"""The list of the data sets, for the documentation."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 from kvcheck.tasks.benchmarks.base import DataSet
-
-
-def turn_table(
-    scores: Iterable[tuple[int, str, float]], subtasks: Iterable[str] = (), compat: bool = False
-) -> dict[tuple[int, str], float]:
-    """{(turn, subtask): mean score} of (turn, subtask, score) triples; subtask is "" where a task has none.
-
-    compat: slip 7, a subtask without any turn at a turn index counts 0 there (all `subtasks` at every index); without
-    it such a cell is left out, so that it does not lower a mean.
-    """
-    cells: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for turn, subtask, score in scores:
-        cells[turn, subtask].append(score)
-    if compat:
-        for turn in {turn for turn, _ in cells}:
-            for subtask in subtasks:
-                cells.setdefault((turn, subtask), [0.0])
-    return {key: sum(found) / len(found) for key, found in sorted(cells.items())}
 
 
 def listing(data_sets: Iterable[DataSet]) -> list[str]:

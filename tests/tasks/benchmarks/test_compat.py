@@ -6,7 +6,6 @@ import pytest
 
 from kvcheck.paths import bundle
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks
-from kvcheck.tasks.benchmarks.tables import turn_table
 from kvcheck.tasks.metrics import score
 
 LONG = 10**6
@@ -70,12 +69,6 @@ def test_slip_5_later_summaries_are_begun_for_the_model(pair):
 def test_slip_6_the_second_bos_is_in_the_record(fixed, slips):
     assert fixed.get("scbench/kv").facts["bos"] == "1"
     assert slips.get("scbench/kv").facts["bos"] == "2"
-
-
-def test_slip_7_a_subtask_without_a_turn_counts_zero():
-    scores = [(0, "repoqa", 1.0), (1, "kv", 1.0), (1, "kv", 0.0)]
-    assert turn_table(scores) == {(0, "repoqa"): 1.0, (1, "kv"): 0.5}
-    assert turn_table(scores, ("repoqa", "kv"), compat=True)[0, "kv"] == 0.0
 
 
 def test_slip_8_english_answers_are_graded_by_containment(pair):

@@ -155,6 +155,7 @@ def test_a_renamed_data_set_is_said(monkeypatch):
     for error in (
         DatasetNotFoundError("Dataset 'microsoft/SCBench' doesn't exist on the Hub or cannot be accessed."),
         bare(RepositoryNotFoundError, "404"),
+        bare(RepositoryNotFoundError, "If you are trying to access a private or gated repo, make sure to log in"),
         bare(RevisionNotFoundError, "404"),
     ):
         found = from_hub(monkeypatch, error)
