@@ -7,6 +7,13 @@ import pytest
 TINY = "--kv-model=random:tiny"
 
 
+@pytest.fixture(autouse=True)
+def no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session under test is no worker, whatever runs this test."""
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_memory_and_latency_are_all_that_is_measured(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-lengths=256,512"
