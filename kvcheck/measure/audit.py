@@ -119,10 +119,10 @@ def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> P
 
 
 def _foreign_slots(layer: Any) -> int:
-    """Slots per kv head of a foreign layer: as long as its keys are, else what it says."""
+    """Slots per kv head of a foreign layer: as long as its keys are, else (they may be an empty tail) what it says."""
     keys = getattr(layer, "keys", None)
     plain = isinstance(keys, torch.Tensor) and keys.dim() == 4 and not hasattr(layer, "cumulative_length")
-    return int(keys.shape[2]) if plain and keys is not None else int(layer.get_seq_length())
+    return (int(keys.shape[2]) if plain and keys is not None else 0) or int(layer.get_seq_length())
 
 
 def _slots(layer: KVLayer) -> float:

@@ -16,6 +16,7 @@ from kvcheck.measure.audit import audit, kept
 from kvcheck.methods import make
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.methods.rows import Row
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
 METHODS = ("fp16", "snapkv:budget=20,window=8", "pyramidkv:budget=20,window=8", "h2o:budget=20")
@@ -227,3 +228,14 @@ def test_later_in_decoding_what_may_leave_is_not_asked_for():
                 cache.update(torch.randn(2, 2, 1, 8), torch.randn(2, 2, 1, 8), index)
                 cache.layers[index].attend(torch.randn(2, 4, 1, 8))
         assert audit(cache, parts, method).problems == ()
+
+
+def test_a_foreign_layer_whose_keys_are_an_empty_tail_holds_what_it_says() -> None:
+    layer = transformers.cache_utils.DynamicLayer()
+    layer.update(torch.ones(1, 2, 8, 4), torch.ones(1, 2, 8, 4))
+    layer.codes, layer.keys = layer.keys, layer.keys[:, :, :0]
+    layer.get_seq_length = lambda: 8
+    cache = transformers.Cache(layers=[layer])
+    row = Row(cache, torch.nn.Identity())
+    row.seen = 8
+    assert kept(row) == 8

@@ -175,9 +175,11 @@ FAR = 1 << 20
 
 
 def _keeps_all(subject: Subject, length: int) -> bool:
-    """Whether the method declares to keep a prompt of this length and as many decoded tokens, in every layer."""
+    """Whether the method declares to keep a prompt of this length and as many decoded tokens in every layer, here."""
     slots = subject.method.slots(subject.shape, length, length)
-    return slots is not None and min(slots) >= 2 * length
+    size = subject.method.kv_bytes(subject.shape, 1, length, length)
+    away = size is not None and size < subject.shape.dense_bytes(1, 2 * length)  # rounded, or in host memory
+    return slots is not None and min(slots) >= 2 * length and not away
 
 
 SAMPLE = (200, 16, 1)

@@ -34,6 +34,7 @@ class PagedWindow(Method):
         evicts_in_decode=True,
         variant="whole pages leave; original positions; dense prefill",
         exempt=(
+            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),
             ("a_block_takes_the_bytes_of_its_tokens", "a block larger than the window adds pages that stay"),
             ("bytes_stay_as_declared_in_long_decoding", "a block larger than the window adds pages that stay"),
         ),
