@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 
 from kvcheck.errors import KvcheckError
+from kvcheck.record import MODES
+from kvcheck.settings import CHAT, HISTORY
 
 OK, REGRESSION, ERROR = 0, 1, 2
 
@@ -23,13 +25,13 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prompt.add_argument(
         "--model", default="mini", help="whose tokenizer and chat template: path or hub id (default mini)"
     )
-    prompt.add_argument("--mode", default="single", choices=("single", "multi_turn", "multi_request"))
+    prompt.add_argument("--mode", default="single", choices=MODES)
     prompt.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     prompt.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
     prompt.add_argument("--index", type=int, default=0, help="which sample (default 0)")
     prompt.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read")
     prompt.add_argument("--compat", action="store_true", help="as --kv-compat")
-    for name, words in (("chat", ("task", "yes", "no")), ("history", ("task", "own", "gold"))):
+    for name, words in (("chat", CHAT), ("history", HISTORY)):
         prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
     prompt.set_defaults(run=_prompt)
 

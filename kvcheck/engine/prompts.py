@@ -115,9 +115,10 @@ class Prompter:
         if turn >= len(sample.turns):
             return None
         before, asked = sample.turns[turn - 1], sample.turns[turn]
-        text = self._joint(sample) + self.asked(asked)
-        if self.chat.again:
-            text = self.chat.again + self.asked(asked).lstrip("\n")  # the question opens a message of its own
+        question = self.asked(asked)
+        text = self._joint(sample) + (
+            question.lstrip("\n") if self.chat.again else question
+        )  # it opens a message there
         if self.gold:
             ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
             return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)

@@ -182,7 +182,6 @@ class Session:
     def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
         """The contexts as token ids, with everything that runs them."""
         case = prompter.case
-        form = () if prompter.exact else (case.mode, prompter.chat.digest)
         ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
         indices = tuple(sample.index for sample in samples)
         return Block(
@@ -191,7 +190,7 @@ class Session:
             host=host,
             guard=guard,
             watch=meter.watch,
-            key=(case.task, case.version, case.seed, case.length, indices, *form),
+            key=_key(case, indices, prompter.exact),
             ids=ids,
             samples=samples,
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
@@ -214,16 +213,12 @@ class Session:
 
     def _sample(self, task: Task, case: CaseId, index: int) -> Sample:
         """A sample, generated once for all modes and methods."""
-        key = (case.task, case.version, case.seed, case.length, index, *self._form(task, case))
+        key = _key(case, index, task.info.exact)
         if key not in self.samples:
             if len(self.samples) >= 4096:
                 self.samples.clear()
             self.samples[key] = task.generate(case.seed, index, case.length, self.loaded.tokenizer)
         return self.samples[key]
-
-    def _form(self, task: Task, case: CaseId) -> tuple[str, ...]:
-        """What tells apart the samples of one row of a data set, which is cut otherwise when it is read alone."""
-        return () if task.info.exact else (case.mode,)
 
     # -- latency -------------------------------------------------------------------------------------------------------
 
@@ -302,6 +297,15 @@ def _blocks(case: CaseId, shape: ModelShape, device: torch.device) -> Iterator[r
     size = max(1, min(CONTEXTS, _room(device) // max(1, each)))
     for start in range(0, case.n, size):
         yield range(start, min(start + size, case.n))
+
+
+def _key(case: CaseId, which: Hashable, exact: bool) -> Hashable:
+    """What names the contexts `which` (indices) of a case, whatever the method; and whatever the mode.
+
+    Not where contexts are rows of a data set (TaskInfo.exact), which are cut otherwise when they are read alone.
+    """
+    key = (case.task, case.version, case.seed, case.length, which)
+    return key if exact else (*key, case.mode)
 
 
 def _singly(case: CaseId) -> Iterator[range]:

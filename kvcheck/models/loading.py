@@ -63,7 +63,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     dtype: what the model computes in. Raises SpecError for a name that leads nowhere or files that cannot be read,
     MethodUnsupported for an architecture that has no KV cache or does not use transformers' attention interface.
     """
-    if name.startswith(synthetic.PREFIX):
+    if synthetic.is_random(name):
         return _synthetic(name, device, dtype)
     folder, local = _find(name)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -102,7 +102,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
 
 def encoder_of(name: str) -> Encoder:
     """The tokenizer of a model, without its weights. Raises SpecError as `load` does."""
-    folder, local = _find("mini" if name.startswith(synthetic.PREFIX) else name)
+    folder, local = _find("mini" if synthetic.is_random(name) else name)
     try:
         return Encoder(_tokenizer(folder, local))
     except Exception as error:

@@ -58,6 +58,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 """By name. `tiny` is of no model: it tries the same code on a CPU."""
 
 
+def is_random(name: str) -> bool:
+    """Whether a model's name stands for a shape with random weights."""
+    return name.startswith(PREFIX)
+
+
 def shape_of(name: str) -> dict[str, Any]:
     """The configuration that `random:NAME` stands for. Raises SpecError."""
     key = name.removeprefix(PREFIX)
@@ -68,7 +73,7 @@ def shape_of(name: str) -> dict[str, Any]:
 
 def refuse(name: str, what: str) -> None:
     """Raise KvcheckError for a model of random weights, whose answers to `what` mean nothing."""
-    if name.startswith(PREFIX):
+    if is_random(name):
         raise KvcheckError(
             f"{name} has random weights: what it answers in {what} says nothing of a method",
             "leave --kv-tasks out to measure its memory and latency, or name a trained --kv-model",

@@ -25,7 +25,7 @@ def wanted(settings: Settings) -> bool:
     Nor with a model of random weights, which is there for memory and latency.
     """
     narrow = settings.tasks or settings.modes or settings.lengths or settings.record
-    return not (narrow or settings.model.startswith(synthetic.PREFIX))
+    return not (narrow or synthetic.is_random(settings.model))
 
 
 def params(settings: Settings) -> list[Any]:

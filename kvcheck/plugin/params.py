@@ -86,7 +86,7 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
     """The cases of these settings, in the order in which they run; none on random weights, where asking raises."""
     from kvcheck.tasks import find, profiles
 
-    if settings.model.startswith(synthetic.PREFIX):
+    if synthetic.is_random(settings.model):
         if settings.tasks:
             synthetic.refuse(settings.model, ", ".join(settings.tasks))
         return []
@@ -99,7 +99,7 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
 
 def latency_params(settings: Settings) -> Iterator[Any]:
     """One parameter (method, length) per item, where latency is to be measured."""
-    asked, random = {"ttft", "tpot"} & set(settings.budget), settings.model.startswith(synthetic.PREFIX)
+    asked, random = {"ttft", "tpot"} & set(settings.budget), synthetic.is_random(settings.model)
     if not asked and not random and settings.profile != "full":
         return
     lengths = settings.lengths or tuple(sorted({case.length for case in cases(settings, None)})) or SHAPE_LENGTHS

@@ -82,7 +82,7 @@ def known_place(settings: Settings) -> None:
 
 def known_model(name: str) -> None:
     """Refuse a name that is no embedded model, no shape, no folder and no hub id. Looks at names only."""
-    if name.startswith(synthetic.PREFIX):
+    if synthetic.is_random(name):
         synthetic.shape_of(name)
         return
     if name == Settings.model or "/" in name or os.sep in name or Path(name).expanduser().is_dir():
