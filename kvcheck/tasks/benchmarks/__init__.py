@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.tasks.base import Task
-from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, passkey, ruler_rows, scbench
+from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, ruler_rows, scbench
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 from kvcheck.tasks.benchmarks.loaded import BenchmarkTask, make_task
 from kvcheck.tasks.benchmarks.rows import read
@@ -25,27 +24,23 @@ DATA_SETS: dict[str, DataSet] = {
 }
 """Every data set by name."""
 
-_GENERATED: dict[str, Task] = {task.info.name: task for task in passkey.TASKS}
-
 
 class Benchmarks:
     """The tasks of the benchmarks by name, over one source and in one form; a task is made once."""
 
-    kind = "benchmark task"
-
     def __init__(self, source: Source, compat: bool = False, scdq: bool = False) -> None:
         self.source, self.compat, self.scdq = source, compat, scdq
-        self._made: dict[str, Task] = dict(_GENERATED)
+        self._made: dict[str, BenchmarkTask] = {}
 
     def names(self) -> tuple[str, ...]:
         """The known names, sorted."""
-        return tuple(sorted({*DATA_SETS, *_GENERATED}))
+        return tuple(sorted(DATA_SETS))
 
     def __contains__(self, name: object) -> bool:
-        return name in DATA_SETS or name in _GENERATED
+        return name in DATA_SETS
 
-    def get(self, name: str) -> Task:
-        """The task of that name; a BenchmarkTask unless it is generated. Raises SpecError for an unknown name."""
+    def get(self, name: str) -> BenchmarkTask:
+        """The task of that name. Raises SpecError for an unknown name."""
         if name not in self._made:
             self._made[name] = make_task(known(name), self.source, self.compat, self.scdq)
         return self._made[name]
@@ -56,7 +51,7 @@ def known(name: str) -> DataSet:
     if name not in DATA_SETS:
         suites = sorted({one.suite for one in DATA_SETS.values()})
         suite = name.partition("/")[0]
-        near = [one for one in (*DATA_SETS, *_GENERATED) if suite not in suites or one.startswith(f"{suite}/")]
+        near = [one for one in DATA_SETS if suite not in suites or one.startswith(f"{suite}/")]
         raise SpecError(f"unknown data set {name!r}", did_you_mean(name, near))
     return DATA_SETS[name]
 

@@ -8,6 +8,7 @@ import pytest
 
 from kvcheck.errors import SpecError
 from kvcheck.record import CAPABILITIES, MODES
+from kvcheck.tasks import TASKS
 from kvcheck.tasks.benchmarks import DATA_SETS, BenchmarkTask, Source, benchmark_tasks, rows
 from kvcheck.tasks.benchmarks.tables import listing
 from kvcheck.tasks.metrics import METRICS, score
@@ -128,7 +129,7 @@ def test_ruler_rows_put_the_answer_prefix_behind_the_header(fixed, tokenizer):
 
 @pytest.mark.parametrize("size", [7, 64])
 def test_the_passkey_grid_puts_the_key_at_ten_depths(size, fixed, tokenizer):
-    task = fixed.get(f"passkey/{size}_digits")
+    task = TASKS.get(f"passkey/{size}_digits")
     depths = []
     for index in range(10):
         sample = task.generate(3, index, 700, tokenizer)
@@ -171,7 +172,7 @@ def test_local_parquet_and_zip_files_are_read_like_json(folder, tokenizer, fixed
 
 def test_only_names_are_needed_to_list_the_tasks_of_the_hub():
     tasks = benchmark_tasks("hub")
-    assert "passkey/64_digits" in tasks
+    assert "passkey/64_digits" in TASKS
     assert set(NAMES) <= set(tasks.names())
     assert tasks.get("scbench/kv").info.name == "scbench/kv"
     assert tasks.source == Source()
