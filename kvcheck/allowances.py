@@ -12,6 +12,7 @@ from typing import Any
 
 from kvcheck.budget import Budget
 from kvcheck.errors import BaselineError, MissingBaseline, SpecError, did_you_mean
+from kvcheck.paths import bundle
 from kvcheck.record import AS_RECORDED, CAPABILITIES, CaseRecord, Run, Verdict
 
 if sys.version_info >= (3, 11):
@@ -19,6 +20,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+REVIEWED_ON = "mini"
+"""The embedded model whose records the shipped table comes from; other models are judged by the default budget."""
 STEP = 5
 """A proposed allowance is a multiple of so many points: a table of exact drops would pretend to know more."""
 SLACK = 0.005
@@ -29,6 +32,11 @@ HEAD = """\
 # a capability that loses no more than 2 points keeps the default of 2. Written by `kvcheck allowances RUN.json`; to be
 # reviewed when a method or its record changes. A budget that the user gives goes before it.
 """
+
+
+def shipped(model: str = REVIEWED_ON) -> Allowances:
+    """The reviewed table for the model that it was reviewed on, an empty one for another. Raises BaselineError."""
+    return Allowances.load(bundle("baselines") / "allowances.toml") if model == REVIEWED_ON else Allowances({})
 
 
 @dataclass(frozen=True)

@@ -161,21 +161,20 @@ def stores() -> list[Store]:
 
 
 def _allowances(given: argparse.Namespace) -> int:
-    from kvcheck.allowances import Allowances, propose
+    from kvcheck.allowances import propose, shipped
     from kvcheck.files import write_atomically
     from kvcheck.methods import METHODS
-    from kvcheck.paths import bundle
     from kvcheck.report import catalogue
     from kvcheck.runfile import read_run
 
     run = read_run(given.run_file)
-    shipped = Allowances.load(bundle("baselines") / "allowances.toml")
+    reviewed = shipped()
     origins = METHODS.origins()
     reasons = {}
     for method in {record.method for record in run.cases}:
         names = [part.partition(":")[0] for part in method.split("+")]
         said = [catalogue.describe(name, origins.get(name, name)).summary for name in names]
-        reasons[method] = shipped.reason(method) or "; then ".join(filter(None, said))
+        reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
     lines = list(propose(run, reasons))
     if given.out:
         write_atomically(given.out, "\n".join(lines))

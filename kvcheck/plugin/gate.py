@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from kvcheck import paths
-from kvcheck.allowances import Allowances, accept_as_reviewed
+from kvcheck.allowances import accept_as_reviewed, shipped
 from kvcheck.baseline import ModelId, Store, open_store
 from kvcheck.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.models import EMBEDDED
 from kvcheck.plugin import params, state
 from kvcheck.questions import judge_latency as judge_one
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
@@ -42,7 +41,7 @@ class Gate:
         self.settings = self.state.settings
         self.model = ModelId(session.model_name, session.fingerprint)
         self.store = store(config)
-        self.allowances = allowances(session.model_name)
+        self.allowances = shipped(session.model_name)
         self.alpha = case_alpha(self.settings.alpha, len(params.cases(self.settings, None)))
 
     def budget(self, method: str, capability: str) -> Budget:
@@ -140,11 +139,6 @@ def gate(config: pytest.Config, session: Any) -> Gate:
     if GATE not in config.stash:
         config.stash[GATE] = Gate(config, session)
     return config.stash[GATE]
-
-
-def allowances(model: str) -> Allowances:
-    """The shipped ones. They were reviewed on the embedded models; another model is judged by the default budget."""
-    return Allowances.load(paths.bundle("baselines") / "allowances.toml") if model in EMBEDDED else Allowances({})
 
 
 def store(config: pytest.Config) -> Store:

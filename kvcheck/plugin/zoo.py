@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvcheck import __version__, env
+from kvcheck.allowances import shipped
 from kvcheck.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
 from kvcheck.files import write_atomically
 from kvcheck.plugin import state
@@ -80,7 +81,7 @@ class KvSuspect:
         config = self._request.config
         if HUNT not in config.stash:
             session = self._request.getfixturevalue("kv_session")
-            config.stash[HUNT] = Hunt(session, self._settings, gate.store(config), gate.allowances(session.model_name))
+            config.stash[HUNT] = Hunt(session, self._settings, gate.store(config), shipped(session.model_name))
         return config.stash[HUNT]
 
 

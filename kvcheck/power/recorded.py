@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcheck import paths
-from kvcheck.allowances import Allowances
+from kvcheck.allowances import Allowances, shipped
 from kvcheck.baseline import ModelId, Store, open_store
 from kvcheck.budget import Budget, case_alpha
 from kvcheck.errors import MissingBaseline, SpecError, did_you_mean
@@ -76,7 +75,7 @@ def load(uri: str | None = None, model: str = MODEL, profile: str = "default") -
             records.update({(method, key): one for key, one in known.items()})
     if "fp16" not in methods:
         raise MissingBaseline(f"fp16 has no record of every case of the {profile} profile on {model}", RECORD)
-    return Recorded(found, cases, tuple(methods), records, _allowances(model))
+    return Recorded(found, cases, tuple(methods), records, shipped(model))
 
 
 def _model(store: Store, name: str) -> ModelId:
@@ -91,10 +90,3 @@ def _model(store: Store, name: str) -> ModelId:
     if not models:
         raise MissingBaseline(f"no fp16 record on {name}", RECORD)
     return models[0]
-
-
-def _allowances(model: str) -> Allowances:
-    """The shipped ones count for the embedded models only."""
-    from kvcheck.models import EMBEDDED
-
-    return Allowances.load(paths.bundle("baselines") / "allowances.toml") if model in EMBEDDED else Allowances({})
