@@ -2,7 +2,8 @@
 
     <root>/<model name>/<method>.txt        one file per method and model; fp16.txt is the full cache
 
-Folders are in baseline_files.py, the text of a file is described in baseline_text.py.
+Folders are in baseline_files.py, addresses in baseline_remote.py, publishing in baseline_push.py; the text of a file is
+described in baseline_text.py, all of it in docs/reference/baselines.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
-from kvcheck.baseline_files import VERBS, Changes, Entry, FileStore, Get, Lookup, RemoteStore
+from kvcheck.baseline_files import VERBS, Changes, Entry, FileStore, Get, Lookup, Reader, read_only
+from kvcheck.baseline_remote import RemoteStore
 from kvcheck.baseline_text import ModelId, StoredCase, base_digest, decode, encode
 from kvcheck.errors import BaselineError
 from kvcheck.paths import bundle, user_baselines
@@ -30,6 +32,7 @@ __all__ = [
     "Store",
     "open_place",
     "open_store",
+    "places",
 ]
 
 
@@ -91,8 +94,7 @@ class ReadOnly:
 
     def record(self, model: ModelId, method: str, *args: Any, **kwargs: Any) -> Changes:
         """Refuse."""
-        path = self._store.path(model, method)
-        raise BaselineError(f"{path} is read-only", "name a folder to record into: --kv-baselines=PATH")
+        raise read_only(self._store.path(model, method).rsplit("/", 2)[0])
 
 
 class Layered:
@@ -171,25 +173,30 @@ class Layered:
 
 
 def open_store(uri: str | Path | None = None, rootdir: Path | None = None) -> Store:
-    """Where a session reads and records: the place named by `uri` first, what ships with kvcheck below it, read-only.
+    """Where a session reads and records: the places that `uri` names, in order, and below them what ships with kvcheck.
 
-    uri: a folder, file:// or anything that fsspec reads (that one read-only). Without it, recording goes to
+    uri: see `places`; the first place is recorded into, the others are read-only. Without it, recording goes to
     `.kvcheck/baselines` under rootdir; in kvcheck's own checkout, to the shipped folder itself.
     """
     shipped = bundle("baselines")
-    if uri is not None:
-        first = open_place(uri)
-    elif rootdir is not None and shipped == rootdir.resolve() / "baselines":
+    if uri is None and rootdir is not None and shipped == rootdir.resolve() / "baselines":
         return FileStore(shipped)
-    else:
-        first = FileStore(user_baselines(rootdir or Path.cwd()))
-    if isinstance(first, FileStore) and Path(first.root).resolve() == shipped:
+    first, *others = map(open_place, places(uri) if uri is not None else [user_baselines(rootdir or Path.cwd())])
+    if isinstance(first, FileStore) and Path(first.root).resolve() == shipped and not others:
         return first
-    return Layered(first, ReadOnly(FileStore(shipped)))
+    return Layered(first, *map(ReadOnly, [*others, FileStore(shipped)]))
 
 
-def open_place(uri: str | Path) -> Store:
-    """The store at a plain path, at file://, or at anything that fsspec reads (that one read-only)."""
+def places(uri: str | Path) -> list[str | Path]:
+    """The places that a text names, separated by commas, the first one first. A Path is one place."""
+    found: list[str | Path] = [uri] if isinstance(uri, Path) else [part.strip() for part in uri.split(",")]
+    if "" in found:
+        raise BaselineError(f"a place of baselines is empty in {uri!r}", "name a folder or a URL: own,s3://team/kv")
+    return found
+
+
+def open_place(uri: str | Path) -> Reader:
+    """The store at a plain path, at file://, or at anything that fsspec reads (that one takes no records)."""
     text = str(uri)
     if "://" not in text:
         return FileStore(text)

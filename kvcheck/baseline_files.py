@@ -1,4 +1,4 @@
-"""Baselines in a folder, on this machine (readable and writable) or elsewhere (readable)."""
+"""Baselines in a folder on this machine, and what every store does that can list and read texts."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ class Entry:
     cases: tuple[CaseId, ...]
 
 
+def read_only(place: str) -> BaselineError:
+    """The refusal of a store that takes no records, with the way in."""
+    return BaselineError(
+        f"{place} is read-only: nothing is recorded there",
+        f"record into a folder above it, --kv-baselines=FOLDER,{place}, then publish: "
+        f"kvcheck baselines push --from FOLDER --to {place}",
+    )
+
+
 class Reader:
     """Reading, for any place that can list and give texts."""
 
@@ -62,6 +71,10 @@ class Reader:
         raise NotImplementedError
 
     def _paths(self) -> list[str]:
+        raise NotImplementedError
+
+    def write(self, path: str, text: str) -> None:
+        """Put a whole file there, for push. Raises BaselineError, with the old file as it was."""
         raise NotImplementedError
 
     def path(self, model: ModelId, method: str) -> str:
@@ -120,7 +133,7 @@ class Reader:
         lookup: Lookup | None = None,
     ) -> Changes:
         """Refuse: this place is read-only."""
-        raise BaselineError(f"{self.root} is read-only", "name a folder to record into: --kv-baselines=PATH")
+        raise read_only(self.root)
 
     def entries(self) -> list[Entry]:
         """Every readable file, sorted."""
@@ -155,6 +168,22 @@ class Reader:
         """(file, case) that no test would run any more. known(method, case) says whether one would."""
         return [(e.path, case) for e in self.entries() for case in e.cases if not known(e.method, case)]
 
+    def left_behind(self, model: ModelId) -> list[str]:
+        """A line for each method whose records were written against an fp16 record that is no longer there."""
+        lines = []
+        for path, stored in self._readable():
+            if stored.model != model or stored.method == "fp16":
+                continue
+            stale = 0
+            for one in stored.cases.values():
+                fp16 = self.get(model, "fp16", one.case) if one.base else None
+                stale += fp16 is not None and base_digest(fp16) != one.base
+            if stale:
+                lines.append(
+                    f"stale now: {stale} cases in {path}; pytest --kv-method={stored.method} --kv-record=changed"
+                )
+        return lines
+
 
 class FileStore(Reader):
     """A folder on this machine, readable and writable."""
@@ -178,6 +207,14 @@ class FileStore(Reader):
 
     def _paths(self) -> list[str]:
         return sorted(str(path) for path in Path(self.root).glob("*/*.txt"))
+
+    def write(self, path: str, text: str) -> None:
+        """Put a whole file there, for push. Raises BaselineError, with the old file as it was."""
+        write_atomically(path, text)
+        self._cache.pop(path, None)
+        found = self._text(path)
+        if found is None or found[1] != text:
+            raise BaselineError(f"{path} reads back otherwise than it was written", "look at the disk, then push again")
 
     def record(
         self,
@@ -224,53 +261,5 @@ class FileStore(Reader):
         if written:
             stored = StoredFile(about.get("kvcheck", ""), model, method, about.get("packages", {}), cases)
             write_atomically(path, write_file(stored))
-            lines += self._left_behind(model) if method == "fp16" else []
+            lines += self.left_behind(model) if method == "fp16" else []
         return Changes(path, written, tuple(lines))
-
-    def _left_behind(self, model: ModelId) -> list[str]:
-        """A line for each method whose records were written against an fp16 record that is no longer there."""
-        lines = []
-        for path, stored in self._readable():
-            if stored.model != model or stored.method == "fp16":
-                continue
-            stale = 0
-            for one in stored.cases.values():
-                fp16 = self.get(model, "fp16", one.case) if one.base else None
-                stale += fp16 is not None and base_digest(fp16) != one.base
-            if stale:
-                lines.append(
-                    f"stale now: {stale} cases in {path}; pytest --kv-method={stored.method} --kv-record=changed"
-                )
-        return lines
-
-
-class RemoteStore(Reader):
-    """Any place that fsspec reads (https://, s3://, hf://, …), read-only. fsspec is imported on first use."""
-
-    def __init__(self, uri: str) -> None:
-        try:
-            import fsspec
-        except ImportError as error:
-            raise BaselineError(f"reading {uri} needs fsspec", "pip install fsspec") from error
-        try:
-            self._fs, root = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
-            raise BaselineError(
-                f"{uri} cannot be opened: {error}", "give a folder, or a URL that fsspec knows"
-            ) from error
-        super().__init__(str(root).rstrip("/"))
-
-    def _text(self, path: str) -> tuple[Any, str] | None:
-        if path in self._cache:
-            return self._cache[path][0], ""
-        try:
-            return "read once", self._fs.cat_file(path).decode("utf-8")
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise BaselineError(
-                f"{path} cannot be read: {type(error).__name__}: {error}", "check the address"
-            ) from error
-
-    def _paths(self) -> list[str]:
-        return sorted(str(path) for path in self._fs.glob(f"{self.root}/*/*.txt"))

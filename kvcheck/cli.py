@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcheck import cli_checks
+from kvcheck import cli_baselines, cli_checks
+from kvcheck.cli_baselines import own_store
 from kvcheck.cli_checks import ERROR, OK, REGRESSION, show
 from kvcheck.errors import KvcheckError
 
 if TYPE_CHECKING:
-    from kvcheck.baseline import Store
     from kvcheck.record import CaseRecord, Run
 
 
@@ -35,13 +35,6 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--fail-on-regression", action="store_true", help="exit with 1 where B is worse for sure")
     compare.set_defaults(run=_compare)
 
-    baselines = commands.add_parser("baselines", help="list or verify stored baselines")
-    baselines.add_argument("action", choices=("list", "verify"))
-    baselines.add_argument(
-        "--baselines", metavar="PATH", help="a folder of your own, above the shipped ones (default: .kvcheck/baselines)"
-    )
-    baselines.set_defaults(run=_baselines)
-
     allow = commands.add_parser("allowances", help="propose what the methods of a run may lose, as TOML")
     allow.add_argument("run_file", type=Path, metavar="RUN.json", help="a run with fp16 and the methods")
     allow.add_argument("--out", metavar="FILE", help="write them there whole or not at all (default: print them)")
@@ -53,12 +46,16 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_file", type=Path, metavar="RUN.json")
     report.add_argument("--md", action="store_true", help="as Markdown")
     report.set_defaults(run=_report)
+    cli_baselines.add(commands)
     cli_checks.add(commands)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0: fine, 1: a regression or a damaged baseline was found, 2: the command could not be run."""
+    """Run a command. 0: fine, 1: a regression or a damaged baseline was found, 2: the command could not be run.
+
+    `baselines record` gives what pytest exits with.
+    """
     given = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = given.run
     try:
@@ -104,8 +101,8 @@ def _stored_fp16(run: Run) -> dict[str, CaseRecord]:
     """The fp16 records that the run was judged by, as far as they are still there; none for a run of another model."""
     from kvcheck.baseline import ModelId
 
-    model = ModelId(run.header.model_name, run.header.model)
-    (store,) = stores()
+    model = ModelId.of(run.header.model_name, run.header.model)
+    store = own_store()
     cases = {record.case.key: record.case for record in run.cases if record.samples}
     try:
         found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
@@ -127,37 +124,6 @@ def _compare(given: argparse.Namespace) -> int:
         print(f"kvcheck: {len(found)} rows are worse, missing or not comparable", file=sys.stderr)
         return REGRESSION
     return OK
-
-
-def _baselines(given: argparse.Namespace) -> int:
-    from kvcheck.baseline import open_store
-    from kvcheck.report.text import columns, plural
-
-    found: list[Store] = [open_store(given.baselines)] if given.baselines else stores()
-    if given.action == "list":
-        body = [("model", "fingerprint", "method", "cases", "file")]
-        for store in found:
-            for entry in store.entries():
-                model = entry.model
-                body.append((model.name, model.fingerprint, entry.method, str(len(entry.cases)), entry.path))
-        show(
-            columns(body, "<<<><")
-            if len(body) > 1
-            else ["no baselines; record some: pytest --kv-method=fp16 --kv-record=new"]
-        )
-    problems = [problem for store in found for problem in store.verify()]
-    for path, reason in problems:
-        print(f"kvcheck: {path}: {reason}", file=sys.stderr)
-    if given.action == "verify" and not problems:
-        print(f"{plural(sum(len(store.entries()) for store in found), 'file')}, all readable and whole")
-    return REGRESSION if problems else OK
-
-
-def stores() -> list[Store]:
-    """The user's baselines under this folder, and the shipped ones."""
-    from kvcheck.baseline import open_store
-
-    return [open_store(rootdir=Path.cwd())]
 
 
 def _allowances(given: argparse.Namespace) -> int:
@@ -196,9 +162,9 @@ def _doctor(given: argparse.Namespace) -> int:
     if not models:
         print("  none: this installation lacks its fixtures; pip install --force-reinstall kvcheck")
     print("baselines")
-    for store in stores():
-        show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
-    problems = [problem for store in stores() for problem in store.verify()]
+    store = own_store()
+    show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
+    problems = store.verify()
     show(f"  {path}: {reason}" for path, reason in problems)
     return OK if healthy and models and not problems else REGRESSION
 
@@ -226,7 +192,7 @@ def _model(folder: Path) -> str:
     from kvcheck.models.fingerprint import fingerprint
 
     print_of = fingerprint(folder)
-    fitting = [entry.method for store in stores() for entry in store.entries() if entry.model.fingerprint == print_of]
+    fitting = [entry.method for entry in own_store().entries() if entry.model.fingerprint == print_of]
     return f"{folder.name:<18} {print_of}, baselines that fit: {', '.join(sorted(set(fitting))) or 'none'}"
 
 

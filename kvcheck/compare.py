@@ -60,7 +60,7 @@ def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
 
 def compare_with_store(run: Run, store: Store, alpha: float = 0.05, against: str = "") -> list[Row]:
     """The run against stored records: of each method itself, or of the method named by `against` ("fp16")."""
-    model = ModelId(run.header.model_name, run.header.model)
+    model = ModelId.of(run.header.model_name, run.header.model)
     new = {(record.case.key, record.method): record for record in _judgeable(run)}
 
     def find(key: tuple[str, str]) -> CaseRecord | None:

@@ -25,6 +25,7 @@ class Settings:
     n: contexts per case, None means the profile's. query_aware: "mode" (single and multi_turn see the first question
     at compression, multi_request does not), "yes" or "no". budget: limits asked for by hand, such as {"drop": 2.0};
     None lifts one.
+    baselines: places by commas, the first is recorded into; None means `.kvcheck/baselines`, above the shipped ones.
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for

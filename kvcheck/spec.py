@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(?:[./-]\w+)*")
 _KEY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _BARE = re.compile(r"[\w./-]+")
 _COMMA = re.compile(",")
+_OTHER = re.compile(r",(?!\s*[A-Za-z_][\w.]*\s*=)")  # what stands before a key is of the same method
 _NEXT = re.compile(r"\+(?=\s*(?:[A-Za-z_]|$))")  # not the sign of a number: 1e+5
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
 _FORM = "write NAME or NAME:key=value,key=value, for example snapkv:budget=0.25,window=32"
@@ -113,6 +114,15 @@ def write_value(value: Value) -> str:
             plain = False
         return value if plain else repr(value)
     return repr(value)
+
+
+def split_specs(text: str) -> list[str]:
+    """The methods of a list with commas. Raises SpecError for an open quote.
+
+    >>> split_specs("fp16,snapkv:budget=0.25,window=32")
+    ['fp16', 'snapkv:budget=0.25,window=32']
+    """
+    return [part.strip() for part in _split(text, text, _OTHER)]
 
 
 def _split(rest: str, text: str, separator: re.Pattern[str] = _COMMA) -> list[str]:

@@ -303,8 +303,22 @@ class TestStores:
     def test_a_file_uri_is_a_folder(self, tmp_path: Path) -> None:
         assert open_place(f"file://{tmp_path}").writable
 
+    def test_places_are_layers_in_the_order_in_which_they_are_named(self, store: FileStore, tmp_path: Path) -> None:
+        keep(store, record([1.0]))
+        keep(store, record([1.0], task="needle"))
+        keep(FileStore(tmp_path / "own"), record([0.0]))
+        both = open_store(f"{tmp_path}/own, {store.root}")
+        assert both.get(MINI, "snapkv", record([1.0]).case).accuracy == 0.0
+        assert both.get(MINI, "snapkv", record([1.0], task="needle").case).accuracy == 1.0
+        assert both.path(MINI, "snapkv").startswith(f"{tmp_path}/own/")
+
+    def test_an_empty_place_is_refused(self) -> None:
+        with pytest.raises(BaselineError, match="a place of baselines is empty"):
+            open_store("own,,shared")
+
     def test_any_other_uri_is_read_through_fsspec(self, store: FileStore) -> None:
-        fsspec = pytest.importorskip("fsspec")
+        import fsspec
+
         keep(store, record([1.0]))
         fsspec.filesystem("memory").pipe("/kv/mini/snapkv.txt", path(store).read_bytes())
         assert open_place("memory://kv").get(MINI, "snapkv", record([1.0]).case) == record([1.0])
@@ -320,6 +334,14 @@ class TestNames:
     )
     def test_a_spec_is_readable_as_a_file_name(self, text: str, name: str) -> None:
         assert safe_name(text) == name
+
+    @pytest.mark.parametrize("typed", ["/data/tiny", "~/models/tiny/", "./tiny", "a/b/tiny", "C:\\models\\tiny"])
+    def test_a_model_in_a_folder_has_the_same_name_wherever_it_lies(self, typed: str) -> None:
+        assert ModelId.of(typed, "3f2a1b9c00112233").name == "tiny-3f2a1b9c"
+
+    @pytest.mark.parametrize("typed", ["mini", "Qwen/Qwen2.5-0.5B", "models/tiny"])
+    def test_a_hub_id_is_a_name_as_it_stands(self, typed: str) -> None:
+        assert ModelId.of(typed, "3f2a1b9c00112233").name == typed
 
     def test_different_texts_have_different_names(self) -> None:
         texts = ["a:b", "a__b", "A:b", "a/b", "a--b", "..", "x" * 200, "x" * 201, "a b", "a_b", "my.Cls", "my.cls"]

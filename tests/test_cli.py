@@ -112,6 +112,12 @@ def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys:
     assert "fp16.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["nowhere", "memory://nowhere"])
+def test_a_named_place_without_baselines_does_not_verify(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baselines", "verify", "--baselines", place]) == 1
+    assert f"{place}: there are no baselines" in capsys.readouterr().err
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as error:
         main(["compair"])

@@ -16,11 +16,11 @@ LAYERS = (
     {"record", "errors", "spec", "registry", "paths", "env", "settings", "files"},
     {"stats"},
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
-    | {"baseline", "baseline_files", "baseline_text"},
+    | {"baseline", "baseline_files", "baseline_text", "baseline_remote", "baseline_push"},
     {"methods", "tasks", "models", "measure"},
     {"report", "engine", "conformance", "zoo", "power"},
     {"plugin", "fixtures", "baselines"},
-    {"suites", "cli", "cli_checks"},
+    {"suites", "cli", "cli_checks", "cli_baselines", "cli_record"},
 )
 """From the bottom up. A module may import from its own layer and from those below."""
 

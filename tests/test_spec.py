@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcheck.errors import SpecError
-from kvcheck.spec import Spec, bind
+from kvcheck.spec import Spec, bind, split_specs
 
 VALUES = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.text())
 KEYS = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
@@ -135,3 +135,15 @@ def test_a_class_that_is_no_dataclass_is_bound_by_its_signature() -> None:
             self.budget = budget
 
     assert bind(Spec.parse("m:budget=0.5"), Plain).budget == 0.5
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ["fp16"],
+        ["fp16", "snapkv:budget=0.25,window=32", "kivi"],
+        ["snapkv:budget=0.5+kivi:bits=4,group=32", "my_pkg.Cache:name='a,b=c',size=3", "h2o"],
+    ],
+)
+def test_a_list_of_methods_is_split_where_no_parameter_follows(specs: list[str]) -> None:
+    assert split_specs(",".join(specs)) == specs

@@ -158,7 +158,7 @@ class Collector:
     def _model_id(self) -> ModelId:
         from kvcheck.baseline import ModelId
 
-        return ModelId(self.model["name"], self.model["fingerprint"])
+        return ModelId.of(self.model["name"], self.model["fingerprint"])
 
     def write(self) -> None:
         """Write the run file, whole and at once. A disk that is full or read-only costs a note, not the results."""

@@ -39,7 +39,7 @@ class Gate:
         self.config = config
         self.state = state.activate(config)
         self.settings = self.state.settings
-        self.model = ModelId(session.model_name, session.fingerprint)
+        self.model = ModelId.of(session.model_name, session.fingerprint)
         self.store = store(config)
         self.allowances = shipped(session.model_name)
         self.alpha = case_alpha(self.settings.alpha, len(params.cases(self.settings, None)))
@@ -168,7 +168,7 @@ def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRec
 def record(config: pytest.Config, run: Run) -> Iterator[str]:
     """Write the baselines of a run, fp16 first, and say what changed. Cases that failed to run are not in it."""
     verb = state.settings(config).record or "new"
-    model = ModelId(run.header.model_name, run.header.model)
+    model = ModelId.of(run.header.model_name, run.header.model)
     where = store(config)
     about = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
     methods = sorted({one.method for one in run.cases if one.samples}, key=lambda name: (name != "fp16", name))

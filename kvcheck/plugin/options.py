@@ -59,7 +59,12 @@ OPTIONS = (
         "query_aware", "is the question visible at compression: mode, yes or no (default: the mode decides)", "WHEN"
     ),
     Option("seed", "seed of the samples (default: 0)", "N"),
-    Option("baselines", "where baselines are read and recorded (default: the shipped ones)", "URI"),
+    Option(
+        "baselines",
+        "where baselines are read, first place first; the first is recorded into (default: .kvcheck/baselines); "
+        "the shipped ones lie below",
+        "URI,…",
+    ),
     Option("record", "write baselines: new, changed or all", "WHICH"),
     Option("record_in_ci", "allow --kv-record where CI is set"),
     Option("against", "judge against fp16, self (the stored record) or both (default: both)", "WHAT"),

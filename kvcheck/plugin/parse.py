@@ -214,6 +214,7 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "lengths": _lengths,
     "tasks": _tasks,
     "modes": _modes,
+    "baselines": lambda value, where, name: ",".join(_words(value, where)),
     "n": lambda value, where, name: _whole(value, where, 1),
     "seed": lambda value, where, name: _whole(value, where, 0),
     "budget": _budget,

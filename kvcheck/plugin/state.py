@@ -68,29 +68,41 @@ def refuse_recording_in_ci(settings: Settings) -> None:
 
 
 def known_place(settings: Settings) -> None:
-    """Refuse a folder of baselines that is not there and will not be recorded, and an address that nobody reads."""
-    place = settings.baselines
-    if place is None:
+    """Refuse an address that nobody reads or that is to be recorded into, and a folder that is not there.
+
+    A folder that will be recorded into, or that has a store below it, need not be there yet.
+    """
+    if settings.baselines is None:
         return
-    if "://" in place:
-        from kvcheck.baseline import open_place
+    from kvcheck.baseline import open_place, places
+    from kvcheck.baseline_files import read_only
 
-        open_place(place)
-    elif not settings.record and not Path(place).is_dir():
-        raise SpecError(f"--kv-baselines: there is no folder {place}", "check the spelling, or add --kv-record=new")
+    found = places(settings.baselines)
+    for at, place in enumerate(found):
+        store = open_place(place)
+        if at == 0 and settings.record and not store.writable:
+            raise read_only(store.root)
+        later = at == 0 and (settings.record or len(found) > 1)
+        if store.writable and not later and not Path(store.root).is_dir():
+            raise SpecError(f"--kv-baselines: there is no folder {place}", "check the spelling, or add --kv-record=new")
 
 
-def known_model(name: str) -> None:
+def known_model(name: str, where: str = "--kv-model") -> None:
     """Refuse a name that is no embedded model, no shape, no folder and no hub id. Looks at names only."""
     if synthetic.is_random(name):
         synthetic.shape_of(name)
         return
-    if name == Settings.model or "/" in name or os.sep in name or Path(name).expanduser().is_dir():
+    path = Path(name).expanduser()
+    if name == Settings.model or path.is_dir():
+        return
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise SpecError(f"{where}: there is no folder {path}", "give the folder that save_pretrained wrote")
+    if "/" in name or os.sep in name:
         return
     embedded = [path.parent.name for path in paths.bundle("fixtures").glob("*/config.json")]
     if name not in embedded:
         raise SpecError(
-            f"--kv-model: unknown model {name!r}",
+            f"{where}: unknown model {name!r}",
             f"{did_you_mean(name, embedded)} A folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too.",
         )
 

@@ -38,7 +38,7 @@ def recorded() -> dict[str, Recorded]:
     from kvcheck.baseline import open_store
     from kvcheck.paths import bundle
 
-    store = open_store(str(bundle("baselines")))
+    store = open_store(bundle("baselines"))
     found = {}
     for entry in store.entries():
         if entry.model.name == MODEL:

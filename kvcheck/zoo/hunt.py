@@ -45,7 +45,7 @@ class Hunt:
 
     def __init__(self, session: Any, settings: Settings, store: Store, allowances: Allowances) -> None:
         self.session, self.settings, self.store, self.allowances = session, settings, store, allowances
-        self.model = ModelId(session.model_name, session.fingerprint)
+        self.model = ModelId.of(session.model_name, session.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
         self.cases, self.rest = rungs(settings)
         self.alpha = case_alpha(settings.alpha, len(gated(settings)))

@@ -58,6 +58,12 @@ def test_a_method_that_broke_is_not_recorded(recorded: Run, repo: pytest.Pyteste
     assert list(stored(repo)) == ["fp16.txt"]
 
 
+def test_a_method_over_its_budget_fails_and_is_recorded(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
+    behave({"snapkv": 0.0})
+    recorded("--kv-method=snapkv", "--kv-record=new", "--kv-alpha=0.5").assert_outcomes(failed=3)
+    assert list(stored(repo)) == ["fp16.txt", "snapkv.txt"]
+
+
 def test_a_damaged_baseline_is_refused_by_name_and_left_as_it_is(recorded: Run, repo: pytest.Pytester) -> None:
     path = repo.path / "stored" / "fake" / "fp16.txt"
     path.write_text(path.read_text("utf-8")[:-40], "utf-8")
