@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDED", "Encoder", "LoadedModel", "load", "pick_device", "pick_dtype", "share_threads"]
 
 
-EMBEDDED = ("mini",)
+EMBEDDED = ("mini", "mini_window")
 """The models that ship with kvcheck, each a folder of fixtures/."""
 
 
