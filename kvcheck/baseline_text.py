@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kvcheck.errors import BaselineError
@@ -155,10 +155,9 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     if base is not None:
         meta["base"] = base_digest(base)
     if record.memory is not None:
-        measured = ((each, getattr(record.memory, each.name)) for each in fields(record.memory))
-        meta["memory"] = {each.name: value for each, value in measured if value != each.default}
+        meta["memory"] = _changed(record.memory)
     if record.latency:
-        meta["latency"] = [asdict(latency) for latency in record.latency]
+        meta["latency"] = [_changed(latency) for latency in record.latency]
     if record.stopped != "all samples":
         meta["stopped"] = record.stopped
     for name in ("not_measured", "switches"):
@@ -168,6 +167,12 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     ordered = sorted(record.samples, key=lambda sample: sample.index)
     lines = tuple(_write_sample(sample, theirs.get(sample.index)) for sample in ordered)
     return StoredCase(record.case, meta, lines)
+
+
+def _changed(measured: MemoryRecord | LatencyRecord) -> dict[str, Any]:
+    """The fields that are not at their default."""
+    found = ((each, getattr(measured, each.name)) for each in fields(measured))
+    return {each.name: value for each, value in found if value != each.default}
 
 
 def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | None, name: str) -> CaseRecord:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcheck import cli_baselines, cli_checks
+from kvcheck import cli_baselines, cli_checks, cli_speed
 from kvcheck.cli_baselines import own_store
 from kvcheck.cli_checks import ERROR, OK, REGRESSION, show
 from kvcheck.errors import KvcheckError
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     cli_baselines.add(commands)
     cli_checks.add(commands)
+    cli_speed.add(commands)
     return top
 
 

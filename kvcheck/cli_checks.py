@@ -1,4 +1,4 @@
-"""The commands of `kvcheck` that measure or try something: prompt, zoo, alarms, power."""
+"""The commands of `kvcheck` that try something: prompt, zoo, alarms, power. `speed` has a module of its own."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _power(given: argparse.Namespace) -> int:
     jobs = given.jobs if given.jobs is not None else os.cpu_count() or 1
     plan = power.Plan(given.runs, given.seed, jobs)
     recorded = power.load(given.baselines, given.model)
-    tables = power.measure(recorded, plan, _progress)
+    tables = power.measure(recorded, plan, progress)
     show(report.text(tables))
     report.write(recorded, plan, tables, given.json, given.md)
     found = report.broken(tables)
@@ -140,7 +140,7 @@ def _alarms(given: argparse.Namespace) -> int:
 
     def tick(one: Tried) -> None:
         done.append(one)
-        _progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {len(one.alarms)} alarms", True)
+        progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {len(one.alarms)} alarms", True)
 
     found = attempt(specs, range(given.seeds), given.profile, given.workers, tick)
     show(conformance.alarms(found))
@@ -149,7 +149,7 @@ def _alarms(given: argparse.Namespace) -> int:
     return REGRESSION if any(one.alarms for one in found) else OK
 
 
-def _progress(text: str, whole: bool = False) -> None:
+def progress(text: str, whole: bool = False) -> None:
     """One line that is overwritten; where nobody looks, one line for each part that is whole."""
     if sys.stderr.isatty():
         print(f"\033[2K{text}", end="\n" if whole else "\r", file=sys.stderr, flush=True)

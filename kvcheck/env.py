@@ -34,8 +34,21 @@ def packages() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, str]:
-    """CPU model, cores this process may use, system, Python; and the GPU when torch has been imported already."""
+GPU = {
+    "driver": "driver_version",
+    "power limit": "power.limit",
+    "max sm clock": "clocks.max.sm",
+    "max memory clock": "clocks.max.mem",
+}
+"""What nvidia-smi is asked about a GPU, by the name that the run file gives it."""
+
+
+def machine(device: str = "auto") -> dict[str, str]:
+    """CPU model, cores this process may use, system, Python.
+
+    When torch has been imported already also its threads and, unless `device` is cpu, the GPU that `device` names
+    ("cuda:1"; the first one where it names none) with its driver, power limit and highest clocks.
+    """
     found = {
         "cpu": _cpu_model(),
         "cores": str(_cores()),
@@ -43,11 +56,37 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
     }
     torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        found["threads"] = str(torch.get_num_threads())
     cuda = getattr(torch, "cuda", None)
-    if cuda is not None and cuda.is_available():
-        found["gpu"] = str(cuda.get_device_name(0))
+    if device != "cpu" and cuda is not None and cuda.is_available():
+        index = int(device.partition(":")[2] or 0)
+        found["gpu"] = str(cuda.get_device_name(index))
         found["cuda"] = str(torch.version.cuda)  # type: ignore[union-attr]
+        found |= _smi(gpu_id(index))
     return found
+
+
+def gpu_id(index: int) -> str:
+    """How nvidia-smi names the device that torch numbers so, which CUDA_VISIBLE_DEVICES may renumber; "" if unknown."""
+    properties = sys.modules["torch"].cuda.get_device_properties(index)
+    unique = str(getattr(properties, "uuid", ""))
+    return f"GPU-{unique.removeprefix('GPU-')}" if unique else ""
+
+
+def _smi(name: str) -> dict[str, str]:
+    """What nvidia-smi says of a GPU, by the names of GPU; {} where it cannot be asked. What it does not know is out."""
+    if not name:
+        return {}
+    command = ["nvidia-smi", f"--id={name}", f"--query-gpu={','.join(GPU.values())}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    if len(values) != len(GPU):
+        return {}
+    return {key: value for key, value in zip(GPU, values, strict=True) if value and not value.startswith("[")}
 
 
 def git_state(path: str | Path) -> tuple[str, bool]:

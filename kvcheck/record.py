@@ -123,7 +123,10 @@ class MemoryRecord:
 class LatencyRecord:
     """Seconds of the method and, interleaved with it, of fp16; the ratio is of medians with a bootstrap interval.
 
-    what: "ttft" (prefill, compression and first token) or "tpot" (one decode step).
+    what: "ttft" (prefill, compression and first token), "tpot" (one decode step) or "throughput" (one decode step of
+    `batch` copies of the context together). floor: seconds below which the device cannot do it for the method
+    (kvcheck/measure/roofline.py), None where it is not known. sm_mhz, memory_mhz: median clocks of the device while it
+    was measured, None where the device does not tell.
     """
 
     what: str
@@ -134,6 +137,20 @@ class LatencyRecord:
     low: float
     high: float
     rounds: int
+    batch: int = 1
+    floor: float | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+
+    @property
+    def rate(self) -> float:
+        """Decoded tokens per second of the method, all sequences together."""
+        return self.batch / self.seconds
+
+    @property
+    def fp16_rate(self) -> float:
+        """The same of fp16."""
+        return self.batch / self.fp16_seconds
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,24 @@ class CaseRecord:
     def accuracy(self) -> float:
         """Mean score over samples, each the mean of its turns."""
         return sum(context_score(sample) for sample in self.samples) / len(self.samples)
+
+
+def cost_record(
+    method: str,
+    model: str,
+    case: CaseId,
+    memory: MemoryRecord | None,
+    latency: tuple[LatencyRecord, ...],
+    not_measured: tuple[tuple[str, str], ...] = (),
+) -> CaseRecord:
+    """What a context costs with a method: a record without samples. model: its fingerprint."""
+    stopped = "measured" if latency else "not measured"
+    return CaseRecord(case, method, model, "latency", True, False, 0.0, (), memory, latency, stopped, not_measured)
+
+
+def cost_case(length: int, seed: int = 0) -> CaseId:
+    """The case that memory and latency at this length are kept under."""
+    return CaseId("latency", 1, "single", length, seed, 1)
 
 
 def context_score(sample: SampleRecord) -> float:

@@ -1,4 +1,6 @@
-"""Latency: time to first token and per output token, as a ratio to fp16, measured in turns in this process.
+"""Latency: time to first token and per output token, and tokens per second of a batch, in turns with fp16.
+
+As ratios to fp16, measured in this process; with the bytes that the cache holds and, on a GPU, the peak.
 
 Runs where a budget for it is set (`--kv-budget ttft=1.2,tpot=1.2`) or with `--kv-profile full`, and in one process
 only: several workers on one device slow each other down, and the ratio would mean nothing.

@@ -20,7 +20,7 @@ LAYERS = (
     {"methods", "tasks", "models", "measure"},
     {"report", "engine", "conformance", "zoo", "power"},
     {"plugin", "fixtures", "baselines"},
-    {"suites", "cli", "cli_checks", "cli_baselines", "cli_record"},
+    {"suites", "cli", "cli_checks", "cli_baselines", "cli_record", "cli_speed"},
 )
 """From the bottom up. A module may import from its own layer and from those below."""
 

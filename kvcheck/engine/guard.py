@@ -25,6 +25,12 @@ class Guard:
             yield
         except KvcheckError:
             raise
+        except torch.OutOfMemoryError as error:
+            raise MethodFailed(
+                f"{self.method} ran out of device memory while {doing} in {self.where}: {error}",
+                "shorter lengths and smaller batches take less; where the free memory is in pieces, "
+                "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+            ) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             raise MethodFailed(

@@ -11,6 +11,7 @@ import torch
 from kvcheck.engine.guard import Guard
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
+from kvcheck.measure.peak import Peak
 from kvcheck.methods._states import Carried
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.host import Host
@@ -76,14 +77,19 @@ class Meter:
 def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
     """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
 
-    No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold something.
+    One prefill serves both: the bytes are counted between the prompt and the token, and what counting takes is no part
+    of the peak. No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold
+    something.
     """
-    cache, logits = host.prefill(ids)
+    peak = Peak(ids.device)
+    with peak.counting():
+        cache, logits = host.prefill(ids)
     weight, length = held(cache), ids.shape[1]
     parts = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
     counts = [held(layer).kv > 0 for layer in parts]
     slots, beside = kept(cache), _beside(cache)
-    del cache, logits, parts
+    with peak.counting():
+        host.feed(cache, logits.argmax(-1, keepdim=True))
     return MemoryRecord(
         kv_bytes=weight.kv,
         dense_bytes=host.shape.dense_bytes(1, length) + beside,
@@ -92,7 +98,7 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
         seen=length,
         layers=len(counts),
         touched=sum(counts),
-        peak_bytes=peak_bytes(host, ids),
+        peak_bytes=peak.bytes,
         host_bytes=weight.host,
     )
 
@@ -118,10 +124,8 @@ def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """
     if ids.device.type != "cuda":
         return None
-    torch.cuda.synchronize(ids.device)
-    torch.cuda.reset_peak_memory_stats(ids.device)
-    before = torch.cuda.memory_allocated(ids.device)
-    cache, logits = host.prefill(ids)
-    host.feed(cache, logits.argmax(-1, keepdim=True))
-    torch.cuda.synchronize(ids.device)
-    return int(torch.cuda.max_memory_allocated(ids.device) - before)
+    peak = Peak(ids.device)
+    with peak.counting():
+        cache, logits = host.prefill(ids)
+        host.feed(cache, logits.argmax(-1, keepdim=True))
+    return peak.bytes

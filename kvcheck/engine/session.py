@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from kvcheck.engine import bench
 from kvcheck.engine.base import OnBlock, Progress, Timer
+from kvcheck.engine.bench import CPU_BYTES
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, peak_bytes, weigh
@@ -18,7 +18,7 @@ from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.states import StatePrefiller
 from kvcheck.engine.turns import Block
 from kvcheck.errors import KvcheckError, SpecError
-from kvcheck.measure import latency
+from kvcheck.measure import clocks, latency
 from kvcheck.methods._states import StateHost, serve
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
@@ -32,7 +32,6 @@ from kvcheck.tasks.base import Sample, Task
 CLEAR = "verdict clear"
 FOREIGN = ("positions", "the cache is not made of kvcheck's layers, so which tokens it kept was not looked at")
 IDLE = ("compression", "by its parameters the method keeps everything at this length")
-CPU_BYTES = 3 * 1024**3 // 2
 CONTEXTS = 4
 ROWS = 32
 
@@ -223,29 +222,27 @@ class Session:
     # -- latency -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
-        """Time to first token (prefill, compression, first token) and per output token, as ratios to fp16.
+    def measure_latency(
+        self,
+        method_spec: str,
+        length: int,
+        timer: Timer | None = None,
+        rounds: int = latency.ROUNDS,
+        batch: int = bench.BATCH,
+    ) -> tuple[LatencyRecord, ...]:
+        """Time to first token, per output token, and per step of a batch of copies of the context, against fp16.
 
-        timer: see kvcheck/measure/latency.py. Raises KvcheckError under several workers, which would share the device.
+        timer: see kvcheck/measure/latency.py. batch: sequences decoded together at most, fewer where their full caches
+        would not fit. Raises KvcheckError under several workers, which would share the device.
         """
-        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        devices = torch.cuda.device_count() if self.loaded.device.type == "cuda" else 1
-        if workers > devices:
-            raise KvcheckError(
-                f"latency cannot be measured by {workers} workers on {devices} device{'s' * (devices > 1)}: "
-                "they slow each other down",
-                "run the latency tests with -n 0",
-            )
-        limit = self.loaded.max_length
-        if limit is not None and length + latency.STEPS > limit:
-            raise SpecError(
-                f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - latency.STEPS}"
-            )
+        bench.alone(self.loaded.device)
+        bench.fits(self.loaded, length)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
-        ids = self._random_ids(length)
-        mine, fp16 = (self._side(self._host(text, guard), ids) for text in (method_spec, "fp16"))
-        with guard("being timed"):
-            return latency.interleave(length, mine, fp16, timer)
+        ids, rows = bench.prompt(self.loaded, length), bench.rows(self.loaded, length, batch)
+        with guard("being timed"), clocks.sampling(ids.device) as found:
+            mine, fp16 = (bench.side(self._host(text, guard), ids, rows) for text in (method_spec, "fp16"))
+            timed = latency.interleave(length, mine, fp16, timer, rounds)
+        return bench.described(timed, rows, found)
 
     @torch.inference_mode()
     def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
@@ -253,32 +250,7 @@ class Session:
         guard = Guard(str(Spec.parse(method_spec)), f"the memory measurement at {length} tokens")
         host = self._host(method_spec, guard)
         with guard("being weighed"):
-            return weigh(host, self._random_ids(length))
-
-    def _random_ids(self, length: int) -> torch.Tensor:
-        """(1, length) token ids, always the same ones: what is timed and weighed does not depend on the text."""
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
-        return torch.randint(vocabulary, (1, length), generator=generator).to(self.loaded.device)
-
-    def _side(self, host: Host, ids: torch.Tensor) -> Callable[[], dict[str, float]]:
-        """What one round times: a prompt from nothing to its first token, then some decode steps."""
-        device = self.loaded.device
-
-        def prompt() -> tuple[Any, torch.Tensor]:
-            cache, logits = host.prefill(ids)
-            return cache, logits.argmax(-1, keepdim=True)
-
-        def steps(cache: Any, token: torch.Tensor) -> None:
-            for _ in range(latency.STEPS):
-                token = host.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
-
-        def once() -> dict[str, float]:
-            first, (cache, token) = latency.stopwatch(device, prompt)
-            rest, _ = latency.stopwatch(device, lambda: steps(cache, token))
-            return {"ttft": first, "tpot": rest / latency.STEPS}
-
-        return once
+            return weigh(host, bench.prompt(self.loaded, length))
 
 
 def _turn(sample: Sample, ask: Ask, prompter: Prompter) -> TurnRecord:

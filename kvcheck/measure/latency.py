@@ -35,8 +35,10 @@ def stopwatch(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any
     return time.perf_counter() - start, result
 
 
-def interleave(length: int, method: Side, fp16: Side, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
-    """Measure both sides ROUNDS times.
+def interleave(
+    length: int, method: Side, fp16: Side, timer: Timer | None = None, rounds: int = ROUNDS
+) -> tuple[LatencyRecord, ...]:
+    """Measure both sides `rounds` times.
 
     method, fp16: do the work once and return seconds by what was timed ({"ttft": …, "tpot": …}). timer: is called as
     `timer(target, rounds=…, iterations=1, warmup_rounds=…)` where given (pytest-benchmark's `benchmark.pedantic`);
@@ -52,10 +54,10 @@ def interleave(length: int, method: Side, fp16: Side, timer: Timer | None = None
             seconds.append((method(), fp16()))
 
     if timer is None:
-        for _ in range(WARMUP + ROUNDS):
+        for _ in range(WARMUP + rounds):
             one_round()
     else:
-        timer(one_round, rounds=ROUNDS, iterations=1, warmup_rounds=WARMUP)
+        timer(one_round, rounds=rounds, iterations=1, warmup_rounds=WARMUP)
     timed = seconds[WARMUP:]
     if not timed:
         raise KvcheckError("latency: the timer ran no round", "benchmarks are switched off? try --benchmark-enable")

@@ -147,7 +147,7 @@ class KVLayer(CacheLayerMixin):
         batch = query.shape[0]
         size = self.shape.kv_heads * self.stored * self.shape.head_dim
         lazy = self.prompt is not None and self.dtype != query.dtype
-        many = max(1, _kernels.CHUNK // max(1, size)) if lazy else batch
+        many = max(1, _kernels.chunk(query.device) // max(1, size)) if lazy else batch
         chunks = [slice(start, start + many) for start in range(0, batch, many)]
         parts = [self.answer(query[rows], rows) for rows in chunks]
         self._settle(query)

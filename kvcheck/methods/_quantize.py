@@ -173,7 +173,8 @@ class QuantLayer(KVLayer):
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
         batch, _, tokens, _ = query.shape
-        if batch > 1 or tokens > 1 or self.kq.length * self.shape.head_dim * self.shape.kv_heads < _kernels.CHUNK:
+        size = self.kq.length * self.shape.head_dim * self.shape.kv_heads
+        if batch > 1 or tokens > 1 or size < _kernels.chunk(query.device):
             return super().answer(query, rows)
         heads = range(self.shape.kv_heads)
         return torch.cat([self._answer_head(query, rows, slice(head, head + 1)) for head in heads], dim=1)

@@ -110,7 +110,11 @@ def encoder_of(name: str) -> Encoder:
 
 
 def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """A model with random weights, and the tokenizer of the embedded one. Raises SpecError."""
+    """A model with random weights, and the tokenizer of the embedded one. Raises SpecError.
+
+    It has no limit of context: nothing that it was trained on would be left, and 131,072 tokens and what is decoded
+    behind them are measured on a shape made for 131,072.
+    """
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
 
     try:
@@ -124,7 +128,7 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
     tokenizer = AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
     model = model.eval().requires_grad_(False)
     _check_interface(name, model)
-    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), _limit(model))
+    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), None)
 
 
 def _find(name: str) -> tuple[str, bool]:

@@ -219,7 +219,7 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
     import kvcheck
     from kvcheck import env
 
-    machine = env.machine()
+    machine = env.machine(state.settings(config).device)
     for found in reversed(config.hook.pytest_kvcheck_machine_info(config=config, machine=machine)):
         machine.update({str(key): str(value) for key, value in (found or {}).items()})
     commit, dirty = env.git_state(config.rootpath)

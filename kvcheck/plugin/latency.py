@@ -1,4 +1,4 @@
-"""The `kv_latency` fixture: seconds to the first token and per output token, in turns with fp16; and memory."""
+"""The `kv_latency` fixture: seconds to the first token and per output token, throughput, and memory, beside fp16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from kvcheck.errors import KvcheckError
 from kvcheck.plugin import commands, gate, options, payload, state
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Verdict
+from kvcheck.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.report import explain
 
 WORKERS = (
@@ -84,11 +84,8 @@ class KvLatency:
             "fingerprint": session.fingerprint if session else "",
             "name": session.model_name if session else self.settings.model,
         }
-        case = CaseId("latency", 1, "single", self.length, self.settings.seed, 1)
-        record = CaseRecord(
-            case, self.method, model["fingerprint"], "latency", True, False, 0.0, (), self.memory, self.latency,
-            "measured" if self.latency else "not measured", self._not_measured,
-        )  # fmt: skip
+        case = cost_case(self.length, self.settings.seed)
+        record = cost_record(self.method, model["fingerprint"], case, self.memory, self.latency, self._not_measured)
         return payload.write(payload.Payload(str(case), self.method, model, record, self.verdicts, self.failure))
 
 

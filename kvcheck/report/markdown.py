@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvcheck.record import FAILS, CaseRecord, Run
 from kvcheck.report import conformance, rows, statement, terminal
 from kvcheck.report.rows import References, Row
-from kvcheck.report.text import between, interval, points, seconds, size
+from kvcheck.report.text import between, interval, points, size
 
 HEAD = ("", "fp16", "method", "drop (points)", "95% interval", "cases", "n", "chance")
 
@@ -105,8 +105,8 @@ def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
                 body.append((f"peak memory at {memory.seen} tokens", "", size(memory.peak_bytes), ""))
         for one in record.latency:
             name = f"{one.what} at {one.length} tokens"
-            ratio = f"{one.ratio:.2f} {interval(one.low, one.high, 2)}"
-            body.append((name, seconds(one.fp16_seconds), seconds(one.seconds), ratio))
+            ratio, before, after = terminal.latency_texts(one)
+            body.append((name, before, after, ratio.replace(" x fp16", "")))
     if body:
         yield from grid(("", "fp16", "method", "ratio"), body)
 

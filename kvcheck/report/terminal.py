@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.published import gaps
-from kvcheck.record import CaseRecord, Run
+from kvcheck.record import CaseRecord, LatencyRecord, Run
 from kvcheck.report import conformance, rows, statement
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import WIDTH, between, columns, interval, plural, points, seconds, short, size, wrap
@@ -162,10 +162,17 @@ def latency_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
                 f"at {memory.seen} tokens{peak}"
             )
         for one in record.latency:
-            yield (
-                f"{one.what:<12} {one.ratio:.2f} x fp16 {interval(one.low, one.high, 2)} at {one.length} tokens "
-                f"({seconds(one.fp16_seconds)} -> {seconds(one.seconds)}, {one.rounds} rounds)"
-            )
+            ratio, before, after = latency_texts(one)
+            yield f"{one.what:<12} {ratio} at {one.length} tokens ({before} -> {after}, {one.rounds} rounds)"
+
+
+def latency_texts(one: LatencyRecord) -> tuple[str, str, str]:
+    """(ratio to fp16 with its interval, fp16, method): seconds, or tokens per second of all sequences together."""
+    if one.what == "throughput":
+        ratio = f"{1 / one.ratio:.2f} x fp16 {interval(1 / one.high, 1 / one.low, 2)}"
+        return ratio, f"{one.fp16_rate:,.0f}", f"{one.rate:,.0f} tokens/s of {one.batch} together"
+    ratio = f"{one.ratio:.2f} x fp16 {interval(one.low, one.high, 2)}"
+    return ratio, seconds(one.fp16_seconds), seconds(one.seconds)
 
 
 def drift_lines(records: Sequence[CaseRecord]) -> Iterator[str]:

@@ -94,7 +94,8 @@ def test_interrupting_keeps_what_was_measured(session: Session, case: Callable[.
 def test_latency_comes_as_a_ratio_with_its_interval(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # these tests may be running under xdist themselves
     records = {record.what: record for record in session.measure_latency("streaming_llm:window=12,sink=2", 64)}
-    assert set(records) == {"ttft", "tpot"}
+    assert set(records) == {"ttft", "tpot", "throughput"}
+    assert [record.batch for record in records.values()] == [1, 1, 8]
     for record in records.values():
         assert record.length == 64
         assert record.seconds > 0

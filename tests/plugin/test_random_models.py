@@ -19,7 +19,9 @@ def test_memory_and_latency_are_all_that_is_measured(pytester: pytest.Pytester) 
         "--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-lengths=256,512"
     )
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["memory *ratio 0.500 at 512 tokens*", "ttft *", "tpot *"])
+    result.stdout.fnmatch_lines(
+        ["memory *ratio 0.500 at 512 tokens*", "ttft *", "tpot *", "throughput *of 8 together*"]
+    )
     result.stdout.fnmatch_lines(["memory *at 256 tokens*"])
 
 

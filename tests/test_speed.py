@@ -1,0 +1,198 @@
+"""`kvcheck speed`: the table that a GPU fills, made whole on a CPU with a tiny shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvcheck import cli_speed
+from kvcheck.cli import main
+from kvcheck.engine import Session
+from kvcheck.errors import MethodFailed
+from kvcheck.methods.h2o import H2O
+from kvcheck.report import speed
+from kvcheck.runfile import read_run, write_run
+
+TINY = ("speed", "--model", "random:tiny", "--device", "cpu", "--rounds", "2", "--batch", "2")
+METHODS = ("--methods", "snapkv:budget=0.25,window=16,fp16")
+
+
+@pytest.fixture(autouse=True)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests may be running under xdist, where latency is refused."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was weighed, in order."""
+    found: list[str] = []
+    weigh = Session.measure_memory
+
+    def noted(self: Session, method: str, length: int) -> Any:
+        found.append(f"{method} at {length}")
+        return weigh(self, method, length)
+
+    monkeypatch.setattr(Session, "measure_memory", noted)
+    return found
+
+
+def test_a_table_is_made_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, table = tmp_path / "speed.json", tmp_path / "speed.md"
+    code = main([*TINY, *METHODS, "--lengths", "128,64", "--json", str(out), "--md", str(table)])
+    assert code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in shown)
+    text = table.read_text("utf-8")
+    assert text.index("### 64 tokens; tokens/s of 2") < text.index("### 128 tokens")
+    assert text.count("| `fp16` |") == text.count("| `snapkv:budget=0.25,window=16` |") == 2
+    assert "roofline: not known: no bandwidth and peak are known for a CPU" in text
+    run = read_run(out)
+    assert [(one.case.length, one.method.partition(":")[0]) for one in run.cases] == [
+        (64, "fp16"),
+        (64, "snapkv"),
+        (128, "fp16"),
+        (128, "snapkv"),
+    ]
+    small = run.cases[-1]
+    assert small.memory is not None
+    assert small.memory.ratio == 0.25
+    assert [(one.what, one.batch, one.rounds) for one in small.latency] == [
+        ("ttft", 1, 2),
+        ("tpot", 1, 2),
+        ("throughput", 2, 2),
+    ]
+    assert "threads" in run.header.machine
+
+
+def test_what_is_in_the_file_is_not_measured_again(tmp_path: Path, measured: list[str]) -> None:
+    kept = ("--json", str(tmp_path / "speed.json"))
+    main([*TINY, "--methods", "fp16", "--lengths", "64", *kept])
+    main([*TINY, "--methods", "fp16,tova", "--lengths", "64,96", *kept])
+    assert measured == ["fp16 at 64", "tova at 64", "fp16 at 96", "tova at 96"]
+    assert len(read_run(tmp_path / "speed.json").cases) == 4
+
+
+def test_an_interrupted_table_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Session, method: str, length: int, **how: Any) -> Any:
+        if method == "tova":
+            raise KeyboardInterrupt
+        return latency(self, method, length, **how)
+
+    latency = Session.measure_latency
+    monkeypatch.setattr(Session, "measure_latency", interrupted)
+    out = tmp_path / "speed.json"
+    with pytest.raises(KeyboardInterrupt):
+        main([*TINY, "--methods", "fp16,tova", "--lengths", "64", "--json", str(out)])
+    assert [one.method for one in read_run(out).cases] == ["fp16"]
+
+
+def test_a_row_that_fails_says_why_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: list[str]
+) -> None:
+    def full(self: H2O, *given: Any) -> Any:
+        raise MethodFailed("h2o ran out of device memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(H2O, "layer", full)
+        command = [*TINY, "--methods", "h2o,fp16", "--lengths", "64", "--json", str(tmp_path / "speed.json")]
+        assert main(command) == 1
+    assert "h2o: memory and latency not measured: h2o ran out of device memory" in capsys.readouterr().out
+    assert main(command) == 1  # kept as it is
+    assert main([*command, "--retry"]) == 0
+    assert measured == ["h2o at 64", "fp16 at 64", "h2o at 64"]
+    assert all(one.latency for one in read_run(tmp_path / "speed.json").cases)
+
+
+def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    assert main([*TINY, "--methods", "fp16", "--lengths", "4096", "--timeout", "0.05", "--json", str(out)]) == 1
+    (row,) = read_run(out).cases
+    assert dict(row.not_measured)["latency"] == "it took longer than 0.05 s (--timeout gives it more)"
+
+
+def test_rows_measured_otherwise_are_not_put_into_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "speed.json"
+    command = [*TINY, "--methods", "fp16", "--lengths", "64", "--json", str(out)]
+    main(command)
+    before = out.read_bytes()
+    assert main([*command, "--rounds", "3"]) == 2
+    assert "was measured with another rounds: 2, now 3" in capsys.readouterr().err
+    run = read_run(out)
+    write_run(out, replace(run, header=replace(run.header, machine={**run.header.machine, "driver": "1"})))
+    assert main(command) == 2
+    assert "another machine" in capsys.readouterr().err
+    assert json.loads(before)["header"]["settings"]["rounds"] == "2"
+
+
+def test_the_roofline_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    """1 kB/s moves the cache of 64 tokens, 32,768 bytes, the weights and the written token in many seconds."""
+    out = tmp_path / "speed.json"
+    figures = ("--bandwidth", "1e-6", "--peak", "1")
+    main([*TINY, "--methods", "fp16", "--lengths", "64", "--json", str(out), *figures])
+    (full,) = read_run(out).cases
+    floors = {one.what: one.floor for one in full.latency}
+    weights = 4 * (2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256 + 2 * 128) + 128 + 1024 * 128)
+    assert floors["ttft"] == pytest.approx((weights + 64 * 512) / 1000)
+    assert floors["tpot"] == pytest.approx((weights + 65 * 512) / 1000)
+    assert floors["throughput"] == pytest.approx((weights + 2 * 65 * 512) / 1000)
+
+
+def test_a_method_that_reads_a_part_of_prompt_or_cache_has_no_roofline_there(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    figures = ("--bandwidth", "1", "--peak", "1")
+    main([*TINY, "--methods", "a_shape,quest", "--lengths", "64", "--json", str(out), *figures])
+    sparse, looked_up = read_run(out).cases
+    assert [(one.what, one.floor is None) for one in sparse.latency] == [
+        ("ttft", True),
+        ("tpot", False),
+        ("throughput", False),
+    ]
+    assert [one.floor is None for one in looked_up.latency] == [False, True, True]
+
+
+def test_a_method_that_saves_memory_and_decodes_more_slowly_is_marked(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    main([*TINY, "--methods", "snapkv,fp16", "--lengths", "128", "--json", str(out)])
+    run = read_run(out)
+    full, small = run.cases
+    marks = []
+    for record in (small, full):
+        for low in (0.99, 1.01):
+            slow = tuple(replace(one, low=low, high=2.0) for one in record.latency)
+            marks.append(speed.mark(replace(record, latency=slow)))
+    assert marks == ["", speed.SLOWER, "", ""]
+    slow = replace(small, latency=tuple(replace(one, low=1.01, high=2.0) for one in small.latency))
+    assert any(line.startswith("slower: it saves memory") for line in speed.markdown(replace(run, cases=(slow,))))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--methods", "snapkw"), "did you mean snapkv?"),
+        (("--methods", "snapkv:budget=7.0"), "budget=7.0"),
+        (("--methods", "fp16", "--lengths", "12"), "--lengths: out of range: 12"),
+        (("--methods", "fp16", "--rounds", "0"), "--rounds and --batch are numbers from 1 up"),
+        (("--methods", "fp16", "--bandwidth", "10"), "one of --bandwidth and --peak is missing"),
+        (("--methods", "fp16", "--model", "random:tiney"), "did you mean tiny?"),
+    ],
+)
+def test_a_slip_is_said_before_anything_is_measured(
+    options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], measured: list[str]
+) -> None:
+    assert main([*TINY, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not measured
+
+
+def test_commas_within_a_spec_do_not_end_it() -> None:
+    assert cli_speed.specs("fp16,snapkv:budget=0.25,window=32,kivi:bits=4,snapkv+kivi:bits=4,group=32") == [
+        "fp16",
+        "snapkv:budget=0.25,window=32",
+        "kivi:bits=4",
+        "snapkv+kivi:bits=4,group=32",
+    ]
