@@ -44,10 +44,16 @@ def fits(loaded: LoadedModel, length: int) -> None:
 
 
 def prompt(loaded: LoadedModel, length: int) -> torch.Tensor:
-    """(1, length) token ids, always the same ones: what is timed and weighed does not depend on the text."""
+    """(1, length) token ids, always the same ones: what is timed and weighed does not depend on the text.
+
+    With a model that sees, the first half are slots of images.
+    """
     generator = torch.Generator().manual_seed(0)
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    return torch.randint(vocabulary, (1, length), generator=generator).to(loaded.device)
+    ids = torch.randint(vocabulary, (1, length), generator=generator)
+    if loaded.vision is not None:
+        ids[:, : length // 2] = loaded.vision.slots.id
+    return ids.to(loaded.device)
 
 
 def rows(loaded: LoadedModel, length: int, most: int) -> int:

@@ -17,7 +17,7 @@ from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.states import StatePrefiller
 from kvcheck.engine.turns import Block
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure import clocks, latency
 from kvcheck.methods._states import StateHost, serve
 from kvcheck.methods.adapters.foreign import Foreign
@@ -181,7 +181,7 @@ class Session:
     def _block(self, samples: list[Sample], prompter: Prompter, host: Host, guard: Guard, meter: Meter) -> Block:
         """The contexts as token ids, with everything that runs them."""
         case = prompter.case
-        ids = torch.tensor([prompter.context(sample) for sample in samples], device=self.loaded.device)
+        ids = torch.tensor([self._ids(sample, prompter, host) for sample in samples], device=self.loaded.device)
         indices = tuple(sample.index for sample in samples)
         return Block(
             prefiller=self.carrying if self.carrying and isinstance(host, StateHost) else self.prefiller,
@@ -195,6 +195,17 @@ class Session:
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
             most=_rows(case, self.shape, self.loaded.device),
         )
+
+    def _ids(self, sample: Sample, prompter: Prompter, host: Host) -> list[int]:
+        """The context of a sample as it is fed, with what its images show."""
+        ids = prompter.context(sample)
+        if self.loaded.vision is None:
+            return ids
+        if sample.images and host.method.info.stage == "prompt":
+            raise MethodUnsupported(
+                f"{host.method.spec} shortens text, and the context has images", "--kv-tasks with text only"
+            )
+        return self.loaded.vision.placed(ids, sample.images)
 
     def _host(self, spec: str, guard: Guard) -> Host:
         """The method at home on the model, made once. Raises SpecError, MethodUnsupported."""

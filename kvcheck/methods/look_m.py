@@ -31,9 +31,10 @@ class LookM(Method):
     merge="pivot" it contributes the mean of the two, with "average" itself; key and value of the kept slot become the
     mean of its own and all contributions.
 
-    image_token: the id that marks image slots in the prompt; -1 takes the one in the model's config. text_prior=false
-    is for prompts without images (PivotKV of the same code): nothing is text or image, and the first 4 tokens stay.
-    With the text prior the host must prefill: a prompt that the full cache has read does not tell its images.
+    image_token: the id that marks image slots in the prompt; -1 takes the slots of the model's own images (LLaVA).
+    text_prior=false is for prompts without images (PivotKV of the same code): nothing is text or image, and the first
+    4 tokens stay. With the text prior the host must prefill: a prompt that the full cache has read does not tell its
+    images. What the prior keeps, and what it costs, is asked by the tasks image_needle/text and image_needle/image.
     heavy, recent: shares of the prompt, or numbers of tokens (official 0.1 and 0.1).
 
     Bytes: 2·d·2·Σ slots over layers, rows and kv heads; text is never dropped, so no budget bounds it.
@@ -152,21 +153,25 @@ class LookMHost(Host):
 
     def __init__(self, method: LookM, loaded: LoadedModel) -> None:
         super().__init__(method, loaded)
-        known = getattr(loaded.model.config, "image_token_id", None)
-        self.image = method.image_token if method.image_token >= 0 else known
-        if self.image is None:
+        self.named = method.image_token
+        self.vision = loaded.vision
+        if self.vision is None and self.named < 0:
             raise MethodUnsupported(
                 f"look_m keeps text before image slots, and {loaded.name} is a text-only model",
                 "without images: --kv-method=look_m:text_prior=false; or name the token of image slots: image_token=ID",
             )
 
+    def slots(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, n) bool: which of these are slots of images; a token of the user's own counts for those of the model."""
+        if self.vision is None or self.named not in (-1, self.vision.slots.id):
+            return ids == self.named
+        return self.vision.shown(ids)
+
     def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """As Host.prefill. Raises MethodUnsupported for a prompt without images."""
-        images = ids == self.image
+        images = self.slots(ids)
         if not bool(images.any(dim=1).all()):
-            raise MethodUnsupported(
-                f"look_m: a prompt has no image slot (token {self.image})", "without images: look_m:text_prior=false"
-            )
+            raise MethodUnsupported("look_m: a prompt has no image slot", "without images: look_m:text_prior=false")
         cache = self.build()
         for layer in cache.layers:
             layer.images = images

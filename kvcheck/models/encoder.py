@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kvcheck.errors import MethodUnsupported
+from kvcheck.tasks.images import MARK
+
+if TYPE_CHECKING:
+    from kvcheck.models.vision import Slots
 
 REMEMBERED = 2_000_000
 """Tokens, some 30 MB."""
@@ -13,11 +19,12 @@ class Encoder:
     """A Hugging Face tokenizer that adds nothing to a text: no special tokens, no truncation, no warnings.
 
     bos: id that opens every prompt, () where the tokenizer has none. eos: ids that end an answer.
+    slots: what an image is in a text, None where the model reads text only.
     Encoded texts are remembered (the same texts come back for every mode and method), up to REMEMBERED tokens in all.
     """
 
-    def __init__(self, tokenizer: Any, eos: Sequence[int] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, eos: Sequence[int] = (), slots: Slots | None = None) -> None:
+        self.tokenizer, self.slots = tokenizer, slots
         bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos: tuple[int, ...] = () if bos is None else (int(bos),)
         self.eos: frozenset[int] = frozenset(int(token) for token in (*eos, end) if token is not None)
@@ -25,16 +32,25 @@ class Encoder:
         self._held = 0
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, without special tokens."""
+        """Token ids of the text, without special tokens. Raises MethodUnsupported for images where there is no eye."""
         ids = self._memo.get(text)
         if ids is None:
-            ids = [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False, verbose=False)]
+            written = self._written(text) if MARK in text else text
+            ids = [int(token) for token in self.tokenizer.encode(written, add_special_tokens=False, verbose=False)]
             self._held += len(ids) + 1
             if self._held > REMEMBERED:
                 self._memo.clear()
                 self._held = len(ids) + 1
             self._memo[text] = ids
         return list(ids)
+
+    def _written(self, text: str) -> str:
+        """The text with slots in the place of images."""
+        if self.slots is None:
+            raise MethodUnsupported(
+                "the task shows images, and the model reads text only", "--kv-model with a LLaVA, or other --kv-tasks"
+            )
+        return self.slots.written(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens, its blanks as they are."""

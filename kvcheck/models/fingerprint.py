@@ -1,4 +1,4 @@
-"""What a model is, in sixteen hex digits: its configuration, its weights, its tokenizer and what ends an answer.
+"""What a model is, in sixteen hex digits: configuration, weights, tokenizer, preprocessor, and what ends an answer.
 
 A baseline belongs to one fingerprint. It is taken from the files, so it does not depend on the device, on the dtype
 of the run, on the folder, or on how the weights are split into files.
@@ -20,6 +20,8 @@ SAMPLE = 16 * 1024
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
 _ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
 """What opens a prompt and ends an answer."""
+_IMAGES = ("preprocessor_config.json", "processor_config.json")
+"""How images become pixels; text models have neither."""
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -32,6 +34,9 @@ def fingerprint(folder: Path) -> str:
         if (folder / name).is_file():
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     digest.update(_ends(folder))
+    for name in _IMAGES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -12,13 +12,14 @@ import torch
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED, synthetic
+from kvcheck.models import EMBEDDED, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from kvcheck.methods._states import States
     from kvcheck.methods.base import ModelShape
+    from kvcheck.models.vision import Vision
 
 ATTENTION = "kvcheck"
 _INTERFACE = "kvcheck needs a decoder-only model with past_key_values whose layers use transformers' AttentionInterface"
@@ -31,7 +32,8 @@ class LoadedModel:
 
     name: what the user typed ("mini", a folder, a hub id). fingerprint: sixteen hex digits over configuration, weights
     and tokenizer. max_length: tokens that prompt and answer may have together; None where the model sets no limit.
-    states: how it carries what is no full KV cache; None where it carries nothing else.
+    states: how it carries what is no full KV cache; None where it carries nothing else. vision: how it sees images,
+    None where it reads text only.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class LoadedModel:
     fingerprint: str
     max_length: int | None
     states: States | None = None
+    vision: Vision | None = None
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +69,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     if synthetic.is_random(name):
         return _synthetic(name, device, dtype)
     folder, local = _find(name)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
@@ -77,10 +80,12 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     if local:
         logging.disable_progress_bar()
     try:
-        _refuse_architecture(name, AutoConfig.from_pretrained(folder, local_files_only=local))
+        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        _refuse_architecture(name, config)
         tokenizer = _tokenizer(folder, local)
+        slots = vision.Slots.of(name, config, tokenizer)
         options = {"dtype": dtype, "attn_implementation": ATTENTION, "local_files_only": local}
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        model = vision.loader(config).from_pretrained(folder, **options)
     except KvcheckError:
         raise
     except Exception as error:
@@ -92,19 +97,24 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
         if bar:
             logging.enable_progress_bar()
     model = model.to(device).eval().requires_grad_(False)
-    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model)), name, "", _limit(model))
+    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model), slots), name, "", _limit(model))
     states = probing.find(loaded)
     if states is None:
         _check_interface(name, model)
-    files = Path(folder) if local else _snapshot(folder)
-    return replace(loaded, fingerprint=fingerprint(files), states=states)
+    files = Path(folder) if local else _snapshot(folder, fetched=slots is None)
+    return replace(loaded, fingerprint=fingerprint(files), states=states, vision=vision.eyes(name, model, slots, files))
 
 
 def encoder_of(name: str) -> Encoder:
-    """The tokenizer of a model, without its weights. Raises SpecError as `load` does."""
+    """The tokenizer of a model, without its weights. Raises SpecError and MethodUnsupported as `load` does."""
     folder, local = _find("mini" if synthetic.is_random(name) else name)
+    from transformers import AutoConfig
+
     try:
-        return Encoder(_tokenizer(folder, local))
+        config, tokenizer = AutoConfig.from_pretrained(folder, local_files_only=local), _tokenizer(folder, local)
+        return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer))
+    except KvcheckError:
+        raise
     except Exception as error:
         raise _unreadable(name, local, error) from error
 
@@ -181,13 +191,13 @@ def _unreadable(name: str, local: bool, error: Exception) -> SpecError:
     )
 
 
-def _snapshot(hub_id: str) -> Path:
-    """The folder of a hub model in the local cache; its files were fetched by from_pretrained."""
+def _snapshot(hub_id: str, fetched: bool) -> Path:
+    """The folder of a hub model in the local cache. fetched: from_pretrained has had all of its files."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
+    patterns = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*processor_config.json"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=fetched))
     except Exception:  # an incomplete snapshot counts as missing there: from_pretrained fetches only what it needs
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
 
@@ -199,6 +209,7 @@ def _refuse_architecture(name: str, config: Any) -> None:
             f"model {name!r} ({config.model_type}) is an encoder-decoder",
             "kvcheck tests decoder-only models, which keep the whole prompt in one KV cache",
         )
+    vision.refuse(name, config)
 
 
 def _check_interface(name: str, model: Any) -> None:

@@ -13,8 +13,14 @@ from kvcheck.tasks.base import Task
 if TYPE_CHECKING:
     from kvcheck.tasks.benchmarks import Benchmarks
 
-HELPERS = frozenset({"base", "benchmarks", "filling", "lexicon", "metrics", "profiles", "ruler"})
-FAMILIES = {"ruler": "kvcheck.tasks.ruler", "passkey": "kvcheck.tasks.benchmarks.passkey"}
+HELPERS = frozenset(
+    ("base", "benchmarks", "filling", "image_needle", "images", "lexicon", "metrics", "profiles", "ruler")
+)
+FAMILIES = {
+    "ruler": "kvcheck.tasks.ruler",
+    "passkey": "kvcheck.tasks.benchmarks.passkey",
+    "image_needle": "kvcheck.tasks.image_needle",
+}
 """Modules of generated tasks named family/task: part of no profile, known when asked for by name, imported then."""
 PUBLIC = ("infinitebench", "longbench", "longbench_v2", "ruler_16384", "ruler_4096", "ruler_8192", "scbench")
 """Families whose samples are rows of public data sets, which need a place to be read from."""

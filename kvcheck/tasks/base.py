@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvcheck.record import prompt_digest
+from kvcheck.tasks.images import Image
 
 
 class Tokenizer(Protocol):
@@ -57,6 +58,7 @@ class Sample:
 
     A question begins with its own line break; `separator` joins an answer to the next question in multi-turn mode.
     chat: the benchmark puts this prompt into the model's chat template. row: id of the row in its data set.
+    images: what the context shows, in the order of the marks (kvcheck/tasks/images.py) that stand for them there.
     """
 
     task: str
@@ -66,11 +68,12 @@ class Sample:
     separator: str = ""
     chat: bool = False
     row: str = ""
+    images: tuple[Image, ...] = field(default=(), repr=False)  # thousands of cells
 
     @property
     def digest(self) -> str:
         """Identifies everything that the model is shown and everything that it is graded against."""
-        parts = [self.context]
+        parts = [self.context, *(image.digest for image in self.images)]
         for turn in self.turns:
             parts += [turn.question, *([turn.lead] if turn.lead else []), *turn.references]
         return prompt_digest(*parts)

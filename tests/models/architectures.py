@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,4 +128,37 @@ HYBRID = {
 }  # fmt: skip
 """Layers with full attention beside layers with a state."""
 
-ALL = PURE | WINDOWED | RECURRENT | HYBRID
+
+@dataclass(frozen=True)
+class Seeing(Architecture):
+    """A tower and a projector before a Llama of this config: LLaVA, with four slots an image."""
+
+    def model(self) -> Any:
+        """Random weights, the tower's too."""
+        torch.manual_seed(0)
+        seen = transformers.CLIPVisionConfig(
+            hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16,
+            patch_size=8, initializer_factor=4.0,
+        )  # fmt: skip
+        text = transformers.LlamaConfig(**self.config | {"vocab_size": IMAGE + 1})
+        config = transformers.LlavaConfig(
+            vision_config=seen, text_config=text, image_token_index=IMAGE, image_seq_length=4
+        )
+        return transformers.LlavaForConditionalGeneration(config).eval()
+
+    def save(self, folder: Path) -> Path:
+        """The model, the embedded tokenizer with a token for images, and the scale of the colours."""
+        self.model().save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(paths.bundle("fixtures") / "mini")
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+        tokenizer.save_pretrained(folder)
+        scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+        (folder / "preprocessor_config.json").write_text(json.dumps(scale))
+        return folder
+
+
+IMAGE = BASE["vocab_size"]
+SEEING = {"llava": Seeing("Llava", ATTENTION)}
+"""Eyes before full attention."""
+
+ALL = PURE | WINDOWED | RECURRENT | HYBRID | SEEING

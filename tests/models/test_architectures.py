@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ALL, HYBRID, PURE, RECURRENT, WINDOWED, Architecture
+from architectures import ALL, HYBRID, PURE, RECURRENT, SEEING, WINDOWED, Architecture
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, LlamaConfig, __version__
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
 from kvcheck import paths
 from kvcheck.engine import Session
@@ -98,7 +98,9 @@ def fresh(host: Host) -> Any:
 
 def plain(folder: Path) -> Any:
     """The model with transformers' own attention."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sees = json.loads((folder / "config.json").read_text())["model_type"] == "llava"
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return loader.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def tokens(length: int, seed: int = 0) -> torch.Tensor:
@@ -323,7 +325,7 @@ def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [*PURE, "gemma3", *HYBRID])
+@pytest.mark.parametrize("name", [*PURE, *SEEING, "gemma3", *HYBRID])
 def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., CaseRecord], name: str, mode: str) -> None:
     memory = run(name, SNAPKV, mode).memory
     assert memory is not None

@@ -112,13 +112,14 @@ def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
 
 @contextmanager
 def attending(model: Any, name: str) -> Iterator[None]:
-    """Let the model attend through another attention function for a while."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = name
+    """Let the model attend through another attention function for a while; a tower of images keeps its own."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        config._attn_implementation = before
 
 
 def at_rest(dtype: torch.dtype) -> torch.dtype:
