@@ -23,6 +23,21 @@ PACKAGES = (
 )
 
 
+def processes() -> int:
+    """How many processes torchrun started this program as; 1 without it. Each holds a part of the model."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def rank() -> int:
+    """Number of this process among them; the first, 0, reports."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def local_rank() -> int:
+    """Number of this process among those on this machine."""
+    return int(os.environ["LOCAL_RANK"]) if processes() > 1 else 0
+
+
 def packages() -> dict[str, str]:
     """Versions of the installed packages that can change a result, sorted by name; a missing one is left out."""
     found: dict[str, str] = {}
@@ -44,7 +59,7 @@ GPU = {
 
 
 def machine(device: str = "auto") -> dict[str, str]:
-    """CPU model, cores this process may use, system, Python.
+    """CPU model, cores this process may use, system, Python; the processes of torchrun, where there are several.
 
     When torch has been imported already also its threads and, unless `device` is cpu, the GPU that `device` names
     ("cuda:1"; the first one where it names none) with its driver, power limit and highest clocks.
@@ -55,6 +70,8 @@ def machine(device: str = "auto") -> dict[str, str]:
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+    if processes() > 1:
+        found["processes"] = str(processes())
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         found["threads"] = str(torch.get_num_threads())

@@ -15,6 +15,9 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 TIMEOUT = 1800.0
 PROMPTS = ("data", "compat", "chat", "history")
 """Settings of what a model is shown, in a header where they are not at their default."""
+ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")
+MODEL = ("rope", "attention", "trust_remote_code")
+"""Settings of how the model is loaded and run, likewise."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Settings:
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
     no such place. compat: keep the slips of their code. chat: "task" (prompts go into the model's chat template where
     the benchmark does so and the model has one), "yes" or "no". history: what stands before a later question: "task"
-    (as the benchmark has it), the model's "own" answers or the "gold" ones.
+    (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
+    "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention. trust_remote_code: the model
+    whose own code may run, "" for none.
     """
 
     methods: tuple[str, ...] = ()
@@ -62,13 +67,17 @@ class Settings:
     compat: bool = False
     chat: str = "task"
     history: str = "task"
+    rope: str = ""
+    attention: str = "auto"
+    trust_remote_code: str = ""
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""
         shown = ("profile", "device", "dtype", "query_aware", "seed", "against", "alpha")
         found = {name: str(getattr(self, name)) for name in shown}
         usual = Settings()
-        found |= {name: str(value) for name in PROMPTS if (value := getattr(self, name)) != getattr(usual, name)}
+        named = {name: str(getattr(self, name)) for name in (*PROMPTS, *MODEL)}
+        found |= {name: text for name, text in named.items() if getattr(self, name) != getattr(usual, name)}
         if self.budget:
             found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
         return found

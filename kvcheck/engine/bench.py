@@ -94,11 +94,11 @@ def side(host: Host, ids: torch.Tensor, batch: int) -> Callable[[], dict[str, fl
 
     def series(cache: Any, token: torch.Tensor) -> tuple[float, torch.Tensor]:
         token = steps(cache, token, 1)
-        seconds, token = latency.stopwatch(ids.device, lambda: steps(cache, token, latency.STEPS))
+        seconds, token = latency.stopwatch(host.loaded.devices, lambda: steps(cache, token, latency.STEPS))
         return seconds / latency.STEPS, token
 
     def once() -> dict[str, float]:
-        ttft, (cache, token) = latency.stopwatch(ids.device, first)
+        ttft, (cache, token) = latency.stopwatch(host.loaded.devices, first)
         tpot, token = series(cache, token)
         cache = cache.select([0] * batch)
         throughput, _ = series(cache, token.repeat(batch, 1))

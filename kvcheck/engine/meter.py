@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
     of the peak. No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold
     something.
     """
-    peak = Peak(ids.device)
+    peak = Peak(host.loaded.devices)
     with peak.counting():
         cache, logits = host.prefill(ids)
     weight, length = held(cache), ids.shape[1]
@@ -120,12 +120,29 @@ def _beside(cache: Any) -> int:
 def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 
-    The method's own route from an empty cache, so that shared prefills do not blur it.
+    The sum over the devices of the model. The method's own route from an empty cache, so that shared prefills do not
+    blur it.
     """
-    if ids.device.type != "cuda":
+    peak = Peak(host.loaded.devices)
+    if not peak.tells:
         return None
-    peak = Peak(ids.device)
     with peak.counting():
         cache, logits = host.prefill(ids)
         host.feed(cache, logits.argmax(-1, keepdim=True))
     return peak.bytes
+
+
+def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
+    """What the processes of one model hold together, each some heads of every layer: bytes add up, slots are a mean."""
+    first = parts[0]
+    peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
+    return replace(
+        first,
+        kv_bytes=sum(part.kv_bytes for part in parts),
+        dense_bytes=sum(part.dense_bytes for part in parts),
+        meta_bytes=sum(part.meta_bytes for part in parts),
+        host_bytes=sum(part.host_bytes for part in parts),
+        kept=round(sum(part.kept for part in parts) / len(parts), 2),
+        touched=max(part.touched for part in parts),
+        peak_bytes=sum(peaks) if len(peaks) == len(parts) else None,
+    )

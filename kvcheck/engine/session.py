@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
-from kvcheck.engine import bench
+from kvcheck.engine import bench, kernel
 from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.bench import CPU_BYTES
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
-from kvcheck.engine.meter import Meter, peak_bytes, weigh
+from kvcheck.engine.meter import Meter, joined, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.states import StatePrefiller
@@ -23,7 +24,9 @@ from kvcheck.methods._states import StateHost, serve
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.host import Host
-from kvcheck.models import LoadedModel, load, pick_device, pick_dtype, share_threads, synthetic
+from kvcheck.models import LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
+from kvcheck.models.devices import layout
+from kvcheck.models.parallel import team
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
 from kvcheck.settings import Settings
 from kvcheck.spec import Spec
@@ -79,7 +82,10 @@ class Session:
         """Load the model that the settings name. Raises SpecError, MethodUnsupported."""
         share_threads()
         device = pick_device(settings.device)
-        return cls.of(load(settings.model, device, pick_dtype(settings.dtype, device)), settings)
+        how = Loading(settings.rope, bool(settings.trust_remote_code), layout(settings.device), team())
+        loaded = load(settings.model, device, pick_dtype(settings.dtype, device), how)
+        kernel.use(settings.attention, loaded)
+        return cls.of(loaded, settings)
 
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
@@ -135,11 +141,21 @@ class Session:
             record = self._record(task, asking, done, meter, indices[-1] + 1 == case.n)
             if progress is not None:
                 progress(len(done), case.n)
-            if on_block is not None and on_block(record):
+            if self._ends(on_block is not None and on_block(record)):
                 break
         if record is None:
             raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
         return record
+
+    def _ends(self, clear: bool) -> bool:
+        """Whether the case may end: of several processes, the first one decides."""
+        together = self.loaded.team
+        return clear if together is None else together.gather(clear)[0]
+
+    def _whole(self, memory: MemoryRecord | None) -> MemoryRecord | None:
+        """What all processes hold of the model's caches."""
+        together = self.loaded.team
+        return memory if together is None or memory is None else joined(together.gather(memory))
 
     def _prompter(self, task: Task, case: CaseId) -> Prompter:
         """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
@@ -153,7 +169,8 @@ class Session:
         if not task.facts:
             return tuple(found)
         encoder, dtype = self.loaded.tokenizer, str(self.loaded.model.dtype).removeprefix("torch.")
-        usual = {"chat": "no", "history": "own", "decoding": f"greedy {dtype}"}
+        by = "" if self.settings.attention == "auto" else f" {self.settings.attention}"
+        usual = {"chat": "no", "history": "own", "decoding": f"greedy {dtype}{by}"}
         usual["stop"] = ",".join(map(str, sorted(encoder.eos)))
         return tuple(sorted({**task.facts, **usual, **dict(found)}.items()))
 
@@ -161,7 +178,7 @@ class Session:
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
-        info, memory, case = task.info, meter.record(), prompter.case
+        info, memory, case = task.info, self._whole(meter.record()), prompter.case
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
             case=case,
@@ -250,7 +267,9 @@ class Session:
         bench.fits(self.loaded, length)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
         ids, rows = bench.prompt(self.loaded, length), bench.rows(self.loaded, length, batch)
-        with guard("being timed"), clocks.sampling(ids.device) as found:
+        together = self.loaded.team
+        unwatched = nullcontext() if together is None else together.unwatched()
+        with guard("being timed"), clocks.sampling(ids.device) as found, unwatched:
             mine, fp16 = (bench.side(self._host(text, guard), ids, rows) for text in (method_spec, "fp16"))
             timed = latency.interleave(length, mine, fp16, timer, rounds)
         return bench.described(timed, rows, found)

@@ -7,7 +7,7 @@ second slows both. The ratio is of medians; its interval comes from resampling t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,13 @@ Timer = Callable[..., Any]
 Side = Callable[[], Mapping[str, float]]
 
 
-def stopwatch(device: torch.device, work: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, result) of the work, with the device idle before and after."""
-    _wait(device)
+def stopwatch(devices: Iterable[torch.device], work: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, result) of the work, with the devices idle before and after."""
+    devices = tuple(devices)
+    _wait(devices)
     start = time.perf_counter()
     result = work()
-    _wait(device)
+    _wait(devices)
     return time.perf_counter() - start, result
 
 
@@ -82,7 +83,8 @@ def summarize(what: str, length: int, own: list[float], fp16: list[float], seed:
     return LatencyRecord(what, length, seconds, against, seconds / against, float(low), float(high), len(mine))
 
 
-def _wait(device: torch.device) -> None:
+def _wait(devices: Iterable[torch.device]) -> None:
     """Let queued kernels finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)

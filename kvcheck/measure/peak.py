@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,29 +14,29 @@ class Peak:
     Only CUDA can tell: its allocator counts. Tensors that one block leaves behind are there in the next.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._tells = device.type == "cuda"
-        self._most = 0
-        self._before = self._allocated()
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = [device for device in devices if device.type == "cuda"]
+        self._most = [0 for _ in self._devices]
+        self._before = [int(torch.cuda.memory_allocated(device)) for device in self._devices]
+
+    @property
+    def tells(self) -> bool:
+        """Whether any of the devices can tell."""
+        return bool(self._devices)
 
     @property
     def bytes(self) -> int | None:
-        """Bytes; None where the device cannot tell."""
-        return self._most if self._tells else None
+        """Bytes, of all devices together; None where none can tell."""
+        return sum(self._most) if self.tells else None
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count this block."""
-        if not self._tells:
-            yield
-            return
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
         yield
-        torch.cuda.synchronize(self.device)
-        self._most = max(self._most, int(torch.cuda.max_memory_allocated(self.device)) - self._before)
-
-    def _allocated(self) -> int:
-        """Bytes of the tensors that are on the device."""
-        return int(torch.cuda.memory_allocated(self.device)) if self._tells else 0
+        for place, device in enumerate(self._devices):
+            torch.cuda.synchronize(device)
+            most = int(torch.cuda.max_memory_allocated(device)) - self._before[place]
+            self._most[place] = max(self._most[place], most)

@@ -188,7 +188,15 @@ class StateHost(RowHost):
 
 
 def serve(method: Method, loaded: LoadedModel) -> None:
-    """Raise MethodUnsupported for a method that cannot act on a model which carries more than a full KV cache."""
+    """Raise MethodUnsupported for a method that cannot act on a model which carries more than a full KV cache.
+
+    Nor on one of whose heads this process has some, where it treats them jointly.
+    """
+    if loaded.team is not None and (why := method.joint()):
+        raise MethodUnsupported(
+            f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
+            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+        )
     if loaded.states is None or isinstance(method, Fp16) or not loaded.states.serves(method):
         return
     kind = type(loaded.model).__name__

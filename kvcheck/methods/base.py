@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcheck.errors import MethodUnsupported
@@ -55,7 +55,9 @@ class MethodInfo:
     differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
     dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
     whole: the parameters with which everything is held and every answer is that of the full cache, "" where it always
-    is, None where no parameters do that. exempt: (property of kvcheck.conformance, why it does not hold by design).
+    is, None where no parameters do that. joint: why what it does to one kv head depends on the others of the model, ""
+    where it does not, so that the heads may lie in several processes. exempt: (property of kvcheck.conformance, why it
+    does not hold by design).
     """
 
     summary: str
@@ -71,6 +73,7 @@ class MethodInfo:
     formula: str = ""
     refuses: str = ""
     whole: str | None = None
+    joint: str = ""
     exempt: tuple[tuple[str, str], ...] = ()
 
 
@@ -115,6 +118,10 @@ class ModelShape:
         if heads % kv_heads:
             raise MethodUnsupported(f"{heads} query heads cannot be shared out over {kv_heads} kv heads")
         return cls(layers, heads, kv_heads, head_dim, rope=_rope(text, head_dim))
+
+    def part(self, parts: int) -> ModelShape:
+        """What one of several processes holds: its share of the heads of every layer."""
+        return replace(self, heads=self.heads // parts, kv_heads=self.kv_heads // parts)
 
     def token_bytes(self, batch: int = 1) -> int:
         """Bytes of one token of one layer in a full cache: keys and values of all kv heads."""
@@ -228,6 +235,10 @@ class Method:
         from kvcheck.spec import Spec
 
         return None if self.info.whole is None else Spec.parse(f"{self.name()}:{self.info.whole}".rstrip(":"))
+
+    def joint(self) -> str:
+        """Why its heads cannot lie in several processes (see MethodInfo.joint), "" where they can."""
+        return self.info.joint
 
     def rounding(self) -> tuple[float, float] | None:
         """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.

@@ -54,6 +54,7 @@ class CacheBlend(Method):
         shares_prefill=False,
         variant="one check layer (official; the paper filters layer by layer)",
         whole="recompute=1.0",
+        joint="it computes anew the tokens that differ most over all heads",
     )
 
     chunk: int = 256

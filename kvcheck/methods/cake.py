@@ -67,6 +67,10 @@ class Cake(Method):
         """Prefills by both workers."""
         return CakeHost(self, loaded)
 
+    def joint(self) -> str:
+        """Where the faster of two workers decides, several processes would split a prompt differently."""
+        return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else ""
+
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
         return (prompt + decoded,) * shape.layers

@@ -80,6 +80,10 @@ class Composed(Method):
         known = [part for part in parts if part is not None]
         return sum(known) if parts and len(known) == len(parts) else None
 
+    def joint(self) -> str:
+        """What either of them says."""
+        return self.first.joint() or self.second.joint()
+
     def rounding(self) -> tuple[float, float] | None:
         """What the second promises."""
         return self.second.rounding()

@@ -57,6 +57,7 @@ class DuoAttention(Method):
         variant="heads found by attention on a repeated random text (official: gates trained by distillation)",
         whole="sparsity=0.0",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
+        joint="its pattern and its search number the heads of the whole model",
     )
 
     heads: str = SEARCH

@@ -71,6 +71,7 @@ class InfLLM(Method):
                 "the tokens of a group choose their blocks together",
             ),
         ),
+        joint="all heads of a layer look up the same blocks",
     )
 
     init: int = 16

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from kvcheck import env
 from kvcheck.methods import _disk
 from kvcheck.methods._room import Room
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
@@ -61,9 +62,9 @@ class SaveLoadLayer(KVLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """Write, drop, read."""
         folder, number, device = self.method.folder, next(_NUMBERS), self.keys.device
-        path = (
-            Path(folder).expanduser() if folder else _temporary()
-        ) / f"prompt-{number}-layer-{self.index}.safetensors"
+        part = f"-part-{env.rank()}" if env.processes() > 1 else ""  # of the heads, which lie in several processes
+        name = f"prompt-{number}-layer-{self.index}{part}.safetensors"
+        path = (Path(folder).expanduser() if folder else _temporary()) / name
         about = {"layer": str(self.index), "tokens": str(self.seen), "shape": str(tuple(self.keys.shape))}
         _disk.write(path, self.keys, self.values, about)
         self.k = self.v = None

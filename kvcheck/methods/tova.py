@@ -36,6 +36,7 @@ class TOVA(Method):
         variant="the newest token may leave (official); original positions",
         whole="budget=100000",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
+        joint="all heads of a layer keep the same tokens",
     )
 
     budget: float | int = 0.5

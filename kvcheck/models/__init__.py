@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvcheck.models.devices import pick_device, pick_dtype, share_threads
     from kvcheck.models.encoder import Encoder
-    from kvcheck.models.loading import LoadedModel, load, pick_device, pick_dtype, share_threads
+    from kvcheck.models.loading import LoadedModel, Loading, load
 
-__all__ = ["EMBEDDED", "Encoder", "LoadedModel", "load", "pick_device", "pick_dtype", "share_threads"]
+__all__ = ["EMBEDDED", "Encoder", "LoadedModel", "Loading", "load", "pick_device", "pick_dtype", "share_threads"]
 
 
 EMBEDDED = ("mini", "mini_window")
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from kvcheck.models.encoder import Encoder
 
         return Encoder
+    if name in ("pick_device", "pick_dtype", "share_threads"):
+        from kvcheck.models import devices
+
+        return getattr(devices, name)
     if name in __all__:
         from kvcheck.models import loading
 

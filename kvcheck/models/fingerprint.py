@@ -25,8 +25,12 @@ _IMAGES = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 
 
-def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits of the model in `folder` (config.json, weights, tokenizer files)."""
+def fingerprint(folder: Path, *, rope: str = "", code: bool = False) -> str:
+    """Sixteen hex digits of the model in `folder` (config.json, weights, tokenizer files).
+
+    rope: what stands in place of the configuration's own, as kvcheck.models.rope writes it. code: the Python files
+    beside it are run, and count.
+    """
     digest = hashlib.sha256()
     digest.update(_config(folder / "config.json"))
     digest.update(_weights(folder))
@@ -37,6 +41,10 @@ def fingerprint(folder: Path) -> str:
     for name in _IMAGES:
         if (folder / name).is_file():
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    if rope:
+        digest.update(f"rope {rope}".encode())
+    for path in sorted(folder.glob("*.py")) if code else ():
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED, synthetic, vision
+from kvcheck.models import EMBEDDED, parallel, rope, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
+from kvcheck.models.parallel import Team
 
 if TYPE_CHECKING:
     from kvcheck.methods._states import States
@@ -27,13 +27,32 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How a model is loaded where that is not as usual.
+
+    rope: a RoPE in place of the model's own (kvcheck.models.rope), "" for its own. trusted: code that comes with the
+    model may run. layout: which device each part goes to, as accelerate's device_map; None for one device. team: the
+    processes that share it, None for one process.
+    """
+
+    rope: str = ""
+    trusted: bool = False
+    layout: str | dict[str, Any] | None = None
+    team: Team | None = None
+
+
+USUAL = Loading()
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model ready to run.
 
-    name: what the user typed ("mini", a folder, a hub id). fingerprint: sixteen hex digits over configuration, weights
-    and tokenizer. max_length: tokens that prompt and answer may have together; None where the model sets no limit.
-    states: how it carries what is no full KV cache; None where it carries nothing else. vision: how it sees images,
-    None where it reads text only.
+    name: what the user typed ("mini", a folder, a hub id), and "@" with the RoPE where it was given another one.
+    fingerprint: sixteen hex digits over configuration, weights and tokenizer. max_length: tokens that prompt and answer
+    may have together; None where the model sets no limit. states: how it carries what is no full KV cache; None where
+    it carries nothing else. vision: how it sees images; None where it reads text only. team: the processes of which
+    each holds a part of it; None where this one holds all.
     """
 
     model: Any
@@ -43,49 +62,96 @@ class LoadedModel:
     max_length: int | None
     states: States | None = None
     vision: Vision | None = None
+    team: Team | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Where the model takes token ids and gives logits."""
         return next(self.model.parameters()).device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that it computes on in this process, that one first."""
+        return tuple(dict.fromkeys(parameter.device for parameter in self.model.parameters()))
+
+    @property
     def shape(self) -> ModelShape:
-        """What a cache must know of it. Raises MethodUnsupported for attention that is not plain."""
+        """What a cache in this process must know of it. Raises MethodUnsupported for attention that is not plain."""
         from kvcheck.methods.base import ModelShape
 
         if self.states is None or self.states.windows:
-            return ModelShape.of(self.model.config)
+            whole = ModelShape.of(self.model.config)
+            return whole if self.team is None else whole.part(self.team.size)
         return self.states.shape
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USUAL) -> LoadedModel:
     """Load model and tokenizer.
 
     name: an embedded model ("mini"), a folder, a hub id ("owner/model"), or "random:SHAPE" (kvcheck.models.synthetic).
     dtype: what the model computes in. Raises SpecError for a name that leads nowhere or files that cannot be read,
-    MethodUnsupported for an architecture that has no KV cache or does not use transformers' attention interface.
+    MethodUnsupported for an architecture that has no KV cache or does not use transformers' attention interface, or
+    that cannot be shared out over the processes.
     """
     if synthetic.is_random(name):
+        if how != USUAL:
+            raise SpecError(f"{name} has random weights, on one device and with its own RoPE", "name a trained model")
         return _synthetic(name, device, dtype)
+    folder, local = _find(name)
+    from kvcheck.models import probing
+
+    model, tokenizer, limit = _read(name, dtype, how)
+    if how.team is None and how.layout is None:
+        model = model.to(device)
+    model = model.eval().requires_grad_(False)
+    if how.layout is not None:
+        _refuse_offloading(name, model)
+    shown = f"{name}@{how.rope}" if how.rope else name
+    slots = vision.Slots.of(name, model.config, tokenizer)
+    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model), slots), shown, "", limit, team=how.team)
+    if how.team is not None:
+        how.team.device = loaded.device
+        how.team.watch(model)
+    states = probing.find(loaded)
+    if states is None:
+        _check_interface(name, model, loaded.shape)
+    files = Path(folder) if local else _snapshot(folder, how.trusted, fetched=slots is None)
+    known = fingerprint(files, rope=how.rope, code=how.trusted)
+    return replace(loaded, fingerprint=known, states=states, vision=vision.eyes(name, model, slots, files))
+
+
+def _read(name: str, dtype: torch.dtype, how: Loading) -> tuple[Any, Any, int | None]:
+    """(model, tokenizer, longest sequence), with the weights where `how` says, else on the CPU. Raises as `load`."""
     folder, local = _find(name)
     from transformers import AutoConfig
     from transformers.utils import logging
 
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
-    from kvcheck.models import probing
 
     quiet, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if local:
         logging.disable_progress_bar()
+    files = {"local_files_only": local, "trust_remote_code": how.trusted}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        if how.trusted:
+            _refuse_foreign_code(name, folder, local)
+        config = AutoConfig.from_pretrained(folder, **files)
         _refuse_architecture(name, config)
-        tokenizer = _tokenizer(folder, local)
-        slots = vision.Slots.of(name, config, tokenizer)
-        options = {"dtype": dtype, "attn_implementation": ATTENTION, "local_files_only": local}
+        options = {"dtype": dtype, "attn_implementation": ATTENTION, **files}
+        limit = _limit(config)
+        if how.rope:
+            limit = rope.override(name, config, how.rope)
+            options["config"] = config
+        if how.team is not None:
+            parallel.refuse(name, config, how.team.size)
+            options |= parallel.sharding(how.team.size)
+        elif how.layout is not None:
+            options["device_map"] = how.layout
+        tokenizer = _tokenizer(folder, local, how.trusted)
         model = vision.loader(config).from_pretrained(folder, **options)
+        rope.steady(model)
+        return model, tokenizer, limit
     except KvcheckError:
         raise
     except Exception as error:
@@ -96,13 +162,6 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
         logging.set_verbosity(quiet)
         if bar:
             logging.enable_progress_bar()
-    model = model.to(device).eval().requires_grad_(False)
-    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model), slots), name, "", _limit(model))
-    states = probing.find(loaded)
-    if states is None:
-        _check_interface(name, model)
-    files = Path(folder) if local else _snapshot(folder, fetched=slots is None)
-    return replace(loaded, fingerprint=fingerprint(files), states=states, vision=vision.eyes(name, model, slots, files))
 
 
 def encoder_of(name: str) -> Encoder:
@@ -137,8 +196,9 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
 
     tokenizer = AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
     model = model.eval().requires_grad_(False)
-    _check_interface(name, model)
-    return LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), None)
+    loaded = LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), None)
+    _check_interface(name, model, loaded.shape)
+    return loaded
 
 
 def _find(name: str) -> tuple[str, bool]:
@@ -163,7 +223,7 @@ def _find(name: str) -> tuple[str, bool]:
     )
 
 
-def _tokenizer(folder: str, local: bool) -> Any:
+def _tokenizer(folder: str, local: bool, trusted: bool = False) -> Any:
     """The tokenizer of a folder or hub id.
 
     AutoTokenizer has a class of its own for some architectures, such as qwen2, and replaces the rules by which a
@@ -174,14 +234,14 @@ def _tokenizer(folder: str, local: bool) -> Any:
 
     named = get_tokenizer_config(folder, local_files_only=local).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if named == "TokenizersBackend" else AutoTokenizer
-    return kind.from_pretrained(folder, local_files_only=local)
+    return kind.from_pretrained(folder, local_files_only=local, trust_remote_code=trusted)
 
 
 def _unreadable(name: str, local: bool, error: Exception) -> SpecError:
     """The error for files that transformers could not load."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "does not recognize this architecture" in str(error) or "trust_remote_code" in str(error):
-        hint = "a newer transformers may know it; kvcheck runs no code that comes with a model"
+        hint = f"a newer transformers may know it; code that comes with it runs by --kv-trust-remote-code={name} only"
         return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
     if local:
         return SpecError(f"model {name!r} cannot be loaded: {reason}", "is the folder complete and undamaged?")
@@ -191,11 +251,12 @@ def _unreadable(name: str, local: bool, error: Exception) -> SpecError:
     )
 
 
-def _snapshot(hub_id: str, fetched: bool) -> Path:
+def _snapshot(hub_id: str, trusted: bool, fetched: bool) -> Path:
     """The folder of a hub model in the local cache. fetched: from_pretrained has had all of its files."""
     from huggingface_hub import snapshot_download
 
     patterns = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*processor_config.json"]
+    patterns += ["*.py"] * trusted
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=fetched))
     except Exception:  # an incomplete snapshot counts as missing there: from_pretrained fetches only what it needs
@@ -212,18 +273,47 @@ def _refuse_architecture(name: str, config: Any) -> None:
     vision.refuse(name, config)
 
 
-def _check_interface(name: str, model: Any) -> None:
+def _refuse_foreign_code(name: str, folder: str, local: bool) -> None:
+    """Refuse code of another repository than the one that was trusted, before it is fetched. Raises SpecError."""
+    from transformers import PretrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    config, _ = PretrainedConfig.get_config_dict(folder, local_files_only=local)
+    places = [*(config.get("auto_map") or {}).values()]
+    tokenizer = get_tokenizer_config(folder, local_files_only=local).get("auto_map") or {}
+    for found in tokenizer.values() if isinstance(tokenizer, dict) else [tokenizer]:
+        places += found if isinstance(found, (list, tuple)) else [found]
+    for place in places:
+        owner, apart, _ = str(place).partition("--")
+        if apart and owner != name:
+            raise SpecError(
+                f"the code of model {name!r} lies in another repository, {owner}, which was not named",
+                f"download both and set auto_map in its config.json, or use {owner} itself",
+            )
+
+
+def _refuse_offloading(name: str, model: Any) -> None:
+    """Refuse a model of which parts lie in host memory or on disk, to be moved in every forward. Raises SpecError."""
+    places = getattr(model, "hf_device_map", {})
+    kinds = {str(place) for place in places.values()}
+    outside = [part for part, place in places.items() if str(place) in ("cpu", "disk")]
+    if outside and kinds != {"cpu"}:
+        raise SpecError(
+            f"model {name!r} does not fit on the CUDA devices: {', '.join(outside[:3])}… would lie in host memory",
+            "more or larger devices, or torchrun over several machines",
+        )
+
+
+def _check_interface(name: str, model: Any, shape: ModelShape) -> None:
     """Refuse a model whose layers do not call kvcheck's attention with a cache. Raises MethodUnsupported.
 
     Declarations are not trusted: two tokens go through the model with a full cache, and every layer must see both.
     """
-    from kvcheck.methods.base import ModelShape
     from kvcheck.methods.fp16 import METHOD
 
     kind, hint = type(model).__name__, _INTERFACE
     if not getattr(model, "_supports_attention_backend", False):
         raise MethodUnsupported(f"model {name!r}: {kind} does not use the attention interface", hint)
-    shape = ModelShape.of(model.config)
     cache = METHOD().build(shape)
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
@@ -244,55 +334,7 @@ def _end_tokens(model: Any) -> tuple[int, ...]:
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
 
-def _limit(model: Any) -> int | None:
+def _limit(config: Any) -> int | None:
     """Longest sequence that the model was made for, in tokens."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device that `--kv-device` names: auto, cpu, cuda, cuda:1. A pytest-xdist worker takes the one of its number.
-
-    Raises SpecError for another word or a device that is not there.
-    """
-    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not count):
-        return torch.device("cpu")
-    if not re.fullmatch(r"auto|cuda(:\d+)?", wanted):
-        raise SpecError(f"unknown device {wanted!r}", did_you_mean(wanted, ["auto", "cpu", "cuda", "cuda:0"]))
-    index = int(wanted[5:]) if ":" in wanted else _worker() % max(count, 1)
-    if index >= count:
-        raise SpecError(f"device {wanted!r} is not there: torch sees {count} CUDA devices", "--kv-device cpu")
-    return torch.device("cuda", index)
-
-
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """What the model computes in. On the CPU always float32 (portable; K/V are rounded to 16 bits in the cache).
-
-    On CUDA `--kv-dtype`: auto and bfloat16 (bf16), float16 (fp16). Raises SpecError.
-    """
-    known = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-    known |= {"float16": torch.float16, "fp16": torch.float16}
-    if device.type == "cpu":
-        if wanted in ("auto", "float32"):
-            return torch.float32
-        raise SpecError(
-            f"dtype {wanted!r} is for CUDA",
-            "on the CPU the model computes in float32 and keys and values are stored in 16 bits: --kv-dtype auto",
-        )
-    if wanted not in known:
-        raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, known))
-    return known[wanted]
-
-
-def share_threads() -> None:
-    """Under pytest-xdist, give each worker its part of the cores."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if workers > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // workers))
-
-
-def _worker() -> int:
-    """Number of this worker of pytest-xdist, 0 without it."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)

@@ -6,6 +6,7 @@ Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,6 +62,16 @@ def pytest_configure(config: pytest.Config) -> None:
             from kvcheck.plugin import scheduling
 
             config.pluginmanager.register(scheduling.Scheduling(), "kvcheck-scheduling")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Under torchrun, all processes but the first follow it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not options.wanted(config):
+        return None
+    from kvcheck.plugin import ranks
+
+    return ranks.main(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -164,9 +175,9 @@ def kv_suspect(request: pytest.FixtureRequest) -> KvSuspect:
 @pytest.hookimpl(trylast=True)
 def pytest_kvcheck_open(settings: Settings) -> Any:
     """The in-process engine, unless a plugin opened another one."""
-    from kvcheck.engine import Session
+    from kvcheck.engine import open_engine
 
-    return Session.open(settings)
+    return open_engine(settings)
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,7 +10,10 @@ import pytest
 
 from kvcheck.plugin import options
 
-PLACE = ("model", "device", "dtype", "query_aware", "seed", "baselines")
+PLACE = (
+    *("model", "rope", "trust_remote_code", "device", "attention", "dtype"),
+    *("query_aware", "seed", "baselines"),
+)
 """Options that decide which records a command is about: without them it would read and write others."""
 
 SELECTION = ("profile", "lengths", "tasks", "modes", "n")

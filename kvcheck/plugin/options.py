@@ -53,7 +53,7 @@ OPTIONS = (
     Option("tasks", "tasks, such as kv,needle (default: the profile's)", "NAME,…"),
     Option("modes", "single, multi_turn, multi_request (default: the profile's)", "MODE,…"),
     Option("n", "contexts per case (default: the profile's)", "N"),
-    Option("device", "auto, cpu, cuda, cuda:1, … (default: auto)", "DEVICE"),
+    Option("device", "auto, cpu, cuda, cuda:1, …, or spread: layers on all GPUs (default: auto)", "DEVICE"),
     Option("dtype", "auto, float32, float16 or bfloat16 (default: auto)", "DTYPE"),
     Option(
         "query_aware", "is the question visible at compression: mode, yes or no (default: the mode decides)", "WHEN"
@@ -84,6 +84,9 @@ OPTIONS = (
     Option("compat", "score public benchmarks with the slips of their own code"),
     Option("chat", "chat template of the model: task (as the benchmark does), yes or no (default: task)", "WHEN"),
     Option("history", "answers in a conversation: task (as the benchmark does), own or gold (default: task)", "WHOSE"),
+    Option("rope", "RoPE in place of the model's own, such as yarn:factor=4 or default:theta=1e6", "KIND:KEY=X,…"),
+    Option("attention", "kernel of attention: auto, math, flash, efficient or cudnn (default: auto)", "KERNEL"),
+    Option("trust_remote_code", "run the code that comes with this model: its --kv-model again, by name", "NAME"),
     Option("resume", "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"),
 )
 

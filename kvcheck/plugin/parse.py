@@ -12,7 +12,7 @@ from typing import Any
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.record import MODES
-from kvcheck.settings import AGAINST, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
+from kvcheck.settings import AGAINST, ATTENTION, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
 
 ALIASES = {"method": "methods", "length": "lengths", "task": "tasks", "mode": "modes"}
 CHOICES = {
@@ -23,6 +23,7 @@ CHOICES = {
     "chat": CHAT,
     "history": HISTORY,
     "dtype": DTYPES,
+    "attention": ATTENTION,
 }
 
 
@@ -62,7 +63,14 @@ def settings(raw: Mapping[str, Any], source: Mapping[str, str]) -> Settings:
         where = source.get(name, name)
         where = where if where.startswith("--") else f"{where} {name}"
         result[name] = READERS.get(name, _text)(value, where, name)
-    return Settings(**result)
+    found = Settings(**result)
+    if found.trust_remote_code not in ("", found.model):
+        raise SpecError(
+            f"{source.get('trust_remote_code')}: {found.trust_remote_code} is not the model of this session, "
+            f"which is {found.model}",
+            f"to run the code that comes with it: --kv-model={found.model} --kv-trust-remote-code={found.model}",
+        )
+    return found
 
 
 def _text(value: Any, where: str, name: str) -> str:
@@ -194,9 +202,19 @@ def _alpha(value: Any, where: str, name: str) -> float:
 
 def _device(value: Any, where: str, name: str) -> str:
     text = _text(value, where, name)
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise SpecError(f"{where}: unknown device {text!r}", did_you_mean(text, ["auto", "cpu", "cuda", "cuda:0"]))
+    if not re.fullmatch(r"auto|cpu|spread|cuda(:\d+)?", text):
+        known = ["auto", "cpu", "cuda", "cuda:0", "spread"]
+        raise SpecError(f"{where}: unknown device {text!r}", did_you_mean(text, known))
     return text
+
+
+def _rope(value: Any, where: str, name: str) -> str:
+    from kvcheck.models import rope
+
+    try:
+        return rope.canonical(_text(value, where, name))
+    except SpecError as error:
+        raise SpecError(f"{where}: {error.message}", error.hint) from None
 
 
 def _timeout(value: Any, where: str, name: str) -> float:
@@ -220,5 +238,6 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "budget": _budget,
     "alpha": _alpha,
     "device": _device,
+    "rope": _rope,
     "timeout": _timeout,
 }

@@ -13,7 +13,7 @@ from kvcheck import __version__, env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
-from kvcheck.settings import PROMPTS, Settings
+from kvcheck.settings import MODEL, PROMPTS, Settings
 
 if TYPE_CHECKING:
     from kvcheck.record import CaseRecord, Run
@@ -149,7 +149,7 @@ def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
         raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
     run = read_run(path)
     header, texts = run.header, settings.texts()
-    same = ("device", "dtype", "query_aware", *PROMPTS)
+    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
     facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
     facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
     for name, then, now in facts:

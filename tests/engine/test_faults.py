@@ -121,6 +121,17 @@ def test_a_context_longer_than_the_model_is_refused(session: Session, case: Call
     session.run_case(case(length=most - 2, n=1), "fp16")
 
 
+def test_a_context_longer_than_the_model_is_refused_before_any_forward(
+    session: Session, case: Callable[..., CaseId]
+) -> None:
+    fed: list[int] = []
+    hook = session.loaded.model.register_forward_pre_hook(lambda *_: fed.append(1))
+    with pytest.raises(ContextTooLong):
+        session.run_case(case(length=505, n=2), "fp16")
+    hook.remove()
+    assert not fed
+
+
 def test_a_conversation_needs_room_for_all_of_its_turns(session: Session, case: Callable[..., CaseId]) -> None:
     session.run_case(case("multi_request", length=495, n=1), "fp16")
     with pytest.raises(ContextTooLong):

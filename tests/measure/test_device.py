@@ -111,7 +111,7 @@ class Allocator:
 
 def test_a_peak_counts_its_blocks_and_nothing_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator(monkeypatch, now=1000)
-    peak = Peak(GPU)
+    peak = Peak([GPU])
     with peak.counting():
         allocator.take(300)
         allocator.take(-200)
@@ -124,7 +124,7 @@ def test_a_peak_counts_its_blocks_and_nothing_between_them(monkeypatch: pytest.M
 
 def test_what_a_block_leaves_behind_is_there_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator(monkeypatch, now=0)
-    peak = Peak(GPU)
+    peak = Peak([GPU])
     for _ in range(2):
         with peak.counting():
             allocator.take(100)
@@ -132,7 +132,7 @@ def test_what_a_block_leaves_behind_is_there_in_the_next(monkeypatch: pytest.Mon
 
 
 def test_a_cpu_knows_no_peak() -> None:
-    peak = Peak(torch.device("cpu"))
+    peak = Peak([torch.device("cpu")])
     with peak.counting():
         torch.zeros(10)
     assert peak.bytes is None
@@ -140,5 +140,5 @@ def test_a_cpu_knows_no_peak() -> None:
 
 def test_the_stopwatch_waits_for_the_device_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator(monkeypatch, now=0)
-    _, waits = latency.stopwatch(GPU, lambda: allocator.waits)
+    _, waits = latency.stopwatch([GPU], lambda: allocator.waits)
     assert (waits, allocator.waits) == (1, 2)

@@ -65,7 +65,7 @@ def test_a_timer_that_runs_nothing_is_an_error_and_not_a_pass() -> None:
 
 
 def test_the_stopwatch_gives_the_result_too() -> None:
-    seconds, result = latency.stopwatch(torch.device("cpu"), lambda: sum(range(1000)))
+    seconds, result = latency.stopwatch([torch.device("cpu")], lambda: sum(range(1000)))
     assert seconds > 0
     assert result == 499500
 

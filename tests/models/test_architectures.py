@@ -439,7 +439,7 @@ def test_an_unknown_architecture_is_refused(
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpecError, match=f"cannot be loaded: .*{says}") as caught:
         load(str(copied), CPU, torch.float32)
-    assert "kvcheck runs no code that comes with a model" in caught.value.hint
+    assert "code that comes with it runs by --kv-trust-remote-code=" in caught.value.hint
 
 
 def test_a_class_that_carries_nothing_is_refused(tmp_path: Path) -> None:

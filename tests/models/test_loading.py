@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.models import Encoder, LoadedModel, load, loading, pick_device, pick_dtype
+from kvcheck.models import Encoder, LoadedModel, devices, load, loading, pick_device, pick_dtype
 from kvcheck.models.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
@@ -230,8 +230,8 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    loading.share_threads()
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    devices.share_threads()
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
-    loading.share_threads()
+    devices.share_threads()
     assert asked == [2]

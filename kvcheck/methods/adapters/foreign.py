@@ -56,6 +56,10 @@ class Foreign(Method):
         """Refused: a foreign cache needs its model."""
         raise KvcheckError(f"{self.given} is made on a model", "use method.host(loaded).prefill(ids)")
 
+    def joint(self) -> str:
+        """Taken for granted, as everything else."""
+        return "what a foreign method does between heads is out of sight"
+
     def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
         """Not declared."""
         return None

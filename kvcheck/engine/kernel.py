@@ -1,0 +1,68 @@
+"""`--kv-attention`: which kernel of torch's scaled_dot_product_attention reads the cache, in every layer and method.
+
+The attention of a method is its own; what can be chosen is the kernel that it runs on. With `auto` torch chooses one
+for each call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kvcheck.errors import SpecError
+from kvcheck.methods import _kernels
+from kvcheck.models import LoadedModel
+
+KERNELS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+ROWS = {"a prompt": (16, 16), "a follow-up behind a prompt": (4, 16), "a decoded token": (1, 16)}
+"""(new tokens, all tokens) of what a kernel must serve."""
+
+
+def use(name: str, loaded: LoadedModel) -> None:
+    """Let every forward of the model use this kernel; "auto" leaves the choice to torch.
+
+    Raises SpecError for one that this device, dtype or model cannot have.
+    """
+    if name == "auto":
+        return
+    for what, sizes in ROWS.items():
+        problem = _refusal(name, loaded, *sizes)
+        if problem:
+            served = [each for each in KERNELS if not any(_refusal(each, loaded, *one) for one in ROWS.values())]
+            raise SpecError(
+                f"--kv-attention={name}: torch has no such kernel for {what} of {loaded.name} on {loaded.device} in "
+                f"{str(loaded.model.dtype).removeprefix('torch.')}",
+                f"--kv-attention=auto, or {' or '.join(served)}",
+            )
+    entered: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        entered.append(sdpa_kernel(KERNELS[name]))
+        entered[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        if entered:  # a hook before `enter` may have raised
+            entered.pop().__exit__(None, None, None)
+
+    loaded.model.register_forward_pre_hook(enter)
+    loaded.model.register_forward_hook(leave, always_call=True)
+
+
+def _refusal(name: str, loaded: LoadedModel, rows: int, columns: int) -> str:
+    """Why a kernel does not run as a layer of the model calls it, "" where it does."""
+    shape, where = loaded.shape, {"device": loaded.device, "dtype": loaded.model.dtype}
+    query = torch.zeros(1, shape.heads, rows, shape.head_dim, **where)
+    keys, values = (torch.zeros(1, shape.kv_heads, columns, shape.head_dim, **where) for _ in "kv")
+    try:
+        with torch.inference_mode(), sdpa_kernel(KERNELS[name]):
+            _kernels.attend_block(query, keys, values, None)
+    except RuntimeError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,106 @@
+"""Where a model computes and in what dtype, as `--kv-device` and `--kv-dtype` say."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.util import find_spec
+
+import torch
+
+from kvcheck import env
+from kvcheck.errors import SpecError, did_you_mean
+
+SPREAD = "spread"
+"""The word of --kv-device that puts the layers of one model on all CUDA devices."""
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that `--kv-device` names: auto, cpu, cuda, cuda:1; of `spread`, the first one, which takes the tokens.
+
+    A pytest-xdist worker and a process of torchrun take the one of their number. Raises SpecError for another word or a
+    device that is not there.
+    """
+    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if env.processes() > 1:
+        _of_a_process(wanted)
+    if wanted == SPREAD:
+        _spread(count)
+        return torch.device("cuda", 0)
+    if wanted == "cpu" or (wanted == "auto" and not count):
+        return torch.device("cpu")
+    if not re.fullmatch(r"auto|cuda(:\d+)?", wanted):
+        raise SpecError(f"unknown device {wanted!r}", did_you_mean(wanted, ["auto", "cpu", "cuda", "cuda:0", SPREAD]))
+    index = int(wanted[5:]) if ":" in wanted else env.local_rank() or _worker() % max(count, 1)
+    if index >= count:
+        wanted = wanted if ":" in wanted else f"cuda:{index}"
+        raise SpecError(f"device {wanted!r} is not there: torch sees {count} CUDA devices", "--kv-device cpu")
+    return torch.device("cuda", index)
+
+
+def _of_a_process(wanted: str) -> None:
+    """Raise SpecError for a device that a process of torchrun does not take."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise SpecError(
+            f"--kv-device={wanted}: each process of torchrun takes the device of its own number", "--kv-device=auto"
+        )
+    if wanted == "cpu" and torch.cuda.is_available():
+        raise SpecError(
+            "--kv-device=cpu: transformers shares a model out over CUDA devices where there are some",
+            "hide them: CUDA_VISIBLE_DEVICES= torchrun …",
+        )
+
+
+def _spread(count: int) -> None:
+    """Raise SpecError where a model cannot be spread over `count` CUDA devices."""
+    if not count:
+        raise SpecError("--kv-device=spread: torch sees no CUDA device to put layers on", "--kv-device=cpu")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        raise SpecError(
+            "--kv-device=spread: workers of pytest-xdist would load the model once each, on the same devices",
+            "leave -n out",
+        )
+
+
+def layout(wanted: str) -> str | None:
+    """How `--kv-device` spreads a model: accelerate's device_map, None for one device. Raises SpecError."""
+    if wanted != SPREAD:
+        return None
+    if find_spec("accelerate") is None:
+        raise SpecError(
+            "--kv-device=spread: layers are put on several devices through accelerate, which is not here",
+            "pip install accelerate",
+        )
+    return "auto"
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """What the model computes in. On the CPU always float32 (portable; K/V are rounded to 16 bits in the cache).
+
+    On CUDA `--kv-dtype`: auto and bfloat16 (bf16), float16 (fp16). Raises SpecError.
+    """
+    known = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+    known |= {"float16": torch.float16, "fp16": torch.float16}
+    if device.type == "cpu":
+        if wanted in ("auto", "float32"):
+            return torch.float32
+        raise SpecError(
+            f"dtype {wanted!r} is for CUDA",
+            "on the CPU the model computes in float32 and keys and values are stored in 16 bits: --kv-dtype auto",
+        )
+    if wanted not in known:
+        raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, known))
+    return known[wanted]
+
+
+def share_threads() -> None:
+    """Under pytest-xdist, give each worker its part of the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // workers))
+
+
+def _worker() -> int:
+    """Number of this worker of pytest-xdist, 0 without it."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)
