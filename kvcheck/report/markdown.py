@@ -78,6 +78,10 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         body += [cells(task, False) for task in tasks]
     if body:
         yield from grid(HEAD, body)
+    turns = terminal.turn_rows(rows.judged(run, method), known)
+    if turns:
+        yield from grid(turns[0], turns[1:])
+    yield from parts(rows.judged(run, method), known)
     yield from costs(records)
     repeated = terminal.own_record_text(*rows.own_record(run, records))
     if repeated:
@@ -85,6 +89,16 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield ""
     yield from doubts(run, records)
     yield from lost(run, method)
+
+
+def parts(records: Sequence[CaseRecord], known: References) -> Iterator[str]:
+    """By subtask, where a task has several."""
+    body = []
+    for one in rows.parts(records, known):
+        before = "" if one.before is None else f"{one.before:.3f}"
+        body.append((escape(f"{one.task} {one.subtask}"), before, f"{one.after:.3f}", str(one.answers)))
+    if body:
+        yield from grid(("subtask", "fp16", "method", "answers"), body)
 
 
 def costs(records: Sequence[CaseRecord]) -> Iterator[str]:

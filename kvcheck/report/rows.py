@@ -34,6 +34,17 @@ class Row:
     alone: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """The answers of one kind in the cases of a task: mean score of fp16 (None where not known) and of the method."""
+
+    task: str
+    subtask: str
+    before: float | None
+    after: float
+    answers: int
+
+
 def key(record: CaseRecord) -> str:
     """How the run names the verdicts of a record."""
     return f"{record.case}|{record.method}"
@@ -165,6 +176,31 @@ def turns(records: Iterable[CaseRecord]) -> list[float]:
                     scores.append([])
                 scores[number].append(turn.score)
     return [sum(column) / len(column) for column in scores]
+
+
+def parts(records: Iterable[CaseRecord], known: References) -> list[Part]:
+    """By subtask, for tasks that have several: what a conversation mixes, the lengths of LongBench-E, depths."""
+    scores: dict[str, dict[str, list[tuple[float | None, float]]]] = {}
+    for record in records:
+        before = {now.index: then for then, now in pairs(record, known)}
+        for sample in record.samples:
+            then = before.get(sample.index)
+            for at, turn in enumerate(sample.turns):
+                if turn.subtask:
+                    found = scores.setdefault(record.case.task, {}).setdefault(turn.subtask, [])
+                    found.append((None if then is None else then.turns[at].score, turn.score))
+    return [
+        _part(task, subtask, found)
+        for task, subtasks in sorted(scores.items())
+        for subtask, found in sorted(subtasks.items())
+        if len(subtasks) > 1
+    ]
+
+
+def _part(task: str, subtask: str, found: Sequence[tuple[float | None, float]]) -> Part:
+    before = [then for then, _ in found if then is not None]
+    mean = sum(before) / len(before) if len(before) == len(found) else None
+    return Part(task, subtask, mean, sum(after for _, after in found) / len(found), len(found))
 
 
 def drift(records: Iterable[CaseRecord]) -> dict[str, float]:

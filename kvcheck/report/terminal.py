@@ -35,6 +35,7 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield ""
         yield from grids(run, judged, known)
         yield from turn_lines(judged, known)
+        yield from part_lines(judged, known)
         yield from memory_lines(judged)
     yield from latency_lines(records)
     yield from drift_lines(records)
@@ -113,18 +114,38 @@ def grids(run: Run, records: Sequence[CaseRecord], known: References) -> Iterato
         yield ""
 
 
-def turn_lines(records: Sequence[CaseRecord], known: References) -> Iterator[str]:
-    """Accuracy turn by turn in multi-turn mode."""
+def turn_rows(records: Sequence[CaseRecord], known: References) -> list[tuple[str, ...]]:
+    """Accuracy turn by turn in multi-turn mode, head first; nothing where there is one turn only."""
     mine = rows.turns(records)
     if len(mine) < 2:
-        return
-    partners = [known[record.case.key] for record in records if record.case.key in known]
-    theirs = rows.turns(partners)
+        return []
+    theirs = rows.turns([known[record.case.key] for record in records if record.case.key in known])
     body = [("multi-turn accuracy", *(f"turn {number}" for number in range(1, len(mine) + 1)))]
-    if len(theirs) == len(mine):
-        body.append(("  fp16", *(f"{value:.3f}" for value in theirs)))
-    body.append(("  method", *(f"{value:.3f}" for value in mine)))
-    yield from (short(line, WIDTH) for line in columns(body, "<" + ">" * len(mine)))
+    for name, values in (("fp16", theirs), ("method", mine)):
+        if len(values) == len(mine):
+            body.append((name, *(f"{value:.3f}" for value in values)))
+    return body
+
+
+def turn_lines(records: Sequence[CaseRecord], known: References) -> Iterator[str]:
+    """Accuracy turn by turn in multi-turn mode."""
+    body = turn_rows(records, known)
+    if body:
+        indented = [body[0], *((f"  {row[0]}", *row[1:]) for row in body[1:])]
+        yield from (short(line, WIDTH) for line in columns(indented, "<" + ">" * (len(body[0]) - 1)))
+        yield ""
+
+
+def part_lines(records: Sequence[CaseRecord], known: References) -> Iterator[str]:
+    """Accuracy by subtask, where a task has several."""
+    found = rows.parts(records, known)
+    if not found:
+        return
+    body = [("by subtask", "fp16 -> method", "answers")]
+    for one in found:
+        before = "  ?  " if one.before is None else f"{one.before:.3f}"
+        body.append((short(f"  {one.task} {one.subtask}", 40), f"{before} -> {one.after:.3f}", str(one.answers)))
+    yield from columns(body, "<>>")
     yield ""
 
 

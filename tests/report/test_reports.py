@@ -76,6 +76,41 @@ def test_a_report_says_what_a_newcomer_asks(run: Run, report: object) -> None:
     assert "IndexError: no slot" in text
 
 
+def mixed(method: str, scores: tuple[float, float]) -> CaseRecord:
+    """A conversation that mixes two kinds of questions."""
+    one = record("scbench/repoqa_and_kv", "multi_turn", "multi_task", method, 0)
+    turns = tuple(TurnRecord(score, "a", kind) for kind, score in zip(("repoqa", "kv"), scores, strict=True))
+    return replace(one, samples=tuple(replace(sample, turns=turns) for sample in one.samples))
+
+
+@pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
+def test_a_report_tells_the_subtasks_of_a_task_apart(report: object) -> None:
+    run = Run(HEADER, (mixed("fp16", (1.0, 0.75)), mixed(METHOD, (0.25, 0.5))), {}, {})
+    lines = [line for line in report.lines(run) if "repoqa_and_kv" in line]  # type: ignore[attr-defined]
+    told = [" ".join(line.replace("|", " ").replace("->", " ").split()) for line in lines]
+    assert "scbench/repoqa_and_kv kv 0.750 0.500 8" in told
+    assert "scbench/repoqa_and_kv repoqa 1.000 0.250 8" in told
+
+
+def test_fp16_is_left_out_of_a_subtask_that_it_was_not_measured_on() -> None:
+    alone = mixed(METHOD, (0.25, 0.5))
+    assert [(one.subtask, one.before, one.answers) for one in rows.parts([alone], {})] == [
+        ("kv", None, 8),
+        ("repoqa", None, 8),
+    ]
+
+
+def test_a_task_of_one_kind_has_no_subtasks() -> None:
+    assert rows.parts([record("needle", "single", "needle", METHOD, 0)], {}) == []
+
+
+@pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
+def test_a_report_says_how_each_turn_went(run: Run, report: object) -> None:
+    text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
+    assert "turn 1" in text
+    assert "turn 3" in text
+
+
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
 def test_a_report_says_how_the_method_stands_to_its_own_record(run: Run, report: object) -> None:
     text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
