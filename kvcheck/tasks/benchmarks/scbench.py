@@ -210,13 +210,19 @@ def _turn(place: int, turn: Mapping[str, Any], question: str, row: Row, job: Job
         question,
         references,
         _MIXED[name][kind] if name in _MIXED else rule.new,
-        (job.compat and rule.compat) or rule.metric,
+        (job.compat and rule.compat) or _metric(kind, row, rule),
         subtask=kind if name in _MIXED else "",
         options=options,
         space=space_after(question),
         target=str(turn["answer"]),
         lead=SUMMARY_LEAD if job.compat and not job.scdq and name == "summary" and place else "",
     )
+
+
+def _metric(kind: str, row: Row, rule: Kind) -> str:
+    """The metric of a question; that of a function depends on its language."""
+    language = str(row.get("lang", "python"))
+    return f"{rule.metric}_{language}" if kind == "repoqa" and language != "python" else rule.metric
 
 
 def _columns(name: str) -> dict[str, type | tuple[type, ...]]:

@@ -7,10 +7,12 @@ keep a slip of the benchmark's code for comparison with published numbers; the p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, numbers, own, text
 from kvcheck.tasks.metrics.base import Metric, Rule, best_of
+from kvcheck.tasks.metrics.functions import LANGUAGES
 from kvcheck.tasks.metrics.text import first_line
 
 __all__ = ["METRICS", "Metric", "first_line", "score"]
@@ -32,6 +34,13 @@ def _whole(name: str, binary: bool, rule: Rule, source: str, refuses_empty: bool
 
 def _first_sentence(function: object) -> str:
     return (function.__doc__ or "").split("\n\n")[0].strip()
+
+
+def _repoqa(language: str) -> Metric:
+    """The metric for one language; Python's has the plain name."""
+    name, rule = f"repoqa_{language}", partial(code.repoqa, language=language)
+    source = f"RepoQA, SCBench (nltk BLEU-4, tree-sitter), {language}"
+    return Metric("repoqa" if language == "python" else name, BINARY, rule, source, _first_sentence(code.repoqa), True)
 
 
 _ALL = (
@@ -64,7 +73,7 @@ _ALL = (
     _whole("math_calc_compat", GRADED, infinite.math_calc_compat, "InfiniteBench, with its slip"),
     _whole("choice", BINARY, choice.choice, "kvcheck, in place of SCBench's first-letter rule"),
     _whole("choice_compat", BINARY, choice.choice_compat, "SCBench, InfiniteBench"),
-    _whole("repoqa", BINARY, code.repoqa, "RepoQA, SCBench (nltk BLEU-4)", True),
+    *(_repoqa(language) for language in LANGUAGES),
     _each("passkey_exact", BINARY, contain.passkey_exact, "longctx_bench", True),
     _each("passkey_partial", GRADED, contain.passkey_partial, "longctx_bench", True),
     _each("longbench_v2", BINARY, choice.longbench_v2, "LongBench v2"),

@@ -8,6 +8,7 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
+from kvcheck.errors import SpecError
 from kvcheck.tasks.metrics.text import rouge_l, token_f1
 
 
@@ -33,10 +34,13 @@ def normalize_zh(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _jieba() -> Any:
-    """The jieba module, loaded on first use and without its log lines."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its source has invalid escape sequences
-        import jieba
+    """The jieba module, loaded on first use and without its log lines. Raises SpecError where it is missing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its source has invalid escape sequences
+            import jieba
+    except ImportError as error:
+        raise SpecError(f"Chinese words are cut by jieba: {error}", "pip install 'kvcheck[metrics]'") from error
     jieba.setLogLevel(logging.ERROR)
     return jieba
 
