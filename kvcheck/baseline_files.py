@@ -191,7 +191,7 @@ class FileStore(Reader):
     writable = True
 
     def __init__(self, root: str | Path) -> None:
-        super().__init__(str(root))
+        super().__init__(str(Path(root).expanduser()))
 
     def _text(self, path: str) -> tuple[Any, str] | None:
         try:
@@ -206,7 +206,8 @@ class FileStore(Reader):
             raise BaselineError(f"{path} cannot be read: {error}", f"ls -l {path}") from error
 
     def _paths(self) -> list[str]:
-        return sorted(str(path) for path in Path(self.root).glob("*/*.txt"))
+        found = Path(self.root).glob("*/*.txt")
+        return sorted(f"{self.root}/{path.parent.name}/{path.name}" for path in found)
 
     def write(self, path: str, text: str) -> None:
         """Put a whole file there, for push. Raises BaselineError, with the old file as it was."""

@@ -1,4 +1,4 @@
-"""The command line `kvcheck`: lists, compares and reports; works on files, and without torch but for `doctor`."""
+"""The command line `kvcheck`: lists, compares and reports on files, without torch; measures and records with it."""
 
 from __future__ import annotations
 

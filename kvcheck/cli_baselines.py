@@ -77,7 +77,8 @@ def _verify(given: argparse.Namespace) -> int:
     problems, entries = store.verify(), store.entries()
     read = [path for path, _ in problems] + [entry.path for entry in entries]
     roots = [open_place(place).root for place in places(given.baselines)] if given.baselines is not None else []
-    problems += [(root, "there are no baselines") for root in roots if not any(path.startswith(root) for path in read)]
+    empty = [root for root in roots if not any(path.startswith(f"{root}/") for path in read)]
+    problems += [(root, "there are no baselines") for root in empty]
     if not problems:
         print(f"{plural(len(entries), 'file')}, all readable and whole")
     return _tell(problems)

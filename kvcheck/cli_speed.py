@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvcheck.errors import KvcheckError
 from kvcheck.record import CaseRecord, Run, RunHeader, cost_case, cost_record
 from kvcheck.settings import DTYPES, TIMEOUT, Settings
+from kvcheck.spec import split_specs
 
 if TYPE_CHECKING:
     from kvcheck.engine import Session
@@ -63,21 +63,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     speed.set_defaults(run=_speed)
 
 
-def specs(text: str) -> list[str]:
-    """The specs of a list; a part that reads key=value belongs to the spec before it.
-
-    >>> specs("fp16,snapkv:budget=0.25,window=32,kivi:bits=4")
-    ['fp16', 'snapkv:budget=0.25,window=32', 'kivi:bits=4']
-    """
-    found: list[str] = []
-    for part in text.split(","):
-        if found and re.match(r"\s*\w+\s*=", part):
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return found
-
-
 def _speed(given: argparse.Namespace) -> int:
     """0 where every row was measured, 1 where something was not."""
     from kvcheck.cli_checks import OK, REGRESSION, show
@@ -102,14 +87,20 @@ def _speed(given: argparse.Namespace) -> int:
 
 def _plan(given: argparse.Namespace) -> Plan:
     """The arguments, checked as the options of the same names. Raises KvcheckError."""
+    from kvcheck import env
     from kvcheck.plugin import parse
 
+    if env.processes() > 1:
+        raise KvcheckError(
+            f"torchrun started {env.processes()} processes: kvcheck speed measures a model in one",
+            "leave torchrun out; --device spread puts the layers of a model on all GPUs",
+        )
     if given.rounds < 1 or given.batch < 1 or given.timeout < 0:
         raise KvcheckError(
             "--rounds and --batch are numbers from 1 up, --timeout from 0 up", "kvcheck speed --rounds 9 --batch 8"
         )
     raw: dict[str, Any] = {"model": given.model, "device": given.device, "dtype": given.dtype}
-    raw |= {"methods": specs(given.methods), "lengths": given.lengths, "timeout": given.timeout}
+    raw |= {"methods": split_specs(given.methods), "lengths": given.lengths, "timeout": given.timeout}
     return Plan(parse.settings(raw, {name: f"--{name}" for name in raw}), given.rounds, given.batch)
 
 
@@ -137,7 +128,7 @@ def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
         git=commit,
         dirty=dirty,
         packages=env.packages(),
-        machine=env.machine(str(session.loaded.device)),
+        machine=env.machine(plan.settings.device),
         model=session.fingerprint,
         model_name=session.model_name,
         settings=settings,

@@ -62,7 +62,8 @@ def machine(device: str = "auto") -> dict[str, str]:
     """CPU model, cores this process may use, system, Python; the processes of torchrun, where there are several.
 
     When torch has been imported already also its threads and, unless `device` is cpu, the GPU that `device` names
-    ("cuda:1"; the first one where it names none) with its driver, power limit and highest clocks.
+    ("cuda:1"; the first one where it names none) with its driver, power limit and highest clocks; how many there are
+    where the layers of the model lie on all of them (spread).
     """
     found = {
         "cpu": _cpu_model(),
@@ -79,6 +80,8 @@ def machine(device: str = "auto") -> dict[str, str]:
     if device != "cpu" and cuda is not None and cuda.is_available():
         index = int(device.partition(":")[2] or 0)
         found["gpu"] = str(cuda.get_device_name(index))
+        if device == "spread":
+            found["gpus"] = str(cuda.device_count())
         found["cuda"] = str(torch.version.cuda)  # type: ignore[union-attr]
         found |= _smi(gpu_id(index))
     return found

@@ -154,6 +154,32 @@ def test_a_choice_that_is_not_there_is_refused(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", ["own/", "./own", "."])
+def test_a_folder_is_the_same_however_it_is_written(
+    own: FileStore, shared: Reader, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(own, fp16(2), METHOD)
+    monkeypatch.chdir(own.root if written == "." else tmp_path)
+    assert main(["baselines", "verify", "--baselines", written]) == 0
+    assert main(["baselines", "push", "--from", written, "--to", shared.root]) == 0
+    assert scores(shared, "snapkv") == 0.5
+
+
+def test_a_folder_may_lie_at_home(own: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FileStore("~/own").root == own.root
+
+
+def test_a_folder_beside_another_of_a_longer_name_holds_nothing_of_it(
+    own: FileStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(own, fp16(2))
+    short = own.root[:-1]
+    Path(short).mkdir()
+    assert main(["baselines", "verify", "--baselines", f"{own.root},{short}"]) == 1
+    assert f"{short}: there are no baselines" in capsys.readouterr().err
+
+
 def test_an_empty_store_is_not_published(own: FileStore, shared: Reader, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(own, shared) == 2
     assert f"no baselines to publish in {own.root}" in capsys.readouterr().err

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from kvcheck import cli_speed
 from kvcheck.cli import main
 from kvcheck.engine import Session
+from kvcheck.engine import speed as engine_speed
 from kvcheck.errors import MethodFailed
 from kvcheck.methods.h2o import H2O
+from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import speed
 from kvcheck.runfile import read_run, write_run
 
@@ -189,10 +190,26 @@ def test_a_slip_is_said_before_anything_is_measured(
     assert not measured
 
 
-def test_commas_within_a_spec_do_not_end_it() -> None:
-    assert cli_speed.specs("fp16,snapkv:budget=0.25,window=32,kivi:bits=4,snapkv+kivi:bits=4,group=32") == [
-        "fp16",
-        "snapkv:budget=0.25,window=32",
-        "kivi:bits=4",
-        "snapkv+kivi:bits=4,group=32",
-    ]
+def test_processes_of_torchrun_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: list[str]
+) -> None:
+    """Each would print a table of its part, and write the same file."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*TINY, "--methods", "fp16"]) == 2
+    assert "torchrun" in capsys.readouterr().err
+    assert not measured
+
+
+def test_what_a_row_left_behind_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the time limit ended it."""
+    told: list[str] = []
+
+    def endless(self: Session, method: str, length: int) -> Any:
+        told.append(method)
+        raise TimeLimit
+
+    monkeypatch.setattr(engine_speed, "_let_go", lambda: told.append("freed"))
+    monkeypatch.setattr(Session, "measure_memory", endless)
+    main([*TINY, "--methods", "fp16,tova", "--lengths", "64"])
+    assert told == ["freed", "fp16", "freed", "tova"]

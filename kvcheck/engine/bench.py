@@ -39,7 +39,8 @@ def fits(loaded: LoadedModel, length: int) -> None:
     limit = loaded.max_length
     if limit is not None and length + DECODED > limit:
         raise SpecError(
-            f"latency at {length} tokens: the model has room for {limit}", f"--kv-lengths {limit - DECODED}"
+            f"a prompt of {length} tokens and what is decoded behind it: the model has room for {limit}",
+            f"--kv-lengths {limit - DECODED}",
         )
 
 
@@ -69,11 +70,12 @@ def rows(loaded: LoadedModel, length: int, most: int) -> int:
 
 
 def _room(loaded: LoadedModel) -> int:
-    """Bytes for the caches of a batch: four fifths of what the weights leave of a GPU, 1.5 GiB on the CPU."""
+    """Bytes for the caches of a batch: four fifths of what the weights leave of its GPUs, 1.5 GiB on the CPU."""
     if loaded.device.type != "cuda":
         return CPU_BYTES
     weights = sum(part.nbytes for part in loaded.model.parameters())
-    return (int(torch.cuda.get_device_properties(loaded.device).total_memory) - weights) * 4 // 5
+    total = sum(int(torch.cuda.get_device_properties(device).total_memory) for device in loaded.devices)
+    return (total - weights) * 4 // 5
 
 
 def side(host: Host, ids: torch.Tensor, batch: int) -> Callable[[], dict[str, float]]:

@@ -152,10 +152,10 @@ class Session:
         together = self.loaded.team
         return clear if together is None else together.gather(clear)[0]
 
-    def _whole(self, memory: MemoryRecord | None) -> MemoryRecord | None:
+    def _whole(self, memory: MemoryRecord) -> MemoryRecord:
         """What all processes hold of the model's caches."""
         together = self.loaded.team
-        return memory if together is None or memory is None else joined(together.gather(memory))
+        return memory if together is None else joined(together.gather(memory))
 
     def _prompter(self, task: Task, case: CaseId) -> Prompter:
         """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
@@ -178,7 +178,8 @@ class Session:
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
-        info, memory, case = task.info, self._whole(meter.record()), prompter.case
+        info, held, case = task.info, meter.record(), prompter.case
+        memory = None if held is None else self._whole(held)
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
             case=case,
@@ -277,10 +278,12 @@ class Session:
     @torch.inference_mode()
     def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
         """What a context of this length takes with the method: bytes held, and the peak where the device can tell."""
+        bench.fits(self.loaded, length)
         guard = Guard(str(Spec.parse(method_spec)), f"the memory measurement at {length} tokens")
         host = self._host(method_spec, guard)
         with guard("being weighed"):
-            return weigh(host, bench.prompt(self.loaded, length))
+            memory = weigh(host, bench.prompt(self.loaded, length))
+        return self._whole(memory)
 
 
 def _turn(sample: Sample, ask: Ask, prompter: Prompter) -> TurnRecord:

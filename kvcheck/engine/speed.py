@@ -61,6 +61,7 @@ def measure(session: Session, method: str, length: int, how: tuple[int, int], li
 
     What is refused or fails is no error here: the record says what was not measured and why.
     """
+    _let_go()
     rounds, batch = how
     memory: MemoryRecord | None = None
     latency: tuple[LatencyRecord, ...] = ()
@@ -72,12 +73,11 @@ def measure(session: Session, method: str, length: int, how: tuple[int, int], li
     except KvcheckError as error:
         what = ("latency",) if memory is not None else ("memory", "latency")
         missing = tuple((each, error.message) for each in what)
-    _let_go()
     return cost_record(method, session.fingerprint, cost_case(length), memory, latency, missing)
 
 
 def _let_go() -> None:
-    """Free what a failed method left behind, so that the next one finds the device empty."""
+    """Free what the method before left behind, however it ended."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -115,7 +115,7 @@ class Model:
 
     @classmethod
     def of(cls, loaded: Any) -> Model:
-        """Count the parameters of a LoadedModel.
+        """Count the parameters of a LoadedModel; of one that sees, those of its language model.
 
         Raises MethodUnsupported where the formulae do not hold: experts, of which a token passes few, and models with
         more than full attention.
@@ -127,7 +127,7 @@ class Model:
         if any((getattr(config, name, None) or 0) > 1 for name in EXPERTS):
             raise MethodUnsupported("the formulae are of models without experts")
         looked_up, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        parts = {id(part): part for part in model.parameters()}
+        parts = {id(part): part for part in (*model.get_decoder().parameters(), output)}
         if output is not looked_up:
             parts.pop(id(looked_up))
         body = sum(part.numel() for part in parts.values()) - output.numel()

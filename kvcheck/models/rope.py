@@ -7,6 +7,7 @@ that its records never meet those of the model as it is.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,9 +31,11 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise SpecError(f"unknown RoPE {text!r}", f"{did_you_mean(spec.name, KINDS)}; such as yarn:factor=4")
     found: dict[str, Any] = {}
     for key, value in spec.params:
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise SpecError(f"RoPE {text!r}: {key}={value!r} is not a number", "such as yarn:factor=4")
         name = SHORT.get(key, key)
+        if name in WHOLE and value != int(value):
+            raise SpecError(f"RoPE {text!r}: {key}={value!r} is not a whole number", "such as original=4096")
         found[name] = value if isinstance(value, bool) else int(value) if name in WHOLE else float(value)
     return spec.name, found
 

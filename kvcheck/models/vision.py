@@ -109,12 +109,13 @@ class SlotEmbedding(torch.nn.Module):
         return int(self.weight.shape[0])
 
     def show(self, features: torch.Tensor) -> int:
-        """Take in what fills the slots (count, hidden) of one image -> the id of the first."""
-        self.shown.append(features)
+        """Take in what fills the slots (count, hidden) of one image, wherever the tower lies -> the id of the first."""
+        self.shown.append(features.to(self.weight.device))
         return self.num_embeddings + (len(self.shown) - 1) * self.count
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(B, q) -> (B, q, hidden)."""
+        ids = ids.to(self.weight.device)  # the first part of a model that is spread may be the tower
         slots = ids >= self.num_embeddings
         if not bool(slots.any()):
             return self.words(ids)

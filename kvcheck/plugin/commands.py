@@ -9,11 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from kvcheck.plugin import options
+from kvcheck.settings import MODEL, PROMPTS
 
-PLACE = (
-    *("model", "rope", "trust_remote_code", "device", "attention", "dtype"),
-    *("query_aware", "seed", "baselines"),
-)
+PLACE = ("model", *MODEL, "device", "dtype", *PROMPTS, "query_aware", "seed", "baselines")
 """Options that decide which records a command is about: without them it would read and write others."""
 
 SELECTION = ("profile", "lengths", "tasks", "modes", "n")
@@ -28,7 +26,8 @@ def completer(config: pytest.Config) -> Callable[[str], str]:
     given = options.given(config)
     words = ["--pyargs"] if config.option.pyargs else []
     words += [str(path) for path in config.option.file_or_dir or ()]
-    words += [f"--kv-{name.replace('_', '-')}={given[name]}" for name in PLACE if name in given]
+    flags = {name: f"--kv-{name.replace('_', '-')}" for name in PLACE if name in given}
+    words += [flag if given[name] is True else f"{flag}={given[name]}" for name, flag in flags.items()]
     start = "".join(f"{shlex.quote(word)} " for word in words)
     chosen = [f"--kv-{name}={given[name]}" for name in SELECTION if name in given]
 

@@ -14,7 +14,8 @@ SLOWER = "slower"
 
 MEMORY = ("method", "KV bytes", "of fp16", "host", "peak", "TTFT", "roofline", "x fp16")
 DECODE = ("method", "TPOT", "roofline", "x fp16", "95% interval", "tokens/s", "roofline", "x fp16", "")
-MACHINE = ("gpu", "driver", "cuda", "power limit", "max sm clock", "max memory clock", "cpu", "cores", "threads")
+GPU = ("gpu", "gpus", "driver", "cuda", "power limit", "max sm clock", "max memory clock")
+MACHINE = (*GPU, "cpu", "cores", "threads")
 
 
 def lines(run: Run) -> Iterator[str]:

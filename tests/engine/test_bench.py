@@ -161,8 +161,11 @@ def test_on_a_gpu_the_weights_take_their_part(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     model = SimpleNamespace(parameters=lambda: [SimpleNamespace(nbytes=16 * 10**9)])
     sizes = SimpleNamespace(dense_bytes=lambda batch, tokens: 17 * 10**9)
-    loaded: Any = SimpleNamespace(device=torch.device("cuda"), model=model, shape=sizes)
+    where = torch.device("cuda", 0)
+    loaded: Any = SimpleNamespace(device=where, devices=(where,), model=model, shape=sizes)
     assert bench.rows(loaded, 131072, most=8) == 2
+    loaded.devices = (where, torch.device("cuda", 1))
+    assert bench.rows(loaded, 131072, most=8) == 4, "layers on two: 115.2 GB for six caches, and not for nine"
 
 
 def test_a_shape_without_training_has_no_limit_of_context(shape: LoadedModel) -> None:

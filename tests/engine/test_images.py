@@ -14,6 +14,7 @@ from kvcheck.engine import Session
 from kvcheck.engine import session as session_module
 from kvcheck.errors import MethodUnsupported
 from kvcheck.fixtures.training import llava
+from kvcheck.measure.roofline import Model
 from kvcheck.methods.base import MethodInfo, ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.look_m import LookM, LookMLayer
@@ -96,6 +97,13 @@ def test_the_token_of_images_may_be_named(reads: LoadedModel, run: Callable[...,
 def test_memory_is_measured_on_a_prompt_with_images(reads: LoadedModel) -> None:
     memory = Session.of(reads, Settings()).measure_memory(HALF, 200)
     assert memory.kv_bytes / memory.dense_bytes == pytest.approx(0.5, abs=0.06), "all text, and no more"
+
+
+def test_the_roofline_of_a_step_counts_the_language_model_and_not_the_tower(reads: LoadedModel) -> None:
+    """The projector's and the tower's weights are read once per image; the image token has a row of its own."""
+    alone, seeing = (Model.of(loaded) for loaded in (load("mini", CPU, torch.float32), reads))
+    assert seeing.body == alone.body
+    assert seeing.weights - alone.weights == 4 * (seeing.head - alone.head)
 
 
 # -- what is noticed ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,5 +112,14 @@ def test_latency_is_refused_to_workers_that_share_a_device(session: Session, mon
 
 def test_latency_beyond_the_model_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
-    with pytest.raises(SpecError, match="the model has room for 512"):
-        session.measure_latency("fp16", 512)
+    for measure in (session.measure_latency, session.measure_memory):
+        with pytest.raises(SpecError, match="the model has room for 512"):
+            measure("fp16", 512)
+
+
+def test_bytes_of_a_model_in_two_processes_are_those_of_both(session: Session) -> None:
+    """The other process is made up; it holds as much as this one."""
+    team = SimpleNamespace(size=1, gather=lambda value: [value, value])
+    both = Session.of(replace(session.loaded, team=team), session.settings)  # type: ignore[arg-type]
+    memory = both.measure_memory("fp16", 64)
+    assert (memory.kv_bytes, memory.dense_bytes) == (2 * 64 * 384, 2 * 64 * 384)

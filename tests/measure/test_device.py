@@ -51,6 +51,14 @@ def test_the_record_names_driver_power_and_clocks_of_the_device_in_use() -> None
 
 
 @pytest.mark.usefixtures("smi")
+def test_layers_on_all_gpus_are_told_from_a_model_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert env.machine("spread")["gpus"] == "2"
+    assert "gpus" not in env.machine("cuda:0")
+
+
+@pytest.mark.usefixtures("smi")
 def test_a_run_on_the_cpu_names_no_gpu() -> None:
     found = env.machine("cpu")
     assert "gpu" not in found

@@ -32,6 +32,12 @@ def loaded(folder: Path, text: str) -> Any:
 # -- RoPE --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["yarn:factor=1e999", "yarn:factor=2,original=1e999", "yarn:factor=2,original=40.5"])
+def test_a_number_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"is not a (whole )?number"):
+        rope.canonical(text)
+
+
 @pytest.mark.parametrize(
     ("text", "limit"),
     [

@@ -24,7 +24,7 @@ from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import encoder_of
-from kvcheck.models.vision import Slots, Vision
+from kvcheck.models.vision import SlotEmbedding, Slots, Vision
 from kvcheck.tasks.images import MARK, Image, plate
 
 CPU = torch.device("cpu")
@@ -129,6 +129,13 @@ def test_the_same_image_has_the_same_ids(loaded: LoadedModel, vision: Vision) ->
         vision.placed(ids, (first, second))
         == vision.placed(ids, (second, first))[4:] + vision.placed(ids, (second, first))[:4]
     )
+
+
+def test_what_fills_the_slots_lies_where_the_words_do() -> None:
+    """The parts of a model may lie on several devices."""
+    embedding = SlotEmbedding(torch.nn.Embedding(10, 4, device="meta"), count=2)
+    assert embedding.show(torch.zeros(2, 4)) == 10
+    assert embedding.shown[0].device == embedding.weight.device
 
 
 def test_slots_of_images_are_told_from_words(loaded: LoadedModel, vision: Vision) -> None:
