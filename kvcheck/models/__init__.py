@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDED", "Encoder", "LoadedModel", "Loading", "load", "pick_device", "pick_dtype", "share_threads"]
 
 
-EMBEDDED = ("mini", "mini_window")
+EMBEDDED = ("mini", "mini_window", "mini_hybrid")
 """The models that ship with kvcheck, each a folder of fixtures/."""
 
 
