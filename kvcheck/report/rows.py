@@ -166,15 +166,21 @@ def by(run: Run, records: Sequence[CaseRecord], known: References, field: str) -
 
 def turns(records: Iterable[CaseRecord]) -> list[float]:
     """Mean score of the first, second, … turn over the multi-turn cases."""
+    return _by_turn(sample for record in records if record.case.mode == "multi_turn" for sample in record.samples)
+
+
+def turns_before(records: Iterable[CaseRecord], known: References) -> list[float]:
+    """The same of fp16, on the contexts that the records hold."""
+    return _by_turn(then for one in records if one.case.mode == "multi_turn" for then, _ in pairs(one, known))
+
+
+def _by_turn(samples: Iterable[SampleRecord]) -> list[float]:
     scores: list[list[float]] = []
-    for record in records:
-        if record.case.mode != "multi_turn":
-            continue
-        for sample in record.samples:
-            for number, turn in enumerate(sample.turns):
-                if number == len(scores):
-                    scores.append([])
-                scores[number].append(turn.score)
+    for sample in samples:
+        for number, turn in enumerate(sample.turns):
+            if number == len(scores):
+                scores.append([])
+            scores[number].append(turn.score)
     return [sum(column) / len(column) for column in scores]
 
 

@@ -119,7 +119,7 @@ def turn_rows(records: Sequence[CaseRecord], known: References) -> list[tuple[st
     mine = rows.turns(records)
     if len(mine) < 2:
         return []
-    theirs = rows.turns([known[record.case.key] for record in records if record.case.key in known])
+    theirs = rows.turns_before(records, known)
     body = [("multi-turn accuracy", *(f"turn {number}" for number in range(1, len(mine) + 1)))]
     for name, values in (("fp16", theirs), ("method", mine)):
         if len(values) == len(mine):

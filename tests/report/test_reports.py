@@ -104,6 +104,12 @@ def test_a_task_of_one_kind_has_no_subtasks() -> None:
     assert rows.parts([record("needle", "single", "needle", METHOD, 0)], {}) == []
 
 
+def test_the_turns_of_fp16_are_those_of_the_same_contexts() -> None:
+    fp16, mine = record("kv", "multi_turn", "kv", "fp16", 4, n=8), record("kv", "multi_turn", "kv", METHOD, 4, n=8)
+    few = replace(mine, samples=mine.samples[4:])  # fp16 has lost the four that are not here
+    assert terminal.turn_rows([few], {fp16.case.key: fp16})[1] == ("fp16", "1.000", "1.000", "1.000")
+
+
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
 def test_a_report_says_how_each_turn_went(run: Run, report: object) -> None:
     text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
