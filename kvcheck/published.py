@@ -25,7 +25,7 @@ SLACK = 2.0
 FEWEST = 30
 """Contexts from which on a mean says something."""
 OWN_WORDING = "kvcheck/v1"
-ABOUT = frozenset(("source", "limit", "mode", "tasks"))
+ABOUT = frozenset(("source", "limit", "mode", "tasks", "capability"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Published:
     """One published score of the full cache, in points.
 
     model: hub id. task: "longbench/qasper", or a suite ("ruler_4096"), the mean of whose `tasks` tasks it is. limit:
-    tokens of the prompt, None where any will do. mode: of the cases, None for `single`.
+    tokens of the prompt, None where any will do. mode: of the cases, None for `single`. capability: of the tasks of the
+    suite that count, None for all.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Published:
     mode: str | None = None
     limit: int | None = None
     tasks: int = 1
+    capability: str | None = None
 
 
 def read(path: Path) -> tuple[Published, ...]:
@@ -87,6 +89,7 @@ def _fits(record: CaseRecord, one: Published) -> bool:
     case = record.case
     task = case.task == one.task or case.task.startswith(one.task + "/")
     alike = one.limit in (None, case.length) and case.mode == (one.mode or "single")
+    alike = alike and one.capability in (None, record.capability)
     return task and alike and len(record.samples) >= FEWEST and dict(record.switches).get("template") != OWN_WORDING
 
 
@@ -104,7 +107,8 @@ def _gap(found: list[CaseRecord], one: Published) -> list[str]:
         return []
     side = "under" if gap < 0 else "above"
     limit = f", the prompt limit ({one.limit} tokens there)" if one.limit else ""
+    what = " ".join(filter(None, (one.task, one.capability)))
     return [
-        f"your fp16 on {one.task} is {abs(gap):.1f} points {side} the published {one.score:g} of {one.model} "
+        f"your fp16 on {what} is {abs(gap):.1f} points {side} the published {one.score:g} of {one.model} "
         f"({one.source}), more than {2 * error + SLACK:.1f} by chance: check the chat template{limit}, the stop tokens"
     ]

@@ -61,6 +61,15 @@ def test_the_mean_of_a_suite_needs_all_of_its_tasks() -> None:
     assert "50.0 points under the published 95" in line
 
 
+def test_the_mean_of_a_capability_takes_the_tasks_of_that_capability_only() -> None:
+    known = [Published("o/m", "scbench", 57.1, "paper", mode="multi_turn", tasks=2, capability="string_retrieval")]
+    other = fp16("scbench/qa_eng", [0.1, 0.2] * 50, mode="multi_turn")
+    mine = [replace(other, case=replace(other.case, task=f"scbench/{name}")) for name in ("kv", "vt")]
+    assert gaps([other, *mine], "o/m", known) == []
+    (line,) = gaps([other, *(replace(one, capability="string_retrieval") for one in mine)], "o/m", known)
+    assert "your fp16 on scbench string_retrieval is 42.1 points under the published 57.1" in line
+
+
 def test_another_prompt_limit_or_wording_is_compared_with_nothing_published() -> None:
     assert gaps([fp16("longbench/qasper", [0.0, 0.01] * 50, length=512)], MODEL) == []
     ours = replace(fp16("longbench/qasper", [0.0, 0.01] * 50), switches=(("template", "kvcheck/v1"),))
@@ -81,7 +90,7 @@ def test_every_shipped_score_names_its_source_and_lies_in_range() -> None:
     scores = published.shipped()
     assert len(scores) >= 100
     assert all(one.source and 0 < one.score <= 100 and "/" in one.model for one in scores)
-    assert len({(one.model, one.task, one.mode) for one in scores}) == len(scores)
+    assert len({(one.model, one.task, one.mode, one.capability) for one in scores}) == len(scores)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
