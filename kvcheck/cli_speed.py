@@ -183,6 +183,7 @@ def _row(plan: Plan, session: Session, limits: Limits, length: int, method: str)
     from kvcheck.plugin.timelimit import TimeLimit, time_limit
 
     seconds = plan.settings.timeout
+    speed.let_go()
     try:
         with time_limit(seconds):
             return speed.measure(session, method, length, (plan.rounds, plan.batch), limits)

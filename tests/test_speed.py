@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,10 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
     assert all(one.latency for one in read_run(tmp_path / "speed.json").cases)
 
 
-def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "measure_memory", lambda *given: time.sleep(60))
     out = tmp_path / "speed.json"
-    assert main([*TINY, "--methods", "fp16", "--lengths", "4096", "--timeout", "0.05", "--json", str(out)]) == 1
+    assert main([*TINY, "--methods", "fp16", "--lengths", "64", "--timeout", "0.05", "--json", str(out)]) == 1
     (row,) = read_run(out).cases
     assert dict(row.not_measured)["latency"] == "it took longer than 0.05 s (--timeout gives it more)"
 
@@ -209,7 +211,7 @@ def test_what_a_row_left_behind_is_freed_before_the_next(monkeypatch: pytest.Mon
         told.append(method)
         raise TimeLimit
 
-    monkeypatch.setattr(engine_speed, "_let_go", lambda: told.append("freed"))
+    monkeypatch.setattr(engine_speed, "let_go", lambda: told.append("freed"))
     monkeypatch.setattr(Session, "measure_memory", endless)
     main([*TINY, "--methods", "fp16,tova", "--lengths", "64"])
     assert told == ["freed", "fp16", "freed", "tova"]

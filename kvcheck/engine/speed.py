@@ -61,7 +61,6 @@ def measure(session: Session, method: str, length: int, how: tuple[int, int], li
 
     What is refused or fails is no error here: the record says what was not measured and why.
     """
-    _let_go()
     rounds, batch = how
     memory: MemoryRecord | None = None
     latency: tuple[LatencyRecord, ...] = ()
@@ -76,8 +75,8 @@ def measure(session: Session, method: str, length: int, how: tuple[int, int], li
     return cost_record(method, session.fingerprint, cost_case(length), memory, latency, missing)
 
 
-def _let_go() -> None:
-    """Free what the method before left behind, however it ended."""
+def let_go() -> None:
+    """Free what the method before left behind. To be called outside of a time limit: a collection swallows its end."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
