@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcheck.errors import KvcheckError
 from kvcheck.record import CaseRecord, Run, RunHeader, cost_case, cost_record
-from kvcheck.settings import DTYPES, TIMEOUT, Settings
+from kvcheck.settings import BATCH, DTYPES, ROUNDS, TIMEOUT, Settings
 from kvcheck.spec import split_specs
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from kvcheck.engine.speed import Limits
 
 LENGTHS = "8192,32768,131072"
-ROUNDS = 9
-BATCH = 8
 SAME = ("dtype", "rounds", "batch", "roofline")
 """Settings that all rows of a table share."""
 

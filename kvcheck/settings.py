@@ -13,6 +13,8 @@ CHAT = ("task", "yes", "no")
 HISTORY = ("task", "own", "gold")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 TIMEOUT = 1800.0
+ROUNDS, BATCH = 9, 8
+"""Of a measurement of latency: rounds that are timed, and sequences that are decoded together at most."""
 PROMPTS = ("data", "compat", "chat", "history")
 """Settings of what a model is shown, in a header where they are not at their default."""
 ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")

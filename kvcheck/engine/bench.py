@@ -16,7 +16,6 @@ from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel
 from kvcheck.record import LatencyRecord
 
-BATCH = 8
 CPU_BYTES = 3 * 1024**3 // 2
 DECODED = 2 * (latency.STEPS + 1)
 """Tokens behind the prompt: one step untimed and STEPS timed, alone and in the batch."""

@@ -116,9 +116,9 @@ class Prompter:
             return None
         before, asked = sample.turns[turn - 1], sample.turns[turn]
         question = self.asked(asked)
-        text = self._joint(sample) + (
-            question.lstrip("\n") if self.chat.again else question
-        )  # it opens a message there
+        if self.chat.again:  # it opens a message of its own
+            question = question.lstrip("\n")
+        text = self._joint(sample) + question
         if self.gold:
             ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
             return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)

@@ -28,7 +28,7 @@ from kvcheck.models import LoadedModel, Loading, load, pick_device, pick_dtype, 
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
-from kvcheck.settings import Settings
+from kvcheck.settings import BATCH, ROUNDS, Settings
 from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
 
@@ -256,8 +256,8 @@ class Session:
         method_spec: str,
         length: int,
         timer: Timer | None = None,
-        rounds: int = latency.ROUNDS,
-        batch: int = bench.BATCH,
+        rounds: int = ROUNDS,
+        batch: int = BATCH,
     ) -> tuple[LatencyRecord, ...]:
         """Time to first token, per output token, and per step of a batch of copies of the context, against fp16.
 

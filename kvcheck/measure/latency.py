@@ -15,8 +15,8 @@ import torch
 
 from kvcheck.errors import KvcheckError
 from kvcheck.record import LatencyRecord
+from kvcheck.settings import ROUNDS
 
-ROUNDS = 9
 WARMUP = 1
 STEPS = 8
 """Decode steps that are timed together: one alone is too short for the clock of a busy machine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ SAMPLE = 16 * 1024
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
 _ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
 """What opens a prompt and ends an answer."""
-_IMAGES = ("preprocessor_config.json", "processor_config.json")
+IMAGES = ("preprocessor_config.json", "processor_config.json")
 """How images become pixels; text models have neither."""
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 
@@ -34,17 +34,13 @@ def fingerprint(folder: Path, *, rope: str = "", code: bool = False) -> str:
     digest = hashlib.sha256()
     digest.update(_config(folder / "config.json"))
     digest.update(_weights(folder))
-    for name in _TOKENIZER:
-        if (folder / name).is_file():
-            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    digest.update(_files(folder, _TOKENIZER))
     digest.update(_ends(folder))
-    for name in _IMAGES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    digest.update(_files(folder, IMAGES))
     if rope:
         digest.update(f"rope {rope}".encode())
-    for path in sorted(folder.glob("*.py")) if code else ():
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    if code:
+        digest.update(_files(folder, sorted(path.name for path in folder.glob("*.py"))))
     return digest.hexdigest()[:16]
 
 
@@ -53,6 +49,12 @@ def _config(path: Path) -> bytes:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _VOLATILE}
     return json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _files(folder: Path, names: Iterable[str]) -> bytes:
+    """Name and digest of each that is there."""
+    found = (folder / name for name in names)
+    return b"".join(path.name.encode() + hashlib.sha256(path.read_bytes()).digest() for path in found if path.is_file())
 
 
 def _ends(folder: Path) -> bytes:

@@ -100,29 +100,31 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     folder, local = _find(name)
     from kvcheck.models import probing
 
-    model, tokenizer, limit = _read(name, dtype, how)
+    model, encoder, limit = _read(name, (folder, local), dtype, how)
     if how.team is None and how.layout is None:
         model = model.to(device)
     model = model.eval().requires_grad_(False)
     if how.layout is not None:
         _refuse_offloading(name, model)
     shown = f"{name}@{how.rope}" if how.rope else name
-    slots = vision.Slots.of(name, model.config, tokenizer)
-    loaded = LoadedModel(model, Encoder(tokenizer, _end_tokens(model), slots), shown, "", limit, team=how.team)
+    loaded = LoadedModel(model, encoder, shown, "", limit, team=how.team)
     if how.team is not None:
         how.team.device = loaded.device
         how.team.watch(model)
     states = probing.find(loaded)
     if states is None:
         _check_interface(name, model, loaded.shape)
-    files = Path(folder) if local else _snapshot(folder, how.trusted, fetched=slots is None)
+    files = Path(folder) if local else _snapshot(folder, how.trusted, fetched=encoder.slots is None)
     known = fingerprint(files, rope=how.rope, code=how.trusted)
-    return replace(loaded, fingerprint=known, states=states, vision=vision.eyes(name, model, slots, files))
+    return replace(loaded, fingerprint=known, states=states, vision=vision.eyes(name, model, encoder.slots, files))
 
 
-def _read(name: str, dtype: torch.dtype, how: Loading) -> tuple[Any, Any, int | None]:
-    """(model, tokenizer, longest sequence), with the weights where `how` says, else on the CPU. Raises as `load`."""
-    folder, local = _find(name)
+def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) -> tuple[Any, Encoder, int | None]:
+    """(model, encoder, longest sequence), with the weights where `how` says, else on the CPU. Raises as `load`.
+
+    found: as _find gives it. What can be refused is refused before the weights are read.
+    """
+    folder, local = found
     from transformers import AutoConfig
     from transformers.utils import logging
 
@@ -149,9 +151,10 @@ def _read(name: str, dtype: torch.dtype, how: Loading) -> tuple[Any, Any, int | 
         elif how.layout is not None:
             options["device_map"] = how.layout
         tokenizer = _tokenizer(folder, local, how.trusted)
+        slots = vision.Slots.of(name, config, tokenizer)
         model = vision.loader(config).from_pretrained(folder, **options)
         rope.steady(model)
-        return model, tokenizer, limit
+        return model, Encoder(tokenizer, _end_tokens(model), slots), limit
     except KvcheckError:
         raise
     except Exception as error:

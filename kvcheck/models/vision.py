@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.models.fingerprint import IMAGES
 from kvcheck.tasks.images import MARK, Image
 
 SERVED = ("llava",)
@@ -26,7 +27,6 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that take one square of pixels and give a fixed number of slots."""
 CLASSED = TOWERS[:1]
 """Of these, those that put a token for the whole image before the patches, which "full" keeps."""
-FILES = ("preprocessor_config.json", "processor_config.json")
 HINT = "kvcheck serves text models and LLaVA: --kv-model with a folder or a hub id such as llava-hf/llava-1.5-7b-hf"
 
 
@@ -185,7 +185,7 @@ class Vision:
 
 def scale_of(files: Path) -> tuple[list[float], list[float]] | None:
     """(mean, standard deviation) of the colours, from the preprocessor's file; None where there is none."""
-    for name in FILES:
+    for name in IMAGES:
         if (files / name).is_file():
             found: Mapping[str, Any] = json.loads((files / name).read_text(encoding="utf-8"))
             found = found.get("image_processor", found)
@@ -209,6 +209,6 @@ def eyes(name: str, model: Any, slots: Slots | None, files: Path) -> Vision | No
     if scale is None:
         raise MethodUnsupported(
             f"model {name!r} comes without image_mean and image_std, so its images cannot be scaled",
-            f"put its {FILES[0]} into {files}",
+            f"put its {IMAGES[0]} into {files}",
         )
     return Vision(name, model, slots, scale)

@@ -62,13 +62,15 @@ def head(run: Run) -> Iterator[str]:
     yield f"kvcheck {header.kvcheck}, model {header.model_name} ({dtype}), {date}"
     found = [f"{name} {header.machine[name]}" for name in MACHINE if name in header.machine]
     clocks = [one for record in run.cases for one in record.latency]
-    found += [text for text in (between("SM", clocks, "sm_mhz"), between("memory", clocks, "memory_mhz")) if text]
+    found += [
+        text for text in (clock_range("SM", clocks, "sm_mhz"), clock_range("memory", clocks, "memory_mhz")) if text
+    ]
     yield "; ".join(found)
     yield ", ".join(f"{name} {header.packages[name]}" for name in ("torch", "transformers") if name in header.packages)
     yield f"{settings.get('rounds', '')} rounds in turns with fp16; roofline: {settings.get('roofline', 'not known')}"
 
 
-def between(what: str, latency: Sequence[LatencyRecord], field: str) -> str:
+def clock_range(what: str, latency: Sequence[LatencyRecord], field: str) -> str:
     """The clocks that were seen: "SM at 1755 to 1980 MHz"; empty where none were."""
     seen = sorted({value for one in latency if (value := getattr(one, field)) is not None})
     if not seen:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save_talker
 
 from kvcheck.baseline import FileStore, ModelId
 from kvcheck.engine import Session
@@ -24,19 +25,7 @@ NAMES = [name for family in PUBLIC for name in members(family)]
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A tiny Llama with the embedded model's tokenizer, room for the longest answers, and answers of a few tokens."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    path = tmp_path_factory.mktemp("models") / "talker"
-    tokenizer = AutoTokenizer.from_pretrained(str(bundle("fixtures") / "mini"))
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=200_000, initializer_range=0.3,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = list(range(3, len(tokenizer), 7))  # a random model ends its answers soon
-    model.save_pretrained(path)
+    path = save_talker(tmp_path_factory.mktemp("models") / "talker")
     return load(str(path), torch.device("cpu"), torch.float32)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from kvcheck.errors import KvcheckError
 from kvcheck.measure import latency
+from kvcheck.settings import ROUNDS
 
 
 def side(name: str, log: list[str], *seconds: float) -> Callable[[], dict[str, float]]:
@@ -27,7 +28,7 @@ def test_rounds_alternate_who_goes_first_and_the_first_round_only_warms_up() -> 
     log: list[str] = []
     (record,) = latency.interleave(512, side("m", log, 99.0, 3.0), side("f", log, 99.0, 2.0))
     assert log[:6] == ["m", "f", "f", "m", "m", "f"]
-    assert (record.what, record.length, record.rounds) == ("ttft", 512, latency.ROUNDS)
+    assert (record.what, record.length, record.rounds) == ("ttft", 512, ROUNDS)
     assert (record.seconds, record.fp16_seconds, record.ratio, record.low, record.high) == (3.0, 2.0, 1.5, 1.5, 1.5)
 
 
@@ -55,8 +56,8 @@ def test_a_timer_runs_the_rounds() -> None:
             target()
 
     (record,) = latency.interleave(512, side("m", [], 2.0), side("f", [], 1.0), pedantic)
-    assert asked == {"rounds": latency.ROUNDS, "iterations": 1, "warmup_rounds": latency.WARMUP}
-    assert (record.ratio, record.rounds) == (2.0, latency.ROUNDS)
+    assert asked == {"rounds": ROUNDS, "iterations": 1, "warmup_rounds": latency.WARMUP}
+    assert (record.ratio, record.rounds) == (2.0, ROUNDS)
 
 
 def test_a_timer_that_runs_nothing_is_an_error_and_not_a_pass() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from kvcheck import paths
 from kvcheck.fixtures.training import hybrid, window
+from kvcheck.fixtures.training.shipped import load
 from kvcheck.fixtures.training.tokenizer import build_tokenizer
 from kvcheck.fixtures.training.train import Round, Stage
 from kvcheck.models.encoder import Encoder
@@ -24,17 +25,17 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_windows_change_nothing_in_a_text_that_fits_into_them() -> None:
-    assert torch.allclose(logits(window.start(MINI)), logits(hybrid.load(MINI)), atol=1e-4)
+    assert torch.allclose(logits(window.start(MINI)), logits(load(MINI)), atol=1e-4)
 
 
 def test_windows_hide_what_lies_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "WINDOW", 16)
-    assert not torch.allclose(logits(window.start(MINI)), logits(hybrid.load(MINI)), atol=0.1)
+    assert not torch.allclose(logits(window.start(MINI)), logits(load(MINI)), atol=0.1)
 
 
 def test_the_attention_of_the_hybrid_is_that_of_mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hybrid, "ATTENTION", (0, 1, 2, 3))
-    mine, theirs = logits(hybrid.start(MINI)), logits(hybrid.load(MINI))
+    mine, theirs = logits(hybrid.start(MINI)), logits(load(MINI))
     # pairs that mini rotates by at most 1e-4 a token are not rotated at all
     assert (mine - theirs).abs().max() < 0.05 * theirs.std()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvcheck.errors import SpecError
-from kvcheck.tasks.metrics import METRICS, chinese, first_line, functions, score
+from kvcheck.tasks.metrics import METRICS, first_line, score
 from kvcheck.tasks.metrics.choice import chosen_letter
 from kvcheck.tasks.metrics.code import cut_function, function_bleu
 
@@ -329,23 +329,3 @@ def test_every_metric_says_what_it_does_and_where_it_comes_from() -> None:
     assert [
         name for name, metric in METRICS.items() if not (metric.doc and metric.source and metric.name == name)
     ] == []
-
-
-@pytest.mark.parametrize(
-    ("missing", "metric", "answer"),
-    [("jieba", "f1_zh_words", "张三"), ("tree_sitter_go", "repoqa_go", "```go\nfunc f() {}\n```")],
-)
-def test_a_package_that_a_metric_needs_is_named_with_the_command(
-    missing: str, metric: str, answer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chinese._jieba.cache_clear()
-    functions._parser.cache_clear()
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(SpecError, match=missing) as raised:
-        score(metric, answer, ("x",))
-    assert "pip install 'kvcheck[metrics]'" in str(raised.value)
-
-
-def test_a_language_that_repoqa_does_not_have_is_refused() -> None:
-    with pytest.raises(SpecError, match="unknown language 'perl'"):
-        cut_function("```perl\nsub f {}\n```", "perl")

@@ -10,30 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkpoints import save_talker
 
 from kvcheck.paths import bundle
 
 ROWS = bundle("fixtures") / "data" / "benchmarks"
 KVCHECK = [sys.executable, "-m", "kvcheck.cli"]
 Do = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def checkpoint(folder: Path) -> Path:
-    """A tiny Llama with random weights and the embedded tokenizer, saved; its answers end soon."""
-    torch = pytest.importorskip("torch")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(str(bundle("fixtures") / "mini"))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=200_000, initializer_range=0.3,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = list(range(3, len(tokenizer), 7))
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -68,7 +51,7 @@ def judge(do: Do, model: Path, *options: str) -> subprocess.CompletedProcess[str
 
 
 def test_a_checkpoint_is_recorded_listed_verified_published_and_judged(do: Do, tmp_path: Path) -> None:
-    model = checkpoint(tmp_path / "Tiny-7B")
+    model = save_talker(tmp_path / "Tiny-7B")
     done = record(do, model, "--method=fp16,snapkv", "--budget=drop=100", "--to=own")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("pytest --pyargs kvcheck.suites.test_string_retrieval --kv-method=fp16 ")
@@ -90,12 +73,12 @@ def test_a_checkpoint_is_recorded_listed_verified_published_and_judged(do: Do, t
 
 
 def test_recording_exits_as_pytest_does(do: Do, tmp_path: Path) -> None:
-    done = record(do, checkpoint(tmp_path / "Tiny-7B"), "--", "--no-such-option")
+    done = record(do, save_talker(tmp_path / "Tiny-7B"), "--", "--no-such-option")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
 
 
 def test_recording_says_where_fp16_is_far_from_what_was_published(do: Do, tmp_path: Path) -> None:
-    model, rows = checkpoint(tmp_path / "Mistral-7B-Instruct-v0.2"), tmp_path / "rows" / "longbench"
+    model, rows = save_talker(tmp_path / "Mistral-7B-Instruct-v0.2"), tmp_path / "rows" / "longbench"
     (rows / "config").mkdir(parents=True)
     row = json.loads((ROWS / "longbench" / "hotpotqa.jsonl").read_text("utf-8").splitlines()[0])
     lines = [json.dumps({**row, "_id": f"row{at}", "answers": ["an answer that nobody gives"]}) for at in range(30)]
