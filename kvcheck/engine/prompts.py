@@ -72,15 +72,16 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
+    words: the length counts words (TaskInfo.words).
     openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice.
     """
 
     def __init__(
         self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
-        exact: bool = True, openings: int = 1,
+        exact: bool = True, openings: int = 1, words: bool = False,
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
-        self.chat, self.gold, self.exact = chat, gold, exact
+        self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
         self.opening = encoder.bos * openings
 
     def context(self, sample: Sample) -> list[int]:
@@ -89,7 +90,8 @@ class Prompter:
         Raises KvcheckError where it has not `case.length` tokens, ContextTooLong where the model has no room for it.
         """
         ids = self.encoder.encode(sample.context)
-        if len(ids) != self.case.length if self.exact else len(ids) > self.case.length:
+        wrong = len(ids) != self.case.length if self.exact else len(ids) > self.case.length
+        if wrong and not self.words:
             raise KvcheckError(
                 f"{self.case}: the context of sample {sample.index} has {len(ids)} tokens "
                 f"instead of {'' if self.exact else 'at most '}{self.case.length}",
@@ -101,7 +103,7 @@ class Prompter:
 
     def asked(self, turn: Turn) -> str:
         """The text of a question, up to where its answer begins."""
-        return turn.question + self.chat.tail + turn.lead
+        return self.chat.message(turn.question) + self.chat.tail + turn.lead
 
     def first(self, sample: Sample, row: int, turn: int) -> Ask:
         """The question `turn` asked right after the context."""
@@ -187,7 +189,7 @@ def prompter(
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
-    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings)
+    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

@@ -15,16 +15,23 @@ USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "
 class Chat:
     """The text before the first user message, behind a user message (up to where the answer begins), and between an
     answer and the next user message. The token that opens every prompt is not in `head`: the encoder adds it, once.
+    trims: the template takes white space off the ends of a message, as those of Llama 3 and Gemma do.
     """
 
     head: str = ""
     tail: str = ""
     again: str = ""
+    trims: bool = False
 
     @property
     def digest(self) -> str:
         """Identifies the template in a record, "" where nothing is put around a text."""
-        return sha256("\x1f".join((self.head, self.tail, self.again)).encode()).hexdigest()[:12] if self.tail else ""
+        parts = (self.head, self.tail, self.again, *(["trims"] * self.trims))
+        return sha256("\x1f".join(parts).encode()).hexdigest()[:12] if self.tail else ""
+
+    def message(self, text: str) -> str:
+        """The end of a user message as the template shows it."""
+        return text.rstrip() if self.trims else text
 
     @classmethod
     def of(cls, tokenizer: Any) -> Chat:
@@ -36,9 +43,10 @@ class Chat:
             )
         first = [{"role": "user", "content": USER}]
         second = [*first, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT}]
-        once, twice = (
+        spaced = [{"role": "user", "content": f"{USER} \n"}]
+        once, twice, trimmed = (
             str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in (first, second)
+            for messages in (first, second, spaced)
         )
         if once.count(USER) != 1 or any(twice.count(mark) != 1 for mark in (USER, ANSWER, NEXT)):
             raise SpecError(
@@ -47,4 +55,4 @@ class Chat:
             )
         head, tail = once.split(USER)
         again = twice.split(ANSWER)[1].split(NEXT)[0]
-        return cls(head.removeprefix(tokenizer.bos_token or ""), tail, again)
+        return cls(head.removeprefix(tokenizer.bos_token or ""), tail, again, trimmed == once)

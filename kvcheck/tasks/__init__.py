@@ -22,7 +22,7 @@ FAMILIES = {
     "image_needle": "kvcheck.tasks.image_needle",
 }
 """Modules of generated tasks named family/task: part of no profile, known when asked for by name, imported then."""
-PUBLIC = ("infinitebench", "longbench", "longbench_v2", "ruler_16384", "ruler_4096", "ruler_8192", "scbench")
+PUBLIC = ("infinitebench", "longbench", "longbench_v2", "niah", "ruler_16384", "ruler_4096", "ruler_8192", "scbench")
 """Families whose samples are rows of public data sets, which need a place to be read from."""
 
 

@@ -83,9 +83,9 @@ class Sample:
 class TaskInfo:
     """The declaration of a task. chance: analytic score of a guess among the candidates of the right form.
 
-    exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have. history: what stands
-    before a later question of a conversation, the model's "own" answers or the "gold" ones. most: samples that there
-    are, 0 for any number.
+    exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have. words: `length` counts
+    words, and contexts have as many tokens as that takes (exact is False). history: what stands before a later question
+    of a conversation, the model's "own" answers or the "gold" ones. most: samples that there are, 0 for any number.
     """
 
     name: str
@@ -97,6 +97,7 @@ class TaskInfo:
     doc: str
     lengths: tuple[int, ...] = (512, 1024, 2048)
     exact: bool = True
+    words: bool = False
     history: str = "own"
     most: int = 0
 
@@ -113,7 +114,7 @@ class Generate(Protocol):
 class Task:
     """A task: its declaration and its generator `generate(seed, index, length, tokenizer) -> Sample`.
 
-    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact.
+    The context of the sample has `length` tokens of the tokenizer, see TaskInfo.exact and .words.
     """
 
     info: TaskInfo

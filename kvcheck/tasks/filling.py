@@ -184,3 +184,19 @@ def identifiers(rng: random.Random, words: tuple[str, ...] = lexicon.OBJECTS) ->
 def digits(rng: random.Random, count: int) -> str:
     """So many random digits."""
     return "".join(str(rng.randrange(10)) for _ in range(count))
+
+
+def unused(draw: Callable[[], str], text: str) -> str:
+    """The first draw that does not occur in a text, whatever the case of its letters."""
+    low = text.lower()
+    while (found := draw()).lower() in low:
+        pass
+    return found
+
+
+def grid_depth(index: int, depths: int) -> float:
+    """Depth of the index-th sample of a grid, 0 to 1: so many samples have them all, and a few are spread over them.
+
+    depths: 2 or more, no multiple of 13.
+    """
+    return index * 13 % depths / (depths - 1)

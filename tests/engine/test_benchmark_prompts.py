@@ -84,6 +84,21 @@ def test_a_chat_template_stands_around_every_message(chatty: LoadedModel) -> Non
     assert Chat.of(chatty.tokenizer.tokenizer) == Chat(HEAD, TAIL, AGAIN)
 
 
+def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: LoadedModel) -> None:
+    from kvcheck.engine.prompts import Prompter
+    from kvcheck.tasks.base import Turn
+
+    tokenizer, asked = chatty.tokenizer.tokenizer, Turn("\nThe answer is: ", ("x",), 5, "exact")
+    case = CaseId("toy", 1, "single", 40, 0, 1)
+    kept = Chat.of(tokenizer)
+    tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content | trim")
+    trims = Chat.of(tokenizer)
+    assert trims == Chat(HEAD, TAIL, AGAIN, trims=True)
+    assert trims.digest != kept.digest
+    assert Prompter(chatty.tokenizer, case, None, kept).asked(asked) == f"\nThe answer is: {TAIL}"
+    assert Prompter(chatty.tokenizer, case, None, trims).asked(asked) == f"\nThe answer is:{TAIL}"
+
+
 def test_a_missing_chat_template_is_said_with_the_option_that_goes_without(loaded: LoadedModel) -> None:
     with pytest.raises(SpecError, match="no chat template") as error:
         Chat.of(loaded.tokenizer.tokenizer)

@@ -43,8 +43,28 @@ def test_rows_are_asked_graded_and_recorded_in_every_mode(name: str, session: Se
         case = CaseId(name, info.version, mode, 2000, 0, 2)
         record = session.run_case(case, "fp16")
         assert len(record.samples) == 2
-        assert all(0 <= turn.score <= 1 for sample in record.samples for turn in sample.turns)
+        scores = [turn.score for sample in record.samples for turn in sample.turns]
+        assert not any(scores) if name == "niah/no_needle" else all(0 <= score <= 1 for score in scores)
         assert {"data", "revision", "template_sha256", "metric", "chat", "stop"} <= set(dict(record.switches))
+        store.record(model, "fp16", [record], "new", {"kvcheck": "0", "packages": {}})
+        stored = store.get(model, "fp16", case)
+        assert stored is not None
+        assert len(pair(record, stored, "fp16")) == 2
+
+
+@pytest.mark.parametrize("name", members("passkey"))
+def test_the_generated_grid_is_asked_graded_and_recorded_in_every_mode(
+    name: str, talker: LoadedModel, tmp_path: Path
+) -> None:
+    info = find(name).info
+    session, store = Session.of(talker, Settings(methods=("fp16",))), FileStore(tmp_path)
+    model = ModelId("talker", session.fingerprint)
+    for mode in info.modes:
+        case = CaseId(name, info.version, mode, info.lengths[0], 0, 2)
+        record = session.run_case(case, "fp16")
+        scores = [turn.score for sample in record.samples for turn in sample.turns]
+        assert len(scores) == 2
+        assert not any(scores) if name.endswith("no_needle") else all(0 <= score <= 1 for score in scores)
         store.record(model, "fp16", [record], "new", {"kvcheck": "0", "packages": {}})
         stored = store.get(model, "fp16", case)
         assert stored is not None

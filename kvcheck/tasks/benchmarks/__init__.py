@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, ruler_rows, scbench
+from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, niah, ruler_rows, scbench
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 from kvcheck.tasks.benchmarks.loaded import BenchmarkTask, make_task
 from kvcheck.tasks.benchmarks.rows import read
@@ -19,7 +19,7 @@ __all__ = ["DATA_SETS", "BenchmarkTask", "Benchmarks", "DataSet", "Source", "ben
 
 DATA_SETS: dict[str, DataSet] = {
     data_set.name: data_set
-    for suite in (longbench, scbench, infinitebench, longbench_v2, ruler_rows)
+    for suite in (longbench, scbench, infinitebench, longbench_v2, niah, ruler_rows)
     for data_set in suite.DATA_SETS
 }
 """Every data set by name."""

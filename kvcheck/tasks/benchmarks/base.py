@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvcheck.errors import SpecError
-from kvcheck.tasks.base import Turn
+from kvcheck.tasks.base import Tokenizer, Turn
 
 Row = Mapping[str, Any]
 HUB = "hub"
@@ -69,6 +70,19 @@ class Job:
         return (self.compat and self.data_set.metric_compat) or self.data_set.metric
 
 
+@dataclass(frozen=True)
+class Spot:
+    """Which prompt of a depth x length grid over one text is wanted. depth: 0 (its start) to 1 (its end).
+
+    length: in tokens of the tokenizer, or in words (DataSet.words). rng: random numbers of this prompt's own.
+    """
+
+    depth: float
+    length: int
+    tokenizer: Tokenizer
+    rng: random.Random
+
+
 Draft = tuple[str, tuple[Turn, ...]]
 """A context and its turns, before truncation: context + question + lead of the first turn is the whole prompt."""
 
@@ -80,11 +94,13 @@ class DataSet:
     name: "longbench/qasper". hub: id on the Hub; revision: the pinned sha, or "" where none is known: then the newest
     one is resolved and recorded when it is loaded. file: path in the repository (or in `archive`, a zip there), with
     its builder's ending (.json, .jsonl, .parquet). local: further paths tried in a local folder.
-    columns: the expected ones and the type of their values. answer: the column that must not be empty. strings: columns
+    columns: the expected ones and the type of their values. answer: the column that must not be empty, "" for none.
+    build: (row, job) -> what is asked about a row; of a grid, (all texts as one row, job, spot). strings: columns
     whose values are read as strings whatever the file holds (lists of strings with a leading "*").
     count: rows of the whole set. metric, metric_compat: graded by; the second one has the slips of the benchmark's
     code, "" where there are none. key: the template's name in the upstream file. where: (column, value) that
-    its rows have. turns_compat: questions per row that the official script asks, 0 for all.
+    its rows have. turns_compat: questions per row that the official script asks, 0 for all. depths: of a grid over all
+    texts, whose `count` prompts are those of one length; 0 where every row is a prompt. words: lengths count words.
     """
 
     name: str
@@ -100,7 +116,7 @@ class DataSet:
     capability: str
     chat: bool
     modes: tuple[str, ...]
-    build: Callable[[Row, Job], Draft]
+    build: Callable[..., Draft]
     own: str
     upstream: Upstream | None = None
     key: str = ""
@@ -114,6 +130,8 @@ class DataSet:
     id_columns: tuple[str, ...] = ("_id", "id", "index")
     where: tuple[str, str] | None = None
     turns_compat: int = 0
+    depths: int = 0
+    words: bool = False
     doc: str = ""
 
     @property

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer
-from kvcheck.tasks.benchmarks.base import DataSet, Job, Source
+from kvcheck.tasks.benchmarks.base import DataSet, Job, Row, Source, Spot
 from kvcheck.tasks.benchmarks.rows import Rows, revision_of
 from kvcheck.tasks.benchmarks.templates import Template, find_template
 from kvcheck.tasks.benchmarks.truncate import shorten
-from kvcheck.tasks.metrics import METRICS
+from kvcheck.tasks.filling import grid_depth, sample_rng
+from kvcheck.tasks.metrics import METRICS, library
 
 VERSION = 1
 
@@ -70,6 +71,25 @@ class Loader:
         return self._pools.get(repository, ())
 
 
+class Grid(Loader):
+    """Gives the prompts of a depth x length grid over one text: the texts of all rows, in their order."""
+
+    @cached_property
+    def text(self) -> Row:
+        """The whole text as a row. Raises SpecError, see `read`."""
+        return {"context": "".join(str(row["context"]) for _, row in self.rows.all())}
+
+    def generate(self, seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 0) -> Sample:
+        """The index-th prompt of a length: a depth of the grid, after all of them the next repetition."""
+        one = self.data_set
+        spot = Spot(
+            grid_depth(index, one.depths), length, tokenizer, sample_rng(one.name, VERSION, seed, length, index)
+        )
+        context, asked = one.build(self.text, Job(one, self.template.text, self.compat, self.scdq), spot)
+        row = f"depth={spot.depth:.2f}/repetition={index // one.depths}"
+        return Sample(one.name, index, context, asked, chat=one.chat, row=row)
+
+
 @dataclass(frozen=True)
 class BenchmarkTask(Task):
     """A task whose samples are rows of a data set, with what must be recorded beside its scores."""
@@ -89,24 +109,32 @@ class BenchmarkTask(Task):
     @property
     def facts(self) -> dict[str, str]:
         """The switches that change a score: two records that differ in one do not compare."""
+        metric = Job(self.data_set, "", self.loader.compat).metric
         return {
             "data": self.data_set.hub,
             "revision": self.loader.revision,
             "template": self.template.name,
             "template_sha256": self.template.sha256,
-            "metric": Job(self.data_set, "", self.loader.compat).metric,
+            "metric": metric,
+            "metric_library": library(metric.split("+")),
             "max_new_tokens": str(self.data_set.max_new_tokens),
             "stop_strings": repr(self.data_set.stop),
             "form": "compat" if self.loader.compat else "fixed",
             "context": "alone" if self.loader.scdq else "with question",
-            "truncation": "middle, by tokens, before the chat template",
+            "truncation": self._truncation,
             "bos": "2" if self.loader.compat and self.data_set.suite == "scbench" else "1",
         }
+
+    @property
+    def _truncation(self) -> str:
+        if self.data_set.depths:
+            return f"at the end, by {'words' if self.data_set.words else 'tokens'}"
+        return "middle, by tokens, before the chat template"
 
 
 def make_task(data_set: DataSet, source: Source, compat: bool, scdq: bool) -> BenchmarkTask:
     """The task of a data set. Nothing is read yet."""
-    loader = Loader(data_set, source, compat, scdq)
+    loader = (Grid if data_set.depths else Loader)(data_set, source, compat, scdq)
     job = Job(data_set, "", compat)
     names = job.metric.split("+")
     info = TaskInfo(
@@ -119,6 +147,7 @@ def make_task(data_set: DataSet, source: Source, compat: bool, scdq: bool) -> Be
         data_set.doc or f"rows of {data_set.hub}",
         data_set.lengths,
         exact=False,
+        words=data_set.words,
         history="gold" if data_set.suite == "scbench" else "own",
         most=data_set.count,
     )

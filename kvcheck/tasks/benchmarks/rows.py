@@ -11,7 +11,7 @@ from typing import Any
 from kvcheck.errors import SpecError
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 _GATED = {"GatedRepoError"}
 _OFFLINE = {
@@ -83,6 +83,9 @@ def _load(data_set: DataSet, source: Source) -> Any:
 
     path = _local(data_set, source.folder) if source.folder else _remote(data_set)
     builder = _BUILDERS[Path(path.split("::")[0]).suffix]
+    if builder == "text":  # a row is a file
+        files = load_dataset(builder, data_files=path, split="train", streaming=True, sample_by="document")
+        return files.rename_column("text", "context")
     return load_dataset(builder, data_files=path, split="train", streaming=True, features=_features(data_set))
 
 
@@ -98,14 +101,19 @@ def _features(data_set: DataSet) -> Any:
 
 
 def _remote(data_set: DataSet) -> str:
-    """The path on the Hub, at the pinned revision; an archive is fetched and cached whole."""
-    revision = data_set.revision or resolve(data_set.hub)
-    if not data_set.archive:
-        return f"hf://datasets/{data_set.hub}@{revision}/{data_set.file}"
-    from huggingface_hub import hf_hub_download
+    """The Hub's file as it lies in huggingface_hub's cache, at the pinned revision; fetched where it is not there yet.
 
-    archive = hf_hub_download(data_set.hub, data_set.archive, repo_type="dataset", revision=revision)
-    return f"zip://{data_set.file}::{archive}"
+    huggingface_hub shows the progress, and goes without a network where it has the file.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    revision, file = data_set.revision or resolve(data_set.hub), data_set.archive or data_set.file
+    folder = Path(snapshot_download(data_set.hub, repo_type="dataset", revision=revision, allow_patterns=[file]))
+    if not any(folder.glob(file)):
+        HfApi().dataset_info(data_set.hub, revision=revision)  # raises where the Hub cannot be asked
+        raise FileNotFoundError(f"{data_set.hub} holds no {file}")
+    path = str(folder / file)
+    return f"zip://{data_set.file}::{path}" if data_set.archive else path
 
 
 @cache
@@ -186,6 +194,8 @@ def no_answer(data_set: DataSet, row: str) -> SpecError:
 
 def _answers(data_set: DataSet, row: Row) -> list[Any]:
     """The answers of a row: of each turn where it has turns."""
+    if not data_set.answer:
+        return []
     found = row[data_set.answer]
     if data_set.answer != "multi_turns":
         return [found]

@@ -206,6 +206,7 @@ def _turn(place: int, turn: Mapping[str, Any], question: str, row: Row, job: Job
     references, options = _graded(kind, turn, row, job)
     if not references or not any(reference.strip() for reference in references):
         raise no_answer(job.data_set, job.data_set.row_id(row, place))
+    lead = SUMMARY_LEAD if job.compat and not job.scdq and name == "summary" and place else ""
     return Turn(
         question,
         references,
@@ -213,9 +214,9 @@ def _turn(place: int, turn: Mapping[str, Any], question: str, row: Row, job: Job
         (job.compat and rule.compat) or _metric(kind, row, rule),
         subtask=kind if name in _MIXED else "",
         options=options,
-        space=space_after(question),
+        space="" if lead else space_after(question),  # the right answer stands right behind the lead upstream
         target=str(turn["answer"]),
-        lead=SUMMARY_LEAD if job.compat and not job.scdq and name == "summary" and place else "",
+        lead=lead,
     )
 
 

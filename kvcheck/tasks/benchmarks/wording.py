@@ -5,6 +5,8 @@ They carry the name `kvcheck/v1` in records. Changing one needs a new name.
 
 from __future__ import annotations
 
+import json
+
 _PASSAGES = (
     "Several passages follow, and one question comes after them. Reply with the bare answer.\n\n"
     "{context}\n\nReply with the bare answer to this question about the passages.\n\nQuestion: {input}\nAnswer:"
@@ -98,4 +100,19 @@ LONGBENCH_V2 = (
     "Read this document, then choose the answer to a question about it.\n\n<text>\n$DOC$\n</text>\n\nQuestion: $Q$\n"
     "Choices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
     'Reply in the form "The correct answer is (X)".'
+)
+
+NIAH_PASSKEY = json.dumps(
+    {
+        "eval_params": {
+            "instruction": "One number is hidden in this long text. Keep it in mind, it is asked for at the end.\n",
+            "retrieval_target_template": "The hidden number is <KEY>. Do not forget it: <KEY>.",
+            "retrieval_target_placeholder": "<KEY>",
+            "retrieval_question": "\nWhich number is hidden? The hidden number is ",
+        }
+    }
+)
+NIAH_SENTENCE = (
+    "Read this text. A question about it comes at its end.\n\n{context}\n\nWhat is the best thing to do in {city}? "
+    "Reply with what the text says, and with nothing else."
 )

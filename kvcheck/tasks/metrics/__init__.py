@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, numbers, own, text
@@ -15,7 +16,7 @@ from kvcheck.tasks.metrics.base import Metric, Rule, best_of
 from kvcheck.tasks.metrics.functions import LANGUAGES
 from kvcheck.tasks.metrics.text import first_line
 
-__all__ = ["METRICS", "Metric", "first_line", "score"]
+__all__ = ["METRICS", "Metric", "first_line", "library", "score"]
 
 GRADED, BINARY = False, True
 
@@ -84,6 +85,28 @@ _ALL = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+_PACKAGES = {
+    "rouge_lsum": ("rouge-score",),
+    "rouge_zh": ("jieba",),
+    "f1_zh_words": ("jieba",),
+    "code_sim": ("rapidfuzz",),
+    "repoqa": ("nltk", "tree-sitter", *(f"tree-sitter-{language}" for language in LANGUAGES)),
+}
+"""The packages whose code decides a score; the other metrics rest on Python alone."""
+
+
+def library(names: Sequence[str]) -> str:
+    """The packages that these metrics rest on, with their versions; "none" where Python is enough."""
+    used = sorted({package for name in names for package in _PACKAGES.get(name, ())})
+    return ", ".join(f"{package} {_version(package)}" for package in used) or "none"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def score(name: str, prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:

@@ -64,6 +64,16 @@ def test_slip_5_later_summaries_are_begun_for_the_model(pair):
     sound, slip = pair("summary")
     assert [turn.lead for turn in slip.turns] == ["", *["This paper"] * 4]
     assert {turn.lead for turn in sound.turns} == {""}
+    assert [turn.space for turn in slip.turns] == [" ", *[""] * 4]  # the right answer is glued to it
+
+
+def test_slip_7_the_pool_of_a_mixed_task_has_its_functions_alone(pair):
+    for sample in pair("repoqa_and_kv"):
+        functions = {turn.references[0] for turn in sample.turns if turn.subtask == "repoqa"}
+        pools = {turn.subtask: turn.options for turn in sample.turns}
+        assert functions <= set(pools["repoqa"])
+        assert all(one.startswith("def ") for one in pools["repoqa"])
+        assert pools["kv"] == ()
 
 
 def test_slip_6_the_second_bos_is_in_the_record(fixed, slips):

@@ -14,7 +14,7 @@ from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, prompt, rows, t
 from kvcheck.tasks.benchmarks.longbench_v2 import slots
 
 LONG = 10**6
-BY_TEMPLATE = sorted(name for name in DATA_SETS if DATA_SETS[name].upstream)
+BY_TEMPLATE = sorted(name for name in DATA_SETS if DATA_SETS[name].upstream and not DATA_SETS[name].depths)
 
 
 def fields(name, row):
