@@ -68,6 +68,10 @@ class Store(Protocol):
         """Merge records into the file of a method. See FileStore.record."""
         ...
 
+    def expect_room(self) -> None:
+        """Raise BaselineError where nothing can be recorded, before anything is measured."""
+        ...
+
     def source(self, model: ModelId, method: str, case: CaseId) -> str:
         """The file that `get` reads this case from; "" when there is none."""
         ...
@@ -113,6 +117,10 @@ class Layered:
     def path(self, model: ModelId, method: str) -> str:
         """The file that recording writes."""
         return self.stores[0].path(model, method)
+
+    def expect_room(self) -> None:
+        """Raise BaselineError where the first store takes no records."""
+        self.stores[0].expect_room()
 
     def source(self, model: ModelId, method: str, case: CaseId) -> str:
         """The file that `get` reads this case from; "" when no store has it."""

@@ -21,7 +21,7 @@ from kvcheck.baseline_text import (
     write_file,
 )
 from kvcheck.errors import BaselineError, SpecError, did_you_mean
-from kvcheck.files import safe_name, write_atomically
+from kvcheck.files import expect_writable, one_writer, safe_name, write_atomically
 from kvcheck.record import CaseId, CaseRecord
 
 VERBS = ("new", "changed", "all")
@@ -135,6 +135,10 @@ class Reader:
         """Refuse: this place is read-only."""
         raise read_only(self.root)
 
+    def expect_room(self) -> None:
+        """Raise BaselineError where nothing can be recorded, before anything is measured."""
+        raise read_only(self.root)
+
     def entries(self) -> list[Entry]:
         """Every readable file, sorted."""
         return [
@@ -209,6 +213,10 @@ class FileStore(Reader):
         found = Path(self.root).glob("*/*.txt")
         return sorted(f"{self.root}/{path.parent.name}/{path.name}" for path in found)
 
+    def expect_room(self) -> None:
+        """Raise BaselineError where nothing can be recorded, before anything is measured."""
+        expect_writable(self.root)
+
     def write(self, path: str, text: str) -> None:
         """Put a whole file there, for push. Raises BaselineError, with the old file as it was."""
         write_atomically(path, text)
@@ -230,11 +238,27 @@ class FileStore(Reader):
 
         verb: "new" adds missing cases; "changed" also replaces those that differ; "all" replaces all of them.
         about: {"kvcheck": version, "packages": {...}}. lookup: finds the fp16 record to write against.
-        Records that stopped early are not written. Raises BaselineError, with the old file as it was.
+        Records that stopped early are not written. Two processes that record at once wait for each other. Raises
+        BaselineError, with the old file as it was.
         """
         if verb not in VERBS:
             raise SpecError(f"unknown --kv-record {verb!r}", did_you_mean(verb, VERBS))
-        lookup = lookup or (lambda case: self.get(model, "fp16", case))
+        lookup, records = lookup or (lambda case: self.get(model, "fp16", case)), list(records)
+        if not records:
+            return Changes(self.path(model, method), 0, ())
+        with one_writer(os.path.dirname(self.path(model, method))):
+            return self._merged(model, method, records, verb, about, lookup)
+
+    def _merged(
+        self,
+        model: ModelId,
+        method: str,
+        records: Iterable[CaseRecord],
+        verb: str,
+        about: dict[str, Any],
+        lookup: Lookup,
+    ) -> Changes:
+        """As `record`, while nobody else writes."""
         path, old = self.path(model, method), self.load(model, method)
         cases = dict(old.cases) if old is not None else {}
         lines: list[str] = []

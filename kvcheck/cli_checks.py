@@ -84,6 +84,8 @@ def _prompt(given: argparse.Namespace) -> int:
     from kvcheck.settings import Settings
     from kvcheck.tasks import find
 
+    if given.index < 0 or given.length < 1:
+        raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
     settings = Settings(chat=given.chat, history=given.history, data=given.data, compat=given.compat)
     version = find(given.task, given.data).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)

@@ -63,7 +63,7 @@ def _record(given: argparse.Namespace) -> int:
 def command(given: argparse.Namespace) -> list[str]:
     """The arguments of pytest. Raises SpecError and BaselineError for every name and value that pytest would refuse."""
     from kvcheck.plugin import params, parse, state
-    from kvcheck.plugin.options import OPTIONS
+    from kvcheck.plugin.options import OPTIONS, words
     from kvcheck.spec import split_specs
 
     methods = [spec for text in given.method or ["fp16"] for spec in split_specs(text)]
@@ -75,16 +75,13 @@ def command(given: argparse.Namespace) -> list[str]:
     project = parse.table(Path.cwd() / "pyproject.toml")
     source = dict.fromkeys(project, "[tool.kvcheck]") | {name: flags[name] for name in asked}
     settings = parse.settings({**project, **asked}, source)
+    state.refuse_recording_in_ci(settings, "--")
     state.known_model(settings.model, "--model")
     state.known_place(settings)
+    state.expect_room(settings, Path.cwd())
     _expect_data(settings)
     modules = [f"kvcheck.suites.test_{name}" for name in _capabilities(params.cases(settings, None), settings)]
-    words = ["--pyargs", *modules]
-    for option in OPTIONS:
-        value = asked.get(option.name)
-        each = value if isinstance(value, list) else [value] if value is not None else []
-        words += [option.flag if one is True else f"{option.flag}={one}" for one in each]
-    return words
+    return ["--pyargs", *modules, *words(asked)]
 
 
 def tasks(suites: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcheck.errors import KvcheckError
 from kvcheck.record import CaseRecord, Run, RunHeader, cost_case, cost_record
-from kvcheck.settings import BATCH, DTYPES, ROUNDS, TIMEOUT, Settings
+from kvcheck.settings import ATTENTION, BATCH, DTYPES, ROUNDS, TIMEOUT, Settings
 from kvcheck.spec import split_specs
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from kvcheck.engine.speed import Limits
 
 LENGTHS = "8192,32768,131072"
-SAME = ("dtype", "rounds", "batch", "roofline")
+SAME = ("dtype", "attention", "rounds", "batch", "roofline")
 """Settings that all rows of a table share."""
+USUAL = {"attention": "auto"}
+"""What they are in a file that does not say."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     speed.add_argument("--device", default="auto", help="as --kv-device (default auto)")
     speed.add_argument("--dtype", default="auto", choices=DTYPES, help="as --kv-dtype (default auto)")
+    speed.add_argument("--rope", metavar="KIND:KEY=X,…", help="as --kv-rope (default: the model's own)")
+    speed.add_argument("--attention", default="auto", choices=ATTENTION, help="as --kv-attention (default auto)")
+    speed.add_argument("--trust-remote-code", metavar="NAME", help="as --kv-trust-remote-code: the --model again")
     speed.add_argument("--bandwidth", type=float, metavar="GB/s", help="of the device's memory, for the roofline")
     speed.add_argument("--peak", type=float, metavar="TFLOP/s", help="of the device in 16 bits, dense")
     speed.add_argument(
@@ -65,11 +71,13 @@ def _speed(given: argparse.Namespace) -> int:
     """0 where every row was measured, 1 where something was not."""
     from kvcheck.cli_checks import OK, REGRESSION, show
     from kvcheck.engine.speed import Limits
-    from kvcheck.files import write_atomically
+    from kvcheck.files import expect_writable, write_atomically
     from kvcheck.report import speed
     from kvcheck.runfile import write_run
 
     plan = _plan(given)
+    for path in filter(None, (given.json, given.md)):
+        expect_writable(os.path.dirname(path) or ".")
     session = _open(plan)
     limits = Limits.of(session, given.bandwidth, given.peak)
     run = _started(given.json, _header(session, plan, str(limits)))
@@ -99,7 +107,9 @@ def _plan(given: argparse.Namespace) -> Plan:
         )
     raw: dict[str, Any] = {"model": given.model, "device": given.device, "dtype": given.dtype}
     raw |= {"methods": split_specs(given.methods), "lengths": given.lengths, "timeout": given.timeout}
-    return Plan(parse.settings(raw, {name: f"--{name}" for name in raw}), given.rounds, given.batch)
+    loaded = {"rope": given.rope, "attention": given.attention, "trust_remote_code": given.trust_remote_code}
+    raw |= {name: value for name, value in loaded.items() if value is not None}
+    return Plan(parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw}), given.rounds, given.batch)
 
 
 def _open(plan: Plan) -> Session:
@@ -117,8 +127,9 @@ def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
     import kvcheck
     from kvcheck import env
 
-    commit, dirty = env.git_state(Path(__file__).parent)
+    commit, dirty = env.git_state(Path.cwd())
     settings = {"rounds": str(plan.rounds), "batch": str(plan.batch), "roofline": roofline}
+    settings["attention"] = plan.settings.attention
     settings["dtype"] = str(session.loaded.model.dtype).removeprefix("torch.")
     settings["date"] = datetime.date.today().isoformat()
     return RunHeader(
@@ -142,9 +153,9 @@ def _started(path: Path | None, header: RunHeader) -> Run:
     before = read_run(path)
     old = before.header
     pairs = {"model": (old.model, header.model), "machine": (old.machine, header.machine)}
-    pairs |= {"commit": (old.git, header.git)}
+    pairs |= {"version of kvcheck": (old.kvcheck, header.kvcheck), "commit": (old.git, header.git)}
     pairs |= {"packages": (old.packages, header.packages)}  # type: ignore[dict-item]
-    pairs |= {name: (old.settings.get(name, ""), header.settings[name]) for name in SAME}
+    pairs |= {name: (old.settings.get(name, USUAL.get(name, "")), header.settings[name]) for name in SAME}
     for name, (then, now) in pairs.items():
         if then != now:
             raise KvcheckError(
@@ -153,7 +164,7 @@ def _started(path: Path | None, header: RunHeader) -> Run:
             )
     dates = sorted({*old.settings.get("date", "").split(" and "), header.settings["date"]} - {""})
     settings = {**header.settings, "date": " and ".join(dates)}
-    return Run(replace(header, settings=settings), before.cases)
+    return Run(replace(header, settings=settings, dirty=old.dirty or header.dirty), before.cases)
 
 
 def _measured(left: Iterable[tuple[int, str]], plan: Plan, session: Session, limits: Limits) -> Iterator[CaseRecord]:

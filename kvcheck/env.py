@@ -10,6 +10,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from kvcheck.errors import KvcheckError
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -36,6 +38,20 @@ def rank() -> int:
 def local_rank() -> int:
     """Number of this process among those on this machine."""
     return int(os.environ["LOCAL_RANK"]) if processes() > 1 else 0
+
+
+def workers() -> int:
+    """How many processes of pytest-xdist run tests at the same time; 1 without it."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+def alone() -> None:
+    """Raise KvcheckError where several workers run tests: what they time is each other."""
+    if workers() > 1:
+        raise KvcheckError(
+            "latency is not measured with several workers: they slow each other down on one device",
+            "run it on its own: pytest <the same arguments> -n 0 -k latency",
+        )
 
 
 def packages() -> dict[str, str]:

@@ -6,9 +6,16 @@ import hashlib
 import os
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from kvcheck.errors import BaselineError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 100
 
@@ -46,11 +53,47 @@ def write_atomically(path: str, text: str) -> None:
             with suppress(OSError):
                 os.unlink(temporary)
         if isinstance(error, OSError):
-            hint = "the old file is as it was; free or unlock the disk, or name another place with --kv-baselines=PATH"
+            hint = "the old file is as it was; free or unlock the disk, or name another place"
             raise BaselineError(f"cannot write {path}: {error.strerror or error}", hint) from error
         raise
     with suppress(OSError):
         _sync_folder(folder)
+
+
+def expect_writable(folder: str) -> None:
+    """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing."""
+    try:
+        at = Path(folder).absolute()
+        while not at.exists():
+            at = at.parent
+        tempfile.TemporaryFile(dir=at).close()
+    except OSError as error:
+        raise BaselineError(
+            f"{folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"
+        ) from error
+
+
+@contextmanager
+def one_writer(folder: str) -> Iterator[None]:
+    """While one process is here, others that come for the same folder wait. Not on Windows, which has no such lock.
+
+    Raises BaselineError for a folder that cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if fcntl else -1
+    except OSError as error:
+        raise BaselineError(
+            f"cannot write {folder}: {error.strerror or error}", "unlock it, or name another place"
+        ) from error
+    try:
+        if fcntl:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
 
 
 def _umask() -> int:

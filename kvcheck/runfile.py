@@ -75,7 +75,7 @@ def read_run(path: str | Path) -> Run:
 
 def run_from_json(text: str, name: str = "the run") -> Run:
     """Read the text of a run file. Raises BaselineError."""
-    again = "write it again: pytest --kv-method=… --kv-json=run.json"
+    again = "write it again: pytest --kv-method=… --kv-json=run.json, or kvcheck speed --methods … --json run.json"
     try:
         data = json.loads(text, parse_constant=_refuse)
     except ValueError as error:

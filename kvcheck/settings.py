@@ -17,7 +17,14 @@ ROUNDS, BATCH = 9, 8
 """Of a measurement of latency: rounds that are timed, and sequences that are decoded together at most."""
 PROMPTS = ("data", "compat", "chat", "history")
 """Settings of what a model is shown, in a header where they are not at their default."""
-ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")
+KERNELS = {
+    "math": "MATH",
+    "flash": "FLASH_ATTENTION",
+    "efficient": "EFFICIENT_ATTENTION",
+    "cudnn": "CUDNN_ATTENTION",
+}
+"""Kernels of attention by the names of torch's SDPBackend."""
+ATTENTION = ("auto", *KERNELS)
 MODEL = ("rope", "attention", "trust_remote_code")
 """Settings of how the model is loaded and run, likewise."""
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import MODEL, fp16, memory, record
 
+from kvcheck import baseline_files
 from kvcheck.baseline import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
 from kvcheck.errors import BaselineError, SpecError
-from kvcheck.files import safe_name
+from kvcheck.files import safe_name, write_atomically
 from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, prompt_digest
 
 MINI = ModelId("mini", MODEL)
@@ -246,6 +249,29 @@ class TestDamage:
         (tmp_path / "file").write_text("")
         with pytest.raises(BaselineError, match="cannot write"):
             keep(FileStore(tmp_path / "file"), record([1.0]))
+
+    def test_two_that_record_at_once_lose_nothing(self, store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("fcntl")
+
+        def slowly(path: str, text: str) -> None:
+            time.sleep(0.2)
+            write_atomically(path, text)
+
+        monkeypatch.setattr(baseline_files, "write_atomically", slowly)
+        cases = [replace(record([1.0]).case, length=length) for length in (512, 1024)]
+        both = [
+            threading.Thread(target=keep, args=(FileStore(store.root), replace(record([1.0]), case=case)))
+            for case in cases
+        ]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join()
+        assert [store.get(MINI, "snapkv", case) is not None for case in cases] == [True, True]
+
+    def test_nothing_to_record_leaves_no_folder(self, store: FileStore) -> None:
+        assert store.record(MINI, "snapkv", [], "new", ABOUT).written == 0
+        assert not Path(store.root).exists()
 
     def test_verify_names_each_problem(self, store: FileStore, file: Path) -> None:
         file.write_text(file.read_text()[:-80])

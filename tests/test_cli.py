@@ -170,6 +170,11 @@ class TestPrompt:
         assert main(["prompt", "needle", "--mode", "multi_turn"]) == 2
         assert "has no mode multi_turn" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("option", ["--index=-1", "--length=0"])
+    def test_a_number_below_the_least_is_refused(self, capsys: pytest.CaptureFixture[str], option: str) -> None:
+        assert main(["prompt", "kv", option]) == 2
+        assert "--index is a number from 0 up, --length from 1 up" in capsys.readouterr().err
+
     def test_a_missing_chat_template_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["prompt", "kv", "--chat", "yes"]) == 2
         assert "no chat template" in capsys.readouterr().err

@@ -18,6 +18,12 @@ ROWS = str(bundle("fixtures") / "data" / "benchmarks")
 Told = Callable[..., list[str]]
 
 
+@pytest.fixture(autouse=True)
+def not_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests may be running in CI, where recording is refused."""
+    monkeypatch.delenv("CI", raising=False)
+
+
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
     """The words of the command that a recording stands for."""
@@ -102,6 +108,17 @@ def test_a_bad_name_is_refused_with_what_was_meant(
 ) -> None:
     assert main(["baselines", "record", "--model", "some/model", *options, "--dry-run"]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_dry_run_in_ci_is_refused_as_the_recording_would_be(
+    told: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    assert main(["baselines", "record", "--model=mini", "--suite=kv", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "--record=new is off where CI is set" in said
+    assert "add --record-in-ci" in said
+    assert "--kv-record-in-ci" in told("--suite", "kv", "--record-in-ci")
 
 
 def test_names_are_checked_without_torch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,11 @@ def test_a_method_that_saves_memory_and_decodes_more_slowly_is_marked(tmp_path: 
         (("--methods", "fp16", "--rounds", "0"), "--rounds and --batch are numbers from 1 up"),
         (("--methods", "fp16", "--bandwidth", "10"), "one of --bandwidth and --peak is missing"),
         (("--methods", "fp16", "--model", "random:tiney"), "did you mean tiny?"),
+        (("--methods", "fp16", "--json", f"{__file__}/speed.json"), "cannot be written: Not a directory"),
+        (("--methods", "fp16", "--md", f"{__file__}/speed.md"), "cannot be written: Not a directory"),
+        (("--methods", "fp16", "--rope", "yearn:factor=2"), "--rope: unknown RoPE"),
+        (("--methods", "fp16", "--rope", "yarn:factor=2"), "has random weights, on one device and with its own RoPE"),
+        (("--methods", "fp16", "--trust-remote-code", "a/b"), "--trust-remote-code: a/b is not the model"),
     ],
 )
 def test_a_slip_is_said_before_anything_is_measured(
@@ -190,6 +196,38 @@ def test_a_slip_is_said_before_anything_is_measured(
     assert main([*TINY, *options]) == 2
     assert said in capsys.readouterr().err
     assert not measured
+
+
+def test_a_model_is_loaded_with_another_rope_and_kernel_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speed.json"
+    mini = ("speed", "--model", "mini", "--device", "cpu", "--rounds", "1", "--batch", "1", "--lengths", "64")
+    command = [*mini, "--methods", "fp16", "--rope", "linear:factor=2", "--json", str(out)]
+    assert main([*command, "--attention", "math"]) == 0
+    assert "model mini@linear:factor=2 (float32, attention math)" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "was measured with another attention: math, now auto" in capsys.readouterr().err
+    assert main([*mini, "--methods", "fp16", "--json", str(out), "--attention", "math"]) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def test_the_commit_is_that_of_the_folder_it_was_started_in_and_changes_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured before the changes stays, and the table says that there were some."""
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "1", "--allow-empty"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    commit = subprocess.run(
+        ["git", "-C", str(tmp_path), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    monkeypatch.chdir(tmp_path)
+    command = [*TINY, "--methods", "fp16", "--json", "speed.json", "--lengths"]
+    assert main([*command, "64"]) == 0
+    assert f", {commit[:12]}\n" in capsys.readouterr().out
+    assert main([*command, "96"]) == 0  # speed.json itself is a change now
+    assert f", {commit[:12]} with local changes\n" in capsys.readouterr().out
+    assert read_run(tmp_path / "speed.json").header.dirty
 
 
 def test_processes_of_torchrun_are_refused(

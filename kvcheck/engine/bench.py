@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.errors import SpecError
 from kvcheck.measure import latency
 from kvcheck.measure.clocks import Clocks
 from kvcheck.methods.host import Host
@@ -19,18 +18,6 @@ from kvcheck.record import LatencyRecord
 CPU_BYTES = 3 * 1024**3 // 2
 DECODED = 2 * (latency.STEPS + 1)
 """Tokens behind the prompt: one step untimed and STEPS timed, alone and in the batch."""
-
-
-def alone(device: torch.device) -> None:
-    """Raise KvcheckError where several workers of pytest-xdist share the device."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    devices = torch.cuda.device_count() if device.type == "cuda" else 1
-    if workers > devices:
-        raise KvcheckError(
-            f"latency cannot be measured by {workers} workers on {devices} device{'s' * (devices > 1)}: "
-            "they slow each other down",
-            "run the latency tests with -n 0",
-        )
 
 
 def fits(loaded: LoadedModel, length: int) -> None:

@@ -14,13 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kvcheck.errors import SpecError
 from kvcheck.methods import _kernels
 from kvcheck.models import LoadedModel
+from kvcheck.settings import KERNELS
 
-KERNELS = {
-    "math": SDPBackend.MATH,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
 ROWS = {"a prompt": (16, 16), "a follow-up behind a prompt": (4, 16), "a decoded token": (1, 16)}
 """(new tokens, all tokens) of what a kernel must serve."""
 
@@ -44,7 +39,7 @@ def use(name: str, loaded: LoadedModel) -> None:
     entered: list[Any] = []
 
     def enter(*_: Any) -> None:
-        entered.append(sdpa_kernel(KERNELS[name]))
+        entered.append(_only(name))
         entered[-1].__enter__()
 
     def leave(*_: Any) -> None:
@@ -55,13 +50,18 @@ def use(name: str, loaded: LoadedModel) -> None:
     loaded.model.register_forward_hook(leave, always_call=True)
 
 
+def _only(name: str) -> Any:
+    """A context in which torch has this kernel alone."""
+    return sdpa_kernel(getattr(SDPBackend, KERNELS[name]))
+
+
 def _refusal(name: str, loaded: LoadedModel, rows: int, columns: int) -> str:
     """Why a kernel does not run as a layer of the model calls it, "" where it does."""
     shape, where = loaded.shape, {"device": loaded.device, "dtype": loaded.model.dtype}
     query = torch.zeros(1, shape.heads, rows, shape.head_dim, **where)
     keys, values = (torch.zeros(1, shape.kv_heads, columns, shape.head_dim, **where) for _ in "kv")
     try:
-        with torch.inference_mode(), sdpa_kernel(KERNELS[name]):
+        with torch.inference_mode(), _only(name):
             _kernels.attend_block(query, keys, values, None)
     except RuntimeError as error:
         return str(error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kvcheck import env
 from kvcheck.engine import bench, kernel
 from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.bench import CPU_BYTES
@@ -262,9 +263,9 @@ class Session:
         """Time to first token, per output token, and per step of a batch of copies of the context, against fp16.
 
         timer: see kvcheck/measure/latency.py. batch: sequences decoded together at most, fewer where their full caches
-        would not fit. Raises KvcheckError under several workers, which would share the device.
+        would not fit. Raises KvcheckError under several workers.
         """
-        bench.alone(self.loaded.device)
+        env.alone()
         bench.fits(self.loaded, length)
         guard = Guard(str(Spec.parse(method_spec)), f"the latency measurement at {length} tokens")
         ids, rows = bench.prompt(self.loaded, length), bench.rows(self.loaded, length, batch)

@@ -95,7 +95,7 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def share_threads() -> None:
     """Under pytest-xdist, give each worker its part of the cores."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    workers = env.workers()
     if workers > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // workers))

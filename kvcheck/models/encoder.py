@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.errors import MethodUnsupported, SpecError
 from kvcheck.tasks.images import MARK
 
 if TYPE_CHECKING:
@@ -19,12 +19,15 @@ class Encoder:
     """A Hugging Face tokenizer that adds nothing to a text: no special tokens, no truncation, no warnings.
 
     bos: id that opens every prompt, () where the tokenizer has none. eos: ids that end an answer.
-    slots: what an image is in a text, None where the model reads text only.
+    slots: what an image is in a text, None where the model reads text only. vocabulary: ids that the model knows, None
+    where that is not looked at.
     Encoded texts are remembered (the same texts come back for every mode and method), up to REMEMBERED tokens in all.
     """
 
-    def __init__(self, tokenizer: Any, eos: Sequence[int] = (), slots: Slots | None = None) -> None:
-        self.tokenizer, self.slots = tokenizer, slots
+    def __init__(
+        self, tokenizer: Any, eos: Sequence[int] = (), slots: Slots | None = None, vocabulary: int | None = None
+    ) -> None:
+        self.tokenizer, self.slots, self.vocabulary = tokenizer, slots, vocabulary
         bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos: tuple[int, ...] = () if bos is None else (int(bos),)
         self.eos: frozenset[int] = frozenset(int(token) for token in (*eos, end) if token is not None)
@@ -32,17 +35,29 @@ class Encoder:
         self._held = 0
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, without special tokens. Raises MethodUnsupported for images where there is no eye."""
+        """Token ids of the text, without special tokens.
+
+        Raises MethodUnsupported for images where there is no eye, SpecError for ids that the model does not know.
+        """
         ids = self._memo.get(text)
         if ids is None:
             written = self._written(text) if MARK in text else text
             ids = [int(token) for token in self.tokenizer.encode(written, add_special_tokens=False, verbose=False)]
+            self._expect_known(ids)
             self._held += len(ids) + 1
             if self._held > REMEMBERED:
                 self._memo.clear()
                 self._held = len(ids) + 1
             self._memo[text] = ids
         return list(ids)
+
+    def _expect_known(self, ids: list[int]) -> None:
+        """An id too many would end the process on a GPU, where nobody could say why."""
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            raise SpecError(
+                f"the tokenizer gives token {max(ids)}, the model knows {self.vocabulary} tokens, from 0 on",
+                "is the tokenizer the one that came with the model?",
+            )
 
     def _written(self, text: str) -> str:
         """The text with slots in the place of images."""

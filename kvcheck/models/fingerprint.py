@@ -68,8 +68,11 @@ def _ends(folder: Path) -> bytes:
 
 
 def _weights(folder: Path) -> bytes:
-    """Digest over the tensors of all safetensors files in the order of their names; over other files as they are."""
-    files = sorted(folder.glob("*.safetensors"))
+    """Digest over the tensors of all safetensors files in the order of their names; over other files as they are.
+
+    Some hub models have a second copy of their weights, "consolidated", which transformers does not read.
+    """
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("consolidated")]
     if not files:
         files = sorted([*folder.glob("*.bin"), *folder.glob("*.pt")])
         return hashlib.sha256(b"".join(_range(path, 0, path.stat().st_size, WHOLE) for path in files)).digest()

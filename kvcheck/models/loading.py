@@ -11,7 +11,7 @@ import torch
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED, parallel, rope, synthetic, vision
+from kvcheck.models import EMBEDDED, hub, parallel, rope, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 from kvcheck.models.parallel import Team
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "kvcheck"
 _INTERFACE = "kvcheck needs a decoder-only model with past_key_values whose layers use transformers' AttentionInterface"
+WORDS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+"""Of these files a tokenizer has one at least."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -114,7 +116,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     states = probing.find(loaded)
     if states is None:
         _check_interface(name, model, loaded.shape)
-    files = Path(folder) if local else _snapshot(folder, how.trusted, fetched=encoder.slots is None)
+    files = Path(folder) if local else hub.snapshot(folder, how.trusted, fetched=encoder.slots is None)
     known = fingerprint(files, rope=how.rope, code=how.trusted)
     return replace(loaded, fingerprint=known, states=states, vision=vision.eyes(name, model, encoder.slots, files))
 
@@ -152,15 +154,17 @@ def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) 
             options["device_map"] = how.layout
         tokenizer = _tokenizer(folder, local, how.trusted)
         slots = vision.Slots.of(name, config, tokenizer)
-        model = vision.loader(config).from_pretrained(folder, **options)
+        model, told = vision.loader(config).from_pretrained(folder, output_loading_info=True, **options)
+        _refuse_missing(name, sorted(told["missing_keys"]))
         rope.steady(model)
-        return model, Encoder(tokenizer, _end_tokens(model), slots), limit
+        words = model.get_input_embeddings().weight.shape[0]
+        return model, Encoder(tokenizer, _end_tokens(model), slots, words), limit
     except KvcheckError:
         raise
     except Exception as error:
         if isinstance(error, KeyError) and error.args == (ATTENTION,):  # it looks attention up in a table of its own
             raise MethodUnsupported(f"model {name!r} does not use the attention interface", _INTERFACE) from error
-        raise _unreadable(name, local, error) from error
+        raise hub.unreadable(name, local, error) from error
     finally:
         logging.set_verbosity(quiet)
         if bar:
@@ -173,12 +177,14 @@ def encoder_of(name: str) -> Encoder:
     from transformers import AutoConfig
 
     try:
-        config, tokenizer = AutoConfig.from_pretrained(folder, local_files_only=local), _tokenizer(folder, local)
+        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        _refuse_architecture(name, config)
+        tokenizer = _tokenizer(folder, local)
         return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer))
     except KvcheckError:
         raise
     except Exception as error:
-        raise _unreadable(name, local, error) from error
+        raise hub.unreadable(name, local, error) from error
 
 
 def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -231,39 +237,16 @@ def _tokenizer(folder: str, local: bool, trusted: bool = False) -> Any:
 
     AutoTokenizer has a class of its own for some architectures, such as qwen2, and replaces the rules by which a
     tokenizer.json splits text. What says of itself that its tokenizer.json is all there is, is loaded as that.
+    Raises SpecError for a folder without one.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    if local and not any(path for words in WORDS for path in Path(folder).glob(words)):
+        raise hub.wordless(folder)  # transformers 5.2 makes up one that knows no word
     named = get_tokenizer_config(folder, local_files_only=local).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if named == "TokenizersBackend" else AutoTokenizer
     return kind.from_pretrained(folder, local_files_only=local, trust_remote_code=trusted)
-
-
-def _unreadable(name: str, local: bool, error: Exception) -> SpecError:
-    """The error for files that transformers could not load."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if "does not recognize this architecture" in str(error) or "trust_remote_code" in str(error):
-        hint = f"a newer transformers may know it; code that comes with it runs by --kv-trust-remote-code={name} only"
-        return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
-    if local:
-        return SpecError(f"model {name!r} cannot be loaded: {reason}", "is the folder complete and undamaged?")
-    return SpecError(
-        f"model {name!r} cannot be loaded from the Hugging Face hub: {reason}",
-        "is the id right, is there a network (HF_HUB_OFFLINE=0), does the model need a token (hf auth login)?",
-    )
-
-
-def _snapshot(hub_id: str, trusted: bool, fetched: bool) -> Path:
-    """The folder of a hub model in the local cache. fetched: from_pretrained has had all of its files."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*processor_config.json"]
-    patterns += ["*.py"] * trusted
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=fetched))
-    except Exception:  # an incomplete snapshot counts as missing there: from_pretrained fetches only what it needs
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
 
 
 def _refuse_architecture(name: str, config: Any) -> None:
@@ -274,6 +257,16 @@ def _refuse_architecture(name: str, config: Any) -> None:
             "kvcheck tests decoder-only models, which keep the whole prompt in one KV cache",
         )
     vision.refuse(name, config)
+
+
+def _refuse_missing(name: str, missing: list[str]) -> None:
+    """Refuse a model of which transformers made up weights that its files lack. Raises SpecError."""
+    if missing:
+        raise SpecError(
+            f"model {name!r} lacks {len(missing)} of the weights that its config.json asks for: "
+            f"{', '.join(missing[:2])}{', …' * (len(missing) > 2)}",
+            "is config.json the one that came with the weights, and is every file of weights there?",
+        )
 
 
 def _refuse_foreign_code(name: str, folder: str, local: bool) -> None:

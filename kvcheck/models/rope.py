@@ -108,7 +108,9 @@ def _strict(text: str) -> Iterator[None]:
         logger.setLevel(level)
         logger.propagate = passes
     if said:
-        raise SpecError(f"RoPE {text!r}: {said[0]}", "such as yarn:factor=4, linear:factor=2 or default:theta=1e6")
+        raise SpecError(
+            f"RoPE {text!r}: {'; '.join(said)}", "such as yarn:factor=4, linear:factor=2 or default:theta=1e6"
+        )
 
 
 def steady(model: Any) -> None:

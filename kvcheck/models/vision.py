@@ -2,7 +2,7 @@
 
 Slots get ids beyond the vocabulary, one id for every slot of every image, and the input embedding looks them up. So ids
 alone say what is fed: a host may feed rows together or one by one, a prompt at once or in chunks. The same image always
-has the same ids, and the embeddings of all images that were shown are held as long as the model.
+has the same ids. The embeddings of the last images are held, up to HELD bytes; earlier ones are made again when needed.
 
 Served: LLaVA (1.0 and 1.5), whose language model reads an image as a run of slots, at plain positions, causally.
 """
@@ -10,15 +10,18 @@ Served: LLaVA (1.0 and 1.5), whose language model reads an image as a run of slo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
 from kvcheck.models.fingerprint import IMAGES
+from kvcheck.settings import KERNELS as NAMES
 from kvcheck.tasks.images import MARK, Image
 
 SERVED = ("llava",)
@@ -27,6 +30,9 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that take one square of pixels and give a fixed number of slots."""
 CLASSED = TOWERS[:1]
 """Of these, those that put a token for the whole image before the patches, which "full" keeps."""
+KERNELS = [getattr(SDPBackend, name) for name in NAMES.values()]
+HELD = 512 * 1024**2
+"""Bytes of embeddings of images, and of one image in any case: 113 of LLaVA-1.5's."""
 HINT = "kvcheck serves text models and LLaVA: --kv-model with a folder or a hub id such as llava-hf/llava-1.5-7b-hf"
 
 
@@ -40,8 +46,10 @@ class Slots:
 
     @classmethod
     def of(cls, name: str, config: Any, tokenizer: Any) -> Slots | None:
-        """What the config of a model says; None for what runs as a text model. Raises what `refuse` does."""
-        refuse(name, config)
+        """What the config of a model says that `refuse` lets pass; None for what runs as a text model.
+
+        Raises MethodUnsupported for a tokenizer that does not know the mark.
+        """
         if not sees(config):
             return None
         seen, image = config.vision_config, int(config.image_token_id)
@@ -90,13 +98,14 @@ def refuse(name: str, config: Any) -> None:
 class SlotEmbedding(torch.nn.Module):
     """The input embedding of a model, and behind its vocabulary the slots of the images that were shown.
 
-    count: slots of an image. shown: what fills them (count, hidden), image by image.
+    count: slots of an image. make: gives what fills them (count, hidden), by the number of the image. held: of the
+    images that were used last.
     """
 
-    def __init__(self, words: torch.nn.Module, count: int) -> None:
+    def __init__(self, words: torch.nn.Module, count: int, make: Callable[[int], torch.Tensor]) -> None:
         super().__init__()
-        self.words, self.count = words, count
-        self.shown: list[torch.Tensor] = []
+        self.words, self.count, self.make = words, count, make
+        self.held: OrderedDict[int, torch.Tensor] = OrderedDict()
 
     @property
     def weight(self) -> torch.Tensor:
@@ -108,10 +117,15 @@ class SlotEmbedding(torch.nn.Module):
         """V, without the images."""
         return int(self.weight.shape[0])
 
-    def show(self, features: torch.Tensor) -> int:
-        """Take in what fills the slots (count, hidden) of one image, wherever the tower lies -> the id of the first."""
-        self.shown.append(features.to(self.weight.device))
-        return self.num_embeddings + (len(self.shown) - 1) * self.count
+    def filling(self, image: int) -> torch.Tensor:
+        """What fills the slots (count, hidden) of an image, where the words are, wherever the tower lies."""
+        if image not in self.held:
+            self.held[image] = self.make(image).to(self.weight.device)
+        self.held.move_to_end(image)
+        found = self.held[image]
+        while len(self.held) > max(1, HELD // found.nbytes):
+            self.held.popitem(last=False)
+        return found
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(B, q) -> (B, q, hidden)."""
@@ -122,7 +136,7 @@ class SlotEmbedding(torch.nn.Module):
         embedded = self.words(ids.masked_fill(slots, 0))
         places = ids[slots] - self.num_embeddings
         images, at = (places // self.count).unique(return_inverse=True)
-        table = torch.stack([self.shown[image] for image in images.tolist()])
+        table = torch.stack([self.filling(image) for image in images.tolist()])
         embedded[slots] = table[at, places % self.count].to(embedded.dtype)
         return embedded
 
@@ -135,10 +149,11 @@ class Vision:
 
     def __init__(self, name: str, model: Any, slots: Slots, scale: tuple[Sequence[float], Sequence[float]]) -> None:
         self.name, self.model, self.slots, self.scale = name, model, slots, scale
-        self.embedding = SlotEmbedding(model.get_input_embeddings(), slots.count)
+        self.embedding = SlotEmbedding(model.get_input_embeddings(), slots.count, self._features)
         model.set_input_embeddings(self.embedding)
         model.config.vision_config._attn_implementation = "sdpa"  # a tower has no cache to attend through
-        self.first: dict[Image, int] = {}
+        self.numbers: dict[Image, int] = {}
+        self.images: list[Image] = []
 
     def shown(self, ids: torch.Tensor) -> torch.Tensor:
         """Which ids are slots of images, as bool."""
@@ -165,15 +180,19 @@ class Vision:
         return scaled.unsqueeze(0).to(self.model.device, self.model.dtype)
 
     def _first(self, image: Image) -> int:
-        """The id of the first slot of an image."""
-        if image not in self.first:
-            self.first[image] = self.embedding.show(self._features(image))
-        return self.first[image]
+        """The id of the first slot of an image. What fills it is made now, outside of any forward."""
+        if image not in self.numbers:
+            self.numbers[image] = len(self.images)
+            self.images.append(image)
+        number = self.numbers[image]
+        self.embedding.filling(number)
+        return self.embedding.num_embeddings + number * self.slots.count
 
     @torch.no_grad()
-    def _features(self, image: Image) -> torch.Tensor:
+    def _features(self, number: int) -> torch.Tensor:
         """(count, hidden): what the model's tower and projector make of an image."""
-        made = self.model.get_image_features(pixel_values=self.pixels(image))
+        with sdpa_kernel(KERNELS):  # --kv-attention is about the cache, which a tower has not
+            made = self.model.get_image_features(pixel_values=self.pixels(self.images[number]))
         features = torch.cat(list(made.pooler_output))
         if len(features) != self.slots.count:
             raise MethodUnsupported(

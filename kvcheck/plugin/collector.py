@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ class Collector:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the summary."""
         if not self.seen and not self.properties:
+            self._idle(terminalreporter)
             return
         from kvcheck.report import terminal
 
@@ -108,6 +110,15 @@ class Collector:
             terminalreporter.write_line(line, **colour(line))
         for note in [*self._resumed(), *self.notes]:
             terminalreporter.write_line(note)
+
+    def _idle(self, terminalreporter: Any) -> None:
+        """A session that was given methods and found no test that takes them: say where there are some."""
+        option = self.config.option
+        elsewhere = getattr(option, "dist", "no") != "no"  # workers collected, not this process
+        if elsewhere or self.config.stash.get(options.USED, False) or not option.kv_methods:
+            return
+        words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
+        terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
 
     def run(self) -> Run:
         """What was gathered so far, in a fixed order."""
@@ -210,6 +221,8 @@ class Collector:
                 self.notes.append(line)
         except (KvcheckError, OSError) as error:
             self.notes.append(f"baselines could not be recorded: {error}")
+            if self.path is not None:
+                self.notes.append(f"  the run is kept: --kv-resume={self.path} records it without measuring it again")
             return False
         return True
 

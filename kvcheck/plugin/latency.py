@@ -7,16 +7,12 @@ from typing import Any, NoReturn
 
 import pytest
 
+from kvcheck import env
 from kvcheck.errors import KvcheckError
 from kvcheck.plugin import commands, gate, options, payload, state
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.report import explain
-
-WORKERS = (
-    "latency is not measured with several workers: they slow each other down on one device; "
-    "run it on its own: pytest <the same arguments> -n 0 -k latency"
-)
 
 
 class KvLatency:
@@ -37,11 +33,7 @@ class KvLatency:
 
     def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
         """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
-        if workers(self._request.config) > 1:
-            self._not_measured = (("latency", WORKERS),)
-            if {"ttft", "tpot"} & set(self.settings.budget):
-                self._fail(f"{self.method} at {self.length} tokens: {WORKERS}")
-            pytest.skip(f"not measured: {WORKERS}")
+        self._refuse_workers()
         self._session = self._request.getfixturevalue("kv_session")
         timer = getattr(benchmark, "pedantic", None)
         problem = ""
@@ -65,6 +57,20 @@ class KvLatency:
             extra[f"{one.what}_ratio"] = one.ratio
         return self.latency
 
+    def _refuse_workers(self) -> None:
+        """Before the model is loaded: fail or skip where several workers would time each other."""
+        refused = ""
+        try:
+            env.alone()
+        except KvcheckError as error:
+            refused = f"{error.message}; {error.hint}"
+        if not refused:
+            return
+        self._not_measured = (("latency", refused),)
+        if {"ttft", "tpot"} & set(self.settings.budget):
+            self._fail(f"{self.method} at {self.length} tokens: {refused}")
+        pytest.skip(f"not measured: {refused}")
+
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
         self.verdicts = gate.judge_latency(latency, self.settings)
@@ -87,9 +93,3 @@ class KvLatency:
         case = cost_case(self.length, self.settings.seed)
         record = cost_record(self.method, model["fingerprint"], case, self.memory, self.latency, self._not_measured)
         return payload.write(payload.Payload(str(case), self.method, model, record, self.verdicts, self.failure))
-
-
-def workers(config: pytest.Config) -> int:
-    """How many processes run tests at the same time."""
-    worker = getattr(config, "workerinput", None)
-    return int(worker["workercount"]) if worker else 1

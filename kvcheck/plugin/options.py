@@ -5,7 +5,7 @@ Declaring costs next to nothing and happens in every pytest session; reading hap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -107,6 +107,16 @@ def given(config: pytest.Config) -> dict[str, Any]:
     """The options that stand on the command line."""
     found = {option.name: getattr(config.option, option.dest, None) for option in OPTIONS}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def words(found: Mapping[str, Any]) -> list[str]:
+    """Options by name, as they are typed."""
+    typed: list[str] = []
+    for option in OPTIONS:
+        value = found.get(option.name)
+        each = value if isinstance(value, list) else [value] if value is not None else []
+        typed += [option.flag if one is True else f"{option.flag}={one}" for one in each]
+    return typed
 
 
 def wanted(config: pytest.Config) -> bool:

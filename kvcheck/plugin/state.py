@@ -40,6 +40,8 @@ def activate(config: pytest.Config) -> State:
         found = options.load(config)
         refuse_recording_in_ci(found)
         known_place(found)
+        if found.record and not hasattr(config, "workerinput"):
+            expect_room(found, config.rootpath)
         state = State(found, resumed=_resumed(config, found))
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             known_model(found.model)
@@ -58,12 +60,12 @@ def settings(config: pytest.Config) -> Settings:
     return activate(config).settings
 
 
-def refuse_recording_in_ci(settings: Settings) -> None:
-    """In CI a baseline is written only where that was asked for by a second option."""
+def refuse_recording_in_ci(settings: Settings, prefix: str = "--kv-") -> None:
+    """In CI a baseline is written only where that was asked for by a second option. prefix: of the options' names."""
     if settings.record and os.environ.get("CI") and not settings.record_in_ci:
         raise SpecError(
-            f"--kv-record={settings.record} is off where CI is set: a job must not move its own goalposts",
-            "to record here on purpose, add --kv-record-in-ci",
+            f"{prefix}record={settings.record} is off where CI is set: a job must not move its own goalposts",
+            f"to record here on purpose, add {prefix}record-in-ci",
         )
 
 
@@ -85,6 +87,15 @@ def known_place(settings: Settings) -> None:
         later = at == 0 and (settings.record or len(found) > 1)
         if store.writable and not later and not Path(store.root).is_dir():
             raise SpecError(f"--kv-baselines: there is no folder {place}", "check the spelling, or add --kv-record=new")
+
+
+def expect_room(settings: Settings, root: Path) -> None:
+    """Refuse to record where nothing can be written, or nothing is answered, before anything is measured."""
+    from kvcheck.baseline import open_store
+
+    if synthetic.is_random(settings.model):
+        raise SpecError(f"{settings.model} has random weights: no case of it can be recorded", "leave --kv-record out")
+    open_store(settings.baselines, root).expect_room()
 
 
 def known_model(name: str, where: str = "--kv-model") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.record import FAILS, CaseRecord, Run
+from kvcheck.record import FAILS, CaseRecord, Run, RunHeader
 from kvcheck.report import conformance, rows, statement, terminal
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import between, interval, points, size
@@ -25,13 +25,17 @@ def lines(run: Run, stored: References | None = None) -> Iterator[str]:
     yield from conformance.markdown(run.properties)
     yield "<details><summary>Run</summary>"
     yield ""
-    commit = f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
-    yield f"kvcheck {header.kvcheck} · model `{header.model_name}` ({header.model}) · {commit}"
+    yield f"kvcheck {header.kvcheck} · model `{header.model_name}` ({header.model}) · {commit(header)}"
     yield ""
     for title, values in (("settings", header.settings), ("machine", header.machine), ("packages", header.packages)):
         yield f"{title}: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in sorted(values.items()))
         yield ""
     yield "</details>"
+
+
+def commit(header: RunHeader) -> str:
+    """What the folder that the run was started in held."""
+    return f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
 
 
 def count_bad(run: Run, method: str) -> int:

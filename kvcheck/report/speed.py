@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.record import CaseRecord, LatencyRecord, Run
-from kvcheck.report.markdown import escape, grid
+from kvcheck.report.markdown import commit, escape, grid
 from kvcheck.report.text import columns, interval, seconds, short, size, wrap
 
 NAME = 22
@@ -58,8 +58,10 @@ def markdown(run: Run) -> Iterator[str]:
 def head(run: Run) -> Iterator[str]:
     """What the figures were measured on, and how."""
     header, settings = run.header, run.header.settings
-    dtype, date = settings.get("dtype", ""), settings.get("date", "")
-    yield f"kvcheck {header.kvcheck}, model {header.model_name} ({dtype}), {date}"
+    computed, kernel = settings.get("dtype", ""), settings.get("attention", "auto")
+    computed += f", attention {kernel}" * (kernel != "auto")
+    date = settings.get("date", "")
+    yield f"kvcheck {header.kvcheck}, model {header.model_name} ({computed}), {date}, {commit(header)}"
     found = [f"{name} {header.machine[name]}" for name in MACHINE if name in header.machine]
     clocks = [one for record in run.cases for one in record.latency]
     found += [

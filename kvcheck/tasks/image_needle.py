@@ -33,13 +33,16 @@ HEADER = "Read the text and answer. Text:"
 
 
 def plates(length: int, tokenizer: Tokenizer) -> int:
-    """How many plates a context of `length` tokens has. Raises SpecError where two do not fit."""
-    each = len(tokenizer.encode(MARK))
-    count = min(MOST, length // SHARE // each)
+    """How many plates a context of `length` tokens has. Raises SpecError where two do not fit.
+
+    Where an image takes few tokens, the sentences around them are what there is room for.
+    """
+    each, sentence = len(tokenizer.encode(MARK)), len(tokenizer.encode(needle_text(lexicon.OBJECTS[0] + "00", MARK)))
+    count = min(MOST, length // SHARE // each, length // SHARE // (sentence - each))
     if count < LEAST:
         raise SpecError(
             f"an image takes {each} tokens with this model, a context of {length} has no room for {LEAST}",
-            f"--kv-lengths {SHARE * LEAST * each} at least",
+            f"--kv-lengths {SHARE * LEAST * max(each, sentence - each)} at least",
         )
     return count
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -391,10 +393,31 @@ def test_a_long_prompt_sees_its_windows_block_by_block(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["qwen2", "mamba", "recurrent_gemma", "qwen3_next"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_real_task_runs(models: Callable[[str], LoadedModel], name: str, mode: str) -> None:
     record = Session.of(models(name), Settings()).run_case(CaseId("kv", 1, mode, 192, 0, 1), "fp16")
     assert record.samples[0].turns[0].nll is not None
+
+
+@pytest.mark.parametrize("name", ["gemma3", "bamba", "mamba2"])
+def test_a_checkpoint_is_run_by_one_command_in_all_modes(
+    name: str,
+    folders: Callable[[str], Path],
+    models: Callable[[str], LoadedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models(name)  # skips what this transformers cannot run
+    for variable in ("CI", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(variable, raising=False)
+    asked = ["--kv-tasks=needle,kv", "--kv-modes=single,multi_turn,multi_request", "--kv-lengths=512", "--kv-n=1"]
+    suites = ["--pyargs", "kvcheck.suites.test_needle", "kvcheck.suites.test_string_retrieval"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *suites, *asked]
+    command += [f"--kv-model={folders(name)}", "--kv-method=fp16", "--kv-record=new"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
+    assert "recorded 5 cases of fp16" in done.stdout
 
 
 def test_a_tokenizer_splits_text_as_its_file_says_whatever_the_model_is(models: Callable[[str], LoadedModel]) -> None:

@@ -36,7 +36,7 @@ def llama(**changed: Any) -> Any:
 
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=8, max_position_embeddings=64, **{**shape, **changed}))
+    return LlamaForCausalLM(LlamaConfig(**{"vocab_size": 8, "max_position_embeddings": 64, **shape, **changed}))
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,119 @@ def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path, name: str, says: s
         load(str(tmp_path) if name == "EMPTY" else name, CPU, torch.float32)
 
 
-def test_a_hub_model_without_network_is_refused_with_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "says", "hint"),
+    [
+        ("LocalEntryNotFoundError", "'owner/model': the Hugging Face hub cannot be reached", "--kv-model PATH"),
+        (
+            "GatedRepoError",
+            "'owner/model' is gated",
+            "accept its terms at https://huggingface.co/owner/model, then: hf",
+        ),
+        ("RepositoryNotFoundError", "'owner/model' is no folder here, and was not found on the", "is the name right?"),
+        ("BadRequestError", "'owner/model' cannot be loaded from the Hugging Face hub", "hf auth login"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, kind: str, says: str, hint: str
+) -> None:
+    """transformers wraps what the client of the hub raises; a tokenizer alone meets the same."""
+    from huggingface_hub import errors
     from transformers import AutoConfig
 
-    def offline(*args: Any, **kwargs: Any) -> None:
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection")
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        cause = getattr(errors, kind)
+        raise OSError("You cannot have owner/model.\nLook at the page") from cause.__new__(cause, "401")
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
-    with pytest.raises(SpecError, match=r"'owner/model' cannot be loaded from the .* hub: We couldn't") as caught:
-        load("owner/model", CPU, torch.float32)
-    assert "network" in caught.value.hint
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    for ask in (lambda: load("owner/model", CPU, torch.float32), lambda: loading.encoder_of("owner/model")):
+        with pytest.raises(SpecError, match=says) as caught:
+            ask()
+        assert hint in caught.value.hint
+
+
+def test_a_hub_that_goes_away_after_the_weights_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gone)
+    with pytest.raises(SpecError, match="the Hugging Face hub cannot be reached: no connection"):
+        loading.hub.snapshot("owner/model", False, fetched=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"), [(["model.safetensors"], ["*.safetensors"]), ([], ["*.safetensors", "*.bin"])]
+)
+def test_weights_of_the_old_kind_are_fetched_for_the_fingerprint_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], wanted: list[str]
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(hub_id: str, allow_patterns: list[str], **how: Any) -> str:
+        asked.append(allow_patterns[-1])
+        return str(tmp_path)
+
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert loading.hub.snapshot("owner/model", False, fetched=True) == tmp_path
+    assert asked == wanted
+
+
+def test_weights_that_the_files_lack_are_not_made_up(copied: Path) -> None:
+    _edit(copied / "config.json", lambda config: config.update(num_hidden_layers=3))
+    with pytest.raises(SpecError, match=r"lacks 9 of the weights that its config.json asks for: model\.layers\.2\."):
+        load(str(copied), CPU, torch.float32)
+
+
+def test_weights_of_another_shape_are_refused(copied: Path) -> None:
+    _edit(copied / "config.json", lambda config: config.update(intermediate_size=48))
+    with pytest.raises(SpecError, match=r"its weights have other shapes than its config\.json says"):
+        load(str(copied), CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda config: config.pop("model_type"), "no config.json that names an architecture(?s:.*)adapters merged"),
+        (lambda config: config.update(model_type="llamba"), "not recognize this arch(?s:.*)--kv-trust-remote-code="),
+        (
+            lambda config: config.update(quantization_config={"quant_method": "awq", "bits": 4}),
+            "cannot be loaded: (?s:.*)install what it names",
+        ),
+    ],
+)
+def test_what_transformers_cannot_load_is_said_with_what_to_do(
+    copied: Path, change: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    _edit(copied / "config.json", change)
+    with pytest.raises(SpecError, match=says):
+        load(str(copied), CPU, torch.float32)
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_put_one_there(copied: Path) -> None:
+    for path in copied.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(SpecError, match="has no tokenizer that transformers can read") as caught:
+        load(str(copied), CPU, torch.float32)
+    assert "save_pretrained(FOLDER)" in caught.value.hint
+
+
+def test_a_tokenizer_of_another_model_is_noticed_before_anything_is_fed(tmp_path: Path) -> None:
+    encoder = load(str(save(tmp_path / "small", llama(vocab_size=4))), CPU, torch.float32).tokenizer
+    assert encoder.encode("one") == [3]
+    with pytest.raises(SpecError, match="the tokenizer gives token 4, the model knows 4 tokens"):
+        encoder.encode("one two")
+
+
+def test_the_tokenizer_of_what_is_no_decoder_is_refused_as_the_model_is(copied: Path) -> None:
+    _edit(copied / "config.json", lambda config: config.update(is_encoder_decoder=True))
+    with pytest.raises(MethodUnsupported, match="encoder-decoder"):
+        loading.encoder_of(str(copied))
 
 
 def test_damaged_weights_are_refused(copied: Path) -> None:
@@ -133,6 +236,11 @@ def test_the_fingerprint_does_not_depend_on_folder_or_sharding(folder: Path, cop
     (split / "model.safetensors").unlink(missing_ok=True)
     assert len(list(split.glob("*.safetensors"))) > 1
     assert fingerprint(split) == fingerprint(folder)
+
+
+def test_a_second_copy_of_the_weights_does_not_count(folder: Path, copied: Path) -> None:
+    shutil.copy(copied / "model.safetensors", copied / "consolidated.safetensors")
+    assert fingerprint(copied) == fingerprint(folder)
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -22,6 +22,7 @@ from kvcheck.methods._layer import KVLayer
 from kvcheck.methods.base import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
+from kvcheck.models import vision as module
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import encoder_of
 from kvcheck.models.vision import SlotEmbedding, Slots, Vision
@@ -133,9 +134,22 @@ def test_the_same_image_has_the_same_ids(loaded: LoadedModel, vision: Vision) ->
 
 def test_what_fills_the_slots_lies_where_the_words_do() -> None:
     """The parts of a model may lie on several devices."""
-    embedding = SlotEmbedding(torch.nn.Embedding(10, 4, device="meta"), count=2)
-    assert embedding.show(torch.zeros(2, 4)) == 10
-    assert embedding.shown[0].device == embedding.weight.device
+    embedding = SlotEmbedding(torch.nn.Embedding(10, 4, device="meta"), 2, lambda image: torch.zeros(2, 4))
+    assert embedding.filling(0).device == embedding.weight.device
+
+
+def test_images_of_earlier_contexts_are_let_go_and_made_again_when_they_are_read(
+    loaded: LoadedModel, vision: Vision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one image: a context of two is read all the same."""
+    ids, host = loaded.tokenizer.encode(TEXT), Fp16().host(loaded)
+    fed = torch.tensor([vision.placed(ids, PICTURES[:2])])
+    wanted = host.feed(host.build(), fed, len(ids))
+    monkeypatch.setattr(module, "HELD", vision.embedding.filling(0).nbytes)
+    vision.placed(loaded.tokenizer.encode(MARK), PICTURES[2:3])
+    assert len(vision.embedding.held) == 1
+    torch.testing.assert_close(host.feed(host.build(), fed, len(ids)), wanted)
+    assert len(vision.embedding.held) == 1
 
 
 def test_slots_of_images_are_told_from_words(loaded: LoadedModel, vision: Vision) -> None:

@@ -134,6 +134,16 @@ def test_options_without_a_method_are_an_error_not_a_green_run(repo: pytest.Pyte
     result.stdout.fnmatch_lines(["*no method to test*--kv-tasks alone measures nothing*"])
 
 
+def test_a_session_without_a_test_that_takes_a_case_is_told_the_command(repo: pytest.Pytester) -> None:
+    repo.makepyfile("def test_something_else(): pass")
+    result = repo.runpytest("--kv-method=snapkv", "--kv-tasks=needle,kv", "--kv-strict")
+    result.assert_outcomes(passed=1)
+    command = "pytest --pyargs kvcheck.suites --kv-method=snapkv --kv-tasks=needle,kv --kv-strict"
+    result.stdout.fnmatch_lines([f"kvcheck: no test here takes a case, nothing was measured; type: {command}"])
+    told = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "--kv-method=snapkv", "-k", "nothing")
+    told.stdout.no_fnmatch_line("*no test here takes a case*")
+
+
 def test_recording_is_refused_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = run("--kv-method=fp16", "--kv-record=new")

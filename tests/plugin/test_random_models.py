@@ -31,6 +31,15 @@ def test_a_task_on_random_weights_is_refused_at_once(pytester: pytest.Pytester) 
     result.stderr.fnmatch_lines(["*random:tiny has random weights*kv says nothing*", "*leave --kv-tasks out*"])
 
 
+def test_recording_random_weights_is_refused_at_once(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    result = pytester.runpytest_subprocess("--pyargs", "kvcheck.suites", TINY, "--kv-method=snapkv", "--kv-record=new")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*random:tiny has random weights: no case of it can be recorded", "*leave --kv-rec*"])
+
+
 def test_an_unknown_shape_is_told_the_known_ones(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "--pyargs", "kvcheck.suites", "--kv-model=random:llama-8b", "--kv-method=snapkv"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+SUITE = "kvcheck.suites.test_string_retrieval"
 Run = Callable[..., pytest.RunResult]
 Behave = Callable[[dict[str, Any]], None]
 
@@ -75,10 +77,24 @@ def test_a_damaged_baseline_is_refused_by_name_and_left_as_it_is(recorded: Run, 
     assert stored(repo) == damaged
 
 
-def test_a_place_that_cannot_be_written_is_said_and_the_results_are_kept(run: Run, repo: pytest.Pytester) -> None:
-    (repo.path / "stored").rmdir()
-    (repo.path / "stored").write_text("a file, not a folder")
+@pytest.mark.parametrize("place", [("--kv-baselines=stored",), ()], ids=["named", "default"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    repo: pytest.Pytester, place: tuple[str, ...]
+) -> None:
+    for name in ("stored", ".kvcheck"):
+        shutil.rmtree(repo.path / name, ignore_errors=True)
+        (repo.path / name).write_text("a file, not a folder")
+    result = repo.runpytest("--pyargs", SUITE, "--kv-method=fp16", "--kv-record=new", *place)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*cannot be written: Not a directory", "*name another place"])
+    assert not (repo.path / "ran.txt").exists()
+
+
+def test_a_place_that_cannot_be_written_in_the_end_is_said_and_the_results_are_kept(
+    run: Run, repo: pytest.Pytester
+) -> None:
+    (repo.path / "stored" / "fake").write_text("a file, not a folder")
     result = run("--kv-method=fp16", "--kv-record=new", "--kv-json=run.json")
-    result.stdout.fnmatch_lines(["*baselines could not be recorded*"])
+    result.stdout.fnmatch_lines(["*baselines could not be recorded*", "*--kv-resume=run.json records it*"])
     assert (repo.path / "run.json").exists()
     assert result.ret != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 
 import pytest
@@ -150,3 +151,12 @@ def test_a_plate_is_black_on_white_over_a_plain_field():
     assert {colour for row in image.cells[:GROUP] for colour in row} == {BLACK, WHITE}
     assert {colour for row in image.cells[GROUP:] for colour in row} == {(1, 2, 3)}
     assert [len(row) for row in image.cells] == [SIDE] * SIDE
+
+
+def test_where_an_image_takes_few_tokens_the_sentences_fit_all_the_same(tokenizer, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SLOTS", 4)
+    few = Seeing(tokenizer)
+    for index in range(2):
+        made = find("image_needle/image").generate(7, index, 512, few)
+        assert len(made.images) > 16
+        assert len(few.encode(made.context)) <= 512

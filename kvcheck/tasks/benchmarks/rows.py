@@ -8,20 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kvcheck import hub
 from kvcheck.errors import SpecError
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
-_GATED = {"GatedRepoError"}
-_OFFLINE = {
-    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "ConnectTimeout",
-    "ReadTimeout", "Timeout", "TimeoutError", "gaierror", "ClientConnectorError", "ProxyError", "NetworkError",
-}  # fmt: skip
-_GONE = {
-    "RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "DatasetNotFoundError",
-    "DataFilesNotFoundError", "FileNotFoundError", "DefunctDatasetError", "DisabledRepoError",
-}  # fmt: skip
 _CHANGED = {"CastError", "DatasetGenerationCastError", "ArrowInvalid", "ArrowNotImplementedError", "TypeError"}
 
 
@@ -211,37 +203,28 @@ def _words(kind: type | tuple[type, ...]) -> str:
 
 def explain(error: BaseException, data_set: DataSet, source: Source) -> SpecError:
     """A clear error for what `datasets` and `huggingface_hub` raise, found by the names in the chain of causes."""
-    chain = list(_chain(error))
-    names = {name.__name__ for one in chain for name in type(one).__mro__}
+    trouble = hub.trouble(error)
     where = f"{data_set.hub} on the Hub" if source.folder is None else f"the local copy of {data_set.hub}"
-    last = str(chain[0]).strip().splitlines() or [type(error).__name__]
+    last = str(error).strip().splitlines() or [type(error).__name__]
     said = f" ({type(error).__name__}: {last[0][:200]})"
     local = "or pass a local copy: --kv-data PATH"
-    if names & _GATED or any("is a gated dataset" in str(one).lower() for one in chain):
+    if trouble == hub.GATED:
         page = f"https://huggingface.co/datasets/{data_set.hub}"
         return SpecError(
             f"{data_set.name}: {where} is gated", f"accept its terms at {page}, then: hf auth login; {local}"
         )
-    if names & _OFFLINE:
+    if trouble == hub.OFFLINE:
         return SpecError(
             f"{data_set.name}: {where} cannot be reached{said}", f"check the network and HF_HUB_OFFLINE, {local}"
         )
-    if names & _GONE:
+    if trouble == hub.GONE:
         return SpecError(
             f"{data_set.name}: {where} was not found at revision {data_set.revision or 'main'}{said}",
             f"it was renamed, moved or removed: look at https://huggingface.co/datasets/{data_set.hub}, {local}",
         )
-    if names & _CHANGED:
+    if hub.names(error) & _CHANGED:
         return SpecError(
             f"{data_set.name}: the rows of {where} have not the expected columns or are damaged{said}",
             f"expected columns: {', '.join(data_set.columns)}",
         )
     return SpecError(f"{data_set.name}: {where} cannot be read{said}", f"try again, {local}")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
