@@ -161,7 +161,8 @@ def _coverage(seen: list[int], stored: Sequence[float], prompt: int, expected: i
 def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[str]:
     """Problems of one layer's positions, keys and values."""
     yield from _finite(layer)
-    positions, there = layer.positions.long(), _there(layer)
+    where = prefilled.keys.device  # those of a layer in host memory, or of one that reads another's, lie elsewhere
+    positions, there = layer.positions.long().to(where), _there(layer).to(where)
     batch, heads, prompt, _ = prefilled.keys.shape
     if tuple(positions.shape) != (batch, heads, layer.stored):
         expected = (batch, heads, layer.stored)
@@ -233,7 +234,8 @@ def _faithful(
     inside = (positions < prompt) & there
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
     read = layer.read(slice(None), layer.dtype if verbatim else torch.float32)
-    for name, mine, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
+    for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
+        mine = found.to(theirs.device)
         true = theirs.gather(2, at).to(mine.dtype)
         if verbatim:
             wrong = ((mine != true).any(dim=3) & inside).nonzero()

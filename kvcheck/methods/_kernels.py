@@ -28,13 +28,23 @@ def attend_block(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
     mask = None
     if 1 < rows < columns:
         mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
-        if query.is_cuda and query.shape[1] != keys.shape[1]:  # masked GQA has no fused kernel there
-            group = query.shape[1] // keys.shape[1]
-            keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
-    causal = rows == columns and rows > 1
-    return scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
-    )
+        return attend_masked(query, keys, values, mask, scaling)
+    causal, gqa = rows == columns and rows > 1, query.shape[1] != keys.shape[1]
+    return scaled_dot_product_attention(query, keys, values, is_causal=causal, scale=scaling, enable_gqa=gqa)
+
+
+def attend_masked(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention under a mask that broadcasts against (B, H, q, c), True where a row sees a column -> (B, H, q, d).
+
+    CUDA has no fused kernel for masked GQA, and would hold all scores; so heads are repeated there.
+    """
+    group = query.shape[1] // keys.shape[1]
+    if query.is_cuda and group > 1:
+        keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
+    gqa = query.shape[1] != keys.shape[1]
+    return scaled_dot_product_attention(query, keys, values, mask, scale=scaling, enable_gqa=gqa)
 
 
 def attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:

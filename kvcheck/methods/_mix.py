@@ -72,4 +72,4 @@ def visible(rows: int, columns: int, window: int | None, device: torch.device) -
     row = torch.arange(columns - rows, columns, device=device).unsqueeze(1)
     column = torch.arange(columns, device=device)
     seen = column <= row
-    return seen if window is None else seen & (row - column < window)
+    return seen if window is None else seen & (column > row - window)  # without a matrix of distances

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
+from kvcheck.methods import _kernels
 from kvcheck.methods._room import Room
 from kvcheck.methods.cache import KVLayer
 
@@ -125,7 +125,7 @@ class RaggedLayer(KVLayer):
         mask = self.there[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
         tokens, columns = query.shape[2], keys.shape[2]
         causal = torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
-        return scaled_dot_product_attention(query, keys, values, mask & causal, scale=self.scaling, enable_gqa=True)
+        return _kernels.attend_masked(query, keys, values, mask & causal, self.scaling)
 
     def keep_where(self, wanted: torch.Tensor) -> None:
         """Keep the slots of `wanted` (B, G, m) that are there."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.errors import KvcheckError
+from kvcheck.methods import _kernels
 from kvcheck.methods._scoring import WEIGHTS
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.cache import KVLayer
@@ -71,7 +71,7 @@ def a_shape(
         columns = torch.cat([slots[:sinks], slots[near:]])
         mask = a_shape_mask(slots[first:], columns, n_init, n_local)
         k, v = (torch.cat([each[:, :, :sinks], each[:, :, near:last]], dim=2) for each in (keys, values))
-        out[:, :, start : start + ROWS] = attend(block, k, v, mask, scaling)
+        out[:, :, start : start + ROWS] = _kernels.attend_masked(block, k, v, mask, scaling)
     return out
 
 
@@ -79,18 +79,6 @@ def a_shape_mask(rows: torch.Tensor, columns: torch.Tensor, n_init: int, n_local
     """Which positions `columns` (c,) the positions `rows` (r,) see -> (r, c) bool."""
     distance = rows[:, None] - columns
     return (distance >= 0) & ((distance < n_local) | (columns < n_init))
-
-
-def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Attention under a mask (r, c) or (B, H, r, c), True where a row sees a column -> (B, H, r, d)."""
-    group = query.shape[1] // keys.shape[1]
-    if query.is_cuda and group > 1:  # masked GQA has no fused kernel there
-        keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
-    return scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
-    )
 
 
 def row_blocks(query: torch.Tensor, columns: int) -> Iterator[tuple[int, int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from kvcheck.methods import _kernels
 from kvcheck.methods._layer import KVLayer
 from kvcheck.methods._mix import visible
 from kvcheck.methods.base import Method, ModelShape
@@ -34,10 +34,7 @@ class WindowLayer(KVLayer):
             near = slice(max(0, past + start + 1 - (self.window or end)), end)
             mask = visible(block.shape[2], end - near.start, self.window, query.device)
             near_keys, near_values = keys[:, :, near], values[:, :, near]
-            gqa = query.shape[1] != keys.shape[1]
-            parts.append(
-                scaled_dot_product_attention(block, near_keys, near_values, mask, scale=self.scaling, enable_gqa=gqa)
-            )
+            parts.append(_kernels.attend_masked(block, near_keys, near_values, mask, self.scaling))
         return torch.cat(parts, dim=2)
 
     def compress(self, queries: torch.Tensor) -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import _scoring, _values
+from kvcheck.methods import _kernels, _scoring, _values
 from kvcheck.methods._room import Room
 from kvcheck.methods._rotary import rotate, unrotate
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
@@ -136,7 +135,7 @@ class BlendLayer(KVLayer):
                 changes = (new.float() - old.float() for new, old in zip((keys, values), self.old, strict=True))
                 self.blend.choose(sum(change.square().sum(dim=(1, 3)) for change in changes))  # type: ignore[arg-type]
             return super().write(keys, values)
-        at = self.blend.picked[:, None, :, None].expand_as(keys)
+        at = self.blend.picked.to(keys.device)[:, None, :, None].expand_as(keys)
         self.k, self.v = (Room(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True))
         self.seen += self.blend.tokens - keys.shape[2]
         return None
@@ -146,8 +145,8 @@ class BlendLayer(KVLayer):
         if self.blend is None or self.index <= CHECK:
             return super().mix(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
-        mask = (column <= self.blend.picked[rows].unsqueeze(-1)).unsqueeze(1)
-        return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
+        mask = (column <= self.blend.picked[rows].to(keys.device).unsqueeze(-1)).unsqueeze(1)
+        return _kernels.attend_masked(query, keys, values, mask, self.scaling)
 
 
 class BlendHost(Host):
@@ -181,8 +180,8 @@ class BlendHost(Host):
         for chunk in ids.split(self.method.chunk, dim=1):
             cache = Fp16().build(self.shape)
             self.feed(cache, chunk)
-            here = torch.arange(chunk.shape[1], device=ids.device)
             for layer, found in zip(cache.layers, parts, strict=True):
+                here = torch.arange(chunk.shape[1], device=layer.keys.device)
                 stored = unrotate(layer.keys.float(), here, rope)
                 found.append((rotate(stored, here + start, rope).to(layer.dtype), layer.values))
             start += chunk.shape[1]
@@ -209,7 +208,7 @@ class BlendHost(Host):
 def _rows(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The chosen tokens (B, s) of states (B or 1, n, ...)."""
     wide = states.expand(chosen.shape[0], *states.shape[1:])
-    index = chosen.view(*chosen.shape, *(1 for _ in states.shape[2:]))
+    index = chosen.to(states.device).view(*chosen.shape, *(1 for _ in states.shape[2:]))
     return wide.gather(1, index.expand(*chosen.shape, *states.shape[2:]))
 
 

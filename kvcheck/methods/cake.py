@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +110,14 @@ class Split:
 
 
 class CakeHost(Host):
-    """Stores a prefix, then gets it back by computing and loading. split: how the last prefill was shared out."""
+    """Stores a prefix, then gets it back by computing and loading.
+
+    split: how the last prefill was shared out. homes: the devices that its layers are on.
+    """
 
     method: Cake
     split: Split | None = None
+    homes: Sequence[torch.device] = ()
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """Prompts (R, n): whole chunks from both ends, the rest behind them. The last token is always computed."""
@@ -122,11 +127,11 @@ class CakeHost(Host):
         given = None if isinstance(method.computed, str) else round(method.computed * count)
         self.split = Split(count, given or 0, count if given is None else given)
         with tempfile.TemporaryDirectory(prefix="kvcheck-cake-") as folder:
-            self.store(chunks, Path(folder))
+            self.homes = self.store(chunks, Path(folder))
             return self.fetch(chunks, ids[:, count * method.chunk :], Path(folder), self.split)
 
-    def store(self, chunks: tuple[torch.Tensor, ...], folder: Path) -> None:
-        """Write the chunks of a prefix, computed one after the other."""
+    def store(self, chunks: tuple[torch.Tensor, ...], folder: Path) -> list[torch.device]:
+        """Write the chunks of a prefix, computed one after the other -> the device of every layer."""
         cache = self.build()
         with cache.prefilling():
             for number, chunk in enumerate(chunks):
@@ -139,6 +144,7 @@ class CakeHost(Host):
                         layer.values[:, :, new],
                         _about(number, index),
                     )
+        return [layer.keys.device for layer in cache.layers]
 
     def fetch(
         self, chunks: tuple[torch.Tensor, ...], rest: torch.Tensor, folder: Path, split: Split
@@ -146,9 +152,11 @@ class CakeHost(Host):
         """Compute from the front and load from the back, then feed what is left of the prompt."""
         cache = self.build()
         with ThreadPoolExecutor(1) as loader, cache.prefilling():
-            loading = loader.submit(self._load, folder, split, rest.device)
+            loading = loader.submit(self._load, folder, split)
             while (number := split.from_front()) is not None:
                 self.feed(cache, chunks[number])
+                for home in {home for home in self.homes if home.type == "cuda"}:
+                    torch.cuda.synchronize(home)  # else the next chunk would be taken before this one is computed
             loaded = loading.result()
             for number in sorted(loaded):
                 for layer, (keys, values) in zip(cache.layers, loaded[number], strict=True):
@@ -159,12 +167,12 @@ class CakeHost(Host):
             logits = self.feed(cache, rest)[:, -1]
         return cache, logits
 
-    def _load(self, folder: Path, split: Split, device: torch.device) -> dict[int, Layers]:
+    def _load(self, folder: Path, split: Split) -> dict[int, Layers]:
         """The chunks that were taken from the back, by number."""
         found = {}
         while (number := split.from_back()) is not None:
-            layers = range(self.shape.layers)
-            found[number] = [_disk.read(_path(folder, number, at), _about(number, at), device) for at in layers]
+            places = enumerate(self.homes)
+            found[number] = [_disk.read(_path(folder, number, at), _about(number, at), home) for at, home in places]
         return found
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.methods import _kernels, _values
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 SEARCH = "search"
 PROBE = 512
 """Tokens of the random text that is repeated once to find the retrieval heads."""
+BLOCK = 8192
+"""Tokens of a prompt that a streaming head attends for at a time: masks over all pairs of a long one would not fit."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +140,33 @@ class DuoLayer(RaggedLayer):
         """The prompt of streaming heads sees sinks and window only."""
         if self.prompt is not None:
             return super().mix(query, keys, values, rows)
-        out, tokens, columns = torch.empty_like(query), query.shape[2], keys.shape[2]
-        mask = visible(tokens, columns, self.method.width(columns) + 1, query.device)
-        mask[:, : self.method.sink] |= visible(tokens, columns, None, query.device)[:, : self.method.sink]
-        group = self.shape.group
+        out = torch.empty_like(query)
         for head, whole in enumerate(self.retrieval):
-            mine, at = slice(head * group, (head + 1) * group), slice(head, head + 1)
             if whole:
+                mine, at = self._of(head)
                 out[:, mine] = _kernels.attend_block(query[:, mine], keys[:, at], values[:, at], self.scaling)
-            else:
-                out[:, mine] = scaled_dot_product_attention(
-                    query[:, mine], keys[:, at], values[:, at], mask, scale=self.scaling, enable_gqa=True
-                )
+        if not all(self.retrieval):
+            self._stream(query, keys, values, out)
         return out
+
+    def _of(self, head: int) -> tuple[slice, slice]:
+        """The query heads of a kv head, and itself."""
+        return slice(head * self.shape.group, (head + 1) * self.shape.group), slice(head, head + 1)
+
+    def _stream(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the attention of streaming heads to sinks and window into out, BLOCK tokens at a time."""
+        tokens, columns, sink = query.shape[2], keys.shape[2], self.method.sink
+        width = self.method.width(columns)
+        for start in range(0, tokens, BLOCK):
+            rows = slice(start, min(start + BLOCK, tokens))
+            end = columns - tokens + rows.stop
+            mask = visible(rows.stop - start, end, width + 1, query.device)
+            mask[:, :sink] |= visible(rows.stop - start, end, None, query.device)[:, :sink]
+            for head, whole in enumerate(self.retrieval):
+                if not whole:
+                    mine, at = self._of(head)
+                    near = keys[:, at, :end], values[:, at, :end]
+                    out[:, mine, rows] = _kernels.attend_masked(query[:, mine, rows], *near, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:
         """Evict after the prompt."""

@@ -115,7 +115,7 @@ class LookMLayer(RaggedLayer):
         old = max(0, self.stored - recent)
         first = torch.zeros_like(received, dtype=torch.bool)
         if self.images is not None:
-            first |= ~self.images.unsqueeze(1)
+            first |= ~self.images.to(first.device).unsqueeze(1)
         elif self.method.text_prior:
             raise MethodUnsupported("look_m was not told which slots are images", "prefill by method.host(loaded)")
         else:

@@ -119,7 +119,7 @@ class MInferenceLayer(_sparse.SparsePrefillLayer):
             masks = [view.mask(pattern, first, last) & its for pattern, its in heads.items()]
             mask = torch.stack(masks).any(dim=0)
             seen = keys[:, :, :last], values[:, :, :last]
-            out[:, :, start:stop] = _sparse.attend(query[:, :, start:stop], *seen, mask, self.scaling)
+            out[:, :, start:stop] = _kernels.attend_masked(query[:, :, start:stop], *seen, mask, self.scaling)
         return out
 
     def patterns(self, view: View) -> torch.Tensor:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.methods import _kernels
 from kvcheck.methods._mix import Layout, visible
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
@@ -132,11 +132,12 @@ class MixLayer(KVLayer):
         raise NotImplementedError
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
-        """A sliding layer sees its window."""
+        """A sliding layer sees its window. What another layer made may lie on its device."""
+        keys, values = keys.to(query.device), values.to(query.device)
         if not self.method.layout.slides(self.index):
             return super().mix(query, keys, values, rows)
         mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
-        return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
+        return _kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: trim."""

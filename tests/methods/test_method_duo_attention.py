@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from toys import SHAPE, absorbed, cut, feed, model_of, prompt, tokens, weights
+from toys import SHAPE, Live, absorbed, cut, feed, model_of, prompt, tokens, weights
 
 from kvcheck.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import attention, make
+from kvcheck.methods import attention, duo_attention, make
 from kvcheck.methods.duo_attention import DuoAttention
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
@@ -45,6 +45,26 @@ def test_the_prompt_and_what_follows_is_seen_whole_by_some_heads_and_through_a_w
     for layer, streams in enumerate([(False, True), (True, False)]):
         mine = torch.cat([out[layer] for out in outs], dim=1)
         torch.testing.assert_close(mine, by_hand(parts[layer], streams, 0), atol=2e-3, rtol=2e-3)
+
+
+def test_a_prompt_is_seen_alike_in_blocks_of_any_size(monkeypatch) -> None:
+    parts = prompt(50)
+    whole = feed(make(MIXED).build(SHAPE), parts)
+    monkeypatch.setattr(duo_attention, "BLOCK", 7)
+    for one, other in zip(feed(make(MIXED).build(SHAPE), parts), whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_the_memory_that_a_prompt_takes_does_not_grow_with_its_square(monkeypatch) -> None:
+    """At 128k tokens a mask over all pairs of them would take 16 GiB, and a matrix of their distances 128."""
+    monkeypatch.setattr(duo_attention, "BLOCK", 32)
+    peaks = []
+    for n in (512, 2048):
+        cache, parts = make(MIXED).build(SHAPE), prompt(n, rows=1)
+        with Live() as live:
+            feed(cache, parts)
+        peaks.append(live.peak)
+    assert peaks[1] < 6 * peaks[0]  # four times the tokens
 
 
 @pytest.mark.parametrize("n", [1, SINK + RECENT - 1, SINK + RECENT, SINK + RECENT + 1, 60])

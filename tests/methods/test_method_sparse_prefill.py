@@ -12,7 +12,7 @@ from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, states, to
 from kvcheck.errors import KvcheckError, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import _scoring, _sparse, attention, make
+from kvcheck.methods import _kernels, _scoring, _sparse, attention, make
 from kvcheck.methods.a_shape import AShape
 from kvcheck.methods.base import ModelShape, Prefilled
 from kvcheck.methods.fp16 import Fp16
@@ -53,8 +53,8 @@ def test_the_a_shape_never_gathers_more_than_sinks_windows_and_a_block_of_rows(m
         gathered.append((query.shape[2], keys.shape[2]))
         return attend(query, keys, values, mask, scaling)
 
-    attend = _sparse.attend
-    monkeypatch.setattr(_sparse, "attend", spy)
+    attend = _kernels.attend_masked
+    monkeypatch.setattr(_kernels, "attend_masked", spy)
     run("a_shape:n_init=3,n_local=9", prompt(400, ONE)[0])
     assert gathered == [(128, 128), (128, 3 + 8 + 128), (128, 3 + 8 + 128), (16, 3 + 8 + 16)]
 
