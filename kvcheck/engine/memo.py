@@ -39,3 +39,8 @@ class Memo:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.held -= entry[1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.held = 0

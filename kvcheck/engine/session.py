@@ -271,9 +271,11 @@ class Session:
         ids, rows = bench.prompt(self.loaded, length), bench.rows(self.loaded, length, batch)
         together = self.loaded.team
         unwatched = nullcontext() if together is None else together.unwatched()
+        beside = Guard("fp16", f"{guard.where} of {guard.method}")
+        self._make_room()
         with guard("being timed"), clocks.sampling(ids.device) as found, unwatched:
             mine, fp16 = (bench.side(self._host(text, guard), ids, rows) for text in (method_spec, "fp16"))
-            timed = latency.interleave(length, mine, fp16, timer, rounds)
+            timed = latency.interleave(length, mine, beside("being timed")(fp16), timer, rounds)
         return bench.described(timed, rows, found)
 
     @torch.inference_mode()
@@ -282,9 +284,15 @@ class Session:
         bench.fits(self.loaded, length)
         guard = Guard(str(Spec.parse(method_spec)), f"the memory measurement at {length} tokens")
         host = self._host(method_spec, guard)
+        self._make_room()
         with guard("being weighed"):
             memory = weigh(host, bench.prompt(self.loaded, length))
         return self._whole(memory)
+
+    def _make_room(self) -> None:
+        """What is measured on a GPU has its memory alone: the prefills of cases, a quarter of it, are made again."""
+        if self.loaded.device.type == "cuda":
+            self.memo.clear()
 
 
 def _turn(sample: Sample, ask: Ask, prompter: Prompter) -> TurnRecord:

@@ -60,6 +60,7 @@ DEVICES: Mapping[str, Device] = {
     "NVIDIA H100 PCIe": Device(2.0e12, 756e12, PCIE5),
     "NVIDIA H100 NVL": Device(3.9e12, 835e12, PCIE5),
     "NVIDIA H200": Device(4.8e12, 989e12, PCIE5),
+    "NVIDIA H200 NVL": Device(4.8e12, 835e12, PCIE5),
     "NVIDIA A100-SXM4-80GB": Device(2.039e12, 312e12, PCIE4),
     "NVIDIA A100 80GB PCIe": Device(1.935e12, 312e12, PCIE4),
     "NVIDIA A100-SXM4-40GB": Device(1.555e12, 312e12, PCIE4),

@@ -38,20 +38,34 @@ def attend_masked(
 ) -> torch.Tensor:
     """Attention under a mask that broadcasts against (B, H, q, c), True where a row sees a column -> (B, H, q, d).
 
-    CUDA has no fused kernel for masked GQA, and would hold all scores; so heads are repeated there.
+    CUDA has no fused kernel for masked GQA, and would hold all scores; so heads are repeated there, but for one row.
     """
     group = query.shape[1] // keys.shape[1]
     if query.is_cuda and group > 1:
+        if query.shape[2] == 1:
+            return attend_one(query, keys, values, scaling, mask)
         keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
     gqa = query.shape[1] != keys.shape[1]
     return scaled_dot_product_attention(query, keys, values, mask, scale=scaling, enable_gqa=gqa)
 
 
-def attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Attention of one new token: the query heads of a group become the rows of one small matmul per kv head."""
+def attend_one(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of one new token: the query heads of a group become the rows of one small matmul per kv head.
+
+    mask: what it sees, True, and broadcasts against (B, H, 1, c); None for everything.
+    """
     batch, heads, _, dim = query.shape
-    packed = query.reshape(batch, keys.shape[1], heads // keys.shape[1], dim)
-    return scaled_dot_product_attention(packed, keys, values, scale=scaling).reshape(batch, heads, 1, dim)
+    rows = batch, keys.shape[1], heads // keys.shape[1]
+    if mask is not None:
+        mask = mask.expand(batch, heads, 1, keys.shape[2]).reshape(*rows, keys.shape[2])
+    packed = query.reshape(*rows, dim)
+    return scaled_dot_product_attention(packed, keys, values, mask, scale=scaling).reshape(batch, heads, 1, dim)
 
 
 def probabilities(query: torch.Tensor, keys: torch.Tensor, scaling: float, past: int) -> torch.Tensor:

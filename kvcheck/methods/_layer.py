@@ -118,6 +118,21 @@ class KVLayer(CacheLayerMixin):
             room.keep(index, spare)
         self._kept_at = self.seen
 
+    def slide(self, first: int, count: int) -> None:
+        """Drop `count` slots behind the first `first`. The others are the newest tokens: none between them has left.
+
+        In place; a layer with a `keep` of its own keeps the others by that.
+        """
+        if type(self).keep is not KVLayer.keep:
+            slots = torch.arange(self.stored, device=self.keys.device)
+            return self.keep(self.every_head(torch.cat([slots[:first], slots[first + count :]])), spare=1)
+        if self.kept is None or self.kept.shape[2] != first:
+            self.kept = self.positions[:, :, :first].clone()
+        for room in self._rooms():
+            room.slide(first, count)
+        self._kept_at = self.seen - (self.stored - first)
+        return None
+
     def every_head(self, index: torch.Tensor) -> torch.Tensor:
         """One index (m,) for all rows and kv heads -> (B, G, m)."""
         return index.expand(self.keys.shape[0], self.shape.kv_heads, -1)

@@ -42,8 +42,10 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
     """Write the codes of (..., m) bytes into out, which takes 8/bits · m of them in the order of `pack`."""
     lanes = out.view(*packed.shape[:-1], 8 // bits, packed.shape[-1])
-    for lane in range(8 // bits):
-        lanes[..., lane, :] = (packed >> (lane * bits)) & (2**bits - 1)
+    last = 8 // bits - 1
+    for lane in range(last + 1):
+        moved = packed >> lane * bits if lane else packed
+        lanes[..., lane, :] = moved & (2**bits - 1) if lane < last else moved  # nothing is left of the last one
 
 
 class Packed:

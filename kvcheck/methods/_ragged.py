@@ -17,16 +17,15 @@ from kvcheck.methods.cache import KVLayer
 
 
 class Flat:
-    """Segments of unequal length, one per row and kv head. tensor (S, ...); counts[row][head]: slots of a segment."""
+    """Segments of unequal length, one per row and kv head. tensor (S, ...); counts[row][head]: slots of a segment.
 
-    def __init__(self, tensor: torch.Tensor, counts: list[list[int]]) -> None:
+    lengths (B, G) int32: the counts where the tensor is, once they have been asked for.
+    """
+
+    def __init__(self, tensor: torch.Tensor, counts: list[list[int]], lengths: torch.Tensor | None = None) -> None:
         self.tensor = tensor
         self.counts = counts
-
-    @classmethod
-    def of(cls, padded: torch.Tensor, there: torch.Tensor) -> Flat:
-        """What is there of padded (B, G, m, ...), by the mask `there` (B, G, m)."""
-        return cls(padded[there], there.sum(dim=2).tolist())
+        self.lengths = lengths
 
     def padded(self, rows: slice = slice(None)) -> torch.Tensor:
         """(b, G, longest, ...) of these rows, zeros behind the end of each segment; longest among all rows."""
@@ -39,8 +38,10 @@ class Flat:
 
     def there(self) -> torch.Tensor:
         """(B, G, longest) bool: which slots of `padded` are no padding."""
-        counts = torch.tensor(self.counts, device=self.tensor.device).unsqueeze(2)
-        return torch.arange(int(counts.max()), device=counts.device) < counts
+        if self.lengths is None:
+            self.lengths = torch.tensor(self.counts, dtype=torch.int32, device=self.tensor.device)
+        longest = max(count for row in self.counts for count in row)
+        return torch.arange(longest, device=self.tensor.device) < self.lengths.unsqueeze(2)
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Flat:
         """Copies of these rows."""
@@ -51,6 +52,19 @@ class Flat:
 
     def _segments(self) -> list[torch.Tensor]:
         return list(self.tensor.split([count for row in self.counts for count in row]))
+
+
+class There:
+    """Which slots are there, by a mask (B, G, m). The host reads it twice, however many tensors are cut by it."""
+
+    def __init__(self, there: torch.Tensor) -> None:
+        self.at = there.flatten().nonzero().squeeze(1)
+        self.lengths = there.sum(dim=2, dtype=torch.int32)
+        self.counts: list[list[int]] = self.lengths.tolist()
+
+    def of(self, padded: torch.Tensor) -> Flat:
+        """What is there of padded (B, G, m, ...)."""
+        return Flat(padded.flatten(0, 2).index_select(0, self.at), self.counts)
 
 
 class RaggedLayer(KVLayer):
@@ -124,16 +138,20 @@ class RaggedLayer(KVLayer):
             return super().mix(query, keys, values, rows)
         mask = self.there[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
         tokens, columns = query.shape[2], keys.shape[2]
-        causal = torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
-        return _kernels.attend_masked(query, keys, values, mask & causal, self.scaling)
+        if tokens > 1:
+            mask = mask & torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
+        return _kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def keep_where(self, wanted: torch.Tensor) -> None:
         """Keep the slots of `wanted` (B, G, m) that are there."""
         self.store(self.keys, self.values, self.positions, wanted & self.there)
 
-    def store(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, there: torch.Tensor) -> None:
+    def store(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, there: torch.Tensor) -> There:
         """Hold these slots and no others: padded (B, G, m, d), (B, G, m, d), (B, G, m), and which of them are there."""
-        self.kept_keys, self.kept_values = Flat.of(keys, there), Flat.of(values, there)
-        self.kept_positions = Flat.of(positions.int(), there)
+        found = There(there)
+        self.kept_keys, self.kept_values = found.of(keys), found.of(values)
+        self.kept_positions = found.of(positions.int())
+        self.kept_positions.lengths = found.lengths
         self.k, self.v = Room(keys[:, :, :0].clone()), Room(values[:, :, :0].clone())
         self.kept, self._kept_at = None, self.seen
+        return found

@@ -8,23 +8,24 @@ import torch
 
 
 class Room:
-    """A buffer (B, G, capacity, ...) of which the first `length` slots are used. Appends in place while room is left.
+    """A buffer (B, G, capacity, ...) of which `length` slots from `start` on are used. Appends in place where it can.
 
     What a tensor brings along is adopted as it is (no copy, no spare room). An adopted buffer is never written to:
     it is full, so the first append moves the content to a new buffer. Only the unused slots of a Room are discounted
     when memory is measured.
     """
 
-    __slots__ = ("buffer", "length")
+    __slots__ = ("buffer", "length", "start")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.buffer = tensor.contiguous()
         self.length = tensor.shape[2]
+        self.start = 0
 
     @property
     def used(self) -> torch.Tensor:
         """The used slots (B, G, length, ...), a view."""
-        return self.buffer[:, :, : self.length]
+        return self.buffer[:, :, self.start : self.start + self.length]
 
     @property
     def unused_bytes(self) -> int:
@@ -39,26 +40,43 @@ class Room:
     def append(self, block: torch.Tensor) -> None:
         """Write a block (B, G, q, ...) behind the used slots."""
         need = self.length + block.shape[2]
-        if need > self.buffer.shape[2]:
+        if self.start + need > self.buffer.shape[2]:
             grown = _like(self.buffer, need + _spare(need))
             grown[:, :, : self.length] = self.used
-            self.buffer = grown
-        self.buffer[:, :, self.length : need] = block
+            self.buffer, self.start = grown, 0
+        self.buffer[:, :, self.start + self.length : self.start + need] = block
         self.length = need
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
         """Keep the slots `index` (B, G, m), int64, per kv head, in a new buffer of exactly m (+ spare) slots."""
         batch, heads, capacity = self.buffer.shape[:3]
-        self.length = index.shape[2]
-        index = torch.nn.functional.pad(index, (0, spare))  # spare slots hold any slot: room, never read
-        lanes = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * capacity
+        lanes = torch.arange(self.start, batch * heads * capacity, capacity, device=index.device).view(batch, heads, 1)
+        self.length, self.start = index.shape[2], 0
+        if spare:
+            index = torch.nn.functional.pad(index, (0, spare))  # spare slots hold any slot: room, never read
         flat = self.buffer.reshape(batch * heads * capacity, *self.buffer.shape[3:])
         self.buffer = flat.index_select(0, (index + lanes).flatten()).view(*index.shape, *self.buffer.shape[3:])
 
     def drop(self, oldest: int) -> None:
         """Drop the oldest slots; the rest moves to a new buffer of exactly its size."""
-        self.buffer = self.buffer[:, :, oldest : self.length].clone(memory_format=torch.contiguous_format)
-        self.length -= oldest
+        self.buffer = self.used[:, :, oldest:].clone(memory_format=torch.contiguous_format)
+        self.length, self.start = self.length - oldest, 0
+
+    def slide(self, first: int, count: int) -> None:
+        """Drop `count` slots behind the first `first`, which move up to the rest; more is to be appended.
+
+        In place, so that a step does not copy what it keeps; in a new buffer where this one is full, as an adopted one
+        is, or larger than room to append may be.
+        """
+        left = self.length - count
+        if self.start + self.length < self.buffer.shape[2] <= left + _spare(left):
+            self.used[:, :, count : count + first] = self.used[:, :, :first].clone()
+            self.start += count
+        else:
+            moved = _like(self.buffer, left + _spare(left))
+            moved[:, :, :first], moved[:, :, first:left] = self.used[:, :, :first], self.used[:, :, first + count :]
+            self.buffer, self.start = moved, 0
+        self.length = left
 
     def own(self) -> None:
         """Copy the content when the buffer is a view into something larger, which it would keep alive."""

@@ -39,14 +39,16 @@ class WindowLayer(KVLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: drop what no later token sees."""
-        self.trim()
+        if self.over > 0:
+            newest = torch.arange(self.over, self.stored, device=self.keys.device)
+            self.keep(self.every_head(newest), spare=1)
 
     def step(self, query: torch.Tensor) -> None:
-        """More has come."""
-        self.trim()
+        """More has come: the window moves on."""
+        if self.over > 0:
+            self.slide(0, self.over)
 
-    def trim(self) -> None:
-        """Keep the newest W - 1 tokens."""
-        first = self.stored - (self.window or self.stored + 1) + 1
-        if first > 0:
-            self.keep(self.every_head(torch.arange(first, self.stored)), spare=1)
+    @property
+    def over(self) -> int:
+        """Slots beyond the newest W - 1 tokens."""
+        return self.stored - (self.window or self.stored + 1) + 1

@@ -98,8 +98,7 @@ class CORMLayer(RaggedLayer):
         keys, positions, there = self.keys, self.positions, self.there
         found = torch.maximum(found, self._found_by(queries, keys, there))
         there = there & ((found >= self.seen - window) | (positions >= self.seen - recent))
-        self.kept_found = Flat.of(found.int(), there)
-        self.store(keys, self.values, positions, there)
+        self.kept_found = self.store(keys, self.values, positions, there).of(found.int())
 
     def _found_by(self, queries: torch.Tensor, keys: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """(B, G, m): the position of the last of these queries that found a slot important, -1 where none did."""

@@ -181,8 +181,11 @@ class DuoLayer(RaggedLayer):
         width = self.method.width(self.prompt or self.seen)
         if self.seen > self.method.sink + width and not all(self.retrieval):
             positions = self.positions
-            whole = torch.tensor(self.retrieval, device=positions.device).view(1, -1, 1)
-            self.keep_where(whole | (positions < self.method.sink) | (positions >= self.seen - width))
+            wanted = (positions < self.method.sink) | (positions >= self.seen - width)
+            for head, whole in enumerate(self.retrieval):
+                if whole:
+                    wanted[:, head] = True
+            self.keep_where(wanted)
 
 
 def retrieval_scores(loaded: LoadedModel, sink: int) -> list[list[float]]:

@@ -140,20 +140,23 @@ class MixLayer(KVLayer):
         return _kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:
-        """The prompt is in: trim."""
-        self.trim()
+        """The prompt is in: keep the window."""
+        if self.over:
+            source = self.source
+            newest = torch.arange(self.over, source.stored, device=source.keys.device)
+            source.keep(source.every_head(newest), spare=1)
 
     def step(self, query: torch.Tensor) -> None:
-        """More has come: trim."""
-        self.trim()
+        """More has come: the window moves on."""
+        if self.over:
+            self.source.slide(0, self.over)
 
-    def trim(self) -> None:
-        """Drop what has left the window, once all its readers have read."""
-        layout, source = self.method.layout, self.source
-        if layout.slides(self.index) and layout.last_reader(self.index) == self.index:
-            first = max(0, source.stored - layout.window)
-            if first:
-                source.keep(source.every_head(torch.arange(first, source.stored)), spare=1)
+    @property
+    def over(self) -> int:
+        """Slots that have left the window, once all its readers have read; 0 before."""
+        layout = self.method.layout
+        last = layout.slides(self.index) and layout.last_reader(self.index) == self.index
+        return max(0, self.source.stored - layout.window) if last else 0
 
 
 class MadeLayer(MixLayer):

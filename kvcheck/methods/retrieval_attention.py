@@ -116,7 +116,10 @@ class RetrievalLayer(_retrieve.OffloadLayer):
 
     def step(self, query: torch.Tensor) -> None:
         """What was indexed leaves the device."""
-        self.drop(self.over, spare=1)
+        if self.over:
+            over = self.over
+            for room in self._rooms():
+                room.slide(self.first, over)
 
     def look(self, query: torch.Tensor) -> torch.Tensor:
         """Attend to both parts and merge them."""

