@@ -1,7 +1,7 @@
 """A pretended CUDA device: tensors that say they are on "cuda:0", refuse what CUDA refuses, and compute on the CPU.
 
 A `Pretended` tensor wraps a real one on the CPU; views wrap views, so that what is written in place is seen wherever a
-device would show it. `device()` is the mode under which `device="cuda"` makes such tensors.
+device would show it. `device()` is the mode under which `device="cuda"` makes such tensors; inside, `Counting` counts.
 
 A build of torch without CUDA has no device guard for it, which indexing and `float(tensor)` ask for. So inside of torch
 the device is called "cpu:1" (of cuda:0; "cpu:2" of cuda:1), which needs none and is not where plain tensors are; only
@@ -22,13 +22,19 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
-TO = (aten._to_copy, aten.to)
+MOVES = (aten._to_copy, aten.to, aten.copy_)
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 SCALARS = {*INDEXING, aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill.Tensor, aten.fill_.Tensor}
 """Not pointwise by their tags, but a tensor without dimensions may come from the CPU."""
+READS = {aten.is_nonzero.default, aten.nonzero_numpy.default, aten.repeat_interleave.self_Tensor}
+"""Numbers that the host must know, too, but torch does not tag them so."""
+FREE = {aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten.empty_strided.default}
+FREE |= {aten.scalar_tensor.default, aten.detach_.default}
+"""Nothing is launched for them: memory that is only allocated, and a number of Python's, which a kernel is given."""
 MEMORY = 80 * 2**30
 
 
@@ -65,7 +71,7 @@ class Pretended(torch.Tensor):
 
     def tolist(self) -> Any:
         """As lists, which any device gives."""
-        return self.inner.tolist()
+        return self.cpu().tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         """Refused, as by CUDA."""
@@ -80,7 +86,7 @@ class Pretended(torch.Tensor):
         place, dtype = self.claimed if device is None else _place(device), dtype or self.dtype
         if not copy and memory_format is None and (place, dtype) == (self.claimed, self.dtype):
             return self
-        return run(aten._to_copy.default, (self,), {"device": place, "dtype": dtype, "memory_format": memory_format})
+        return aten._to_copy.default(self, device=place, dtype=dtype, memory_format=memory_format)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,24 +102,57 @@ class Device(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
+class Counting(TorchDispatchMode):
+    """Counts what is asked of the device.
+
+    operations: that compute or copy on the device; neither views nor memory that is only allocated.
+    waits: names of what makes the host wait: numbers it must know, or how many there are, and copies from or to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made, moves = _tensors((args, kwargs)), _tensors(out), func.overloadpacket in MOVES
+        met = [*given, *made] if moves else [each for each in given if each.dim()]
+        crosses = len({each.is_cuda for each in met}) > 1
+        if crosses or (any(each.is_cuda for each in given) and _reads(func, args, kwargs or {})):
+            self.waits.append(func.overloadpacket.__name__)
+        if not (moves and crosses) and func not in FREE:
+            old = set() if func._schema.is_mutable else {each.untyped_storage()._cdata for each in given}
+            self.operations += any(each.is_cuda and each.untyped_storage()._cdata not in old for each in made)
+        return out
+
+
+def _reads(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host must know numbers: by themselves, or how many a mask finds."""
+    if func in INDEXING:  # by a mask; one number is filled in by it
+        one = func is not aten.index.Tensor and not args[2].dim()
+        return not one and any(each.dtype == torch.bool for each in _tensors(args[1]))
+    sized = torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+    return (sized or func in READS) and kwargs.get("output_size") is None
+
+
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation, on the real tensors. Raises RuntimeError where CUDA would."""
     if func is aten._has_compatible_shallow_copy_type.default:  # Module.to asks; see `device`
         return False
-    leaves: list[Any] = []
-    _each((args, kwargs), leaves.append)
-    given = [each for each in leaves if isinstance(each, torch.Tensor)]
+    leaves = tree_leaves((args, kwargs))
+    given = _tensors(leaves)
     wrapped = [each for each in given if isinstance(each, Pretended)]
-    crossing = func.overloadpacket in TO or func is aten.copy_.default
-    home = args[0].device if crossing else wrapped[0].device if wrapped else CPU
-    if wrapped and not crossing:
+    moves = func.overloadpacket in MOVES
+    home = args[0].device if moves else wrapped[0].device if wrapped else CPU
+    if wrapped and not moves:
         _refuse_mixed(func, args, given, home)
     home = next((_place(each) for each in leaves if isinstance(each, torch.device)), home)
     _refuse_generator(leaves, home)
     owners = {id(each.inner): each for each in wrapped}
     inside, named = _each((args, kwargs), _inner)
     out = func(*inside, **named)
-    if func.overloadpacket in TO and out is inside[0] and home != args[0].device:
+    if moves and out is inside[0] and home != args[0].device:
         out = out.clone()
     if any(each.shape != each.inner.shape for each in wrapped):
         raise NotImplementedError(f"{func} changed the shape of a pretended tensor in place")
@@ -124,6 +163,11 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return owners[id(value)] if id(value) in owners else Pretended(value, home)
 
     return _each(out, outer)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Those that lists, tuples and dicts hold."""
+    return [each for each in tree_leaves(value) if isinstance(each, torch.Tensor)]
 
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -12,6 +12,7 @@ from kvcheck.engine import Session
 from kvcheck.errors import SpecError
 from kvcheck.measure import latency
 from kvcheck.measure.memory import held, tensors
+from kvcheck.methods import METHODS as REGISTERED
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load, pick_device
 from kvcheck.settings import Settings
@@ -19,6 +20,7 @@ from kvcheck.settings import Settings
 pytestmark = pytest.mark.cuda
 
 METHODS = ("fp16", "snapkv", "streaming_llm", "kivi:bits=4")
+EVERY = ["look_m:text_prior=false" if name == "look_m" else name for name in REGISTERED.names()]
 TOKENS, STEPS = 256, 8
 
 
@@ -58,6 +60,11 @@ def test_answers_are_those_of_the_cpu_within_the_error_of_the_dtype(both: dict[s
     probabilities = [each.softmax(-1) for each in (here, there)]
     apart = (probabilities[0] - probabilities[1]).abs().sum(-1) / 2
     assert float(apart.mean()) < (0.02 if method == "fp16" else 0.06)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_answers(both: dict[str, LoadedModel], method: str) -> None:
+    assert torch.isfinite(answered(both["cuda"], method)[0]).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,8 +6,7 @@ No tensor of the CPU meets one of the device, caches lie where they say, and ans
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -15,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pretended import Device, Pretended, device, driver
+from pretended import Counting, Pretended, device
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from kvcheck.engine import Session
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held, tensors
-from kvcheck.methods import METHODS, cake, make
+from kvcheck.methods import METHODS, make
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
 from kvcheck.record import MODES, CaseId, CaseRecord
 from kvcheck.settings import Settings
 from kvcheck.tasks import TASKS
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here: see test_on_cuda")
 
 HERE, THERE = torch.device("cuda:0"), torch.device("cuda:1")
 SLOT = 5
@@ -86,19 +87,6 @@ def spread(pretended: LoadedModel) -> LoadedModel:
 
 def _moved(place: torch.device, module: Any, args: Any, kwargs: Any) -> Any:
     return tree_map(lambda each: each.to(place) if isinstance(each, torch.Tensor) else each, (args, kwargs))
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Inside of the pretended device, in every thread."""
-    driver(monkeypatch)
-    monkeypatch.setattr(cake, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=_enter))
-    with device(), torch.inference_mode():
-        yield
-
-
-def _enter() -> None:
-    Device().__enter__()
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +198,60 @@ def test_what_cuda_allows_between_devices_goes_and_lands_where_it_would(cuda: No
     assert type(there.cpu()) is torch.Tensor
     assert there.to(HERE) is there
     assert torch.ones(3).device.type == "cpu"
+
+
+def waits(work: Callable[[], Any]) -> list[str]:
+    with Counting() as counting:
+        work()
+    return counting.waits
+
+
+def test_what_makes_the_host_wait_is_seen(cuda: None) -> None:
+    """Every way in which numbers, or how many there are, must be known, and copies between host and device."""
+    numbers, mask = torch.arange(4.0, device=HERE), torch.tensor([True, False, True, False], device=HERE)
+    looks: list[Callable[[], Any]] = [numbers[0].item, numbers.tolist, lambda: int(numbers[0]), lambda: bool(mask[0])]
+    looks += [mask.nonzero, lambda: mask.nonzero(as_tuple=True), numbers.unique, lambda: numbers.equal(numbers)]
+    looks += [lambda: numbers[mask], lambda: numbers.clone().__setitem__(mask, numbers[:2])]
+    looks += [lambda: mask.repeat_interleave(mask.long()), lambda: numbers[[0, 1]]]
+    looks += [lambda: torch.tensor([1.0], device=HERE), lambda: torch.arange(4).to(HERE), numbers.cpu]
+    looks += [lambda: numbers.copy_(torch.ones(4)), lambda: torch.ones(4).copy_(numbers)]
+    assert [len(waits(look)) for look in looks] == [1] * len(looks)
+
+
+def test_what_lets_the_host_run_ahead_is_no_wait(cuda: None) -> None:
+    numbers, mask = torch.arange(4.0, device=HERE), torch.arange(4, device=HERE) > 1
+    goes: list[Callable[[], Any]] = [
+        lambda: numbers.clone().__setitem__(mask, 0.0),
+        lambda: numbers + torch.tensor(1.0),
+    ]
+    goes += [lambda: mask.repeat_interleave(2), lambda: numbers.repeat_interleave(mask.long(), output_size=2)]
+    goes += [
+        lambda: numbers[mask.long()],
+        lambda: numbers.to(torch.bfloat16),
+        lambda: torch.ones(4, dtype=bool).nonzero(),
+    ]
+    assert [waits(go) for go in goes] == [[]] * len(goes)
+
+
+def test_views_allocations_transfers_and_what_the_host_does_are_no_operations(cuda: None) -> None:
+    numbers = torch.arange(8.0, device=HERE)
+    with Counting() as counting:
+        numbers.view(2, 4).transpose(0, 1)[1:].expand(3, 2)
+        numbers.reshape(4, 2).to(torch.float32)
+        torch.empty(3, device=HERE)
+        (numbers.cpu() + torch.ones(8)).to(HERE)
+    assert counting.operations == 0
+
+
+def test_what_computes_or_copies_on_the_device_is_an_operation(cuda: None) -> None:
+    numbers = torch.arange(8.0, device=HERE)
+    with Counting() as counting:
+        numbers + 1
+        numbers.clone().mul_(2)
+        numbers.view(2, 4).t().reshape(8)
+        numbers.to(torch.bfloat16)
+        numbers[:2].copy_(numbers[2:4])
+    assert counting.operations == 6
 
 
 # -- methods and engine ------------------------------------------------------------------------------------------------
