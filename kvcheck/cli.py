@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvcheck import cli_baselines, cli_checks, cli_speed
 from kvcheck.cli_baselines import own_store
-from kvcheck.cli_checks import ERROR, OK, REGRESSION, show
+from kvcheck.cli_checks import ERROR, OK, REGRESSION, own_words, show
 from kvcheck.errors import KvcheckError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(given)
     except KvcheckError as error:
-        print(f"kvcheck: {error}", file=sys.stderr)
+        print(f"kvcheck: {own_words(str(error), getattr(given, 'own', ()))}", file=sys.stderr)
         return ERROR
     except BrokenPipeError:  # kvcheck methods | head
         sys.stderr.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 
@@ -11,6 +12,8 @@ from kvcheck.record import MODES
 from kvcheck.settings import CHAT, HISTORY
 
 OK, REGRESSION, ERROR = 0, 1, 2
+PROMPT = ("model", "mode", "length", "seed", "data", "compat", "chat", "history", "rope", "trust-remote-code")
+"""Options of `kvcheck prompt` that are pytest's under other names."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,7 +36,9 @@ def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     prompt.add_argument("--compat", action="store_true", help="as --kv-compat")
     for name, words in (("chat", CHAT), ("history", HISTORY)):
         prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
-    prompt.set_defaults(run=_prompt)
+    prompt.add_argument("--rope", metavar="KIND:KEY=X,…", help="as --kv-rope: another limit of the context")
+    prompt.add_argument("--trust-remote-code", metavar="NAME", help="as --kv-trust-remote-code: the --model again")
+    prompt.set_defaults(run=_prompt, own=PROMPT)
 
 
 def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,25 +81,45 @@ def show(lines: Iterable[str]) -> None:
         print(line)
 
 
+def own_words(text: str, options: Iterable[str]) -> str:
+    """A text that names options of pytest, with those of a command in their place, singular or plural."""
+    for name in options:
+        text = re.sub(rf"--kv-{name.removesuffix('s')}s?\b", f"--{name}", text)
+    return text
+
+
 def _prompt(given: argparse.Namespace) -> int:
+    """ERROR where a prompt does not fit into the model, which is shown all the same."""
+    try:
+        return _shown(given)
+    except KvcheckError as error:
+        hint = re.sub(r"--kv-n (\d+) at most", lambda found: f"--index {int(found[1]) - 1} at most", error.hint)
+        raise KvcheckError(error.message, hint.replace("--kv-tasks=", "kvcheck prompt ")) from error
+
+
+def _shown(given: argparse.Namespace) -> int:
     from kvcheck.engine.prompts import conversation, prompter
     from kvcheck.engine.session import find_task
+    from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
+    from kvcheck.plugin import parse
     from kvcheck.record import CaseId
-    from kvcheck.settings import Settings
     from kvcheck.tasks import find
 
     if given.index < 0 or given.length < 1:
         raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
-    settings = Settings(chat=given.chat, history=given.history, data=given.data, compat=given.compat)
+    named = ("model", "chat", "history", "data", "compat", "rope", "trust_remote_code")
+    raw = {name: value for name in named if (value := getattr(given, name)) is not None}
+    settings = parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw})
     version = find(given.task, given.data).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
     task = find_task(case, settings)
-    encoder = encoder_of(given.model)
+    encoder, limit = encoder_of(settings.model, Loading(settings.rope, bool(settings.trust_remote_code)))
     sample = task.generate(case.seed, given.index, case.length, encoder)
     asking = prompter(task, case, sample, encoder, None, settings)
     for what, text in conversation(sample, asking):
-        print(f"--- {what}\n{text}")
+        print(f"--- {what}\n{text}", flush=True)
+    prompter(task, case, sample, encoder, limit, settings).context(sample)
     return OK
 
 

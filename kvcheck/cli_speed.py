@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcheck.errors import KvcheckError
-from kvcheck.record import CaseRecord, Run, RunHeader, cost_case, cost_record
+from kvcheck.record import CaseRecord, Run, RunHeader
 from kvcheck.settings import ATTENTION, BATCH, DTYPES, ROUNDS, TIMEOUT, Settings
 from kvcheck.spec import split_specs
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 LENGTHS = "8192,32768,131072"
 SAME = ("dtype", "attention", "rounds", "batch", "roofline")
 """Settings that all rows of a table share."""
+OWN = ("model", "methods", "lengths", "device", "dtype", "rope", "attention", "trust-remote-code", "timeout")
+"""Options that pytest has, too."""
 USUAL = {"attention": "auto"}
 """What they are in a file that does not say."""
 
@@ -64,20 +65,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     speed.add_argument("--json", type=Path, metavar="FILE", help="keep the rows there; what is in it is not run again")
     speed.add_argument("--retry", action="store_true", help="run rows again in which something was not measured")
     speed.add_argument("--md", metavar="FILE", help="write the table there as Markdown")
-    speed.set_defaults(run=_speed)
+    speed.set_defaults(run=_speed, own=OWN)
 
 
 def _speed(given: argparse.Namespace) -> int:
     """0 where every row was measured, 1 where something was not."""
     from kvcheck.cli_checks import OK, REGRESSION, show
     from kvcheck.engine.speed import Limits
-    from kvcheck.files import expect_writable, write_atomically
+    from kvcheck.files import expect_file, write_atomically
     from kvcheck.report import speed
     from kvcheck.runfile import write_run
 
     plan = _plan(given)
     for path in filter(None, (given.json, given.md)):
-        expect_writable(os.path.dirname(path) or ".")
+        expect_file(path)
     session = _open(plan)
     limits = Limits.of(session, given.bandwidth, given.peak)
     run = _started(given.json, _header(session, plan, str(limits)))
@@ -187,16 +188,17 @@ def _with(run: Run, row: CaseRecord) -> Run:
 
 
 def _row(plan: Plan, session: Session, limits: Limits, length: int, method: str) -> CaseRecord:
-    """One row, or why there is none after the time limit."""
+    """One row; what was measured before the time limit stays."""
+    from kvcheck.cli_checks import own_words
     from kvcheck.engine import speed
     from kvcheck.plugin.timelimit import TimeLimit, time_limit
 
-    seconds = plan.settings.timeout
+    seconds, row = plan.settings.timeout, speed.Row(session, method, length)
     speed.let_go()
     try:
         with time_limit(seconds):
-            return speed.measure(session, method, length, (plan.rounds, plan.batch), limits)
+            row.measure((plan.rounds, plan.batch), limits)
     except TimeLimit:
-        why = f"it took longer than {seconds:g} s (--timeout gives it more)"
-        missing = (("memory", why), ("latency", why))
-        return cost_record(method, session.fingerprint, cost_case(length), None, (), missing)
+        row.give_up(f"it took longer than {seconds:g} s (--timeout gives it more)")
+    row.missing = tuple((what, own_words(why, OWN)) for what, why in row.missing)
+    return row.record()

@@ -60,6 +60,13 @@ def write_atomically(path: str, text: str) -> None:
         _sync_folder(folder)
 
 
+def expect_file(path: str | Path) -> None:
+    """Raise BaselineError where no file of this name can be written, see `expect_writable`."""
+    if Path(path).is_dir():
+        raise BaselineError(f"{path} is a folder", "name a file")
+    expect_writable(os.path.dirname(path) or ".")
+
+
 def expect_writable(folder: str) -> None:
     """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +19,8 @@ from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Run,
 from kvcheck.runfile import write_run
 from kvcheck.tasks import TASKS
 
+DATA = str(paths.bundle("fixtures") / "data" / "benchmarks")
+
 
 def record(method: str, scores: list[float]) -> CaseRecord:
     """A case with these scores."""
@@ -24,6 +28,17 @@ def record(method: str, scores: list[float]) -> CaseRecord:
     samples = tuple(SampleRecord(at, f"{at:012x}", (TurnRecord(score, "answer"),)) for at, score in enumerate(scores))
     memory = MemoryRecord(500, 1000, 0, 256, 512, 4, 4)
     return CaseRecord(case, method, "abc", "string_retrieval", True, True, 0.0, samples, memory)
+
+
+def own_code(folder: Path) -> str:
+    """The embedded model under a name that only code beside it knows."""
+    shutil.copytree(paths.bundle("fixtures") / "mini", folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "own_kind", "auto_map": {"AutoConfig": "own_kind.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    code = "from transformers import LlamaConfig\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own_kind'\n"
+    (folder / "own_kind.py").write_text(code, "utf-8")
+    return str(folder)
 
 
 def run_file(path: Path, *records: CaseRecord) -> Path:
@@ -174,6 +189,41 @@ class TestPrompt:
     def test_a_number_below_the_least_is_refused(self, capsys: pytest.CaptureFixture[str], option: str) -> None:
         assert main(["prompt", "kv", option]) == 2
         assert "--index is a number from 0 up, --length from 1 up" in capsys.readouterr().err
+
+    def test_a_prompt_that_the_model_has_no_room_for_is_shown_and_said(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["prompt", "kv", "--length", "5115"]) == 2
+        shown = capsys.readouterr()
+        assert shown.out.startswith("--- context, 5116 tokens")
+        assert "the model has room for 5120" in shown.err
+        assert main(["prompt", "kv", "--length", "5115", "--rope", "yarn:factor=2"]) == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "hint"),
+        [
+            (["kv", "--length", "5"], "ask for a longer --length"),
+            (["kv", "--length", "9000"], "at most, or a --model with a longer context"),
+            (["longbench/qasper"], "kvcheck prompt longbench/qasper --data=hub"),
+            (["longbench/qasper", "--data", DATA, "--length", "4000", "--index", "2"], "--index 1 at most"),
+            (["kv", "--trust-remote-code", "a/b"], "--model=mini --trust-remote-code=mini"),
+        ],
+    )
+    def test_an_error_names_the_options_of_the_command(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+    ) -> None:
+        assert main(["prompt", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert hint in said
+        assert "--kv-" not in said
+
+    def test_the_code_of_a_model_runs_where_it_is_trusted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = own_code(tmp_path / "own")
+        assert main(["prompt", "kv", "--length", "200", "--model", folder]) == 2
+        assert f"--trust-remote-code={folder}" in capsys.readouterr().err
+        assert main(["prompt", "kv", "--length", "200", "--model", folder, "--trust-remote-code", folder]) == 0
 
     def test_a_missing_chat_template_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["prompt", "kv", "--chat", "yes"]) == 2

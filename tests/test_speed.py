@@ -98,13 +98,14 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: list[str]
 ) -> None:
     def full(self: H2O, *given: Any) -> Any:
-        raise MethodFailed("h2o ran out of device memory")
+        raise MethodFailed("h2o ran out of device memory", "fewer --kv-lengths")
 
     with monkeypatch.context() as patch:
         patch.setattr(H2O, "layer", full)
         command = [*TINY, "--methods", "h2o,fp16", "--lengths", "64", "--json", str(tmp_path / "speed.json")]
         assert main(command) == 1
-    assert "h2o: memory and latency not measured: h2o ran out of device memory" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "h2o: memory and latency not measured: h2o ran out of device memory; fewer --lengths" in shown
     assert main(command) == 1  # kept as it is
     assert main([*command, "--retry"]) == 0
     assert measured == ["h2o at 64", "fp16 at 64", "h2o at 64"]
@@ -117,6 +118,23 @@ def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyte
     assert main([*TINY, "--methods", "fp16", "--lengths", "64", "--timeout", "0.05", "--json", str(out)]) == 1
     (row,) = read_run(out).cases
     assert dict(row.not_measured)["latency"] == "it took longer than 0.05 s (--timeout gives it more)"
+
+
+def test_what_was_weighed_before_the_time_was_over_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "measure_latency", lambda *given, **how: time.sleep(60))
+    out = tmp_path / "speed.json"
+    assert main([*TINY, "--methods", "fp16", "--lengths", "64", "--timeout", "5", "--json", str(out)]) == 1
+    (row,) = read_run(out).cases
+    assert row.memory is not None
+    assert [what for what, _ in row.not_measured] == ["latency"]
+
+
+def test_a_row_that_raised_says_in_which_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(H2O, "layer", lambda *given: 1 // 0)
+    assert main([*TINY, "--methods", "h2o", "--lengths", "64"]) == 1
+    assert "modulo by zero; test_speed.py, line " in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_measured_otherwise_are_not_put_into_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +203,7 @@ def test_a_method_that_saves_memory_and_decodes_more_slowly_is_marked(tmp_path: 
         (("--methods", "fp16", "--model", "random:tiney"), "did you mean tiny?"),
         (("--methods", "fp16", "--json", f"{__file__}/speed.json"), "cannot be written: Not a directory"),
         (("--methods", "fp16", "--md", f"{__file__}/speed.md"), "cannot be written: Not a directory"),
+        (("--methods", "fp16", "--md", str(Path(__file__).parent)), "is a folder"),
         (("--methods", "fp16", "--rope", "yearn:factor=2"), "--rope: unknown RoPE"),
         (("--methods", "fp16", "--rope", "yarn:factor=2"), "has random weights, on one device and with its own RoPE"),
         (("--methods", "fp16", "--trust-remote-code", "a/b"), "--trust-remote-code: a/b is not the model"),

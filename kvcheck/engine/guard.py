@@ -10,6 +10,8 @@ import torch
 
 from kvcheck.errors import KvcheckError, MethodFailed
 
+TRACED = "the traceback above names the line"
+
 
 @dataclass(frozen=True)
 class Guard:
@@ -33,9 +35,7 @@ class Guard:
             ) from error
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise MethodFailed(
-                f"{self.method} raised while {doing} in {self.where}: {reason}", "the traceback above names the line"
-            ) from error
+            raise MethodFailed(f"{self.method} raised while {doing} in {self.where}: {reason}", TRACED) from error
 
     def pick(self, logits: torch.Tensor) -> list[int]:
         """The most likely token of each row of logits (R, V). Raises MethodFailed for NaN and infinities."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from kvcheck.engine.guard import TRACED
 from kvcheck.engine.session import Session, find_method
 from kvcheck.errors import KvcheckError
 from kvcheck.measure import roofline
@@ -56,23 +59,45 @@ class Limits:
         return step.seconds(self.device)
 
 
-def measure(session: Session, method: str, length: int, how: tuple[int, int], limits: Limits) -> CaseRecord:
-    """Weigh and time a method at one length; how: (rounds, sequences decoded together at most).
+@dataclass
+class Row:
+    """A method at one length while it is measured: what there is, and what is missing with the reason."""
 
-    What is refused or fails is no error here: the record says what was not measured and why.
-    """
-    rounds, batch = how
+    session: Session
+    method: str
+    length: int
     memory: MemoryRecord | None = None
     latency: tuple[LatencyRecord, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
-    try:
-        memory = session.measure_memory(method, length)
-        timed = session.measure_latency(method, length, rounds=rounds, batch=batch)
-        latency = limits.on(timed, memory, method)
-    except KvcheckError as error:
-        what = ("latency",) if memory is not None else ("memory", "latency")
-        missing = tuple((each, error.message) for each in what)
-    return cost_record(method, session.fingerprint, cost_case(length), memory, latency, missing)
+
+    def measure(self, how: tuple[int, int], limits: Limits) -> None:
+        """Weigh and time; how: (rounds, sequences decoded together at most). What is refused or fails is no error."""
+        rounds, batch = how
+        try:
+            self.memory = self.session.measure_memory(self.method, self.length)
+            timed = self.session.measure_latency(self.method, self.length, rounds=rounds, batch=batch)
+            self.latency = limits.on(timed, self.memory, self.method)
+        except KvcheckError as error:
+            self.give_up(_why(error))
+
+    def give_up(self, why: str) -> None:
+        """What has not been measured by now is missing."""
+        found = {"memory": self.memory, "latency": self.latency}
+        self.missing = tuple((name, why) for name, value in found.items() if not value)
+
+    def record(self) -> CaseRecord:
+        """The row."""
+        case = cost_case(self.length)
+        return cost_record(self.method, self.session.fingerprint, case, self.memory, self.latency, self.missing)
+
+
+def _why(error: KvcheckError) -> str:
+    """Message and hint; in the place of a traceback, which a table has not, the line."""
+    hint, cause = error.hint, error.__cause__
+    if hint == TRACED and cause is not None:
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        hint = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"{error.message}; {hint}".rstrip("; ")
 
 
 def let_go() -> None:

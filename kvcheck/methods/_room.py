@@ -50,7 +50,9 @@ class Room:
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
         """Keep the slots `index` (B, G, m), int64, per kv head, in a new buffer of exactly m (+ spare) slots."""
         batch, heads, capacity = self.buffer.shape[:3]
-        lanes = torch.arange(self.start, batch * heads * capacity, capacity, device=index.device).view(batch, heads, 1)
+        step = max(1, capacity)
+        lanes = torch.arange(self.start, self.start + batch * heads * step, step, device=index.device)
+        lanes = lanes.view(batch, heads, 1)
         self.length, self.start = index.shape[2], 0
         if spare:
             index = torch.nn.functional.pad(index, (0, spare))  # spare slots hold any slot: room, never read

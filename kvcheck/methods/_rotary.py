@@ -25,7 +25,7 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, rope: tuple[float, ...
 def _frequencies(rope: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """On the device, once: every copy from the host is waited for."""
     with torch.inference_mode(False):
-        return torch.tensor(rope, device=device)
+        return torch.tensor(rope, dtype=torch.float32, device=device)
 
 
 def unrotate(states: torch.Tensor, positions: torch.Tensor, rope: tuple[float, ...]) -> torch.Tensor:

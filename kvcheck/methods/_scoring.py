@@ -50,9 +50,7 @@ def pool(scores: torch.Tensor, kernel: int, how: str) -> torch.Tensor:
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices (B, G, count) of the highest scores, ascending; among equal scores the lowest index wins."""
-    if (
-        count == scores.shape[-1] - 1
-    ):  # as in every step of decoding: the last of the lowest leaves, and nothing is sorted
+    if count == scores.shape[-1] - 1:  # a step of decoding: the last of the lowest leaves, and nothing is sorted
         least = count - scores.flip(-1).argmin(dim=-1, keepdim=True)
         others = torch.arange(count, device=scores.device)
         return others + (others >= least)

@@ -96,8 +96,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     that cannot be shared out over the processes.
     """
     if synthetic.is_random(name):
-        if how != USUAL:
-            raise SpecError(f"{name} has random weights, on one device and with its own RoPE", "name a trained model")
+        _expect_usual(name, how)
         return _synthetic(name, device, dtype)
     folder, local = _find(name)
     from kvcheck.models import probing
@@ -171,16 +170,22 @@ def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) 
             logging.enable_progress_bar()
 
 
-def encoder_of(name: str) -> Encoder:
-    """The tokenizer of a model, without its weights. Raises SpecError and MethodUnsupported as `load` does."""
-    folder, local = _find("mini" if synthetic.is_random(name) else name)
+def encoder_of(name: str, how: Loading = USUAL) -> tuple[Encoder, int | None]:
+    """(encoder, longest sequence) of a model, without its weights. Raises SpecError and MethodUnsupported as `load`."""
+    random = synthetic.is_random(name)
+    if random:
+        _expect_usual(name, how)
+    folder, local = _find("mini" if random else name)
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        if how.trusted:
+            _refuse_foreign_code(name, folder, local)
+        config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=how.trusted)
         _refuse_architecture(name, config)
-        tokenizer = _tokenizer(folder, local)
-        return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer))
+        limit = None if random else rope.override(name, config, how.rope) if how.rope else _limit(config)
+        tokenizer = _tokenizer(folder, local, how.trusted)
+        return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer)), limit
     except KvcheckError:
         raise
     except Exception as error:
@@ -247,6 +252,12 @@ def _tokenizer(folder: str, local: bool, trusted: bool = False) -> Any:
     named = get_tokenizer_config(folder, local_files_only=local).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if named == "TokenizersBackend" else AutoTokenizer
     return kind.from_pretrained(folder, local_files_only=local, trust_remote_code=trusted)
+
+
+def _expect_usual(name: str, how: Loading) -> None:
+    """Refuse what is asked of a trained model alone. Raises SpecError."""
+    if how != USUAL:
+        raise SpecError(f"{name} has random weights, on one device and with its own RoPE", "name a trained model")
 
 
 def _refuse_architecture(name: str, config: Any) -> None:

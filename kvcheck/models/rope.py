@@ -19,6 +19,11 @@ KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
 """Those of transformers that numbers describe; longrope has a list of factors per channel."""
 SHORT = {"theta": "rope_theta", "original": "original_max_position_embeddings"}
 WHOLE = ("original_max_position_embeddings",)
+KEYS = (
+    "factor", "theta", "original", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+    "low_freq_factor", "high_freq_factor", "partial_rotary_factor",
+)  # fmt: skip
+"""What some kind takes; which one takes what, transformers knows."""
 _LOGGER = "transformers.modeling_rope_utils"
 _THETA = "{'rope_theta'}"
 """The end of a warning of transformers 5.2, which does not recognize the theta of a dynamic RoPE."""
@@ -31,6 +36,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise SpecError(f"unknown RoPE {text!r}", f"{did_you_mean(spec.name, KINDS)}; such as yarn:factor=4")
     found: dict[str, Any] = {}
     for key, value in spec.params:
+        if key not in KEYS and key not in SHORT.values():
+            raise SpecError(f"RoPE {text!r}: unknown key {key!r}", did_you_mean(key, KEYS))
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise SpecError(f"RoPE {text!r}: {key}={value!r} is not a number", "such as yarn:factor=4")
         name = SHORT.get(key, key)

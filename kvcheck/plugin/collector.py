@@ -115,7 +115,7 @@ class Collector:
         """A session that was given methods and found no test that takes them: say where there are some."""
         option = self.config.option
         elsewhere = getattr(option, "dist", "no") != "no"  # workers collected, not this process
-        if elsewhere or self.config.stash.get(options.USED, False) or not option.kv_methods:
+        if elsewhere or option.collectonly or self.config.stash.get(options.USED, False) or not option.kv_methods:
             return
         words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
         terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")

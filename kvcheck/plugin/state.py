@@ -94,7 +94,10 @@ def expect_room(settings: Settings, root: Path) -> None:
     from kvcheck.baseline import open_store
 
     if synthetic.is_random(settings.model):
-        raise SpecError(f"{settings.model} has random weights: no case of it can be recorded", "leave --kv-record out")
+        raise SpecError(
+            f"{settings.model} has random weights: no case of it can be recorded",
+            "name a trained model, or leave --kv-record out",
+        )
     open_store(settings.baselines, root).expect_room()
 
 

@@ -158,4 +158,5 @@ def lost(run: Run, method: str) -> Iterator[str]:
     """Cases that failed without a verdict."""
     for name, text in rows.errors(run).items():
         if name.endswith(f"|{method}"):
-            yield f"- **{escape(name.partition('|')[0])}** failed: {escape(rows.reason(text))}"
+            said = "; ".join([rows.reason(text), *rows.remedy(text)])
+            yield f"- **{escape(name.partition('|')[0])}** failed: {escape(said)}"

@@ -107,6 +107,13 @@ def reason(text: str) -> str:
     return plain[-1].strip() if plain else ""
 
 
+def remedy(text: str) -> list[str]:
+    """The lines of a failure's message behind that line: hints, or what was found."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    behind = next((at for at, line in enumerate(reversed(lines)) if not line.startswith(" ")), 0)
+    return [line.strip() for line in lines[len(lines) - behind :]]
+
+
 def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, SampleRecord]]:
     """(fp16, method): the contexts that both have, paired by index and digest."""
     other = known.get(record.case.key)

@@ -258,11 +258,16 @@ def failures(run: Run) -> Iterator[str]:
     """Cases that failed before there was a verdict."""
     lost = rows.errors(run)
     if lost:
+        shown: list[str] = []
         yield "failed without a verdict"
         for name, text in list(lost.items())[:LISTED]:
             case, _, method = name.partition("|")
             yield short(f"  {case}  {method}", WIDTH)
             yield from wrap(f"    {rows.reason(text)}", "    ")
+            hints = rows.remedy(text)
+            for hint in hints if hints != shown else ():  # cases that lack the same thing stand together
+                yield from [f"      {hint}"] if "pytest " in hint else wrap(f"      {hint}", "      ")  # to be copied
+            shown = hints
         if len(lost) > LISTED:
             yield f"  and {len(lost) - LISTED} more"
         yield ""

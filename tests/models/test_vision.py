@@ -206,11 +206,11 @@ def test_adapted_caches_leave_the_tower_its_own_attention(loaded: LoadedModel, v
 
 def test_a_text_model_refuses_an_image() -> None:
     with pytest.raises(MethodUnsupported, match="the model reads text only"):
-        encoder_of("mini").encode(f" onion{MARK}")
+        encoder_of("mini")[0].encode(f" onion{MARK}")
 
 
 def test_the_tokenizer_alone_knows_the_slots(folder: Path) -> None:
-    assert encoder_of(str(folder)).encode(MARK) == [IMAGE] * 4
+    assert encoder_of(str(folder))[0].encode(MARK) == [IMAGE] * 4
 
 
 def test_three_positions_per_token_are_refused(tmp_path: Path) -> None:

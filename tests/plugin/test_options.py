@@ -27,6 +27,7 @@ REFUSED = [
     ("--kv-n=2.5", "--kv-n", "whole number"),
     ("--kv-device=cuba", "unknown device 'cuba'", "did you mean cuda"),
     ("--kv-rope=yarm:factor=4", "--kv-rope: unknown RoPE 'yarm:factor=4'", "did you mean yarn"),
+    ("--kv-rope=yarn:fator=4", "--kv-rope: RoPE 'yarn:fator=4': unknown key 'fator'", "did you mean factor"),
     ("--kv-rope=yarn:factor=much", "factor='much' is not a number", "yarn:factor=4"),
     ("--kv-attention=flsh", "unknown value 'flsh'", "did you mean flash"),
     ("--kv-trust-remote-code=own/model", "own/model is not the model of this session", "--kv-trust-remote-code=mini"),

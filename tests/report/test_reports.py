@@ -60,7 +60,7 @@ def run() -> Run:
     empty = CaseId("latency", 1, "single", 512, 0, 1)
     why = (("ttft", "several workers"),)
     cases.append(CaseRecord(empty, METHOD, "abc", "latency", True, False, 0, (), None, latency, "measured", why))
-    failures = {f"needle/v1/single/len=512/seed=0/n=8|{METHOD}": "boom\nIndexError: no slot"}
+    failures = {f"needle/v1/single/len=512/seed=0/n=8|{METHOD}": "boom\nIndexError: no slot\n  add a slot"}
     return Run(HEADER, tuple(cases), verdicts, failures)
 
 
@@ -74,6 +74,15 @@ def test_a_report_says_what_a_newcomer_asks(run: Run, report: object) -> None:
     for wanted in ("string_retrieval", "0.500", "gives up", "Surely lost", "25% of the KV bytes", "several workers"):
         assert wanted in text
     assert "IndexError: no slot" in text
+    assert "add a slot" in text
+
+
+def test_a_hint_that_several_cases_have_is_said_once(run: Run) -> None:
+    name = next(iter(run.failures))
+    again = {name.replace("len=512", f"len={length}"): run.failures[name] for length in (512, 1024)}
+    text = "\n".join(terminal.lines(replace(run, failures=again)))
+    assert text.count("IndexError: no slot") == 2
+    assert text.count("add a slot") == 1
 
 
 def mixed(method: str, scores: tuple[float, float]) -> CaseRecord:

@@ -109,11 +109,33 @@ def _remote(data_set: DataSet) -> str:
 
 
 @cache
-def resolve(hub: str) -> str:
-    """The sha of a data set's newest revision, the same in one process. Raises what huggingface_hub does."""
+def resolve(repository: str) -> str:
+    """The sha of a data set's newest revision, the same in one process.
+
+    Where the Hub is not reached, that of the one which was fetched last. Raises what huggingface_hub does.
+    """
     from huggingface_hub import HfApi
 
-    return str(HfApi().dataset_info(hub).sha)
+    try:
+        return str(HfApi().dataset_info(repository).sha)
+    except Exception as error:
+        held = _held(repository) if hub.trouble(error) == hub.OFFLINE else ""
+        if held:
+            return held
+        raise
+
+
+def _held(repository: str) -> str:
+    """The sha of the revision of a data set that was fetched last into huggingface_hub's cache; "" for none."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        found = [one for one in scan_cache_dir().repos if (one.repo_type, one.repo_id) == ("dataset", repository)]
+    except CacheNotFound:
+        return ""
+    held = [revision for one in found for revision in one.revisions if revision.files]
+    return max(held, key=lambda revision: revision.last_modified).commit_hash if held else ""
 
 
 def local_files(data_set: DataSet) -> tuple[str, ...]:

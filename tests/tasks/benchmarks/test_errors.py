@@ -248,6 +248,25 @@ def test_rows_that_the_hub_gave_once_are_read_again_without_a_network(cache, fix
     assert here == [row["multi_turns"] for row in rows(fixed.source, "scbench/kv")]
 
 
+def test_a_data_set_without_a_pinned_revision_is_that_of_the_last_fetch_without_a_network(cache):
+    import os
+
+    hub = cache.parents[2] / "datasets--alessiodevoto--paul_graham_essays"
+    for place, sha in enumerate(("a" * 40, "b" * 40, "c" * 40)):
+        folder = hub / "snapshots" / sha
+        folder.mkdir(parents=True)
+        if place < 2:
+            (hub / "blobs").mkdir(exist_ok=True)
+            (hub / "blobs" / sha).touch()
+            os.utime(hub / "blobs" / sha, (place, place))
+            (folder / "x").symlink_to(hub / "blobs" / sha)
+    resolve.cache_clear()
+    assert benchmark_tasks("hub").get("niah/sentence").facts["revision"] == "b" * 40
+    with pytest.raises(SpecError, match="cannot be reached"):
+        assert benchmark_tasks("hub").get("ruler_4096/vt").facts
+    resolve.cache_clear()
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_rows_that_are_not_in_the_cache_need_a_network(other, cache):
     if other:  # another file of the data set is there
