@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from kvcheck.errors import KvcheckError
 from kvcheck.record import MODES
-from kvcheck.settings import CHAT, HISTORY
+from kvcheck.settings import CHAT, HISTORY, Settings
 
 OK, REGRESSION, ERROR = 0, 1, 2
 PROMPT = ("model", "mode", "length", "seed", "data", "compat", "chat", "history", "rope", "trust-remote-code")
@@ -88,6 +89,14 @@ def own_words(text: str, options: Iterable[str]) -> str:
     return text
 
 
+def typed(given: Mapping[str, Any], names: Iterable[str]) -> Settings:
+    """What a command was given, checked as the options of pytest with the same names. Raises KvcheckError."""
+    from kvcheck.plugin import parse
+
+    raw = {name: value for name in names if (value := given[name]) is not None}
+    return parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw})
+
+
 def _prompt(given: argparse.Namespace) -> int:
     """ERROR where a prompt does not fit into the model, which is shown all the same."""
     try:
@@ -102,15 +111,12 @@ def _shown(given: argparse.Namespace) -> int:
     from kvcheck.engine.session import find_task
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
-    from kvcheck.plugin import parse
     from kvcheck.record import CaseId
     from kvcheck.tasks import find
 
     if given.index < 0 or given.length < 1:
         raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
-    named = ("model", "chat", "history", "data", "compat", "rope", "trust_remote_code")
-    raw = {name: value for name in named if (value := getattr(given, name)) is not None}
-    settings = parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw})
+    settings = typed(vars(given), ("model", "chat", "history", "data", "compat", "rope", "trust_remote_code"))
     version = find(given.task, given.data).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
     task = find_task(case, settings)

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.errors import KvcheckError
 from kvcheck.record import CaseRecord, Run, RunHeader
@@ -95,7 +95,7 @@ def _speed(given: argparse.Namespace) -> int:
 def _plan(given: argparse.Namespace) -> Plan:
     """The arguments, checked as the options of the same names. Raises KvcheckError."""
     from kvcheck import env
-    from kvcheck.plugin import parse
+    from kvcheck.cli_checks import typed
 
     if env.processes() > 1:
         raise KvcheckError(
@@ -106,11 +106,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         raise KvcheckError(
             "--rounds and --batch are numbers from 1 up, --timeout from 0 up", "kvcheck speed --rounds 9 --batch 8"
         )
-    raw: dict[str, Any] = {"model": given.model, "device": given.device, "dtype": given.dtype}
-    raw |= {"methods": split_specs(given.methods), "lengths": given.lengths, "timeout": given.timeout}
-    loaded = {"rope": given.rope, "attention": given.attention, "trust_remote_code": given.trust_remote_code}
-    raw |= {name: value for name, value in loaded.items() if value is not None}
-    return Plan(parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw}), given.rounds, given.batch)
+    asked = {**vars(given), "methods": split_specs(given.methods)}
+    return Plan(typed(asked, [name.replace("-", "_") for name in OWN]), given.rounds, given.batch)
 
 
 def _open(plan: Plan) -> Session:

@@ -25,7 +25,6 @@ def attend_block(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
     transformers' "sdpa" makes, so the result is the same bit for bit.
     """
     rows, columns = query.shape[2], keys.shape[2]
-    mask = None
     if 1 < rows < columns:
         mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
         return attend_masked(query, keys, values, mask, scaling)

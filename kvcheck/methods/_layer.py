@@ -118,14 +118,18 @@ class KVLayer(CacheLayerMixin):
             room.keep(index, spare)
         self._kept_at = self.seen
 
-    def slide(self, first: int, count: int) -> None:
-        """Drop `count` slots behind the first `first`. The others are the newest tokens: none between them has left.
+    def without(self, first: int, count: int) -> None:
+        """Drop `count` slots behind the first `first`. Copies into tensors with room for one more slot."""
+        slots = torch.arange(self.stored, device=self.keys.device)
+        self.keep(self.every_head(torch.cat([slots[:first], slots[first + count :]])), spare=1)
 
-        In place; a layer with a `keep` of its own keeps the others by that.
+    def slide(self, first: int, count: int) -> None:
+        """As `without`, in place. The slots behind are the newest tokens: none between them has left.
+
+        A layer with a `keep` of its own keeps the others by that.
         """
         if type(self).keep is not KVLayer.keep:
-            slots = torch.arange(self.stored, device=self.keys.device)
-            return self.keep(self.every_head(torch.cat([slots[:first], slots[first + count :]])), spare=1)
+            return self.without(first, count)
         if self.kept is None or self.kept.shape[2] != first:
             self.kept = self.positions[:, :, :first].clone()
         for room in self._rooms():

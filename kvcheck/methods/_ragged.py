@@ -22,10 +22,10 @@ class Flat:
     lengths (B, G) int32: the counts where the tensor is, once they have been asked for.
     """
 
-    def __init__(self, tensor: torch.Tensor, counts: list[list[int]], lengths: torch.Tensor | None = None) -> None:
+    def __init__(self, tensor: torch.Tensor, counts: list[list[int]]) -> None:
         self.tensor = tensor
         self.counts = counts
-        self.lengths = lengths
+        self.lengths: torch.Tensor | None = None
 
     def padded(self, rows: slice = slice(None)) -> torch.Tensor:
         """(b, G, longest, ...) of these rows, zeros behind the end of each segment; longest among all rows."""

@@ -40,8 +40,7 @@ class WindowLayer(KVLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: drop what no later token sees."""
         if self.over > 0:
-            newest = torch.arange(self.over, self.stored, device=self.keys.device)
-            self.keep(self.every_head(newest), spare=1)
+            self.without(0, self.over)
 
     def step(self, query: torch.Tensor) -> None:
         """More has come: the window moves on."""

@@ -142,9 +142,7 @@ class MixLayer(KVLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: keep the window."""
         if self.over:
-            source = self.source
-            newest = torch.arange(self.over, source.stored, device=source.keys.device)
-            source.keep(source.every_head(newest), spare=1)
+            self.source.without(0, self.over)
 
     def step(self, query: torch.Tensor) -> None:
         """More has come: the window moves on."""

@@ -83,8 +83,7 @@ class StreamingLayer(KVLayer):
         sink, width = self.method.sink, self.method.width(self.prompt or self.seen)
         over = self.stored - sink - width
         if over > 0 and self.seen == self.prompt:
-            slots = torch.arange(self.stored, device=self.keys.device)
-            self.keep(self.every_head(torch.cat([slots[:sink], slots[-width:]])), spare=1)
+            self.without(sink, over)
         elif over > 0:
             self.slide(sink, over)
 

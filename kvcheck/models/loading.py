@@ -126,7 +126,6 @@ def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) 
     found: as _find gives it. What can be refused is refused before the weights are read.
     """
     folder, local = found
-    from transformers import AutoConfig
     from transformers.utils import logging
 
     import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
@@ -137,14 +136,9 @@ def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) 
         logging.disable_progress_bar()
     files = {"local_files_only": local, "trust_remote_code": how.trusted}
     try:
-        if how.trusted:
-            _refuse_foreign_code(name, folder, local)
-        config = AutoConfig.from_pretrained(folder, **files)
-        _refuse_architecture(name, config)
+        config, limit = _config(name, found, how)
         options = {"dtype": dtype, "attn_implementation": ATTENTION, **files}
-        limit = _limit(config)
         if how.rope:
-            limit = rope.override(name, config, how.rope)
             options["config"] = config
         if how.team is not None:
             parallel.refuse(name, config, how.team.size)
@@ -176,20 +170,26 @@ def encoder_of(name: str, how: Loading = USUAL) -> tuple[Encoder, int | None]:
     if random:
         _expect_usual(name, how)
     folder, local = _find("mini" if random else name)
-    from transformers import AutoConfig
-
     try:
-        if how.trusted:
-            _refuse_foreign_code(name, folder, local)
-        config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=how.trusted)
-        _refuse_architecture(name, config)
-        limit = None if random else rope.override(name, config, how.rope) if how.rope else _limit(config)
+        config, limit = _config(name, (folder, local), how)
         tokenizer = _tokenizer(folder, local, how.trusted)
-        return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer)), limit
+        return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer)), None if random else limit
     except KvcheckError:
         raise
     except Exception as error:
         raise hub.unreadable(name, local, error) from error
+
+
+def _config(name: str, found: tuple[str, bool], how: Loading) -> tuple[Any, int | None]:
+    """(configuration with the RoPE that `how` says, longest sequence). Refuses what cannot be served; see `_find`."""
+    from transformers import AutoConfig
+
+    folder, local = found
+    if how.trusted:
+        _refuse_foreign_code(name, folder, local)
+    config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=how.trusted)
+    _refuse_architecture(name, config)
+    return config, rope.override(name, config, how.rope) if how.rope else _limit(config)
 
 
 def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:

@@ -95,8 +95,7 @@ class DraftedLayer(StreamingLayer):
 
     def slide(self, first: int, count: int) -> None:
         """By a copy: a cursor that moves back counts from the beginning of the buffer."""
-        slots = torch.arange(self.stored, device=self.keys.device)
-        self.keep(self.every_head(torch.cat([slots[:first], slots[first + count :]])), spare=1)
+        self.without(first, count)
 
     def rollback(self, count: int) -> int:
         """Forget the newest `count` tokens; then evict. Returns how many were forgotten."""
