@@ -243,48 +243,42 @@ class FileStore(Reader):
         """
         if verb not in VERBS:
             raise SpecError(f"unknown --kv-record {verb!r}", did_you_mean(verb, VERBS))
-        lookup, records = lookup or (lambda case: self.get(model, "fp16", case)), list(records)
-        if not records:
-            return Changes(self.path(model, method), 0, ())
-        with one_writer(os.path.dirname(self.path(model, method))):
-            return self._merged(model, method, records, verb, about, lookup)
-
-    def _merged(
-        self,
-        model: ModelId,
-        method: str,
-        records: Iterable[CaseRecord],
-        verb: str,
-        about: dict[str, Any],
-        lookup: Lookup,
-    ) -> Changes:
-        """As `record`, while nobody else writes."""
-        path, old = self.path(model, method), self.load(model, method)
-        cases = dict(old.cases) if old is not None else {}
-        lines: list[str] = []
-        written = 0
-        for record in sorted(records, key=lambda record: record.case):
-            if record.model != model.fingerprint or record.method != method:
-                raise BaselineError(f"a record of {record.method} on {record.model} does not belong in {path}")
-            if len(record.samples) < record.case.n:
-                lines.append(
-                    f"not recorded: {record.case} stopped after {len(record.samples)} contexts ({record.stopped})"
-                )
-                continue
-            new, known = encode(record, lookup(record.case)), cases.get(record.case.key)
-            if known is not None and verb != "all" and record.case.n < known.case.n:
-                lines.append(
-                    f"not recorded: {record.case} has fewer contexts than the stored {known.case.n}; "
-                    "--kv-record=all replaces it all the same"
-                )
-                continue
-            if known is not None and (verb == "new" or (verb == "changed" and known.same_as(new))):
-                continue
-            lines += difference(known, new)
-            cases[record.case.key] = new
-            written += 1
-        if written:
+        lookup = lookup or (lambda case: self.get(model, "fp16", case))
+        path, ordered = self.path(model, method), sorted(records, key=lambda record: record.case)
+        if not ordered:
+            return Changes(path, 0, ())
+        with one_writer(os.path.dirname(path)):
+            old = self.load(model, method)
+            cases = dict(old.cases) if old is not None else {}
             stored = StoredFile(about.get("kvcheck", ""), model, method, about.get("packages", {}), cases)
-            write_atomically(path, write_file(stored))
-            lines += self.left_behind(model) if method == "fp16" else []
-        return Changes(path, written, tuple(lines))
+            written, lines = _merge(stored, path, ordered, verb, lookup)
+            if written:
+                write_atomically(path, write_file(stored))
+                lines += self.left_behind(model) if method == "fp16" else []
+            return Changes(path, written, tuple(lines))
+
+
+def _merge(
+    stored: StoredFile, path: str, records: Iterable[CaseRecord], verb: str, lookup: Lookup
+) -> tuple[int, list[str]]:
+    """Put records into a file's cases -> how many, and what is to be said. See FileStore.record."""
+    written, lines, cases = 0, list[str](), stored.cases
+    for record in records:
+        if record.model != stored.model.fingerprint or record.method != stored.method:
+            raise BaselineError(f"a record of {record.method} on {record.model} does not belong in {path}")
+        if len(record.samples) < record.case.n:
+            lines.append(f"not recorded: {record.case} stopped after {len(record.samples)} contexts ({record.stopped})")
+            continue
+        new, known = encode(record, lookup(record.case)), cases.get(record.case.key)
+        if known is not None and verb != "all" and record.case.n < known.case.n:
+            lines.append(
+                f"not recorded: {record.case} has fewer contexts than the stored {known.case.n}; "
+                "--kv-record=all replaces it all the same"
+            )
+            continue
+        if known is not None and (verb == "new" or (verb == "changed" and known.same_as(new))):
+            continue
+        lines += difference(known, new)
+        cases[record.case.key] = new
+        written += 1
+    return written, lines
