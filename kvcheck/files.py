@@ -18,6 +18,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 100
+PROOF = 1 << 16
+"""Bytes that a folder must take to be called writable: a full disk makes files, and puts nothing into them."""
 
 
 def safe_name(text: str) -> str:
@@ -64,6 +66,8 @@ def expect_file(path: str | Path) -> None:
     """Raise BaselineError where no file of this name can be written, see `expect_writable`."""
     if Path(path).is_dir():
         raise BaselineError(f"{path} is a folder", "name a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise BaselineError(f"{path} is no plain file", "name a file that can be replaced")
     expect_writable(os.path.dirname(path) or ".")
 
 
@@ -73,7 +77,10 @@ def expect_writable(folder: str) -> None:
         at = Path(folder).absolute()
         while not at.exists():
             at = at.parent
-        tempfile.TemporaryFile(dir=at).close()
+        with tempfile.TemporaryFile(dir=at) as file:
+            file.write(b"\0" * PROOF)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise BaselineError(
             f"{folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"

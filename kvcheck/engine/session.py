@@ -110,12 +110,18 @@ class Session:
 
     @torch.inference_mode()
     def run_case(
-        self, case: CaseId, method_spec: str, on_block: OnBlock | None = None, progress: Progress | None = None
+        self,
+        case: CaseId,
+        method_spec: str,
+        on_block: OnBlock | None = None,
+        progress: Progress | None = None,
+        so_far: CaseRecord | None = None,
     ) -> CaseRecord:
         """Answer the questions of a case, block by block.
 
-        After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
-        ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
+        After every block of contexts `on_block` gets the record so far, and ends the case by returning True. so_far:
+        what an interrupted run has of the case; its contexts are not measured again. Raises ContextTooLong,
+        MethodFailed, MethodUnsupported, SpecError.
         """
         synthetic.refuse(self.model_name, case.task)
         task = find_task(case, self.settings)
@@ -126,9 +132,12 @@ class Session:
         asking = self._prompter(task, case)
         if not task.info.exact:
             self._sample(task, case, case.n - 1)  # a row too many is said before any is run
-        done: list[SampleRecord] = []
-        record = None
-        for indices in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
+        record, done = so_far, list(so_far.samples) if so_far is not None else []
+        if so_far is not None:
+            meter.resume(so_far)
+            if self._ends(on_block is not None and on_block(so_far)):
+                return so_far
+        for indices in self._left(case, task, {sample.index for sample in done}):
             samples = [self._sample(task, case, index) for index in indices]
             block = self._block(samples, asking, host, guard, meter)
             for sample, asks in zip(samples, block.run(), strict=True):
@@ -139,7 +148,7 @@ class Session:
             if record is None:
                 with guard("measuring peak memory"):
                     meter.peak = peak_bytes(host, block.ids[:1])
-            record = self._record(task, asking, done, meter, indices[-1] + 1 == case.n)
+            record = self._record(task, asking, done, meter, len(done) == case.n)
             if progress is not None:
                 progress(len(done), case.n)
             if self._ends(on_block is not None and on_block(record)):
@@ -147,6 +156,13 @@ class Session:
         if record is None:
             raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
         return record
+
+    def _left(self, case: CaseId, task: Task, done: set[int]) -> Iterator[list[int]]:
+        """The contexts that are still to be measured, block by block."""
+        for block in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
+            left = [index for index in block if index not in done]
+            if left:
+                yield left
 
     def _ends(self, clear: bool) -> bool:
         """Whether the case may end: of several processes, the first one decides."""

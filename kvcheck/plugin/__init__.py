@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.plugin import options
+from kvcheck.plugin import guardian, options
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -47,8 +47,13 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from kvcheck.plugin import collector, state
 
+    guardian.tell(config, began=True)
     state.activate(config)
-    if not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        from kvcheck.plugin import resume
+
+        resume.join(config)
+    else:
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
         if state.settings(config).zoo:
             from kvcheck.plugin import zoo
@@ -62,6 +67,28 @@ def pytest_configure(config: pytest.Config) -> None:
             from kvcheck.plugin import scheduling
 
             config.pluginmanager.register(scheduling.Scheduling(), "kvcheck-scheduling")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
+    """Before anything of the user's is imported: where kvcheck is used, go on under a guardian."""
+    if options.wanted(early_config, early_config.known_args_namespace):
+        guardian.guard(early_config)
+    return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The session is over: tell the guardian how it ended. One that did not start was refused."""
+    guardian.tell(config, finished=int(config.stash.get(options.STATUS, pytest.ExitCode.USAGE_ERROR)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Remember how the session ended, when everybody has had a say."""
+    result = yield
+    session.config.stash[options.STATUS] = session.exitstatus
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,12 +110,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             params.parametrize(metafunc, fixture)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop the place holders of suites that have no case under these options."""
+    """Drop the place holders of suites that have no case under these options; undo what shuffled the others."""
     if any(hasattr(item, "callspec") for item in items) and config.stash.get(options.USED, False):
         from kvcheck.plugin import params
 
         params.deselect(config, items)
+        from kvcheck.plugin import items as ours
+
+        ours.in_order(config, items)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Remember in which order items were made."""
+    if item.config.stash.get(options.USED, False):
+        from kvcheck.plugin import items
+
+        items.number(item)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write down what was selected: each of it must come to an end."""
+    if session.config.stash.get(options.ACTIVE, False):
+        from kvcheck.plugin import items, state
+
+        journal = state.activate(session.config).journal
+        if journal is not None:
+            journal.item(filter(None, map(items.of, session.items)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -106,9 +155,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies."""
     report = yield
     if call.when == "call" or report.failed:
-        text = item.stash.get(options.RESULT, None)
-        if text is not None:
-            report.kvcheck = text()
+        result = item.stash.get(options.RESULT, None)
+        if result is not None:
+            from kvcheck.plugin import state
+
+            report.kvcheck = state.end(item.config, result(), call.when)
     return report
 
 

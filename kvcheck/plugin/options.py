@@ -13,14 +13,17 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kvcheck.journal import Ended
     from kvcheck.settings import Settings
 
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
-RESULT: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
-"""On an item: what rides on its report, as text."""
+STATUS: pytest.StashKey[int] = pytest.StashKey()
+"""On the config: the exit status of the session, once it is over."""
+RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
+"""On an item: what rides on its report."""
 
 
 class Option(NamedTuple):
@@ -103,9 +106,10 @@ def declare(parser: pytest.Parser) -> None:
         group.addoption(option.flag, dest=option.dest, default=None, help=option.help, **how)
 
 
-def given(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand on the command line."""
-    found = {option.name: getattr(config.option, option.dest, None) for option in OPTIONS}
+def given(config: pytest.Config, parsed: Any = None) -> dict[str, Any]:
+    """The options that stand on the command line. parsed: what is known of it where conftests are not loaded yet."""
+    parsed = config.option if parsed is None else parsed
+    found = {option.name: getattr(parsed, option.dest, None) for option in OPTIONS}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -119,9 +123,9 @@ def words(found: Mapping[str, Any]) -> list[str]:
     return typed
 
 
-def wanted(config: pytest.Config) -> bool:
-    """Does the command line or the project ask for kvcheck? Cheap: pytest asks in every session."""
-    if given(config):
+def wanted(config: pytest.Config, parsed: Any = None) -> bool:
+    """Does the command line or the project ask for kvcheck? Cheap: every session asks. parsed: as in `given`."""
+    if given(config, parsed):
         return True
     try:
         return b"[tool.kvcheck" in (config.rootpath / "pyproject.toml").read_bytes()

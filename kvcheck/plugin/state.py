@@ -9,24 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import __version__, env, paths
+from kvcheck import paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
-from kvcheck.settings import MODEL, PROMPTS, Settings
+from kvcheck.runfile import dumps
+from kvcheck.settings import Settings
 
 if TYPE_CHECKING:
-    from kvcheck.record import CaseRecord, Run
+    from kvcheck.journal import Ended, Item, Journal, Kept
+    from kvcheck.record import CaseRecord
 
 
 @dataclass
 class State:
-    """Settings, the engine once it is open, and the records that this process already has."""
+    """Settings, the engine once it is open, and the records that this process already has.
+
+    run_file: where the run is kept, None for nowhere; md_file: its summary. kept: what an earlier run has, for
+    --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what it
+    has finished. failed: what an item failed with, by node id.
+    """
 
     settings: Settings
     session: Any = None
-    resumed: Run | None = None
+    run_file: Path | None = None
+    md_file: Path | None = None
+    kept: Kept | None = None
+    anew: tuple[str, ...] = ()
+    journal: Journal | None = None
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 STATE: pytest.StashKey[State] = pytest.StashKey()
@@ -42,7 +54,13 @@ def activate(config: pytest.Config) -> State:
         known_place(found)
         if found.record and not hasattr(config, "workerinput"):
             expect_room(found, config.rootpath)
-        state = State(found, resumed=_resumed(config, found))
+        from kvcheck.plugin import resume
+
+        state = State(found)
+        if not hasattr(config, "workerinput"):
+            state.run_file = resume.run_file(config, found)
+            state.md_file = resume.output(found.md)
+        state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             known_model(found.model)
     except KvcheckError as error:
@@ -144,7 +162,14 @@ def open_session(config: pytest.Config) -> Any:
     if state.session is None:
         try:
             state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
-            _refuse_foreign_resume(state)
+            from kvcheck.plugin import resume
+
+            resume.refuse_foreign(state)
+            if state.journal is not None:
+                from kvcheck.plugin.collector import header
+
+                model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
+                state.journal.header(header(config, model))
         except KvcheckError as error:
             problem = f"kvcheck: cannot open {state.settings.model}: {error}"
     if problem:
@@ -152,34 +177,25 @@ def open_session(config: pytest.Config) -> Any:
     return state.session
 
 
-def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
-    """The run to go on with. Raises BaselineError where the file is damaged."""
-    if settings.resume is None or settings.zoo:  # the zoo has results of its own
-        return None
-    from kvcheck.runfile import read_run
-
-    path = options.last_run(config) if settings.resume == "last" else Path(settings.resume)
-    if path is None or not path.is_file():
-        raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
-    run = read_run(path)
-    header, texts = run.header, settings.texts()
-    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
-    facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
-    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
-    for name, then, now in facts:
-        if then != now:
-            raise SpecError(
-                f"--kv-resume: {path} was measured with {name}={then}, this session has {name}={now}",
-                "one run is of one state: repeat what the first had, or start without --kv-resume",
-            )
-    return run
+def start(mine: State, item: Item | None) -> None:
+    """An item begins: written down, so that it can be named should the process die."""
+    if mine.journal is not None and item is not None:
+        mine.journal.start(item)
 
 
-def _refuse_foreign_resume(state: State) -> None:
-    """A run is continued with the model that it began with."""
-    if state.resumed is not None and state.resumed.header.model != state.session.fingerprint:
-        raise SpecError(
-            f"--kv-resume: the run was measured with {state.resumed.header.model_name} "
-            f"({state.resumed.header.model}), this is {state.session.model_name} ({state.session.fingerprint})",
-            "resume with the same --kv-model, or start without --kv-resume",
-        )
+def end(config: pytest.Config, ended: Ended, when: str) -> str:
+    """An item is over, or (not when="call") failed before: written down. Returns what rides on its report."""
+    mine = activate(config)
+    if mine.journal is not None:
+        mine.journal.end(ended)
+    return dumps(ended)
+
+
+def died(mine: State, method: str) -> str:
+    """Where a process died of this method in this session, "" nowhere. Told by the controller, through the journal."""
+    if mine.journal is None or mine.journal.path.stem == "main":
+        return ""
+    from kvcheck import journal
+
+    found = journal.read_file(mine.journal.folder / "main.jsonl").died.get(method)
+    return "" if found is None else found.case
