@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcheck.cli_checks import run_pytest
 from kvcheck.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def _record(given: argparse.Namespace) -> int:
     print(f"pytest {shlex.join(words)}", flush=True)
     if given.dry_run:
         return 0
-    import pytest
-
-    return int(pytest.main(words))
+    return run_pytest(words)
 
 
 def command(given: argparse.Namespace) -> list[str]:
