@@ -44,7 +44,7 @@ def rich(method: str, change: str = "") -> CaseRecord:
         TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
     )
     whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))
-    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(3, "f" * 12, whole))
+    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(1, "f" * 12, whole))
     return CaseRecord(
         case=CaseId("qa_zh", 2, "multi_turn", 512, 1, 2),
         method=method,
