@@ -14,11 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"record", "errors", "spec", "registry", "paths", "env", "settings", "files", "hub"},
-    {"stats"},
+    {"stats", "validate"},
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
-    | {"baseline", "baseline_files", "baseline_text", "baseline_remote", "baseline_push"},
+    | {
+        "baseline",
+        "baseline_files",
+        "baseline_lines",
+        "baseline_text",
+        "baseline_reader",
+        "baseline_remote",
+        "baseline_push",
+    },
     {"methods", "tasks", "models", "measure"},
-    {"report", "engine", "conformance", "zoo", "power"},
+    {"report", "engine", "conformance", "zoo", "power", "rescoring"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli", "cli_checks", "cli_baselines", "cli_record", "cli_speed"},
 )

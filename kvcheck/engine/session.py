@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.bench import CPU_BYTES
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.memo import Memo
-from kvcheck.engine.meter import Meter, joined, peak_bytes, weigh
+from kvcheck.engine.meter import Meter, joined, joined_weights, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.states import StatePrefiller
@@ -28,7 +28,7 @@ from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Weight
 from kvcheck.settings import BATCH, ROUNDS, Settings
 from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
@@ -174,6 +174,11 @@ class Session:
         together = self.loaded.team
         return memory if together is None else joined(together.gather(memory))
 
+    def _weights(self, meter: Meter) -> dict[int, Weight]:
+        """What all processes hold of each context."""
+        together = self.loaded.team
+        return meter.weights if together is None else joined_weights(together.gather(meter.weights))
+
     def _prompter(self, task: Task, case: CaseId) -> Prompter:
         """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
         loaded = self.loaded
@@ -195,7 +200,7 @@ class Session:
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
-        info, held, case = task.info, meter.record(), prompter.case
+        info, held, case, weights = task.info, meter.record(), prompter.case, self._weights(meter)
         memory = None if held is None else self._whole(held)
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
@@ -206,7 +211,7 @@ class Session:
             query_aware=self._aware(case.mode),
             binary=info.binary,
             chance=info.chance,
-            samples=tuple(done),
+            samples=tuple(replace(sample, weight=weights.get(sample.index)) for sample in done),
             memory=memory,
             stopped="all samples" if complete else CLEAR,
             not_measured=((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(meter.method, Foreign) else ()),

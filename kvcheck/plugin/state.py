@@ -95,7 +95,7 @@ def known_place(settings: Settings) -> None:
     if settings.baselines is None:
         return
     from kvcheck.baseline import open_place, places
-    from kvcheck.baseline_files import read_only
+    from kvcheck.baseline_reader import read_only
 
     found = places(settings.baselines)
     for at, place in enumerate(found):
