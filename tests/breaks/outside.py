@@ -25,19 +25,18 @@ THREE = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=24", "--kv-modes=single,mu
 LIMIT = 120.0
 """Seconds after which a run that was to end by itself is taken to hang, on a machine that others use."""
 
-OTHERS = (
-    "cov",
-    "forked",
-    "html",
-    "metadata",
-    "pytest_repeat",
-    "randomly",
-    "rerunfailures",
-    "socket",
-    "sugar",
-    "timeout",
-)
-"""Other plugins by their names for `-p`; a run has those that it asks for."""
+OTHERS = {
+    "pytest-cov": ("pytest_cov",),
+    "pytest-forked": ("forked",),
+    "pytest-html": ("html", "metadata"),
+    "pytest-randomly": ("randomly",),
+    "pytest-repeat": ("pytest_repeat",),
+    "pytest-rerunfailures": ("rerunfailures",),
+    "pytest-socket": ("socket",),
+    "pytest-sugar": ("sugar",),
+    "pytest-timeout": ("timeout",),
+}
+"""Other plugins by their distribution, with their names for `-p`; a run has those that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ class Foreign:
 
     def start(self, *words: str, plugins: tuple[str, ...] = (), env: dict[str, str] | None = None, **how: Any) -> Any:
         """Start `python -m pytest` with these words, in a process group of its own."""
-        off = [word for name in OTHERS if name not in plugins for word in ("-p", f"no:{name}")]
+        names = [name for other, found in OTHERS.items() if other not in plugins for name in found]
+        off = [word for name in names for word in ("-p", f"no:{name}")]
         command = [*how.pop("before", ()), sys.executable, "-m", "pytest", *off, *words]
         file = (self.path / f"out-{len(self.started)}.txt").open("w+")
         process = subprocess.Popen(

@@ -1,13 +1,14 @@
 """A fake engine for tests of the plugin: no torch, no model, answers by a table. A copy becomes a conftest.py.
 
-behaviour.json: {method: accuracy | "raise" | "flaky" | "nan" | "nothing" | a name of WAYS | "late " and such a name}, or a table of
-these by task. A late way is taken after the first block of contexts. Beside the methods: "sleep", seconds per block;
-"ledger", which file names every context whose block has been reported.
+behaviour.json: {method: accuracy | "raise" | "flaky" | "nan" | "nothing" | a name of WAYS | "late " and such a name},
+or a table of these by task. A late way is taken after a block of contexts. Beside the methods: "sleep", seconds per
+block; "ledger", which file names every context whose block has been reported.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -42,10 +43,8 @@ def hang():
 
 def hang_and_swallow():
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(0.01)
-        except BaseException:
-            pass
 
 
 def recurse():
@@ -89,9 +88,7 @@ WAYS = {
     "time limit": lambda: throw(TimeLimit("raised by the method")),
     "chdir": lambda: os.chdir("/"),
     "judge": judge_everything_good,
-    "thread raises": lambda: threading.Thread(
-        target=lambda: throw(OSError("the copy in the background failed"))
-    ).start(),
+    "thread raises": lambda: threading.Thread(target=lambda: throw(OSError("a copy got lost"))).start(),
     "thread stays": lambda: threading.Thread(target=hang).start(),
 }
 """What can go wrong, by name."""
