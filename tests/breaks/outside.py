@@ -28,9 +28,9 @@ LIMIT = 120.0
 OTHERS = {
     "pytest-cov": ("pytest_cov",),
     "pytest-forked": ("forked",),
-    "pytest-html": ("html", "metadata"),
+    "pytest-html": ("html", "html_fixtures", "metadata"),
     "pytest-randomly": ("randomly",),
-    "pytest-repeat": ("pytest_repeat",),
+    "pytest-repeat": ("repeat",),
     "pytest-rerunfailures": ("rerunfailures",),
     "pytest-socket": ("socket",),
     "pytest-sugar": ("sugar",),
