@@ -1,4 +1,4 @@
-"""Tests of a user that look away, and options that leave things out: every selected case has a verdict, or it is red."""
+"""Tests of a user that look away, options that leave things out: every selected case has a verdict, or it is red."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def test_mine(kv_case):
     finally:
         pytest.skip("too bad")
 """,
+    "says that nothing failed": """
+def test_mine(kv_case):
+    try:
+        kv_case.gate()
+    except BaseException:
+        kv_case.failure, kv_case.verdicts = "", ()
+""",
     "is expected to fail": """
 @pytest.mark.xfail
 def test_mine(kv_case):
@@ -71,13 +78,14 @@ def test_mine(kv_case):
 }
 """What a test of a user's own does with a method that has lost everything."""
 
+GATE = "def test_mine(kv_case):\n    kv_case.gate()\n"
 HOOKS = {
     "a judge that returns nothing": """
 def pytest_kvcheck_judge():
     return ()
 """,
     "a hook that turns failures into passes": """
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     report.outcome = "passed"
@@ -85,7 +93,7 @@ def pytest_runtest_makereport(item, call):
     return report
 """,
     "a hook that swallows what is raised": """
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     try:
         return (yield)
@@ -97,7 +105,7 @@ def pytest_sessionfinish(session):
     session.exitstatus = 0
 """,
     "reports that get lost": """
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if hasattr(report, "kvcheck"):
@@ -106,7 +114,7 @@ def pytest_runtest_makereport(item, call):
     return report
 """,
 }
-"""What a conftest.py does to the suite and a method that has lost everything."""
+"""What a conftest.py does to a test that checks, of a method that has lost everything."""
 
 
 def mine(fake: Foreign, body: str, *options: str) -> Result:
@@ -138,7 +146,7 @@ def test_a_test_of_ones_own_that_checks_is_green(fake: Foreign) -> None:
 def test_a_hook_that_looks_away_does_not_make_the_run_green(fake: Foreign, hook: str, workers: tuple[str, ...]) -> None:
     fake.behave(snapkv=0.0)
     fake.add("conftest.py", hook)
-    fake.check("--kv-method=snapkv", *workers).red()
+    mine(fake, GATE, "--kv-method=snapkv", *workers).red()
 
 
 LEAVING_OUT = {
