@@ -91,6 +91,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params.deselect(config, items)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse tests that take a case where no method was named; of workers, their controller does."""
+    _expect_methods(session.config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """The same for what a worker collected."""
+    _expect_methods(node.config, ids)
+
+
+def _expect_methods(config: pytest.Config, ids: list[str]) -> None:
+    if not hasattr(config, "workerinput") and any("no-method" in nodeid for nodeid in ids):
+        from kvcheck.plugin import params
+
+        params.expect_methods(config, ids)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Before the first test, check the values of the methods' parameters, once, where that needs their code."""
@@ -109,6 +127,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         text = item.stash.get(options.RESULT, None)
         if text is not None:
             report.kvcheck = text()
+    if report.failed and item.config.stash.get(options.ACTIVE, False):
+        from kvcheck.plugin import state
+
+        setattr(report, options.REFUSAL, state.activate(item.config).refusal)
     return report
 
 

@@ -48,8 +48,11 @@ class Collector:
         """Where the run is kept: --kv-json, else pytest's cache."""
         return Path(self.settings.json) if self.settings.json else options.last_run(self.config)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A report came in, from this process or from a worker."""
+        """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
+        if refusal := getattr(report, options.REFUSAL, ""):
+            raise pytest.UsageError(refusal)
         text = getattr(report, "kvcheck", None)
         if report.when == "call":
             self.properties += [

@@ -19,6 +19,8 @@ ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
+REFUSAL = "kvcheck_refusal"
+"""On a report: why no case of this session can run."""
 RESULT: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
 """On an item: what rides on its report, as text."""
 

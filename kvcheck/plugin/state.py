@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from kvcheck import __version__, env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
+from kvcheck.registry import importable
 from kvcheck.settings import MODEL, PROMPTS, Settings
+from kvcheck.spec import raised
 
 if TYPE_CHECKING:
     from kvcheck.record import CaseRecord, Run
@@ -21,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """Settings, the engine once it is open, and the records that this process already has."""
+    """Settings, the engine once it is open or why it cannot be, and the records that this process already has."""
 
     settings: Settings
     session: Any = None
+    refusal: str = ""
     resumed: Run | None = None
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
 
@@ -37,6 +41,7 @@ def activate(config: pytest.Config) -> State:
     if STATE in config.stash:
         return config.stash[STATE]
     try:
+        importable(config.invocation_params.dir)
         found = options.load(config)
         refuse_recording_in_ci(found)
         known_place(found)
@@ -122,34 +127,50 @@ def known_model(name: str, where: str = "--kv-model") -> None:
 
 
 def check_methods(config: pytest.Config) -> None:
-    """Build the methods that were given parameters or an import path, so that a bad value is refused before any test.
+    """Build the methods, so that all that cannot be built are refused before any test, each with its reason.
 
-    A plain registered name needs no check, and does not cost the import of torch here.
+    The plain name of a built-in one needs no check, and does not cost the import of torch here.
     """
-    from kvcheck.methods import make
+    from kvcheck.methods import METHODS, canonical, make
+    from kvcheck.plugin import parse
 
+    problems: list[KvcheckError] = []
     for text in settings(config).methods:
-        if ":" not in text and "." not in text:
+        if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
             continue
         try:
             make(text)
+            if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
+                raise SpecError(f"it is {one} with a default spelled out", f"type --kv-method={shlex.quote(one)}")
         except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: --kv-method={text}: {error}") from None
+            problems.append(SpecError(f"--kv-method={text}: {error.message}", error.hint))
+    try:
+        parse.refuse(problems)
+    except KvcheckError as error:
+        raise pytest.UsageError(f"kvcheck: {error}") from None
 
 
 def open_session(config: pytest.Config) -> Any:
-    """The engine, opened once per process."""
+    """The engine, opened once per process, before its first case. Where it cannot be, the session is refused."""
     state = activate(config)
-    problem = ""
-    if state.session is None:
+    if state.session is None and not state.refusal:
         try:
             state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             _refuse_foreign_resume(state)
         except KvcheckError as error:
-            problem = f"kvcheck: cannot open {state.settings.model}: {error}"
-    if problem:
-        pytest.fail(problem, pytrace=False)
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {error}"
+        except Exception as error:
+            why = f"{raised(error)}\n  try: {_loading(state.settings)}"
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {why}"
+    if state.refusal:
+        pytest.fail(state.refusal, pytrace=False)  # its report ends the session, on the controller too
     return state.session
+
+
+def _loading(settings: Settings) -> str:
+    """A command that loads the model without kvcheck, to see more of what it raises."""
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({settings.model!r})"
+    return shlex.join(["python", "-c", code])
 
 
 def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
@@ -160,7 +181,8 @@ def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
 
     path = options.last_run(config) if settings.resume == "last" else Path(settings.resume)
     if path is None or not path.is_file():
-        raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
+        what = "no earlier run to resume here" if settings.resume == "last" else f"no run file {path}"
+        raise SpecError(f"--kv-resume: {what}", "start without --kv-resume")
     run = read_run(path)
     header, texts = run.header, settings.texts()
     same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
