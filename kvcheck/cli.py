@@ -12,6 +12,7 @@ from kvcheck import cli_baselines, cli_checks, cli_speed
 from kvcheck.cli_baselines import own_store
 from kvcheck.cli_checks import ERROR, OK, REGRESSION, own_words, show
 from kvcheck.errors import KvcheckError
+from kvcheck.registry import importable
 
 if TYPE_CHECKING:
     from kvcheck.record import CaseRecord, Run
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = given.run
+    importable(Path.cwd())
     try:
         return run(given)
     except KvcheckError as error:

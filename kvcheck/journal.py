@@ -228,6 +228,12 @@ def drop(folder: Path) -> None:
         shutil.rmtree(each, ignore_errors=True)
 
 
+def forget(folder: Path) -> None:
+    """A run got nowhere: its journal goes, unless it holds what an earlier run has."""
+    if not _holds_something(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def found(path: Path) -> Kept | None:
     """What the journal of a run file holds: the last one that got anywhere. None where there is none.
 

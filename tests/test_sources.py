@@ -1,4 +1,4 @@
-"""A digest of a method's code changes with its module, with what that imports from the same project, and with no more."""
+"""A digest of a method's code changes with its module, with what that imports from the same project, no more."""
 
 from __future__ import annotations
 

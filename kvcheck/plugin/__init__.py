@@ -131,13 +131,27 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Write down what was selected: each of it must come to an end."""
+    """Refuse tests that take a case where no method was named; write down the others: each must come to an end."""
+    _expect_methods(session.config, [item.nodeid for item in session.items])
     if session.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import items, state
 
         journal = state.activate(session.config).journal
         if journal is not None:
             journal.item(filter(None, map(items.of, session.items)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """The same for what a worker collected."""
+    _expect_methods(node.config, ids)
+
+
+def _expect_methods(config: pytest.Config, ids: list[str]) -> None:
+    if not hasattr(config, "workerinput") and any("no-method" in nodeid for nodeid in ids):
+        from kvcheck.plugin import params
+
+        params.expect_methods(config, ids)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -159,7 +173,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.end(item.config, result(), call.when)
+            report.kvcheck = state.end(item.config, result())
+    if report.failed and item.config.stash.get(options.ACTIVE, False):
+        from kvcheck.plugin import state
+
+        setattr(report, options.REFUSAL, state.activate(item.config).refusal)
     return report
 
 

@@ -72,8 +72,11 @@ class Collector:
         """Whether anything of kvcheck came to an end."""
         return any(result.ended is not None for result in self.results.values())
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A report came in, from this process or from a worker."""
+        """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
+        if refusal := getattr(report, options.REFUSAL, ""):
+            raise pytest.UsageError(refusal)
         text = getattr(report, "kvcheck", None)
         ended = None if text is None else loads(Ended, text)
         self.results.setdefault(report.nodeid, Result()).take(report, ended)
@@ -104,11 +107,11 @@ class Collector:
         """Reconcile what was selected with what came of it; write the files and the baselines that were asked for."""
         if self.folder is None:
             return
-        self._reconcile(session)
-        whole = self.write() if self.seen else True
-        if self.seen:
-            whole &= self._record()
-            whole &= self._markdown()
+        if session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+            self._reconcile(session)
+        if not self.seen:
+            journal.forget(self.folder)
+        whole = not self.seen or (self.write() & self._record() & self._markdown())
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
             self.failures or not whole
         ):

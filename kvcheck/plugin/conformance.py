@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,18 +19,21 @@ from kvcheck.report import conformance
 from kvcheck.settings import Settings
 
 
-def wanted(settings: Settings) -> bool:
+def wanted(settings: Settings, marks: str = "") -> bool:
     """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record.
 
-    Nor with a model of random weights, which is there for memory and latency.
+    Nor with a model of random weights, which is there for memory and latency. marks: the expression of -m; where it
+    asks for them by name, they are tried whatever else is asked for.
     """
+    if re.search(r"(?<!not )\bconformance\b", marks):
+        return True
     narrow = settings.tasks or settings.modes or settings.lengths or settings.record
     return not (narrow or synthetic.is_random(settings.model))
 
 
-def params(settings: Settings) -> list[Any]:
+def params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
-    pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings) else []
+    pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings, marks) else []
     return [pytest.param(pair, id="-".join(pair), marks=[pytest.mark.conformance]) for pair in pairs]
 
 

@@ -20,6 +20,8 @@ ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
+REFUSAL = "kvcheck_refusal"
+"""On a report: why no case of this session can run."""
 STATUS: pytest.StashKey[int] = pytest.StashKey()
 """On the config: the exit status of the session, once it is over."""
 RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from kvcheck import paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
+from kvcheck.registry import importable
 from kvcheck.runfile import dumps
 from kvcheck.settings import Settings
+from kvcheck.spec import raised
 
 if TYPE_CHECKING:
     from kvcheck.journal import Ended, Item, Journal, Kept
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """Settings, the engine once it is open, and the records that this process already has.
+    """Settings, the engine once it is open or why it cannot be, and the records that this process already has.
 
     run_file: where the run is kept, None for nowhere; md_file: its summary. kept: what an earlier run has, for
     --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what it
@@ -32,6 +35,7 @@ class State:
 
     settings: Settings
     session: Any = None
+    refusal: str = ""
     run_file: Path | None = None
     md_file: Path | None = None
     kept: Kept | None = None
@@ -49,6 +53,7 @@ def activate(config: pytest.Config) -> State:
     if STATE in config.stash:
         return config.stash[STATE]
     try:
+        importable(config.invocation_params.dir)
         found = options.load(config)
         refuse_recording_in_ci(found)
         known_place(found)
@@ -140,26 +145,33 @@ def known_model(name: str, where: str = "--kv-model") -> None:
 
 
 def check_methods(config: pytest.Config) -> None:
-    """Build the methods that were given parameters or an import path, so that a bad value is refused before any test.
+    """Build the methods, so that all that cannot be built are refused before any test, each with its reason.
 
-    A plain registered name needs no check, and does not cost the import of torch here.
+    The plain name of a built-in one needs no check, and does not cost the import of torch here.
     """
-    from kvcheck.methods import make
+    from kvcheck.methods import METHODS, canonical, make
+    from kvcheck.plugin import parse
 
+    problems: list[KvcheckError] = []
     for text in settings(config).methods:
-        if ":" not in text and "." not in text:
+        if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
             continue
         try:
             make(text)
+            if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
+                raise SpecError(f"it is {one} with a default spelled out", f"type --kv-method={shlex.quote(one)}")
         except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: --kv-method={text}: {error}") from None
+            problems.append(SpecError(f"--kv-method={text}: {error.message}", error.hint))
+    try:
+        parse.refuse(problems)
+    except KvcheckError as error:
+        raise pytest.UsageError(f"kvcheck: {error}") from None
 
 
 def open_session(config: pytest.Config) -> Any:
-    """The engine, opened once per process."""
+    """The engine, opened once per process, before its first case. Where it cannot be, the session is refused."""
     state = activate(config)
-    problem = ""
-    if state.session is None:
+    if state.session is None and not state.refusal:
         try:
             state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             from kvcheck.plugin import resume
@@ -171,10 +183,21 @@ def open_session(config: pytest.Config) -> Any:
                 model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
                 state.journal.header(header(config, model))
         except KvcheckError as error:
-            problem = f"kvcheck: cannot open {state.settings.model}: {error}"
-    if problem:
-        pytest.fail(problem, pytrace=False)
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip
+            why = f"{raised(error)}\n  try: {_loading(state.settings)}"
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {why}"
+    if state.refusal:
+        pytest.fail(state.refusal, pytrace=False)  # its report ends the session, on the controller too
     return state.session
+
+
+def _loading(settings: Settings) -> str:
+    """A command that loads the model without kvcheck, to see more of what it raises."""
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({settings.model!r})"
+    return shlex.join(["python", "-c", code])
 
 
 def start(mine: State, item: Item | None) -> None:
@@ -183,8 +206,8 @@ def start(mine: State, item: Item | None) -> None:
         mine.journal.start(item)
 
 
-def end(config: pytest.Config, ended: Ended, when: str) -> str:
-    """An item is over, or (not when="call") failed before: written down. Returns what rides on its report."""
+def end(config: pytest.Config, ended: Ended) -> str:
+    """An item is over: written down. Returns what rides on its report."""
     mine = activate(config)
     if mine.journal is not None:
         mine.journal.end(ended)

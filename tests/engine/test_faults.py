@@ -66,6 +66,32 @@ class Swapping(KVLayer):
         self.keys.copy_(self.keys.flip(2).clone())
 
 
+class ReadingTexts(KVLayer):
+    def read(self, *args: Any) -> Any:
+        return "keys", "values"
+
+
+class AnsweringNothing(KVLayer):
+    def answer(self, *args: Any) -> Any:
+        super().answer(*args)
+
+
+class AttendingNothing(KVLayer):
+    def attend(self, *args: Any) -> Any:
+        super().attend(*args)
+
+
+class AttendingShort(KVLayer):
+    def attend(self, *args: Any) -> torch.Tensor:
+        return super().attend(*args)[..., :-1]
+
+
+class Poisoned(KVLayer):
+    def compress(self, queries: torch.Tensor) -> None:
+        if self.index != 2:
+            self.values[0, 0, 0] = float("nan")
+
+
 @pytest.mark.parametrize("mode", ["single", "multi_request"])
 @pytest.mark.parametrize(
     ("layer", "says", "cause"),
@@ -75,6 +101,11 @@ class Swapping(KVLayer):
         (CrashingLater, "ZeroDivisionError: division by zero", ZeroDivisionError),
         (Emptying, "the cache is empty", None),
         (Unforkable, "NotImplementedError: no batches", NotImplementedError),
+        (ReadingTexts, r"read \(keys\) returned str, not a tensor", TypeError),
+        (AnsweringNothing, "answer returned NoneType, not a tensor", TypeError),
+        (AttendingNothing, "attend returned NoneType, not a tensor", TypeError),
+        (AttendingShort, "attend returned a tensor of shape .*, not ", TypeError),
+        (Poisoned, "holds NaN in layers? 0.* in toy", None),
         (Swapping, "layer 0: keys of .* are not those of the prompt", None),
     ],
 )
