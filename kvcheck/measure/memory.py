@@ -65,6 +65,12 @@ def tensors(cache: Any) -> Iterator[torch.Tensor]:
         yield tensor if room is None else room.used
 
 
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a tensor is made of: itself, or those of a wrapper such as a quantized one."""
+    inner = _inner(tensor)
+    return [part for each in inner for part in parts_of(each)] if inner else [tensor]
+
+
 def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, str]]:
     """(tensor, the Room whose buffer it is, "kv", "meta" or "host" as declared) for all that can be reached."""
     done: dict[tuple[int, str], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
