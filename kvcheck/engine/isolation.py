@@ -102,8 +102,8 @@ class Proof:
     def _forward(self) -> torch.Tensor:
         """Logits (1, TOKENS, V) of fixed tokens with the full cache; empty where the forward fails."""
         host = Fp16().host(self.loaded)
-        words = self.loaded.model.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(TOKENS, device=self.loaded.device)[None] % words
+        table = self.loaded.model.get_input_embeddings().weight
+        ids = torch.arange(TOKENS, device=table.device)[None] % table.shape[0]
         try:
             return host.feed(host.build(), ids, keep=TOKENS).clone()
         except Exception:

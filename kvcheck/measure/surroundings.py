@@ -24,6 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+import kvcheck.budget
+import kvcheck.runfile
+import kvcheck.tasks.metrics  # noqa: F401  (what judges is there before any method runs, and so it is compared)
+
 SHARED = (
     *("builtins", "copy", "json", "math", "time", "numpy", "pytest", "_pytest.outcomes"),
     *("torch", "torch.nn", "torch.nn.functional", "torch.linalg", "torch._C._nn"),
@@ -114,7 +118,13 @@ def _let(kernels: tuple[bool, ...]) -> None:
 
 
 def _deterministic() -> tuple[bool, bool]:
+    """Whether torch takes deterministic algorithms only, and whether it warns instead of raising."""
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _determine(was: tuple[bool, bool]) -> None:
+    """Put that back."""
+    torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 FACTS = (
@@ -137,7 +147,7 @@ FACTS = (
     Fact("torch's default device", torch.get_default_device, _default_device),
     Fact("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
     Fact("torch's precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    Fact("torch's deterministic algorithms", _deterministic, lambda was: torch.use_deterministic_algorithms(*was)),
+    Fact("torch's deterministic algorithms", _deterministic, _determine),
     Fact("torch's attention kernels", _kernels, _let),
     _flag("torch.backends.cudnn.benchmark", torch.backends.cudnn, "benchmark"),
     _flag("torch.backends.cudnn.deterministic", torch.backends.cudnn, "deterministic"),
