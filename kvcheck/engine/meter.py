@@ -30,6 +30,7 @@ class Meter:
     touched: int = 0
     audited: bool = False
     totals: dict[str, float] = field(default_factory=dict)
+    apart: list[float] = field(default_factory=list)
 
     def watch(self, cache: Any, prompt: Sequence[Prefilled]) -> None:
         """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.

@@ -217,6 +217,7 @@ class Session:
             samples=samples,
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
             most=_rows(case, self.shape, self.loaded.device),
+            apart=meter.apart,
         )
 
     def _ids(self, sample: Sample, prompter: Prompter, host: Host) -> list[int]:
