@@ -13,6 +13,7 @@ from kvcheck.engine import bench, kernel
 from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.bench import CPU_BYTES
 from kvcheck.engine.guard import Guard
+from kvcheck.engine.isolation import Isolation, isolated
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.meter import Meter, joined, joined_weights, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
@@ -73,6 +74,7 @@ class Session:
     shape: ModelShape
     prefiller: Prefiller
     memo: Memo
+    isolation: Isolation
     carrying: StatePrefiller | None = None
     samples: dict[Hashable, Sample] = field(default_factory=dict)
     proved: set[Hashable] = field(default_factory=set)
@@ -86,15 +88,17 @@ class Session:
         how = Loading(settings.rope, bool(settings.trust_remote_code), layout(settings.device), team())
         loaded = load(settings.model, device, pick_dtype(settings.dtype, device), how)
         kernel.use(settings.attention, loaded)
-        return cls.of(loaded, settings)
+        session = cls.of(loaded, settings)
+        session.isolation.reopen = lambda: cls.open(settings)
+        return session
 
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
         """A session with a model that is loaded already."""
-        memo = Memo(_room(loaded.device))
+        memo, isolation = Memo(_room(loaded.device)), Isolation(loaded)  # before any method's module is imported
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
         carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
-        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, queries=wants), memo, carrying)
+        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants), memo, isolation, carrying)
 
     @property
     def model_name(self) -> str:
@@ -108,7 +112,7 @@ class Session:
 
     # -- cases ---------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @isolated
     def run_case(
         self,
         case: CaseId,
@@ -234,6 +238,7 @@ class Session:
             samples=samples,
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
             most=_rows(case, self.shape, self.loaded.device),
+            apart=meter.apart,
         )
 
     def _ids(self, sample: Sample, prompter: Prompter, host: Host) -> list[int]:
@@ -272,7 +277,7 @@ class Session:
 
     # -- latency -------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @isolated
     def measure_latency(
         self,
         method_spec: str,
@@ -299,7 +304,7 @@ class Session:
             timed = latency.interleave(length, mine, beside("being timed")(fp16), timer, rounds)
         return bench.described(timed, rows, found)
 
-    @torch.inference_mode()
+    @isolated
     def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
         """What a context of this length takes with the method: bytes held, and the peak where the device can tell."""
         bench.fits(self.loaded, length)

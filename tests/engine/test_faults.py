@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kvcheck.engine import Session
+from kvcheck.engine.isolation import TOKENS
 from kvcheck.errors import ContextTooLong, KvcheckError, MethodFailed, SpecError
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.cache import KVLayer
@@ -156,11 +157,11 @@ def test_a_context_longer_than_the_model_is_refused_before_any_forward(
     session: Session, case: Callable[..., CaseId]
 ) -> None:
     fed: list[int] = []
-    hook = session.loaded.model.register_forward_pre_hook(lambda *_: fed.append(1))
+    hook = session.loaded.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
     with pytest.raises(ContextTooLong):
         session.run_case(case(length=505, n=2), "fp16")
     hook.remove()
-    assert not fed
+    assert not [tokens for tokens in fed if tokens != TOKENS], "but for the proof that the model is as it was"
 
 
 def test_a_conversation_needs_room_for_all_of_its_turns(session: Session, case: Callable[..., CaseId]) -> None:
