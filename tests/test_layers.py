@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "spec", "registry", "paths", "env", "settings", "files", "hub"},
+    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub"},
     {"stats"},
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
     | {"baseline", "baseline_files", "baseline_text", "baseline_remote", "baseline_push"},

@@ -8,6 +8,7 @@ import pytest
 
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.models import synthetic
 from kvcheck.plugin import state
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
@@ -31,7 +32,7 @@ def wanted(settings: Settings) -> bool:
 def params(settings: Settings) -> list[Any]:
     """One parameter (property, method) per item."""
     pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings) else []
-    return [pytest.param(pair, id="-".join(pair), marks=[pytest.mark.conformance]) for pair in pairs]
+    return [pytest.param(pair, id=plain("-".join(pair)), marks=[pytest.mark.conformance]) for pair in pairs]
 
 
 class KvProperty:

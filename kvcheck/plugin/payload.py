@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from kvcheck.escape import json_text
 from kvcheck.record import CaseRecord, Verdict
 from kvcheck.runfile import case_from_json, dumps, verdicts_from_json
 
@@ -35,7 +36,7 @@ def write(payload: Payload) -> str:
         "verdicts": dumps(payload.verdicts),
         "failure": payload.failure,
     }
-    return json.dumps(found, ensure_ascii=False)
+    return json_text(json.dumps(found, ensure_ascii=False))
 
 
 def read(text: str) -> Payload:
