@@ -17,7 +17,7 @@ from kvcheck.report import markdown as summary
 from kvcheck.runfile import dumps, read_run, write_run
 
 EVIL = (
-    "\x1b[2Jgone\x07\x08\r\x9b31m\u202eback\u2066\u2028::error::split\n::error file=a::planted\n  ::set-output name=x::1"
+    "\x1b[2Jgone\x07\x08\r\x9b31m\u202eback\u2066\u2028::error::split\n::error file=a::planted\n ::set-output name=x::1"
     "\n##[group]hidden <script>alert(1)</script> |a|b| `tick` [link](https://evil.example) ![image](//evil.example/x) "
     "@team *bold* \ud800"
 )
