@@ -43,13 +43,13 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 MARKUP = re.compile(r"<script|\]\(|https://")
 
 
-@pytest.fixture
+@pytest.fixture(params=[(), ("-n", "2")], ids=["no xdist", "-n 2"])
 def shown(
     run: Callable[..., pytest.RunResult],
     behave: Callable[[dict[str, float]], None],
     repo: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
-    dist: tuple[str, ...],
+    request: pytest.FixtureRequest,
 ) -> str:
     """What the log of a run of hostile methods holds; its files are run.json, run.md, step.md and junit.xml."""
     repo.makeconftest(FAKE.read_text("utf-8") + HOSTILE)
@@ -58,12 +58,14 @@ def shown(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(repo.path / "step.md"))
     names = [f"--kv-method={name}" for name in METHODS]
     files = ["--kv-json=run.json", "--kv-md=run.md", "--junitxml=junit.xml", "-o", "junit_family=xunit1"]
-    result = run(*names, "--kv-modes=single", *files, "-rA", "-v", "-p", "no:cacheprovider", *dist)
+    result = run(*names, "--kv-modes=single", *files, "-rA", "-v", "-p", "no:cacheprovider", *request.param)
     assert result.ret == 1
     return "\n".join([*result.outlines, *result.errlines])
 
 
-def test_nothing_that_is_obeyed_reaches_log_summary_or_report(shown: str, repo: pytest.Pytester) -> None:
+def test_nothing_that_is_obeyed_reaches_log_summary_or_report_and_the_run_file_keeps_it(
+    shown: str, repo: pytest.Pytester
+) -> None:
     assert shown.count("planted") >= len(METHODS) - 1
     assert [line for line in shown.splitlines() if COMMAND.search(line) or UNSEEN.search(line)] == []
     for name in ("run.md", "step.md"):
@@ -76,9 +78,6 @@ def test_nothing_that_is_obeyed_reaches_log_summary_or_report(shown: str, repo: 
     texts = [text for node in tree.iter() for text in (*node.attrib.values(), node.text or "")]
     assert any("planted" in text for text in texts)
     assert [text for text in texts if UNSEEN.search(text)] == []
-
-
-def test_the_run_file_keeps_what_was_said(shown: str, repo: pytest.Pytester) -> None:
     run = json.loads((repo.path / "run.json").read_text("utf-8"))
     said = [text for name, text in run["failures"].items() if not name.endswith("streaming_llm")]
     assert len(said) == len(METHODS) - 1
@@ -88,7 +87,7 @@ def test_the_run_file_keeps_what_was_said(shown: str, repo: pytest.Pytester) -> 
 
 def test_a_hostile_spec_is_refused_without_being_obeyed(run: Callable[..., pytest.RunResult]) -> None:
     for spec in (f"snapkv:{EVIL}=1", f"snapkv:budget='{EVIL}'", f"{EVIL}.Cache"):
-        result = run(f"--kv-method={spec}")
+        result = run(f"--kv-method={spec}", "-p", "no:cacheprovider")
         text = "\n".join([*result.outlines, *result.errlines])
         assert result.ret != 0
         assert COMMAND.search(text) is None
