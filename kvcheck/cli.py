@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvcheck import cli_baselines, cli_checks, cli_speed
 from kvcheck.cli_baselines import own_store
-from kvcheck.cli_checks import ERROR, OK, REGRESSION, own_words, show
+from kvcheck.cli_checks import ERROR, OK, REGRESSION, complain, own_words, show
 from kvcheck.errors import KvcheckError
 from kvcheck.registry import importable
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(given)
     except KvcheckError as error:
-        print(f"kvcheck: {own_words(str(error), getattr(given, 'own', ()))}", file=sys.stderr)
+        complain(own_words(str(error), getattr(given, "own", ())))
         return ERROR
     except BrokenPipeError:  # kvcheck methods | head
         sys.stderr.close()
@@ -77,7 +77,7 @@ def _methods(given: argparse.Namespace) -> int:
     if given.pages:
         from kvcheck.report import pages
 
-        print(f"{len(pages.write(given.pages))} pages written to {given.pages}")
+        show([f"{len(pages.write(given.pages))} pages written to {given.pages}"])
     else:
         show(catalogue.methods())
     return OK
@@ -124,7 +124,7 @@ def _compare(given: argparse.Namespace) -> int:
     show(comparison.lines(before, after, rows))
     found = regressions(rows)
     if given.fail_on_regression and (found or not rows):
-        print(f"kvcheck: {len(found)} rows are worse, missing or not comparable", file=sys.stderr)
+        complain(f"{len(found)} rows are worse, missing or not comparable")
         return REGRESSION
     return OK
 
@@ -179,7 +179,7 @@ def _torch() -> bool:
         import torch
         import transformers
     except ImportError as error:
-        print(f"  {error}; pip install torch transformers")
+        show([f"  {error}; pip install torch transformers"])
         return False
     print(f"  torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():

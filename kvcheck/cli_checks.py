@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.record import MODES
 from kvcheck.settings import CHAT, HISTORY, Settings
 
@@ -78,9 +79,14 @@ def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines."""
+    """Print lines, what methods, models and files say in them made harmless."""
     for line in lines:
-        print(line)
+        print(plain(line), flush=True)
+
+
+def complain(text: object) -> None:
+    """Say what is wrong, the same way."""
+    print(plain(f"kvcheck: {text}"), file=sys.stderr)
 
 
 def own_words(text: str, options: Iterable[str]) -> str:
@@ -125,7 +131,7 @@ def _shown(given: argparse.Namespace) -> int:
     sample = task.generate(case.seed, given.index, case.length, encoder)
     asking = prompter(task, case, sample, encoder, None, settings)
     for what, text in conversation(sample, asking):
-        print(f"--- {what}\n{text}", flush=True)
+        show([f"--- {what}", text])
     prompter(task, case, sample, encoder, limit, settings).context(sample)
     return OK
 
@@ -189,6 +195,6 @@ def _alarms(given: argparse.Namespace) -> int:
 def progress(text: str, whole: bool = False) -> None:
     """One line that is overwritten; where nobody looks, one line for each part that is whole."""
     if sys.stderr.isatty():
-        print(f"\033[2K{text}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
+        print(f"\033[2K{plain(text)}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
     elif whole:
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)

@@ -33,7 +33,8 @@ def safe_name(text: str) -> str:
     plain = name == text if "__" not in name else (name.replace("__", ":", 1) == text and name.count("__") == 1)
     if plain and "--" not in name and text == text.lower() and len(name) <= _LONGEST:
         return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # a folder need not be named in UTF-8
+    return f"{name[:_LONGEST]}-{digest[:8]}"
 
 
 def write_atomically(path: str, text: str, last: Callable[[], None] = lambda: None) -> None:

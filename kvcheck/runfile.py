@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck.escape import json_text
 from kvcheck.files import write_atomically
 from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 def dumps(value: Any) -> str:
     """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
-    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json_text(text)
 
 
 def loads(kind: type[T], text: str) -> T:
@@ -99,7 +101,7 @@ def _refuse(word: str) -> Any:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(json.dumps(value, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:

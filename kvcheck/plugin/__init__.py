@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvcheck.settings import Settings
 
 COLLECTOR = "kvcheck-collector"
+FIXTURES = ("kv_case", "kv_latency", "kv_finding", "kv_property", "kv_suspect")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -103,7 +104,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in ("kv_case", "kv_latency", "kv_finding", "kv_property", "kv_suspect"):
+    for fixture in FIXTURES:
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
@@ -166,8 +167,15 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies."""
+    """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies.
+
+    What the report prints of methods, models and files is made harmless.
+    """
     report = yield
+    if any(name in FIXTURES for name in getattr(item, "fixturenames", ())):
+        from kvcheck.plugin import harmless
+
+        harmless.report(report)
     if call.when == "call" or report.failed:
         result = item.stash.get(options.RESULT, None)
         if result is not None:

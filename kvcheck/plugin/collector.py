@@ -13,6 +13,7 @@ import pytest
 from kvcheck import files, journal, sources
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.journal import Ended, Kept
 from kvcheck.plugin import options, reconcile, referee, resume, state
 from kvcheck.plugin.reconcile import Result
@@ -164,7 +165,7 @@ class Collector:
         for line in terminal.lines(self.run(), self._references()):
             terminalreporter.write_line(line, **colour(line))
         for note in [*self._resumed(), *self.notes]:
-            terminalreporter.write_line(note)
+            terminalreporter.write_line(plain(note))
 
     def _idle(self, terminalreporter: Any) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
@@ -173,7 +174,7 @@ class Collector:
         if elsewhere or option.collectonly or self.config.stash.get(options.USED, False) or not option.kv_methods:
             return
         words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
-        terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
+        terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {plain(words)}")
 
     def run(self) -> Run:
         """What was gathered so far, in a fixed order."""

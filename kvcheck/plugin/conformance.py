@@ -9,6 +9,7 @@ import pytest
 
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.journal import Ended
 from kvcheck.models import synthetic
 from kvcheck.plugin import items, options, state
@@ -34,7 +35,7 @@ def wanted(settings: Settings, marks: str = "") -> bool:
 def params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
     pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings, marks) else []
-    return [pytest.param(pair, id="-".join(pair), marks=[pytest.mark.conformance]) for pair in pairs]
+    return [pytest.param(pair, id=plain("-".join(pair)), marks=[pytest.mark.conformance]) for pair in pairs]
 
 
 class KvProperty:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
 from kvcheck.record import CAPABILITIES, MODES, CaseId
@@ -43,7 +44,7 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
 
         params = zoo.params(settings) if settings.zoo and fixture == "kv_suspect" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
-        params = [pytest.param(None, id=settings.model)] if settings.findings and fixture == "kv_finding" else []
+        params = [pytest.param(None, id=plain(settings.model))] if settings.findings and fixture == "kv_finding" else []
     elif not settings.methods:
         params = [pytest.param(None, id=NO_METHOD)]  # refused by expect_methods, unless it is deselected
     elif fixture == "kv_latency":
@@ -76,7 +77,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
             names = marks(case, _task(case.task, settings).capability)
             yield pytest.param(
                 (case, method),
-                id=f"{case.task}-{case.mode}-{case.length}-{method}",
+                id=plain(f"{case.task}-{case.mode}-{case.length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
 
@@ -107,7 +108,7 @@ def latency_params(settings: Settings) -> Iterator[Any]:
             names = (f"length_{length}", "slow")
             yield pytest.param(
                 (method, length),
-                id=f"latency-{length}-{method}",
+                id=plain(f"latency-{length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
 
@@ -146,7 +147,7 @@ def _cases_or_none(settings: Settings) -> list[CaseId]:
     try:
         return cases(settings, None)
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
 
 def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:

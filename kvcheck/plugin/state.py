@@ -12,6 +12,7 @@ import pytest
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.escape import plain
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
 from kvcheck.registry import importable
@@ -69,7 +70,7 @@ def activate(config: pytest.Config) -> State:
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             known_model(found.model)
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
     config.stash[STATE] = state
     config.stash[options.ACTIVE] = True
     from kvcheck.plugin import params
@@ -165,7 +166,7 @@ def check_methods(config: pytest.Config) -> None:
     try:
         parse.refuse(problems)
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(plain(f"kvcheck: {error}")) from None
 
 
 def open_session(config: pytest.Config) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from kvcheck import __version__, env
 from kvcheck.allowances import shipped
 from kvcheck.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
+from kvcheck.escape import plain
 from kvcheck.files import write_atomically
 from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
@@ -36,7 +37,7 @@ def params(settings: Settings) -> list[Any]:
     try:
         found = list(suspects(settings.zoo, settings.methods))
     except KvcheckError as error:
-        raise pytest.Collector.CollectError(f"kvcheck: {error}") from None
+        raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
     return [pytest.param(one, id=f"{one.family}-{one.name}") for one in found]
 
 
@@ -115,7 +116,7 @@ def known(config: pytest.Config) -> Known:
         try:
             found = read(Path(path), header(config)) if path else []
         except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: {error}") from None
+            raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
         config.stash[KNOWN] = {(one.name, one.twin): one for one in found}
     return config.stash[KNOWN]
 
