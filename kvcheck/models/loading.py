@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvcheck.models.vision import Vision
 
 ATTENTION = "kvcheck"
-_INTERFACE = "kvcheck needs a decoder-only model that takes a cache and whose layers use transformers' AttentionInterface"
+_INTERFACE = "kvcheck needs a decoder-only model with a cache whose layers use transformers' AttentionInterface"
 WORDS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 """Of these files a tokenizer has one at least."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
