@@ -65,6 +65,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Where kvcheck is used: say how torch's threads wait, before a conftest.py imports torch."""
+    if options.wanted(early_config, early_config.known_args_namespace):
+        from kvcheck import threads
+
+        threads.wait_passively()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Under torchrun, all processes but the first follow it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not options.wanted(config):

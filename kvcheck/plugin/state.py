@@ -44,6 +44,7 @@ def activate(config: pytest.Config) -> State:
             expect_room(found, config.rootpath)
         state = State(found, resumed=_resumed(config, found))
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
+            env.expect_versions()
             known_model(found.model)
     except KvcheckError as error:
         raise pytest.UsageError(f"kvcheck: {error}") from None
