@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 
 from kvcheck.methods.base import Method
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -44,4 +45,4 @@ class Host:
 
     def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
         """Feed token ids (R, q) into a cache -> logits (R, keep, V) of the last `keep` positions."""
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        return forward.feed(self.model, ids, cache, logits_to_keep=keep).logits

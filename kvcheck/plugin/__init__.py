@@ -72,8 +72,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
-    """Before anything of the user's is imported: where kvcheck is used, go on under a guardian."""
+    """Where kvcheck is used, before a conftest.py imports torch: how its threads wait, and go on under a guardian."""
     if options.wanted(early_config, early_config.known_args_namespace):
+        from kvcheck import threads
+
+        threads.wait_passively()
         guardian.guard(early_config)
     return (yield)
 

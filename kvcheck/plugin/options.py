@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
 
     from kvcheck.journal import Ended
@@ -108,10 +109,10 @@ def declare(parser: pytest.Parser) -> None:
         group.addoption(option.flag, dest=option.dest, default=None, help=option.help, **how)
 
 
-def given(config: pytest.Config, parsed: Any = None) -> dict[str, Any]:
-    """The options that stand on the command line. parsed: what is known of it where conftests are not loaded yet."""
-    parsed = config.option if parsed is None else parsed
-    found = {option.name: getattr(parsed, option.dest, None) for option in OPTIONS}
+def given(config: pytest.Config, early: argparse.Namespace | None = None) -> dict[str, Any]:
+    """The options that stand on the command line. early: what pytest knows of it before conftest.py files are there."""
+    typed = config.option if early is None else early
+    found = {option.name: getattr(typed, option.dest, None) for option in OPTIONS}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -125,9 +126,9 @@ def words(found: Mapping[str, Any]) -> list[str]:
     return typed
 
 
-def wanted(config: pytest.Config, parsed: Any = None) -> bool:
-    """Does the command line or the project ask for kvcheck? Cheap: every session asks. parsed: as in `given`."""
-    if given(config, parsed):
+def wanted(config: pytest.Config, early: argparse.Namespace | None = None) -> bool:
+    """Does the command line or the project ask for kvcheck? Cheap: pytest asks in every session. early: as `given`."""
+    if given(config, early):
         return True
     try:
         return b"[tool.kvcheck" in (config.rootpath / "pyproject.toml").read_bytes()

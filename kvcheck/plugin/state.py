@@ -68,6 +68,7 @@ def activate(config: pytest.Config) -> State:
             state.md_file = resume.output(found.md)
         state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
+            env.expect_versions()
             known_model(found.model)
     except KvcheckError as error:
         raise pytest.UsageError(f"kvcheck: {plain(error)}") from None

@@ -17,6 +17,7 @@ from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
 from kvcheck.methods.rows import Row, RowHost
+from kvcheck.models import forward
 from kvcheck.spec import Spec
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
     """Feed (1, q) into the cache of a row -> logits (1, keep, V)."""
     size = ids.shape[1]
     places = torch.arange(row.position, row.position + size, device=ids.device).unsqueeze(0)
-    out = row.model(input_ids=ids, past_key_values=row.cache, use_cache=True, position_ids=places, logits_to_keep=keep)
+    out = forward.feed(row.model, ids, row.cache, position_ids=places, logits_to_keep=keep)
     row.seen += size
     row.position += size
     return out.logits
