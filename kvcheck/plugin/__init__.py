@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kvcheck.settings import Settings
 
 COLLECTOR = "kvcheck-collector"
-FIXTURES = ("kv_case", "kv_latency", "kv_finding", "kv_property", "kv_suspect")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,7 +106,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in FIXTURES:
+    for fixture in options.FIXTURES:
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
@@ -175,7 +174,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     What the report prints of methods, models and files is made harmless.
     """
     report = yield
-    if any(name in FIXTURES for name in getattr(item, "fixturenames", ())):
+    if any(name in options.FIXTURES for name in getattr(item, "fixturenames", ())):
         from kvcheck.plugin import harmless
 
         harmless.report(report)

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from kvcheck.journal import Item
-from kvcheck.plugin import state
+from kvcheck.plugin import options, state
 from kvcheck.record import cost_case
 
-CASE, LATENCY, PROPERTY, FINDING, SUSPECT = "kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect"
-FIXTURES = (CASE, LATENCY, PROPERTY, FINDING, SUSPECT)
+CASE, LATENCY, PROPERTY, FINDING, SUSPECT = options.FIXTURES
 ITEM: pytest.StashKey[Item | None] = pytest.StashKey()
 PLACE: pytest.StashKey[int] = pytest.StashKey()
 COLLECTED: pytest.StashKey[int] = pytest.StashKey()
@@ -26,7 +25,7 @@ def of(item: pytest.Item) -> Item | None:
 
 def _find(item: pytest.Item) -> Item | None:
     params = getattr(getattr(item, "callspec", None), "params", {})
-    kind = next((name for name in FIXTURES if name in params), "")
+    kind = next((name for name in options.FIXTURES if name in params), "")
     value: Any = params.get(kind)
     if not kind or isinstance(value, str) or (value is None and kind != FINDING):
         return None  # the place holder of a suite that has no case

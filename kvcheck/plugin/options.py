@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvcheck.journal import Ended
     from kvcheck.settings import Settings
 
+FIXTURES = ("kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect")
+"""What a test takes of kvcheck."""
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import paths
+from kvcheck import env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.escape import plain
 from kvcheck.models import synthetic
