@@ -72,11 +72,14 @@ def expect_file(path: str | Path) -> None:
         raise BaselineError(f"{path} is a folder", "name a file")
     if Path(path).exists() and not Path(path).is_file():
         raise BaselineError(f"{path} is no plain file", "name a file that can be replaced")
-    expect_writable(os.path.dirname(path) or ".")
+    expect_writable(os.path.dirname(path) or ".", str(path))
 
 
-def expect_writable(folder: str) -> None:
-    """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing."""
+def expect_writable(folder: str, named: str = "") -> None:
+    """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing.
+
+    named: what the message names, in place of the folder.
+    """
     try:
         at = Path(folder).absolute()
         while not at.exists():
@@ -87,7 +90,7 @@ def expect_writable(folder: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise BaselineError(
-            f"{folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"
+            f"{named or folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"
         ) from error
 
 

@@ -11,7 +11,7 @@ is written from what the session gathered, and the folder goes. Kinds of lines, 
     start    a case begins, with the contexts that an earlier run has already
     block    a block of contexts is finished: the record so far, with the new contexts only
     end      an item is over: what rides on its report
-    died     the process of a method was killed in an item: the method is not tried again
+    died     the process of a method was killed in an item
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Kept:
     records: dict[Name, CaseRecord] = field(default_factory=dict)
     running: dict[Name, Item] = field(default_factory=dict)
     ended: dict[Name, Ended] = field(default_factory=dict)
-    died: dict[str, Item] = field(default_factory=dict)
+    died: dict[str, list[Item]] = field(default_factory=dict)
     properties: dict[Name, PropertyRecord] = field(default_factory=dict)
 
     @classmethod
@@ -286,7 +286,7 @@ def _take(kept: Kept, kind: str, value: Any) -> None:
     elif kind == "start":
         kept.running[value.case, value.method] = value
     elif kind == "died":
-        kept.died[value.method] = value
+        kept.died.setdefault(value.method, []).append(value)
     elif kind == "block":
         name = (str(value.case), value.method)
         before = kept.records[name].samples if name in kept.records else ()

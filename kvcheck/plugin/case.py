@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import pytest
@@ -120,7 +123,7 @@ class KvCase:
         self._kept = len(so_far.samples) if options and so_far is not None else 0
         try:
             state.start(self._state, items.of(self._node))
-            with time_limit(self.settings.timeout):
+            with time_limit(self.settings.timeout), threads_fail():
                 return run_case(self.case, self.method, self._on_block, self._on_progress, **options)
         except TimeLimit:
             problem = (
@@ -164,6 +167,25 @@ class KvCase:
         """What rides on the report."""
         model = {"fingerprint": self._session.fingerprint, "name": self._session.model_name}
         return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
+
+
+@contextmanager
+def threads_fail() -> Iterator[None]:
+    """Raise at the end what a thread raised meanwhile: nobody else would hear of it."""
+    raised: list[BaseException] = []
+    before = threading.excepthook
+
+    def hear(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None:
+            raised.append(found.exc_value)
+
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if raised:
+        raise raised[0]
 
 
 def tail(error: BaseException | None) -> str:

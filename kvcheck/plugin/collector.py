@@ -15,7 +15,7 @@ from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
 from kvcheck.escape import plain
 from kvcheck.journal import Ended, Kept
-from kvcheck.plugin import options, reconcile, referee, resume, state
+from kvcheck.plugin import guardian, options, reconcile, referee, resume, state
 from kvcheck.plugin.reconcile import Result
 from kvcheck.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
 from kvcheck.report.text import plural
@@ -63,7 +63,7 @@ class Collector:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str) -> None:
-        """A worker died: tell the others which method it was that they must not try again."""
+        """A worker died: tell the others of which method."""
         item = self._written().items.get(crashitem)
         if item is not None and item.method and self.state.journal is not None:
             self.state.journal.died(item)
@@ -112,7 +112,7 @@ class Collector:
             self._reconcile(session)
         if not self.seen:
             journal.forget(self.folder)
-        whole = not self.seen or (self.write() & self._record() & self._markdown())
+        whole = not self._nothing() and (not self.seen or (self.write() & self._record() & self._markdown()))
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
             self.failures or not whole
         ):
@@ -122,26 +122,29 @@ class Collector:
         """Name every selected item that failed or has no verdict. Of a session that was stopped, some never ran."""
         self.kept = self._written()
         stopped = self._interrupted or bool(session.shouldstop or session.shouldfail)
-        never = 0
+        never: list[str] = []
         for name, text in reconcile.problems(self.kept.items.values(), self.results, self.settings):
             if stopped and text == reconcile.NEVER:
-                never += 1
+                never.append(name.partition("|")[2] or name)
             else:
                 self.failures.setdefault(name, text)
         for name, text in self._again().items():
             self.failures.setdefault(name, text)
         if never:
-            self.notes.append(f"{plural(never, 'selected item')} did not run: the session was stopped before")
+            whose = ", ".join(sorted(set(never)))
+            self.notes.append(f"{plural(len(never), 'selected item')} of {whose} did not run: the session was stopped")
 
     def _again(self) -> dict[str, str]:
         """What a process in which no method ran grades or judges otherwise, by name; see kvcheck/plugin/referee.py."""
-        if not self.records or self._interrupted or not referee.foreign(self.settings):
-            return {}
         hook = self.config.hook
         own = {name: len(getattr(hook, name).get_hookimpls()) == 1 for name in (OPEN, JUDGE)}
+        engine = not own[OPEN] and guardian.guarded(self.config)
+        if not self.records or self._interrupted or not (engine or referee.foreign(self.settings)):
+            return {}
+        rejudge = own[JUDGE] and not self.settings.record
+        asked = referee.Asked(str(self.config.rootpath), everything=engine, rejudge=rejudge, rescore=own[OPEN])
         try:
-            rejudge = own[JUDGE] and not self.settings.record
-            return referee.problems(self.run(), self.settings, self.config.rootpath, rejudge=rejudge, rescore=own[OPEN])
+            return referee.problems(self.run(), self.settings, asked)
         except (KvcheckError, OSError, subprocess.SubprocessError) as error:
             return {"the run|": f"the answers could not be graded anew: {error}"}
 
@@ -167,14 +170,16 @@ class Collector:
         for note in [*self._resumed(), *self.notes]:
             terminalreporter.write_line(plain(note))
 
+    def _nothing(self) -> bool:
+        """Whether the command line names methods, and no selected test takes a case, a property or anything else."""
+        option = self.config.option
+        return bool(option.kv_methods) and not option.collectonly and not self.seen and not self.kept.items
+
     def _idle(self, terminalreporter: Any) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
-        option = self.config.option
-        elsewhere = getattr(option, "dist", "no") != "no"  # workers collected, not this process
-        if elsewhere or option.collectonly or self.config.stash.get(options.USED, False) or not option.kv_methods:
-            return
-        words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
-        terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {plain(words)}")
+        if self._nothing() and not self.config.stash.get(options.USED, False):
+            words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
+            terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
 
     def run(self) -> Run:
         """What was gathered so far, in a fixed order."""

@@ -17,16 +17,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-LINE: pytest.StashKey[int] = pytest.StashKey()
-"""On the config of a child: the end of the pipe that it writes to."""
+if TYPE_CHECKING:
+    from kvcheck.journal import Kept
+
 _PIPE = "_kvcheck_guardian"
+LINGER = 10.0
+"""Seconds that a process may take to end when its run is over."""
 
 
 def guard(config: pytest.Config) -> None:
@@ -67,6 +70,11 @@ def _end_with_parent(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def guarded(config: pytest.Config) -> bool:
+    """Whether this process has a guardian."""
+    return hasattr(config, _PIPE)
+
+
 def tell(config: pytest.Config, **facts: Any) -> None:
     """Say something to the parent, where there is one."""
     handle = getattr(config, _PIPE, None)
@@ -80,19 +88,37 @@ def _wait(child: int, told: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has got it too
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, frame: os.kill(child, number))
-    text = b""
-    while part := os.read(told, 65536):
-        text += part
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     facts: dict[str, Any] = {}
-    for line in text.splitlines():
-        with suppress(ValueError):
-            facts |= json.loads(line)
+    with open(told, "rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                facts |= json.loads(line)
+            if "finished" in facts:
+                break
+    status = _reap(child, LINGER if "finished" in facts else None)
+    sys.stdout.flush()
     os._exit(_verdict(facts, status))
 
 
-def _verdict(facts: dict[str, Any], status: int) -> int:
+def _reap(child: int, linger: float | None) -> int | None:
+    """The exit status of the child; None for one that is over and lives on, in a thread of a method: it is killed."""
+    end = None if linger is None else time.monotonic() + linger
+    while True:
+        found, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if end is not None and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.01)
+
+
+def _verdict(facts: dict[str, Any], status: int | None) -> int:
     """The exit status of the run."""
+    if status is None:
+        print(f"\nkvcheck: the process lived on for {LINGER:g} s after the run and was ended", file=sys.stderr)
+        return int(facts["finished"])
     known = status if status >= 0 else 128 - status
     if "finished" in facts:
         return known or int(facts["finished"])
@@ -110,33 +136,44 @@ def _verdict(facts: dict[str, Any], status: int) -> int:
 
 
 def _close(facts: dict[str, Any], status: int) -> list[str]:
-    """Write the run file of a run that did not end: what was finished, and a failure for everything else."""
+    """Write the files of a run that did not end: what was finished, and a failure for everything else."""
     from kvcheck import journal
+    from kvcheck.files import write_atomically
+    from kvcheck.record import RunHeader
+    from kvcheck.report import markdown
     from kvcheck.runfile import write_run
 
     if "journal" not in facts:
         return []
     kept = journal.read(Path(facts["journal"]))
-    why = (
-        f"its process ended with status {status} in the middle"
-        if status >= 0
-        else f"its process was killed by {-status}"
-    )
-    lines: list[str] = []
-    for item in kept.items.values():
-        done = kept.properties if item.kind == "kv_property" else kept.ended
-        if (item.case, item.method) in done:
-            continue
-        running = (item.case, item.method) in kept.running
-        text = f"{why} (os._exit, a crash, or no memory)" if running else "it was selected and never ran"
-        kept.ended[item.case, item.method] = journal.Ended(item.case, item.method, {}, failure=text)
-        if running:
-            lines.insert(0, f"in {item.case} of {item.method}")
-    never = sum(one.failure == "it was selected and never ran" for one in kept.ended.values())
-    lines += [f"{never} selected items never ran"] if never else []
-    if kept.header is not None and facts.get("run_file"):
-        run = kept.run(kept.header)
-        write_run(facts["run_file"], replace(run, failures=dict(sorted(run.failures.items()))))
+    lines = _fail(kept, status, facts)
+    run = kept.run(kept.header or RunHeader("", "", False, {}, {}, "", "", {}))  # it ended before a model was open
+    if facts.get("run_file"):
+        write_run(facts["run_file"], run)
         journal.drop(Path(facts["journal"]))
         lines.append(f"what was finished is kept: --kv-resume={facts['run_file']}")
+    if facts.get("md_file"):
+        write_atomically(facts["md_file"], "\n".join(markdown.lines(run)) + "\n")
     return lines
+
+
+def _fail(kept: Kept, status: int, facts: dict[str, Any]) -> list[str]:
+    """Give every item that did not end a failure. Returns what is to be said of them."""
+    from kvcheck.journal import Ended
+    from kvcheck.plugin.timelimit import PATIENCE
+
+    why = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+    limit = f"; what swallows its time limit of {facts.get('timeout', 0):g} s is ended {PATIENCE:g} s later"
+    running, never = [], 0
+    for item in kept.items.values():
+        name = (item.case, item.method)
+        if name in kept.ended or name in kept.properties:
+            continue
+        if name in kept.running:
+            running.append(f"in {item.case} of {item.method}{limit}")
+            text = f"its process {why} in the middle: os._exit, a crash, no memory{limit}"
+        else:
+            never += 1
+            text = "it was selected and never ran"
+        kept.ended[name] = Ended(item.case, item.method, {}, failure=text)
+    return running + ([f"{never} selected items never ran"] if never else [])

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kvcheck.errors import KvcheckError
@@ -31,19 +31,29 @@ def foreign(settings: Settings) -> bool:
     return any(of_method(spec) for spec in settings.methods)
 
 
-def problems(run: Run, settings: Settings, root: Path, *, rejudge: bool, rescore: bool) -> dict[str, str]:
-    """What a fresh process finds otherwise than the run, by name of the case.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be found out. everything: of all methods, not only of those from elsewhere, since the engine is.
 
-    rejudge: by kvcheck's own judge, where no plugin has another; rescore: where kvcheck's own engine made the prompts.
+    root: of the repository. rejudge: by kvcheck's own judge, where no plugin has another. rescore: where kvcheck's own
+    engine made the prompts.
     """
+
+    root: str
+    everything: bool
+    rejudge: bool
+    rescore: bool
+
+
+def problems(run: Run, settings: Settings, asked: Asked) -> dict[str, str]:
+    """What a fresh process finds otherwise than the run, by name of the case. Raises KvcheckError where it cannot."""
     with tempfile.TemporaryDirectory(prefix="kvcheck-") as folder:
         path = Path(folder) / "run.json"
         write_run(path, run)
-        asked = {"run": str(path), "root": str(root), "rejudge": rejudge, "rescore": rescore}
         done = subprocess.run(
             [sys.executable, "-m", "kvcheck.plugin.referee"],
             env={**os.environ, "PYTHONSAFEPATH": "1"},
-            input=json.dumps({**asked, "settings": asdict(settings)}),
+            input=json.dumps({"run": str(path), "asked": asdict(asked), "settings": asdict(settings)}),
             capture_output=True,
             text=True,
             timeout=LIMIT,
@@ -57,23 +67,19 @@ def problems(run: Run, settings: Settings, root: Path, *, rejudge: bool, rescore
 
 def main() -> None:
     """Read what is asked from standard input, print what is wrong as JSON."""
-    asked = json.loads(sys.stdin.read())
-    settings = loads(Settings, json.dumps(asked["settings"]))
-    run = read_run(asked["run"])
-    found: dict[str, str] = {}
-    if asked["rescore"]:
-        found |= dict(_graded(run, settings))
-    if asked["rejudge"]:
-        found = dict(_judged(run, settings, Path(asked["root"]))) | found
-    print(json.dumps(found))
+    given = json.loads(sys.stdin.read())
+    asked, settings = Asked(**given["asked"]), loads(Settings, json.dumps(given["settings"]))
+    run = read_run(given["run"])
+    found = dict(_judged(run, settings, asked)) if asked.rejudge else {}
+    print(json.dumps(found | (dict(_graded(run, settings, asked)) if asked.rescore else {})))
 
 
-def _theirs(run: Run) -> list[CaseRecord]:
-    """The records of methods from elsewhere."""
-    return [record for record in run.cases if record.samples and of_method(record.method)]
+def _theirs(run: Run, asked: Asked) -> list[CaseRecord]:
+    """The records that are in question."""
+    return [one for one in run.cases if one.samples and (asked.everything or of_method(one.method))]
 
 
-def _graded(run: Run, settings: Settings) -> Iterator[tuple[str, str]]:
+def _graded(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:
     """Cases whose samples or scores come out otherwise."""
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
@@ -81,7 +87,7 @@ def _graded(run: Run, settings: Settings) -> Iterator[tuple[str, str]]:
 
     encoder, _ = encoder_of(settings.model, Loading(settings.rope, bool(settings.trust_remote_code)))
     rescorer = Rescorer(encoder, settings)
-    for record in _theirs(run):
+    for record in _theirs(run, asked):
         try:
             wrong = rescorer.problems(record)
         except NotVerified:  # images, which only the model can place
@@ -91,15 +97,15 @@ def _graded(run: Run, settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"{record.case}|{record.method}", f"graded anew, {wrong[0]}{more}; a method must leave grading alone"
 
 
-def _judged(run: Run, settings: Settings, root: Path) -> Iterator[tuple[str, str]]:
+def _judged(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:
     """Cases whose verdicts come out otherwise."""
     from kvcheck.baseline import ModelId
     from kvcheck.budget import judge
     from kvcheck.plugin.gate import Gate
 
     records = {(str(one.case), one.method): one for one in run.cases}
-    gate = Gate(settings, root, ModelId.of(run.header.model_name, run.header.model), records, judge)
-    for record in _theirs(run):
+    gate = Gate(settings, Path(asked.root), ModelId.of(run.header.model_name, run.header.model), records, judge)
+    for record in _theirs(run, asked):
         name = f"{record.case}|{record.method}"
         said = {one.question: one.outcome for one in run.verdicts.get(name, ())}
         try:

@@ -40,6 +40,12 @@ def output(named: str | None) -> Path | None:
     return path
 
 
+def expect_two(run_file: Path | None, md_file: Path | None) -> None:
+    """Refuse one place for two files. Raises SpecError."""
+    if run_file is not None and run_file == md_file:
+        raise SpecError(f"--kv-json and --kv-md name one file: {run_file}", "give each a name of its own")
+
+
 def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:
     """(what an earlier run has, its methods of which the code has changed since). Raises SpecError, BaselineError."""
     if settings.resume is None or settings.zoo:  # the zoo has results of its own
@@ -105,7 +111,8 @@ def begin(config: pytest.Config) -> Path:
     if kept is not None and mine.anew:
         kept = kept.without(mine.anew)
     journal.begin(folder, kept)
-    guardian.tell(config, journal=str(folder), run_file=str(path or ""))
+    guardian.tell(config, journal=str(folder), run_file=str(path or ""), md_file=str(mine.md_file or ""))
+    guardian.tell(config, timeout=mine.settings.timeout)
     mine.journal = journal.Journal(folder, "main")
     return folder
 

@@ -15,51 +15,64 @@ class Scheduling:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """A scheduler that groups by task and length, in place of plain `--dist load`."""
-        if config.getoption("dist") != "load":
+        """A scheduler that groups by task and length, in place of plain `--dist load`; those by scope, mended."""
+        from xdist import scheduler
+
+        known = {
+            "load": scheduler.LoadScopeScheduling,
+            "loadscope": scheduler.LoadScopeScheduling,
+            "loadfile": scheduler.LoadFileScheduling,
+            "loadgroup": scheduler.LoadGroupScheduling,
+        }
+        dist = config.getoption("dist")
+        if dist not in known:
             return None
-        from xdist.scheduler import LoadScopeScheduling
+        found = _steady(known[dist])(config, log)
+        if dist == "load":
+            found._split_scope = scope
+        return found
 
-        class LoadCases(LoadScopeScheduling):
-            """Groups by task and length. When a worker dies, upstream's scheduler tries the item that killed it again,
-            in the next worker, and leaves a worker that comes late with one item, for which it waits for ever."""
 
-            def _split_scope(self, nodeid: str) -> str:
-                return scope(nodeid)
+def _steady(upstream: Any) -> Any:
+    """A scheduler by scope that goes on when a worker dies.
 
-            def remove_node(self, node: Any) -> str | None:
-                units = self.assigned_work.get(node, {}).values()
-                left = ((unit, nodeid) for unit in units for nodeid, done in unit.items() if not done)
-                found = next(left, None)
-                if found is None:
-                    return super().remove_node(node)
-                unit, crashed = found
-                unit[crashed] = True
-                for name, each in self.assigned_work.pop(node).items():
-                    if not all(each.values()):
-                        self.workqueue[name] = each
-                for other in self.nodes:
-                    self._reschedule(other)
-                return crashed
+    Upstream tries the item that killed the worker again, in the next one, and leaves a worker that comes late with one
+    item, for which it waits for ever: a worker runs an item when it knows the next one, or that there is none.
+    """
 
-            def add_node_collection(self, node: Any, collection: Any) -> None:
-                super().add_node_collection(node, collection)
-                if node not in self.registered_collections:
-                    node.shutdown()  # it has collected other tests, which upstream logs
+    class Steady(upstream):  # type: ignore[misc]
+        def remove_node(self, node: Any) -> str | None:
+            units = self.assigned_work.get(node, {}).values()
+            left = ((unit, nodeid) for unit in units for nodeid, done in unit.items() if not done)
+            found = next(left, None)
+            if found is None:
+                return upstream.remove_node(self, node)
+            unit, crashed = found
+            unit[crashed] = True
+            for name, each in self.assigned_work.pop(node).items():
+                if not all(each.values()):
+                    self.workqueue[name] = each
+            for other in self.nodes:
+                self._reschedule(other)
+            return crashed
 
-            def _reschedule(self, node: Any) -> None:
-                """A worker runs an item when it knows the next one, or that there is none: it always knows."""
-                if node not in self.registered_collections:
+        def add_node_collection(self, node: Any, collection: Any) -> None:
+            upstream.add_node_collection(self, node, collection)
+            if node not in self.registered_collections:
+                node.shutdown()  # it has collected other tests, which upstream logs
+
+        def _reschedule(self, node: Any) -> None:
+            if node not in self.registered_collections:
+                return
+            while not node.shutting_down:
+                if not self.workqueue:
+                    node.shutdown()
+                elif self._pending_of(self.assigned_work[node]) >= 2:
                     return
-                while not node.shutting_down:
-                    if not self.workqueue:
-                        node.shutdown()
-                    elif self._pending_of(self.assigned_work[node]) >= 2:
-                        return
-                    else:
-                        self._assign_work_unit(node)
+                else:
+                    self._assign_work_unit(node)
 
-        return LoadCases(config, log)
+    return Steady
 
 
 def scope(nodeid: str) -> str:

@@ -66,6 +66,7 @@ def activate(config: pytest.Config) -> State:
         if not hasattr(config, "workerinput"):
             state.run_file = resume.run_file(config, found)
             state.md_file = resume.output(found.md)
+            resume.expect_two(state.run_file, state.md_file)
         state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             env.expect_versions()
@@ -216,11 +217,15 @@ def end(config: pytest.Config, ended: Ended) -> str:
     return dumps(ended)
 
 
+DEATHS = 2
+"""Workers that may die of a method: it is not tried again then. One may have been killed by something else."""
+
+
 def died(mine: State, method: str) -> str:
-    """Where a process died of this method in this session, "" nowhere. Told by the controller, through the journal."""
+    """Where workers have died of this method in this session, "" where it may be tried. The controller tells."""
     if mine.journal is None or mine.journal.path.stem == "main":
         return ""
     from kvcheck import journal
 
-    found = journal.read_file(mine.journal.folder / "main.jsonl").died.get(method)
-    return "" if found is None else found.case
+    found = journal.read_file(mine.journal.folder / "main.jsonl").died.get(method, [])
+    return " and ".join(item.case for item in found[:DEATHS]) if len(found) >= DEATHS else ""

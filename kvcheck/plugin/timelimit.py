@@ -13,7 +13,7 @@ from types import FrameType
 
 AGAIN = 5.0
 """Seconds after which the signal is sent again, should the code under test have swallowed the first exception."""
-PATIENCE = 30.0
+PATIENCE = 15.0
 """Seconds after the limit at which the process is ended, should the code have swallowed all of them."""
 
 

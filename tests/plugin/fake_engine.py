@@ -109,7 +109,7 @@ class FakeSession:
         how = self.behaviour.get(method, 1.0)
         return how.get(case.task, 1.0) if isinstance(how, dict) else how
 
-    def run_case(self, case, method_spec, on_block=None, progress=None, done=()):
+    def run_case(self, case, method_spec, on_block=None, progress=None, so_far=None):
         with (HERE / "ran.txt").open("a") as log:
             log.write(f"{case}|{method_spec}\n")
         how = self._how(case, method_spec)
@@ -120,7 +120,7 @@ class FakeSession:
         if how == "flaky" and (HERE / "ran.txt").read_text().count(f"{case}|{method_spec}\n") == 1:
             raise MethodFailed(f"{method_spec} raised in {case}: OSError: not at the first try")
         late = WAYS[how.removeprefix("late ")] if str(how).startswith("late ") else None
-        samples = list(done)
+        samples = list(so_far.samples) if so_far is not None else []
         for index in range(len(samples), 0 if how == "nothing" else case.n):
             samples.append(self._sample(case, index, how))
             if progress is not None:
