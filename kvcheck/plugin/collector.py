@@ -115,9 +115,11 @@ class Collector:
         result = yield
         if self.folder is None:
             return result
-        if not self.seen:
+        if self.seen or self.failures:
+            whole = self.write() & self._record() & self._markdown()
+        else:
+            whole = not self._nothing()
             journal.forget(self.folder)
-        whole = not self._nothing() and (not self.seen or (self.write() & self._record() & self._markdown()))
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
             self.failures or not whole
         ):
