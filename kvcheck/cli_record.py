@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.cli_checks import show
+from kvcheck.cli_checks import run_pytest, show
 from kvcheck.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def _record(given: argparse.Namespace) -> int:
     show([f"pytest {shlex.join(words)}"])
     if given.dry_run:
         return 0
-    import pytest
-
-    return int(pytest.main(words))
+    return run_pytest(words)
 
 
 def command(given: argparse.Namespace) -> list[str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvcheck.zoo.hunt import Hunt, Suspect
 
 RESULT = "kvcheck_zoo"
+NO_PLACE = "the fault has no place here"
 HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
 
 
@@ -59,7 +60,9 @@ class KvSuspect:
                 with time_limit(self._settings.timeout):
                     found = self._hunt().examine(self.suspect)
             except MethodUnsupported as error:
-                pytest.skip(f"the fault has no place here: {error.message}")
+                pytest.skip(f"{NO_PLACE}: {error.message}")
+            except (pytest.skip.Exception, pytest.xfail.Exception) as error:
+                pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
         self._request.node.user_properties.append((RESULT, dumps(found)))
         return found
 
