@@ -55,7 +55,7 @@ class Collector:
             try:
                 self.folder = resume.begin(self.config)
             except KvcheckError as error:
-                raise pytest.UsageError(f"kvcheck: {error}") from None
+                raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -78,7 +78,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
         if refusal := getattr(report, options.REFUSAL, ""):
-            raise pytest.UsageError(refusal)
+            raise pytest.UsageError(plain(refusal))
         text = getattr(report, "kvcheck", None)
         ended = None if text is None else loads(Ended, text)
         self.results.setdefault(report.nodeid, Result()).take(report, ended)
