@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import traceback
 import types
 import typing
@@ -117,6 +118,11 @@ def write_value(value: Value) -> str:
             plain = False
         return value if plain else repr(value)
     return repr(value)
+
+
+def flag(spec: Spec | str) -> str:
+    """The option that names a method, as one types it into a shell."""
+    return f"--kv-method={shlex.quote(str(spec))}"
 
 
 def split_specs(text: str) -> list[str]:
