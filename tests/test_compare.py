@@ -9,7 +9,7 @@ from building import fp16, record, run
 
 from kvcheck.baseline import FileStore, ModelId
 from kvcheck.compare import Row, compare_runs, compare_with_store, regressions
-from kvcheck.record import Run
+from kvcheck.record import Run, SampleRecord
 
 
 def only(rows: list[Row]) -> Row:
@@ -61,18 +61,44 @@ def test_two_methods_are_compared_when_each_run_has_one() -> None:
     assert only(compare_runs(run(fp16(8)), run(record([1.0] * 8)))).outcome == "same"
 
 
-def test_more_bytes_of_the_same_method_are_worse_though_the_scores_are_the_same() -> None:
+def test_other_bytes_of_the_same_method_are_worse_though_the_scores_are_the_same() -> None:
     before = record([1.0] * 8)
     assert before.memory is not None
-    grown = replace(before, memory=replace(before.memory, kv_bytes=before.memory.kv_bytes + 1))
-    row = only(compare_runs(run(before), run(grown)))
-    assert (row.outcome, row.lost) == ("worse", 0)
-    assert row.reason.endswith(f"{grown.memory.kv_bytes} KV bytes, before {before.memory.kv_bytes}")
-    assert only(compare_runs(run(grown), run(before))).outcome == "same"
+    for kv_bytes in (before.memory.kv_bytes + 1, before.memory.kv_bytes // 2):
+        changed = replace(before, memory=replace(before.memory, kv_bytes=kv_bytes))
+        row = only(compare_runs(run(before), run(changed)))
+        assert (row.outcome, row.lost) == ("worse", 0)
+        assert f"{kv_bytes} bytes" in row.reason
+        assert f"{before.memory.kv_bytes}, {before.memory.kept:g} recorded" in row.reason
+
+
+def test_drift_of_the_same_method_is_worse_though_the_scores_are_the_same() -> None:
+    before = record([1.0] * 12)
+
+    def worse(sample: SampleRecord) -> SampleRecord:
+        return replace(sample, turns=tuple(replace(turn, nll=(turn.nll or 0.0) + 1.0) for turn in sample.turns))
+
+    drifted = replace(before, samples=tuple(worse(sample) for sample in before.samples))
+    measured = replace(
+        before,
+        samples=tuple(
+            replace(one, turns=tuple(replace(turn, nll=turn.nll or 0.0) for turn in one.turns))
+            for one in before.samples
+        ),
+    )
+    row = only(compare_runs(run(measured), run(drifted)))
+    assert row.outcome == "worse"
+    assert "drift: 12 contexts worse" in row.reason
+    assert row in regressions([row])
+
+
+def test_bytes_that_are_no_longer_measured_are_not_comparable() -> None:
+    row = only(compare_runs(run(record([1.0] * 8)), run(replace(record([1.0] * 8), memory=None))))
+    assert row.outcome == "not comparable"
 
 
 def test_bytes_of_two_methods_are_shown_and_not_held_against_them() -> None:
-    assert not only(compare_runs(run(record([1.0] * 8)), run(fp16(8)))).more_bytes
+    assert not only(compare_runs(run(record([1.0] * 8)), run(fp16(8)))).fails
 
 
 def test_cases_of_a_capability_are_judged_together() -> None:
