@@ -37,7 +37,7 @@ def completer(config: pytest.Config) -> Callable[[str], str]:
 
 
 def _around(option: Any) -> list[str]:
-    """What decides which tests there are, beside kvcheck's own options. Items are left to the options: others follow."""
+    """What decides which tests there are, beside kvcheck's own options. Of an item its file: options name the case."""
     words = [f"-p{name}" for name in getattr(option, "plugins", None) or () if not name.startswith("no:")]
     words += ["--pyargs"] if option.pyargs else []
     words += dict.fromkeys(str(path).partition("[")[0] for path in option.file_or_dir or ())

@@ -173,7 +173,8 @@ def _method(text: str) -> str:
     from kvcheck.methods import METHODS, canonical
     from kvcheck.spec import Spec
 
-    spec = part = Spec.parse(text)
+    spec = Spec.parse(text)
+    part: Spec | None = spec
     while part is not None:
         if "." not in part.name and part.name not in METHODS.names():
             raise SpecError(f"unknown method {part.name!r}", did_you_mean(part.name, METHODS.names()))
