@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import kvcheck.methods.adapters.recognise  # noqa: F401  torch cannot be imported twice, which pytester would do
 from kvcheck.plugin.commands import completer
 
 
