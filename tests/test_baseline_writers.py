@@ -132,7 +132,8 @@ def test_a_lock_that_another_machine_holds_is_refused_by_name(tmp_path: Path, mo
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 def test_a_lock_that_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
-    code = f"from kvcheck.files import one_writer\nwith one_writer({str(tmp_path / 'mini')!r}): print('in', flush=True); input()"
+    inside = "print('in', flush=True); input()"
+    code = f"from kvcheck.files import one_writer\nwith one_writer({str(tmp_path / 'mini')!r}): {inside}"
     writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"in\n"
