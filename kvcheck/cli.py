@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcheck import cli_baselines, cli_checks, cli_speed
+from kvcheck import cli_baselines, cli_checks, cli_speed, env, threads
 from kvcheck.cli_baselines import own_store
-from kvcheck.cli_checks import ERROR, OK, REGRESSION, own_words, show
+from kvcheck.cli_checks import ERROR, OK, REGRESSION, complain, own_words, show
 from kvcheck.errors import KvcheckError
+from kvcheck.registry import importable
 
 if TYPE_CHECKING:
     from kvcheck.record import CaseRecord, Run
+
+
+HEAVY = ("alarms", "prompt", "speed")
+"""Commands that run torch in this process."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = given.run
+    importable(Path.cwd())
+    threads.wait_passively()
     try:
+        if given.command in HEAVY:
+            env.expect_versions()
         return run(given)
     except KvcheckError as error:
-        print(f"kvcheck: {own_words(str(error), getattr(given, 'own', ()))}", file=sys.stderr)
+        complain(own_words(str(error), getattr(given, "own", ())))
         return ERROR
     except BrokenPipeError:  # kvcheck methods | head
         sys.stderr.close()
@@ -75,7 +84,7 @@ def _methods(given: argparse.Namespace) -> int:
     if given.pages:
         from kvcheck.report import pages
 
-        print(f"{len(pages.write(given.pages))} pages written to {given.pages}")
+        show([f"{len(pages.write(given.pages))} pages written to {given.pages}"])
     else:
         show(catalogue.methods())
     return OK
@@ -122,7 +131,7 @@ def _compare(given: argparse.Namespace) -> int:
     show(comparison.lines(before, after, rows))
     found = regressions(rows)
     if given.fail_on_regression and (found or not rows):
-        print(f"kvcheck: {len(found)} rows are worse, missing or not comparable", file=sys.stderr)
+        complain(f"{len(found)} rows are worse, missing or not comparable")
         return REGRESSION
     return OK
 
@@ -151,12 +160,14 @@ def _allowances(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from kvcheck import env, paths
+    from kvcheck import paths
 
     for title, found in (("packages", env.packages()), ("machine", env.machine())):
         print(title)
         show(f"  {name:<18} {value}" for name, value in sorted(found.items()))
-    healthy = _torch()
+    print("versions")
+    show(f"  {env.tried(name)}" for name in env.SUPPORTED)
+    healthy = not any(map(env.refused, env.SUPPORTED)) and _torch()
     print("embedded models")
     models = sorted(path.parent for path in paths.bundle("fixtures").glob("*/config.json"))
     show(f"  {_model(folder)}" for folder in models)
@@ -171,15 +182,19 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _torch() -> bool:
-    """Print what torch and transformers say of themselves; are both there?"""
+    """Print what torch and transformers say of themselves, and how threads work; are both there?"""
     print("device")
     try:
         import torch
         import transformers
+
+        from kvcheck.models import share_threads
     except ImportError as error:
-        print(f"  {error}; pip install torch transformers")
+        show([f"  {error}; pip install torch transformers"])
         return False
-    print(f"  torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
+    print(f"  torch {torch.__version__}, transformers {transformers.__version__}")
+    share_threads()
+    print(f"  {torch.get_num_threads()} threads on {threads.cores()} cores, waiting: {threads.policy()}")
     if not torch.cuda.is_available():
         print("  no CUDA device: --kv-device=cpu is used")
     for index in range(torch.cuda.device_count()):

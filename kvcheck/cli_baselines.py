@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcheck import cli_record
-from kvcheck.cli_checks import OK, REGRESSION, show
+from kvcheck.cli_checks import OK, REGRESSION, complain, show
 from kvcheck.errors import BaselineError
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def _counted(paths: list[str]) -> str:
 
 def _tell(problems: list[tuple[str, str]]) -> int:
     for path, reason in problems:
-        print(f"kvcheck: {path}: {reason}", file=sys.stderr)
+        complain(f"{path}: {reason}")
     return REGRESSION if problems else OK
 
 
@@ -132,20 +131,19 @@ def _push(given: argparse.Namespace) -> int:
     for merge in merges:
         words = [f"{merge.new} new"] + ([f"{merge.differ} {'differ' if refused else 'replaced'}"] * (merge.differ > 0))
         changes = merge.new + merge.differ > 0
-        print(
-            f"{merge.stored.method} on {merge.stored.model.name}: {', '.join(words) if changes else 'the same there'}"
-        )
+        what = ", ".join(words) if changes else "the same there"
+        show([f"{merge.stored.method} on {merge.stored.model.name}: {what}"])
         show(f"  {line}" for line in merge.lines)
     if refused:
         say = f"{plural(differ, 'case')} differ from what {target.root} holds: nothing was written"
-        print(f"kvcheck: {say}\n  look at the differences above, then add --replace", file=sys.stderr)
+        complain(f"{say}\n  look at the differences above, then add --replace")
         return REGRESSION
     changed = [merge for merge in merges if merge.new + merge.differ]
     if given.dry_run or not changed:
-        print("nothing was written: --dry-run" if given.dry_run else f"{target.root} is up to date")
+        show(["nothing was written: --dry-run" if given.dry_run else f"{target.root} is up to date"])
         return OK
     show(baseline_push.write(target, changed))
-    print(f"{plural(len(changed), 'file')} written to {target.root}, read back and whole")
+    show([f"{plural(len(changed), 'file')} written to {target.root}, read back and whole"])
     return OK
 
 

@@ -9,7 +9,9 @@ import sys
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
+from kvcheck import threads
 from kvcheck.errors import KvcheckError
 
 PACKAGES = (
@@ -23,6 +25,63 @@ PACKAGES = (
     "pytest-benchmark",
     "kvpress",
 )
+
+
+class Versions(NamedTuple):
+    """Of one package: the first that kvcheck runs with, the first that it does not, and those that CI runs all tests of
+    the engine with."""
+
+    first: str
+    end: str
+    tried: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As pip takes it."""
+        return f">={self.first},<{self.end}"
+
+
+SUPPORTED = {
+    "torch": Versions("2.6", "3", ("2.13.0",)),
+    "transformers": Versions("5.2", "6", ("5.2.0", "5.23.0", "5.24.0")),
+}
+"""As in pyproject.toml; the tried ones as in .ci/run."""
+
+
+def refused(name: str) -> str:
+    """Why kvcheck does not run with what is installed of a package; "" where it does."""
+    from packaging.version import Version
+
+    known = SUPPORTED[name]
+    try:
+        found = Version(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return f"{name} is not installed; kvcheck needs {name}{known.text}"
+    if Version(known.first) <= found and found.release < Version(known.end).release:
+        return ""
+    return f"{name} {found} is not supported; kvcheck needs {name}{known.text}"
+
+
+def expect_versions() -> None:
+    """Raise KvcheckError where torch or transformers is missing, too old or too new."""
+    problems = [why for why in map(refused, SUPPORTED) if why]
+    if problems:
+        fitting = " ".join(f"'{name}{known.text}'" for name, known in SUPPORTED.items())
+        raise KvcheckError("; ".join(problems), f"pip install {fitting}")
+
+
+def tried(name: str) -> str:
+    """What is known of this environment's version of a package, in words."""
+    from packaging.version import Version
+
+    if why := refused(name):
+        return why
+    public, known = Version(metadata.version(name)).public, SUPPORTED[name]
+    listed = f"that kvcheck was tried with ({', '.join(known.tried)})"
+    if public in known.tried:
+        return f"{name} {public} is among the versions {listed}"
+    which = "newer than all" if Version(public) > max(map(Version, known.tried)) else "not among those"
+    return f"{name} {public} is {which} {listed}; {name}{known.text} should do"
 
 
 def processes() -> int:
@@ -83,7 +142,7 @@ def machine(device: str = "auto") -> dict[str, str]:
     """
     found = {
         "cpu": _cpu_model(),
-        "cores": str(_cores()),
+        "cores": str(threads.cores()),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
@@ -137,12 +196,6 @@ def _git(path: str | Path, *args: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,8 @@ WAIT = 60.0
 """Seconds that a writer waits for others."""
 
 _LONGEST = 100
+PROOF = 1 << 16
+"""Bytes that a folder must take to be called writable: a full disk makes files, and puts nothing into them."""
 
 
 def safe_name(text: str) -> str:
@@ -31,7 +33,8 @@ def safe_name(text: str) -> str:
     plain = name == text if "__" not in name else (name.replace("__", ":", 1) == text and name.count("__") == 1)
     if plain and "--" not in name and text == text.lower() and len(name) <= _LONGEST:
         return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # a folder need not be named in UTF-8
+    return f"{name[:_LONGEST]}-{digest[:8]}"
 
 
 def write_atomically(path: str, text: str, last: Callable[[], None] = lambda: None) -> None:
@@ -67,19 +70,27 @@ def expect_file(path: str | Path) -> None:
     """Raise BaselineError where no file of this name can be written, see `expect_writable`."""
     if Path(path).is_dir():
         raise BaselineError(f"{path} is a folder", "name a file")
-    expect_writable(os.path.dirname(path) or ".")
+    if Path(path).exists() and not Path(path).is_file():
+        raise BaselineError(f"{path} is no plain file", "name a file that can be replaced")
+    expect_writable(os.path.dirname(path) or ".", str(path))
 
 
-def expect_writable(folder: str) -> None:
-    """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing."""
+def expect_writable(folder: str, named: str = "") -> None:
+    """Raise BaselineError where no file can be written below a folder, which need not be there yet. Leaves nothing.
+
+    named: what the message names, in place of the folder.
+    """
     try:
         at = Path(folder).absolute()
         while not at.exists():
             at = at.parent
-        tempfile.TemporaryFile(dir=at).close()
+        with tempfile.TemporaryFile(dir=at) as file:
+            file.write(b"\0" * PROOF)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise BaselineError(
-            f"{folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"
+            f"{named or folder} cannot be written: {error.strerror or error}", "unlock it, or name another place"
         ) from error
 
 

@@ -259,7 +259,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes."""
+    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes.
+
+    sources: digests of the code that was run, by method, and of kvcheck itself.
+    """
 
     kvcheck: str
     git: str
@@ -270,6 +273,7 @@ class RunHeader:
     model_name: str
     settings: dict[str, str]
     schema: int = SCHEMA
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 HOLDS, FAILS, EXCUSED, UNSERVED = "holds", "fails", "does not apply", "not served"
@@ -294,13 +298,17 @@ class PropertyRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods."""
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
+
+    partial: cases that were begun and did not end, for --kv-resume.
+    """
 
     header: RunHeader
     cases: tuple[CaseRecord, ...]
     verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     properties: tuple[PropertyRecord, ...] = ()
+    partial: tuple[CaseRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck.escape import json_text
 from kvcheck.files import expect_plain, write_atomically
-from kvcheck.record import SCHEMA, CaseId, CaseRecord, PropertyRecord, Run, Verdict, ZooRecord
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
 from kvcheck.validate import check_case, shown, strict_json
 
 T = TypeVar("T")
@@ -19,22 +20,23 @@ T = TypeVar("T")
 
 def dumps(value: Any) -> str:
     """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
-    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json_text(text)
+
+
+def loads(kind: type[T], text: str) -> T:
+    """Read `dumps(value)` of a dataclass back. Raises TypeError, KeyError, ValueError or SpecError."""
+    return typing.cast(T, _build(kind, strict_json(text)))
 
 
 def case_from_json(text: str) -> CaseRecord:
     """Read `dumps(record)` back."""
-    return typing.cast(CaseRecord, _build(CaseRecord, json.loads(text)))
-
-
-def property_from_json(text: str) -> PropertyRecord:
-    """Read `dumps(record)` back."""
-    return typing.cast(PropertyRecord, _build(PropertyRecord, json.loads(text)))
+    return loads(CaseRecord, text)
 
 
 def zoo_from_json(text: str) -> ZooRecord:
     """Read `dumps(record)` back."""
-    return typing.cast(ZooRecord, _build(ZooRecord, json.loads(text)))
+    return loads(ZooRecord, text)
 
 
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
@@ -60,6 +62,9 @@ def run_to_json(run: Run) -> str:
     if run.properties:
         known = sorted(run.properties, key=lambda one: (one.method, one.name))
         parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
+    if run.partial:
+        begun = sorted(run.partial, key=lambda record: (record.case, record.method))
+        parts.append('  "partial": [\n' + ",\n".join(f"    {dumps(one)}" for one in begun) + "\n  ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -90,7 +95,7 @@ def run_from_json(text: str, name: str = "the run") -> Run:
     try:
         run = typing.cast(Run, _build(Run, data))
         _expect_each_once(run)
-        for record in run.cases:
+        for record in (*run.cases, *run.partial):
             check_case(record)
         return run
     except KvcheckError as error:
@@ -109,7 +114,7 @@ def _expect_each_once(run: Run) -> None:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(json.dumps(value, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:

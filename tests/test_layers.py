@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "spec", "registry", "paths", "env", "settings", "files", "hub"},
+    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "sources"},
     {"stats", "validate"},
-    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
+    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "journal", "published"}
     | {
         "baseline",
         "baseline_files",

@@ -32,6 +32,7 @@ class Meter:
     touched: int = 0
     audited: bool = False
     weights: dict[int, Weight] = field(default_factory=dict)
+    apart: list[float] = field(default_factory=list)
 
     def resume(self, record: CaseRecord, first: bool = True) -> None:
         """Go on behind the contexts of a record of this case that broke off: what comes is as if it never had.

@@ -13,7 +13,7 @@ Rows are fed together where their lengths agree, so nothing is padded and batchi
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,7 @@ class Block:
     """Some contexts of equal length on their way through one method.
 
     ids: (B, n) contexts. most: rows that are fed together at most. watch: looks at every freshly compressed cache.
+    apart: for every reference answer, how far a log-probability is from the full cache's.
     """
 
     prefiller: Prefiller
@@ -49,6 +50,7 @@ class Block:
     samples: list[Sample]
     aware: bool
     most: int
+    apart: list[float] = field(default_factory=list)
 
     @cached_property
     def dense(self) -> Dense:
@@ -197,7 +199,7 @@ class Block:
         for part in _alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
             own = self._forced(group, [rows[at] for at in part])
             for at, log_probs in zip(part, own, strict=True):
-                drift.fill(asks[at], dense[at], log_probs)
+                self.apart.append(drift.fill(asks[at], dense[at], log_probs))
 
     def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
         """The method's log-probabilities (A + 1, V) before each reference token and behind the last.

@@ -8,7 +8,6 @@ whatever it is made of.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,10 @@ from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.rows import RowHost
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
-
-PARAMETERS = ("past_key_values", "cache_params", "state")
-"""What forward calls that which a model carries. Only the first may hold keys and values."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,15 @@ class Place:
 class States:
     """How a model carries a sequence (see kvcheck/models/probing.py, which finds out).
 
-    shape: of the layers with full attention; none of a recurrent model. parameter: of forward, "" where modules hold
-    all. places: where modules hold some. blocks: a follow-up of several tokens may be fed in one forward; else
-    the class forgets its state over it, and is fed token by token. windows: there is no state, only sliding windows,
-    which to a text that fits into them are full attention.
+    shape: of the layers with full attention; none of a recurrent model. keyed: keys and values are in the cache that
+    forward takes, so kvcheck makes it; else the model does, or its modules hold all. places: where modules hold some.
+    blocks: a follow-up of several tokens may be fed in one forward; else the class forgets its state over it, and is
+    fed token by token. windows: there is no state, only sliding windows, which to a text that fits into them are full
+    attention.
     """
 
     shape: ModelShape
-    parameter: str = ""
+    keyed: bool = False
     places: tuple[Place, ...] = ()
     blocks: bool = True
     windows: bool = False
@@ -67,7 +65,7 @@ class States:
 
     def cache(self, method: Method, config: Any) -> Any:
         """What a new sequence is given: the method's layers beside those of the model; None where it makes its own."""
-        return MixedCache(method, self.shape, config) if self.parameter == PARAMETERS[0] else None
+        return MixedCache(method, self.shape, config) if self.keyed else None
 
 
 def kinds(config: Any) -> list[type]:
@@ -159,7 +157,6 @@ class StateHost(RowHost):
         super().__init__(_by_itself(method), loaded)
         self.states, self.shape = loaded.states, loaded.states.shape
         method.check(self.shape)
-        self.takes = set(inspect.signature(type(self.model).forward).parameters)
 
     def build(self) -> Carried:
         """What a new sequence carries."""
@@ -178,10 +175,11 @@ class StateHost(RowHost):
         """One forward of (1, q) -> (1, keep, V)."""
         places = torch.arange(row.seen, row.seen + ids.shape[1], device=ids.device)
         given = {"position_ids": places.unsqueeze(0), "logits_to_keep": keep, "use_cache": True}
-        given |= {"cache_position": places if row.seen else None, self.states.parameter: row.cache}  # 5.2 asks for it
+        takes = forward.of(self.model)
+        given |= {"cache_position": places if row.seen else None, takes.carries: row.cache}  # 5.2 asks for it
         with row.lent(self.model, self.states.places):
-            out = self.model(ids, **{name: value for name, value in given.items() if name in self.takes})
-        made = getattr(out, self.states.parameter, None) if self.states.parameter else None
+            out = self.model(ids, **{name: value for name, value in given.items() if name in takes.takes})
+        made = forward.carried(self.model, out)
         row.cache = row.cache if made is None else made
         row.seen += ids.shape[1]
         return out.logits[:, -keep:]

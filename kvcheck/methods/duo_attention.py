@@ -18,6 +18,7 @@ from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.host import Host
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -199,7 +200,7 @@ def retrieval_scores(loaded: LoadedModel, sink: int) -> list[list[float]]:
     text = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
     cache = Fp16().build(shape)
     with cache.recording() as layers:
-        loaded.model(torch.cat([text, text], dim=1).to(loaded.device), past_key_values=cache, use_cache=True)
+        forward.feed(loaded.model, torch.cat([text, text], dim=1).to(loaded.device), cache)
     far = slice(sink, tokens)
     scores = []
     for part in layers:

@@ -7,13 +7,18 @@ computed, on the model itself) returns a host of its own from `Method.host`.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 
 from kvcheck.methods.base import Method
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
+
+MODELS: WeakSet[torch.nn.Module] = WeakSet()
+"""The models under test: a cache that refers to one, or to a module of it, is not charged its weights."""
 
 
 class Host:
@@ -26,6 +31,7 @@ class Host:
         self.method = method
         self.loaded = loaded
         self.model = loaded.model
+        MODELS.add(loaded.model)
         self.shape = loaded.shape
 
     def build(self) -> Any:
@@ -39,4 +45,4 @@ class Host:
 
     def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
         """Feed token ids (R, q) into a cache -> logits (R, keep, V) of the last `keep` positions."""
-        return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        return forward.feed(self.model, ids, cache, logits_to_keep=keep).logits

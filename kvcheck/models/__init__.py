@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvcheck import env, threads
+
 if TYPE_CHECKING:
     from kvcheck.models.devices import pick_device, pick_dtype, share_threads
     from kvcheck.models.encoder import Encoder
@@ -20,7 +22,10 @@ EMBEDDED = ("mini", "mini_window", "mini_hybrid")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the part that needs torch when it is asked for."""
+    """Import the part that needs torch when it is asked for. Raises KvcheckError for a torch that will not do."""
+    if name in __all__:
+        threads.wait_passively()
+        env.expect_versions()
     if name == "Encoder":
         from kvcheck.models.encoder import Encoder
 

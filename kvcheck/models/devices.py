@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kvcheck import env
+from kvcheck import env, threads
 from kvcheck.errors import SpecError, did_you_mean
 
 SPREAD = "spread"
@@ -94,11 +94,10 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def share_threads() -> None:
-    """Under pytest-xdist, give each worker its part of the cores."""
-    workers = env.workers()
-    if workers > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // workers))
+    """Let torch have no more threads than this process has cores for; under pytest-xdist, than its part of them."""
+    fitting = threads.share(env.workers())
+    if fitting < torch.get_num_threads():
+        torch.set_num_threads(fitting)
 
 
 def _worker() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from kvcheck import paths
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED, hub, parallel, rope, synthetic, vision
+from kvcheck.models import EMBEDDED, forward, hub, parallel, rope, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 from kvcheck.models.parallel import Team
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvcheck.models.vision import Vision
 
 ATTENTION = "kvcheck"
-_INTERFACE = "kvcheck needs a decoder-only model with past_key_values whose layers use transformers' AttentionInterface"
+_INTERFACE = "kvcheck needs a decoder-only model with a cache whose layers use transformers' AttentionInterface"
 WORDS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 """Of these files a tokenizer has one at least."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -325,7 +325,7 @@ def _check_interface(name: str, model: Any, shape: ModelShape) -> None:
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
         with torch.inference_mode():
-            model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            forward.feed(model, tokens, cache, logits_to_keep=1)
     except Exception as error:
         raise MethodUnsupported(f"model {name!r}: {kind} does not run on a kvcheck cache: {error}", hint) from error
     missed = [index for index, layer in enumerate(cache.layers) if layer.get_seq_length() != 2]

@@ -6,7 +6,6 @@ takes, and the rest is seen.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure.memory import held
-from kvcheck.methods._states import PARAMETERS, Carried, Place, StateHost, States, kinds
+from kvcheck.methods._states import Carried, Place, StateHost, States, kinds
 from kvcheck.methods.base import ModelShape
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models.loading import LoadedModel
@@ -43,18 +43,21 @@ def find(loaded: LoadedModel) -> States | None:
 
     Raises MethodUnsupported for a class that does not go on from what it carries as if the text were fed at once.
     """
-    model, named = loaded.model, inspect.signature(type(loaded.model).forward).parameters
-    parameter = next((name for name in PARAMETERS if name in named), "")
-    if parameter == PARAMETERS[0] and _plain(model.config):
+    model, keyed = loaded.model, forward.of(loaded.model).keyed
+    if keyed and _plain(model.config):
         return None
     try:
         with torch.no_grad():
-            draft = States(_shape(model.config, parameter), parameter)
-            found = set(kinds(model.config)) if parameter == PARAMETERS[0] else set()
+            found = set(kinds(model.config)) if keyed else set()
+            keyed = bool(found - _linear(found))
+            draft = States(_shape(model.config, keyed), keyed)
             windows = bool(found) and found <= {DynamicLayer, DynamicSlidingWindowLayer}
             return _probed(loaded, replace(draft, windows=windows))
-    except KvcheckError:
+    except (MethodUnsupported, SpecError):
         raise
+    except KvcheckError as error:  # attention found no cache
+        named = ", ".join(forward.NAMES)
+        raise _refusal(loaded, f"takes no cache under a name that kvcheck knows ({named})") from error
     except Exception as error:
         raise _refusal(loaded, f"does not run step by step: {type(error).__name__}: {error}") from error
 
@@ -65,13 +68,17 @@ def _plain(config: Any) -> bool:
         found = set(kinds(config))
     except Exception:  # what DynamicCache cannot read is refused with the interface check's own words
         return True
-    linear = {kind for kind in found if not issubclass(kind, DynamicLayer) and hasattr(kind, "update_recurrent_state")}
-    return found == {DynamicLayer} or bool(found - linear - {DynamicLayer, DynamicSlidingWindowLayer})
+    return found == {DynamicLayer} or bool(found - _linear(found) - {DynamicLayer, DynamicSlidingWindowLayer})
 
 
-def _shape(config: Any, parameter: str) -> ModelShape:
+def _linear(found: set[type]) -> set[type]:
+    """Those among cache layers that keep a state and no keys and values."""
+    return {kind for kind in found if not issubclass(kind, DynamicLayer) and hasattr(kind, "update_recurrent_state")}
+
+
+def _shape(config: Any, keyed: bool) -> ModelShape:
     """The shape of the layers with full attention; of none where no keys and values are carried by the cache."""
-    if parameter != PARAMETERS[0]:
+    if not keyed:
         return ModelShape(0, 1, 1, 1)
     return replace(ModelShape.of(config), layers=kinds(config).count(DynamicLayer))
 
@@ -94,7 +101,7 @@ def _probed(loaded: LoadedModel, draft: States) -> States:
 
 def _whole(loaded: LoadedModel, states: States, ids: torch.Tensor) -> torch.Tensor:
     """The last logits (1, MORE, V) of the text at once: with nothing carried, or where attention must be kvcheck's."""
-    if states.parameter == PARAMETERS[0]:
+    if states.keyed:
         return _logits(loaded, states, ids, [])
     return loaded.model(ids, use_cache=False).logits[:, -MORE:]
 

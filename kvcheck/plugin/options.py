@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
 
+    from kvcheck.journal import Ended
     from kvcheck.settings import Settings
 
+FIXTURES = ("kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect")
+"""What a test takes of kvcheck."""
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
-RESULT: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
-"""On an item: what rides on its report, as text."""
+REFUSAL = "kvcheck_refusal"
+"""On a report: why no case of this session can run."""
+STATUS: pytest.StashKey[int] = pytest.StashKey()
+"""On the config: the exit status of the session, once it is over."""
+RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
+"""On an item: what rides on its report."""
 
 
 class Option(NamedTuple):
@@ -103,9 +111,10 @@ def declare(parser: pytest.Parser) -> None:
         group.addoption(option.flag, dest=option.dest, default=None, help=option.help, **how)
 
 
-def given(config: pytest.Config) -> dict[str, Any]:
-    """The options that stand on the command line."""
-    found = {option.name: getattr(config.option, option.dest, None) for option in OPTIONS}
+def given(config: pytest.Config, early: argparse.Namespace | None = None) -> dict[str, Any]:
+    """The options that stand on the command line. early: what pytest knows of it before conftest.py files are there."""
+    typed = config.option if early is None else early
+    found = {option.name: getattr(typed, option.dest, None) for option in OPTIONS}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -119,9 +128,9 @@ def words(found: Mapping[str, Any]) -> list[str]:
     return typed
 
 
-def wanted(config: pytest.Config) -> bool:
-    """Does the command line or the project ask for kvcheck? Cheap: pytest asks in every session."""
-    if given(config):
+def wanted(config: pytest.Config, early: argparse.Namespace | None = None) -> bool:
+    """Does the command line or the project ask for kvcheck? Cheap: pytest asks in every session. early: as `given`."""
+    if given(config, early):
         return True
     try:
         return b"[tool.kvcheck" in (config.rootpath / "pyproject.toml").read_bytes()

@@ -12,10 +12,12 @@ import torch
 from transformers import Cache
 
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.methods import _values
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
 from kvcheck.methods.rows import Row, RowHost
+from kvcheck.models import forward
 from kvcheck.spec import Spec
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
     """Feed (1, q) into the cache of a row -> logits (1, keep, V)."""
     size = ids.shape[1]
     places = torch.arange(row.position, row.position + size, device=ids.device).unsqueeze(0)
-    out = row.model(input_ids=ids, past_key_values=row.cache, use_cache=True, position_ids=places, logits_to_keep=keep)
+    out = forward.feed(row.model, ids, row.cache, position_ids=places, logits_to_keep=keep)
     row.seen += size
     row.position += size
     return out.logits
@@ -138,7 +140,7 @@ def sixteen_bits(cache: Cache) -> Iterator[None]:
 
     def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         stored = at_rest(key.dtype)
-        keys, values = inner(key.to(stored), value.to(stored), *args, **kwargs)
+        keys, values = _values.pair(inner(key.to(stored), value.to(stored), *args, **kwargs), "update")
         return keys.to(key.dtype), values.to(value.dtype)
 
     cache.update = update  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.host import Host
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -145,6 +146,6 @@ def scales_of(loaded: LoadedModel) -> list[tuple[float, float]]:
     tokens = min(TEXT, loaded.max_length or TEXT)
     text = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(loaded.device)
     cache = Fp16().build(ModelShape.of(loaded.model.config))
-    loaded.model(text, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    forward.feed(loaded.model, text, cache, logits_to_keep=1)
     sizes = ((float(layer.keys.abs().max()), float(layer.values.abs().max())) for layer in cache.layers)
     return [(max(keys, 1e-4) / LARGEST, max(values, 1e-4) / LARGEST) for keys, values in sizes]

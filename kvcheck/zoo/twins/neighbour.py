@@ -16,6 +16,7 @@ from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.host import Host
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -114,8 +115,7 @@ class NeighbourHost(Host):
         here = torch.arange(ids.shape[1], device=ids.device)
         before = layer.offsets.unsqueeze(1) if len(layer.offsets) else layer.columns
         positions = (here + before).clamp(min=0).expand(len(ids), -1)
-        out = self.model(ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep)
-        return out.logits
+        return forward.feed(self.model, ids, cache, position_ids=positions, logits_to_keep=keep).logits
 
 
 class PadLayer(KVLayer):

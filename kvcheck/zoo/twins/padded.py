@@ -14,6 +14,7 @@ from kvcheck.methods.base import MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
+from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -101,7 +102,7 @@ class PaddedHost(Host):
             layer.pads = pads
         fed = pad(ids, (pads, 0), value=FILLER)
         positions = self.positions(pads, ids)
-        logits = self.model(fed, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=1).logits
+        logits = forward.feed(self.model, fed, cache, position_ids=positions, logits_to_keep=1).logits
         return cache, logits[:, -1]
 
     def positions(self, pads: int, ids: torch.Tensor) -> torch.Tensor:
