@@ -25,8 +25,8 @@ FEWER, SMALLER = 0.99, 0.5
 ROUNDING = 1e-3
 """Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen."""
 
-COPIES, SLACK, LOOSE = 8, 0.25, 2**20
-"""Copies whose memory is compared with what they hold: a quarter of the full cache and a MiB may be in none of them."""
+COPIES, SLACK, LOOSE = 8, 0.25, 2**18
+"""Copies whose memory is compared with what they hold: a quarter of the full cache and 256 KiB may be in none."""
 _COUNTED: WeakSet[Host] = WeakSet()
 
 
