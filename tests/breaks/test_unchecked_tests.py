@@ -120,7 +120,8 @@ def pytest_runtest_makereport(item, call):
 def mine(fake: Foreign, body: str, *options: str) -> Result:
     """Run a test of one's own on a method that has lost everything."""
     head, _, rest = body.partition("def test_mine")
-    fake.write("test_mine.py", f"import pytest\n{head}\n{HEAD}def test_mine{rest}" if "fixture" in head else HEAD + body.lstrip())
+    above = f"import pytest\n{head}\n{HEAD}def test_mine{rest}"
+    fake.write("test_mine.py", above if "fixture" in head else HEAD + body.lstrip())
     return fake.run("test_mine.py", *ONE, "--kv-baselines=stored", "--kv-json=run.json", "--kv-md=run.md", *options)
 
 
