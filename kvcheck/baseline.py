@@ -8,12 +8,13 @@ described in baseline_text.py, all of it in docs/reference/baselines.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
-from kvcheck.baseline_files import VERBS, Changes, Entry, FileStore, Get, Lookup, Reader, read_only
+from kvcheck.baseline_files import FileStore
+from kvcheck.baseline_reader import VERBS, Base, Changes, Entry, Lookup, Reader, Reading, problems, read_only
 from kvcheck.baseline_remote import RemoteStore
 from kvcheck.baseline_text import ModelId, StoredCase, base_digest, decode, encode
 from kvcheck.errors import BaselineError
@@ -80,8 +81,12 @@ class Store(Protocol):
         """Every readable file, sorted."""
         ...
 
-    def verify(self, get: Get | None = None) -> list[tuple[str, str]]:
-        """(file, problem) for every file that cannot be used as it is. get: reads a case, else this store does."""
+    def readings(self, base: Base | None = None) -> Iterator[Reading]:
+        """Every case of every file, checked. See Reader.readings."""
+        ...
+
+    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
+        """(file, problem) for every file that cannot be used as it is. base: finds the fp16 record of a case."""
         ...
 
 
@@ -136,12 +141,14 @@ class Layered:
         stored = self.raw(model, method, case)
         if stored is None:
             return None
-        fp16 = None
-        if stored.base:
-            known = [one for store in self.stores if (one := store.get(model, "fp16", case)) is not None]
-            fitting = [one for one in known if base_digest(one) == stored.base]
-            fp16 = next(iter(fitting or known), None)
+        fp16 = self.base(model, case, stored.base) if stored.base else None
         return decode(stored, method, model, fp16, self.source(model, method, case))
+
+    def base(self, model: ModelId, case: CaseId, digest: str) -> CaseRecord | None:
+        """The fp16 record of a case with this digest from any of the stores, or the first that there is."""
+        known = [one for store in self.stores if (one := store.get(model, "fp16", case)) is not None]
+        fitting = [one for one in known if base_digest(one) == digest]
+        return next(iter(fitting or known), None)
 
     def record(
         self,
@@ -171,9 +178,14 @@ class Layered:
         """The files of every store."""
         return [entry for store in self.stores for entry in store.entries()]
 
-    def verify(self, get: Get | None = None) -> list[tuple[str, str]]:
-        """The problems of every file; a base record is looked for in all stores."""
-        return [problem for store in self.stores for problem in store.verify(get or self.get)]
+    def readings(self, base: Base | None = None) -> Iterator[Reading]:
+        """The cases of every file, those too that an earlier store hides; a base record is looked for in all stores."""
+        for store in self.stores:
+            yield from store.readings(base or self.base)
+
+    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
+        """(file, problem) for every file of every store that cannot be used as it is."""
+        return problems(self.readings(base))
 
     def orphans(self, known: Callable[[str, CaseId], bool]) -> list[tuple[str, CaseId]]:
         """(file, case) that no test would run any more, in every store."""

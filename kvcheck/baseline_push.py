@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvcheck.baseline import Layered, ReadOnly
-from kvcheck.baseline_files import Entry, FileStore, Reader
+from kvcheck.baseline_files import FileStore
+from kvcheck.baseline_reader import Entry, Reader
 from kvcheck.baseline_text import ModelId, StoredCase, StoredFile, base_digest, decode, difference, write_file
 from kvcheck.errors import BaselineError
 from kvcheck.paths import bundle
@@ -18,13 +19,14 @@ from kvcheck.paths import bundle
 
 @dataclass(frozen=True)
 class Merge:
-    """What publishing makes of one file: path there, the file here, the file as it will be there.
+    """What publishing makes of one file: path there, the file here, the file as it is there and as it will be.
 
     new, differ: how many cases that place has not, and has otherwise. lines: every number that would change.
     """
 
     path: str
     mine: StoredFile
+    seen: StoredFile | None
     stored: StoredFile
     new: int
     differ: int
@@ -38,7 +40,7 @@ def plan(source: Reader, target: Reader, chosen: Callable[[Entry], bool] = lambd
     cannot be read or is of another model, a record whose fp16 record would not be there.
     """
     layers = Layered(source, ReadOnly(target), ReadOnly(FileStore(bundle("baselines"))))
-    for path, problem in source.verify(layers.get):
+    for path, problem in source.verify(layers.base):
         raise BaselineError(f"{path} is not published: {problem}", "kvcheck baselines verify shows all that is wrong")
     entries = sorted(
         filter(chosen, source.entries()), key=lambda one: (one.model.name, one.method != "fp16", one.method)
@@ -59,7 +61,8 @@ def write(target: Reader, merges: list[Merge]) -> list[str]:
     done: list[str] = []
     for merge in merges:
         try:
-            target.write(merge.path, write_file(merge.stored))
+            with target.writing(merge.path, merge.seen):
+                target.write(merge.path, write_file(merge.stored))
         except BaselineError as error:
             before = f"; written before it: {', '.join(done)}" if done else "; nothing was written before it"
             raise BaselineError(error.message + before, error.hint) from error
@@ -84,7 +87,7 @@ def _merge(source: Reader, target: Reader, entry: Entry) -> Merge:
         lines += difference(there, one)
         cases[key] = one
     merged = replace(mine, cases=cases)
-    return Merge(target.path(entry.model, entry.method), mine, merged, new, differ, tuple(lines))
+    return Merge(target.path(entry.model, entry.method), mine, known, merged, new, differ, tuple(lines))
 
 
 def _expect_fp16(merge: Merge, merges: list[Merge], target: Reader) -> None:

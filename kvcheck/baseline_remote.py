@@ -6,7 +6,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from kvcheck.baseline_files import Reader
+from kvcheck.baseline_reader import Reader
 from kvcheck.errors import BaselineError, did_you_mean
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -77,9 +77,13 @@ class RemoteStore(Reader):
                 raise _failed(f"{path} cannot be written", error) from error
             raise
         finally:
-            self._cache.pop(path, None)
-            self._absent.discard(path)
-            self._fs.invalidate_cache()
+            self.forget(path)
+
+    def forget(self, path: str) -> None:
+        """Read a file anew when it is asked for again."""
+        super().forget(path)
+        self._absent.discard(path)
+        self._fs.invalidate_cache()
 
     def _put(self, at: str, data: bytes) -> None:
         self._fs.pipe_file(at, data)

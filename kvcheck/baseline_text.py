@@ -17,25 +17,29 @@ Scores of right/wrong turns stand together (1101), others are separated by comma
 are in thousandths, one per turn; "-" stands for a column that was not measured.
 JSON holds the answers, depths and subtasks of the turns. A file of another method leaves out what it shares with the
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
-text, or as [characters shared with the start of fp16's answer, the rest].
+text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
+`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shlex
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvcheck.errors import BaselineError
-from kvcheck.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
+from kvcheck.baseline_lines import expect_line, places, read_sample, sha256, write_sample
+from kvcheck.errors import BaselineError, SpecError
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord
+from kvcheck.validate import check_case, shown, strict_json
 
-SCORE_DIGITS = 4
 _MAGIC = "kvcheck baseline schema="
 _SHA = "sha256 "
+META = frozenset(("base", "binary", "capability", "chance", "latency", "memory", "not_measured", "query_aware"))
+META |= {"stopped", "switches"}
+"""The names in the meta object of a case."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def write_file(stored: StoredFile) -> str:
     ]
     cases = sorted(stored.cases.values(), key=lambda one: one.case)
     body = "\n\n".join(["\n".join(head), *(one.text for one in cases)]) + "\n"
-    return f"{body}{_SHA}{_digest(body)}\n"
+    return f"{body}{_SHA}{sha256(body)}\n"
 
 
 def read_file(text: str, name: str) -> StoredFile:
@@ -117,30 +121,60 @@ def read_file(text: str, name: str) -> StoredFile:
     body, mark, sha = text.rpartition(f"\n{_SHA}")
     if not mark or not sha.endswith("\n") or len(sha) != 65:
         raise BaselineError(f"{name} is truncated: its last line, the digest, is missing", _move_away(name))
-    if _digest(body + "\n") != sha.strip():
+    if sha256(body + "\n") != sha.strip():
         raise BaselineError(f"{name} was edited by hand or damaged: its digest does not fit its text", _move_away(name))
     try:
         head, *blocks = body.split("\n\n")
-        header = dict(line.split(": ", 1) for line in head.split("\n")[1:])
-        model = ModelId(*json.loads(header["model"]))
-        cases = [_read_case(block) for block in blocks]
-        method, packages = json.loads(header["method"]), json.loads(header["packages"])
-        by_key = {one.case.key: one for one in cases}
-        return StoredFile(json.loads(header["kvcheck"]), model, method, packages, by_key)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaselineError(f"{name} cannot be read: {error}", _move_away(name)) from error
+        version, model, method, packages = _read_head(head.split("\n")[1:])
+        cases: dict[str, StoredCase] = {}
+        for block in blocks:
+            one = _read_case(block)
+            if one.case.key in cases:
+                raise ValueError(f"{one.case.key} is there twice")
+            cases[one.case.key] = one
+        return StoredFile(version, model, method, packages, cases)
+    except (ValueError, KeyError, TypeError, SpecError) as error:
+        raise BaselineError(f"{name} cannot be read: {_words(error)}", _move_away(name)) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says, without its hint."""
+    return error.message if isinstance(error, (BaselineError, SpecError)) else f"{type(error).__name__}: {error}"
 
 
 def _move_away(name: str) -> str:
-    again = f"mv {name} {name}.bad; pytest --kv-method=… --kv-record=new"
+    file = shlex.quote(name)
+    again = f"mv {file} {file}.bad; pytest --kv-method=… --kv-record=new"
     return f"restore it from version control, or move it away and record it again: {again}"
 
 
+def _read_head(lines: list[str]) -> tuple[str, ModelId, str, dict[str, str]]:
+    """(version of kvcheck, model, method, packages). Raises ValueError, TypeError."""
+    names, texts = zip(*(line.partition(": ")[::2] for line in lines), strict=True)
+    if names != ("kvcheck", "model", "method", "packages"):
+        raise ValueError(f"its header has {', '.join(names)}")
+    version, model, method, packages = map(strict_json, texts)
+    named = isinstance(model, list) and len(model) == 2 and isinstance(packages, dict)
+    if not named or not all(isinstance(one, str) for one in (version, *model, method, *packages, *packages.values())):
+        raise ValueError("its header holds something else than texts")
+    if not all((*model, method)):
+        raise ValueError("its header names no model or no method")
+    return version, ModelId(*model), method, packages
+
+
 def _read_case(block: str) -> StoredCase:
-    case, meta, *lines = block.split("\n")
-    if not case.startswith("case ") or not meta.startswith("meta "):
-        raise ValueError(f"a case starts with {case[:40]!r}")
-    return StoredCase(CaseId.parse(case[5:]), json.loads(meta[5:]), tuple(lines))
+    """A case, its lines looked at but not decoded. Raises ValueError, SpecError."""
+    case, text, *lines = block.split("\n")
+    if not case.startswith("case ") or not text.startswith("meta "):
+        raise ValueError(f"a case starts with {shown(case)}")
+    found, meta = CaseId.parse(case[5:]), strict_json(text[5:])
+    if str(found) != case[5:]:
+        raise ValueError(f"a case is written otherwise: {shown(case)}")
+    if not isinstance(meta, dict) or not META.issuperset(meta) or not isinstance(meta.get("base", ""), str):
+        raise ValueError(f"{found} has the meta {shown(text)}")
+    for line in lines:
+        expect_line(line, "base" in meta)
+    return StoredCase(found, meta, tuple(lines))
 
 
 def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
@@ -165,7 +199,8 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
             meta[name] = [list(pair) for pair in getattr(record, name)]
     theirs = {sample.index: sample for sample in base.samples} if base is not None else {}
     ordered = sorted(record.samples, key=lambda sample: sample.index)
-    lines = tuple(_write_sample(sample, theirs.get(sample.index)) for sample in ordered)
+    weighed = record.memory is not None and not record.memory.declared
+    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed) for sample in ordered)
     return StoredCase(record.case, meta, lines)
 
 
@@ -176,7 +211,7 @@ def _changed(measured: MemoryRecord | LatencyRecord) -> dict[str, Any]:
 
 
 def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | None, name: str) -> CaseRecord:
-    """Read a case back. fp16: the record that it was written against. Raises BaselineError."""
+    """Read a case back, every field checked. fp16: the record that it was written against. Raises BaselineError."""
     theirs: dict[int, SampleRecord] = {}
     if stored.base:
         if fp16 is None or base_digest(fp16) != stored.base:
@@ -188,8 +223,8 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
         theirs = {sample.index: sample for sample in fp16.samples}
     meta = stored.meta
     try:
-        samples = tuple(_read_sample(line, theirs if stored.base else None) for line in stored.lines)
-        return CaseRecord(
+        samples = tuple(read_sample(line, theirs if stored.base else None) for line in stored.lines)
+        record = CaseRecord(
             case=stored.case,
             method=method,
             model=model.fingerprint,
@@ -204,17 +239,21 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             not_measured=tuple((what, why) for what, why in meta.get("not_measured", ())),
             switches=tuple((name, value) for name, value in meta.get("switches", ())),
         )
+        check_case(record, whole=True)
+        return record
+    except BaselineError as error:
+        raise BaselineError(f"{name}: {error.message}", _move_away(name)) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise BaselineError(f"{name}: {stored.case} cannot be read: {error}", _move_away(name)) from error
+        raise BaselineError(f"{name}: {stored.case} cannot be read: {_words(error)}", _move_away(name)) from error
 
 
 def base_digest(fp16: CaseRecord) -> str:
     """Twelve hex digits over what other methods' files leave out: prompts, depths, subtasks and answers."""
     parts = [
-        [s.index, s.digest, [[t.answer, t.subtask, _places(t.depth)] for t in s.turns]]
+        [s.index, s.digest, [[t.answer, t.subtask, places(t.depth)] for t in s.turns]]
         for s in sorted(fp16.samples, key=lambda sample: sample.index)
     ]
-    return _digest(_json([fp16.case.key, fp16.query_aware, parts]))[:12]
+    return sha256(_json([fp16.case.key, fp16.query_aware, parts]))[:12]
 
 
 def _shares_prompts(record: CaseRecord, fp16: CaseRecord) -> bool:
@@ -224,60 +263,9 @@ def _shares_prompts(record: CaseRecord, fp16: CaseRecord) -> bool:
     return all(
         (other := theirs.get(s.index)) is not None
         and other.digest == s.digest
-        and [(t.subtask, _places(t.depth)) for t in s.turns] == [(t.subtask, _places(t.depth)) for t in other.turns]
+        and [(t.subtask, places(t.depth)) for t in s.turns] == [(t.subtask, places(t.depth)) for t in other.turns]
         for s in record.samples
     )
-
-
-def _write_sample(sample: SampleRecord, fp16: SampleRecord | None) -> str:
-    turns = sample.turns
-    columns = [str(sample.index)] if fp16 is not None else [str(sample.index), sample.digest]
-    columns.append(_write_scores([turn.score for turn in turns]))
-    for values in ([t.nll for t in turns], [t.agree for t in turns], [t.kl for t in turns]):
-        columns.append(_write_thousandths(values))
-    if fp16 is None:
-        extra: dict[str, Any] = {"answers": [turn.answer for turn in turns]}
-        if any(turn.depth is not None for turn in turns):
-            extra["depth"] = [_places(turn.depth) for turn in turns]
-        if any(turn.subtask for turn in turns):
-            extra["subtask"] = [turn.subtask for turn in turns]
-    else:
-        pairs = enumerate(zip(turns, fp16.turns, strict=True))
-        extra = {str(at): _change(a.answer, b.answer) for at, (a, b) in pairs if a.answer != b.answer}
-    return " ".join(columns + ([_compact(extra)] if extra else []))
-
-
-def _read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord:
-    width = 6 if fp16 is None else 5
-    columns = line.split(" ", width)
-    index = int(columns[0])
-    scores = _read_scores(columns[width - 4])
-    extra: dict[str, Any] = json.loads(columns[width]) if len(columns) > width else {}
-    drift = [_read_thousandths(column, len(scores)) for column in columns[width - 3 : width]]
-    if fp16 is None:
-        digest, answers = columns[1], extra["answers"]
-        depths = extra.get("depth", [None] * len(scores))
-        subtasks = extra.get("subtask", [""] * len(scores))
-    else:
-        theirs = fp16[index]
-        digest = theirs.digest
-        depths, subtasks = [turn.depth for turn in theirs.turns], [turn.subtask for turn in theirs.turns]
-        answers = [_restore(extra.get(str(at)), turn.answer) for at, turn in enumerate(theirs.turns)]
-    rows: Iterator[Any] = zip(scores, answers, subtasks, depths, *drift, strict=True)
-    return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows))
-
-
-def _change(answer: str, fp16: str) -> Any:
-    shared = next(
-        (at for at, (a, b) in enumerate(zip(answer, fp16, strict=False)) if a != b), min(len(answer), len(fp16))
-    )
-    return [shared, answer[shared:]] if shared else answer
-
-
-def _restore(change: Any, fp16: str) -> str:
-    if change is None or isinstance(change, str):
-        return fp16 if change is None else change
-    return fp16[: change[0]] + str(change[1])
 
 
 def difference(old: StoredCase | None, new: StoredCase) -> list[str]:
@@ -302,40 +290,6 @@ def difference(old: StoredCase | None, new: StoredCase) -> list[str]:
         if was != now:
             lines.append(f"{head} context {was}  ->  {now.removeprefix(index + ' ')}")
     return lines
-
-
-def _write_scores(scores: Sequence[float]) -> str:
-    if all(score in (0, 1) for score in scores):
-        return "".join(str(int(score)) for score in scores)
-    return ",".join(f"{score:.{SCORE_DIGITS}f}" for score in scores)
-
-
-def _read_scores(text: str) -> list[float]:
-    return [float(word) for word in (text.split(",") if "." in text else text)]
-
-
-def _write_thousandths(values: Sequence[float | None]) -> str:
-    if all(value is None for value in values):
-        return "-"
-    return ",".join("" if value is None else str(round(1000 * value)) for value in values)
-
-
-def _read_thousandths(text: str, count: int) -> list[float | None]:
-    if text == "-":
-        return [None] * count
-    return [int(word) / 1000 if word else None for word in text.split(",")]
-
-
-def _places(depth: float | None) -> float | None:
-    return None if depth is None else round(depth, SCORE_DIGITS)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _json(value: Any) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from kvcheck import cli_baselines, cli_checks, cli_speed, env, threads
 from kvcheck.cli_baselines import own_store
-from kvcheck.cli_checks import ERROR, OK, REGRESSION, own_words, show
+from kvcheck.cli_checks import ERROR, OK, REGRESSION, complain, own_words, show
 from kvcheck.errors import KvcheckError
+from kvcheck.registry import importable
 
 if TYPE_CHECKING:
     from kvcheck.record import CaseRecord, Run
@@ -63,13 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = given.run
+    importable(Path.cwd())
     threads.wait_passively()
     try:
         if given.command in HEAVY:
             env.expect_versions()
         return run(given)
     except KvcheckError as error:
-        print(f"kvcheck: {own_words(str(error), getattr(given, 'own', ()))}", file=sys.stderr)
+        complain(own_words(str(error), getattr(given, "own", ())))
         return ERROR
     except BrokenPipeError:  # kvcheck methods | head
         sys.stderr.close()
@@ -82,7 +84,7 @@ def _methods(given: argparse.Namespace) -> int:
     if given.pages:
         from kvcheck.report import pages
 
-        print(f"{len(pages.write(given.pages))} pages written to {given.pages}")
+        show([f"{len(pages.write(given.pages))} pages written to {given.pages}"])
     else:
         show(catalogue.methods())
     return OK
@@ -129,7 +131,7 @@ def _compare(given: argparse.Namespace) -> int:
     show(comparison.lines(before, after, rows))
     found = regressions(rows)
     if given.fail_on_regression and (found or not rows):
-        print(f"kvcheck: {len(found)} rows are worse, missing or not comparable", file=sys.stderr)
+        complain(f"{len(found)} rows are worse, missing or not comparable")
         return REGRESSION
     return OK
 
@@ -188,7 +190,7 @@ def _torch() -> bool:
 
         from kvcheck.models import share_threads
     except ImportError as error:
-        print(f"  {error}; pip install torch transformers")
+        show([f"  {error}; pip install torch transformers"])
         return False
     print(f"  torch {torch.__version__}, transformers {transformers.__version__}")
     share_threads()

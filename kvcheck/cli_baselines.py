@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcheck import cli_record
-from kvcheck.cli_checks import OK, REGRESSION, show
+from kvcheck.cli_checks import OK, REGRESSION, complain, show
 from kvcheck.errors import BaselineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvcheck.baseline import Store
-    from kvcheck.baseline_files import Entry, Reader
+    from kvcheck.baseline_reader import Entry, Reader
 
 PLACES = (
     "folders and URLs of your own by commas, first place first, above the shipped ones (default: .kvcheck/baselines)"
@@ -28,11 +27,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     actions = baselines.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text in (
         ("list", _list, "what is stored where"),
-        ("verify", _verify, "is every file whole, and does it find the fp16 record that it was written against?"),
+        ("verify", _verify, "is every file whole, and every answer one to its prompt, with the score that it earns?"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("--baselines", metavar="URI,…", help=PLACES)
         action.set_defaults(run=run)
+    action.add_argument(
+        "--model", action="append", default=[], metavar="PATH", help="where a model lies whose name does not say it"
+    )
+    action.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read, as --kv-data")
+    action.add_argument("--compat", action="store_true", help="as --kv-compat")
     cli_record.add(actions)
     _add_push(actions)
 
@@ -69,24 +73,47 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    """1 where a file cannot be used, or a place that was named holds none: nothing is whole that was not read."""
+    """1 where a file cannot be used or an answer is not what it says, or a place that was named holds nothing.
+
+    Nothing is whole that was not read and graded again.
+    """
     from kvcheck.baseline import open_place, places
+    from kvcheck.baseline_reader import problems
+    from kvcheck.rescoring import graded_again
+    from kvcheck.settings import Settings
+
+    settings, unknown = Settings(data=given.data, compat=given.compat), dict[str, list[str]]()
+    readings = list(graded_again(own_store(given.baselines).readings(), settings, unknown, given.model))
+    found = problems(readings)
+    roots = [open_place(place).root for place in places(given.baselines)] if given.baselines is not None else []
+    empty = [root for root in roots if not any(one.path.startswith(f"{root}/") for one in readings)]
+    found += [(root, "there are no baselines") for root in empty]
+    files, cases = len({one.path for one in readings}), sum(one.record is not None for one in readings)
+    missing = sum(len(paths) for paths in unknown.values())
+    if not found:
+        print(_whole(files, cases, missing))
+    show(f"not verified: {_counted(paths)}: {reason}" for reason, paths in sorted(unknown.items()))
+    return _tell(found)
+
+
+def _whole(files: int, cases: int, missing: int) -> str:
     from kvcheck.report.text import plural
 
-    store = own_store(given.baselines)
-    problems, entries = store.verify(), store.entries()
-    read = [path for path, _ in problems] + [entry.path for entry in entries]
-    roots = [open_place(place).root for place in places(given.baselines)] if given.baselines is not None else []
-    empty = [root for root in roots if not any(path.startswith(f"{root}/") for path in read)]
-    problems += [(root, "there are no baselines") for root in empty]
-    if not problems:
-        print(f"{plural(len(entries), 'file')}, all readable and whole")
-    return _tell(problems)
+    graded = f"{plural(cases - missing, 'case')} graded again on prompts generated anew"
+    if missing:
+        return f"{plural(files, 'file')}, all readable: {graded}, {missing} not verified"
+    return f"{plural(files, 'file')}, all readable and whole: {graded}"
+
+
+def _counted(paths: list[str]) -> str:
+    from kvcheck.report.text import plural
+
+    return f"{plural(len(paths), 'case')} in {', '.join(dict.fromkeys(paths))}"
 
 
 def _tell(problems: list[tuple[str, str]]) -> int:
     for path, reason in problems:
-        print(f"kvcheck: {path}: {reason}", file=sys.stderr)
+        complain(f"{path}: {reason}")
     return REGRESSION if problems else OK
 
 
@@ -104,20 +131,19 @@ def _push(given: argparse.Namespace) -> int:
     for merge in merges:
         words = [f"{merge.new} new"] + ([f"{merge.differ} {'differ' if refused else 'replaced'}"] * (merge.differ > 0))
         changes = merge.new + merge.differ > 0
-        print(
-            f"{merge.stored.method} on {merge.stored.model.name}: {', '.join(words) if changes else 'the same there'}"
-        )
+        what = ", ".join(words) if changes else "the same there"
+        show([f"{merge.stored.method} on {merge.stored.model.name}: {what}"])
         show(f"  {line}" for line in merge.lines)
     if refused:
         say = f"{plural(differ, 'case')} differ from what {target.root} holds: nothing was written"
-        print(f"kvcheck: {say}\n  look at the differences above, then add --replace", file=sys.stderr)
+        complain(f"{say}\n  look at the differences above, then add --replace")
         return REGRESSION
     changed = [merge for merge in merges if merge.new + merge.differ]
     if given.dry_run or not changed:
-        print("nothing was written: --dry-run" if given.dry_run else f"{target.root} is up to date")
+        show(["nothing was written: --dry-run" if given.dry_run else f"{target.root} is up to date"])
         return OK
     show(baseline_push.write(target, changed))
-    print(f"{plural(len(changed), 'file')} written to {target.root}, read back and whole")
+    show([f"{plural(len(changed), 'file')} written to {target.root}, read back and whole"])
     return OK
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.record import MODES
 from kvcheck.settings import CHAT, HISTORY, Settings
 
@@ -77,9 +79,14 @@ def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines."""
+    """Print lines, what methods, models and files say in them made harmless."""
     for line in lines:
-        print(line)
+        print(plain(line), flush=True)
+
+
+def complain(text: object) -> None:
+    """Say what is wrong, the same way."""
+    print(plain(f"kvcheck: {text}"), file=sys.stderr)
 
 
 def own_words(text: str, options: Iterable[str]) -> str:
@@ -124,7 +131,7 @@ def _shown(given: argparse.Namespace) -> int:
     sample = task.generate(case.seed, given.index, case.length, encoder)
     asking = prompter(task, case, sample, encoder, None, settings)
     for what, text in conversation(sample, asking):
-        print(f"--- {what}\n{text}", flush=True)
+        show([f"--- {what}", text])
     prompter(task, case, sample, encoder, limit, settings).context(sample)
     return OK
 
@@ -150,13 +157,16 @@ def _power(given: argparse.Namespace) -> int:
 
 def _zoo(given: argparse.Namespace) -> int:
     """0: every bug caught and no correct method accused, 1: not so."""
-    import pytest
-
     arguments = ["--pyargs", "kvcheck.suites.test_zoo", "-q", f"-n{given.workers}", f"--kv-zoo={','.join(given.names)}"]
     arguments += [f"--kv-method={method}" for method in given.method]
     options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
     arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
-    return OK if pytest.main([*arguments, "-p", "no:cacheprovider"]) == pytest.ExitCode.OK else REGRESSION
+    return REGRESSION if run_pytest([*arguments, "-p", "no:cacheprovider"]) else OK
+
+
+def run_pytest(arguments: Sequence[str]) -> int:
+    """What pytest exits with, in a process of its own: a method that ends it does not end this one with status 0."""
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
 
 
 def _alarms(given: argparse.Namespace) -> int:
@@ -185,6 +195,6 @@ def _alarms(given: argparse.Namespace) -> int:
 def progress(text: str, whole: bool = False) -> None:
     """One line that is overwritten; where nobody looks, one line for each part that is whole."""
     if sys.stderr.isatty():
-        print(f"\033[2K{text}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
+        print(f"\033[2K{plain(text)}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
     elif whole:
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcheck.cli_checks import run_pytest, show
 from kvcheck.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -52,12 +53,10 @@ def _flag(flag: str) -> str:
 def _record(given: argparse.Namespace) -> int:
     """What pytest exits with."""
     words = [*command(given), *given.pytest]
-    print(f"pytest {shlex.join(words)}", flush=True)
+    show([f"pytest {shlex.join(words)}"])
     if given.dry_run:
         return 0
-    import pytest
-
-    return int(pytest.main(words))
+    return run_pytest(words)
 
 
 def command(given: argparse.Namespace) -> list[str]:

@@ -130,8 +130,7 @@ def _weighed(row: Row, record: CaseRecord, other: CaseRecord) -> Row:
     row = replace(row, ratio_before=ratios[0], ratio_after=ratios[1])
     if record.method != other.method or record.memory is None or other.memory is None:
         return row
-    same = {sample.index for sample in record.samples} == {sample.index for sample in other.samples}
-    change = memory_change(record.memory, other.memory, exact=same)
+    change = memory_change(record, other)
     if not change:
         return row
     reason = f"{record.memory.kv_bytes} KV bytes, before {other.memory.kv_bytes}"

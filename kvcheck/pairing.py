@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kvcheck.baseline_text import SCORE_DIGITS
+from kvcheck.baseline_lines import SCORE_DIGITS
 from kvcheck.errors import BaselineError, MethodFailed, MissingBaseline, NotComparable
 from kvcheck.record import CaseId, CaseRecord, SampleRecord
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvcheck import stats
 from kvcheck.errors import MethodFailed
 from kvcheck.pairing import Pairs, differences, identical, is_complete, is_right_or_wrong, pair, score
-from kvcheck.record import AS_RECORDED, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Verdict
+from kvcheck.record import (
+    AS_RECORDED,
+    CaseRecord,
+    LatencyRecord,
+    MemoryRecord,
+    SampleRecord,
+    TurnRecord,
+    Verdict,
+    Weight,
+)
 
 ANYTIME = 0.25
 """Share of alpha spent on looking after every block; the rest goes to the test at full n. A record that stopped early
@@ -183,8 +192,9 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
     """Are the KV bytes within the budget, and those of the method's own record? None when neither is there.
 
     Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
-    should have been kept is gone. A mean over other contexts than the record's is compared as a ratio within 0.5 %,
-    because questions differ in length; there only more bytes fail.
+    should have been kept is gone. Where they depend on the text, they are recorded context by context and compared on
+    the contexts that were measured. Else a mean over other contexts than the record's is compared as a ratio within
+    0.5 %, because questions differ in length; there only more bytes fail.
     """
     if limit is None and (own is None or own.memory is None):
         return None
@@ -195,16 +205,15 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
             f"{record.method} on {record.case}: KV bytes were not measured ({why})", "drop bytes= from --kv-budget"
         )
     n, ratio = len(record.samples), memory.ratio
-    then = own.memory if own is not None else None
+    then = _recorded(record, own) if own is not None else None
     bound = min(value for value in (limit, then.ratio if then is not None else None) if value is not None)
     outcome, reasons = "pass", []
     if limit is not None and ratio > limit + 1e-9:
         outcome = "fail"
         reasons.append(f"{ratio:.4f} of fp16's bytes, allowed {limit:g}")
     if own is not None and then is not None:
-        same = _indices(record) == _indices(own)
-        change = memory_change(memory, then, exact=same)
-        if change > 0 or (change and same):
+        change = memory_change(record, own)
+        if change > 0 or (change and _on_recorded_contexts(record, own)):
             outcome = "fail"
         if change:
             grew = "more" if change > 0 else "less: slots are missing, or it is meant to keep fewer now"
@@ -214,23 +223,53 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
     return Verdict("bytes", outcome, ratio, ratio, ratio, bound, n, reason="; ".join(reasons))
 
 
-def _indices(record: CaseRecord) -> set[int]:
-    return {sample.index for sample in record.samples}
+def _weights(record: CaseRecord, own: CaseRecord) -> list[tuple[Weight, Weight]]:
+    """(now, then) of every context of the record; [] where what one of them held is not known on both sides."""
+    theirs = {sample.index: sample.weight for sample in own.samples}
+    pairs = [(sample.weight, theirs.get(sample.index)) for sample in record.samples]
+    known = [(now, then) for now, then in pairs if now is not None and then is not None]
+    return known if len(known) == len(pairs) else []
 
 
-def memory_change(now: MemoryRecord, then: MemoryRecord, *, exact: bool) -> int:
-    """1 when more is held than was recorded, -1 when less, 0 when the same.
+def _on_recorded_contexts(record: CaseRecord, own: CaseRecord) -> bool:
+    """Whether the record's bytes can be compared with those of the same contexts, to the byte."""
+    indices = ({sample.index for sample in one.samples} for one in (record, own))
+    return len(set(map(frozenset, indices))) == 1 or bool(_weights(record, own))
 
-    exact: both were measured on the same contexts, so that one byte counts; else ratios are compared, within 0.5 %.
+
+def _recorded(record: CaseRecord, own: CaseRecord) -> MemoryRecord | None:
+    """What was recorded, of the record's contexts alone where that is known."""
+    weights = [then for _, then in _weights(record, own)]
+    if own.memory is None or record.memory is None or not weights:
+        return own.memory
+    caches = sum(one.caches for one in weights)
+    kv, slots = (sum(sizes) / caches for sizes in zip(*((one.kv, one.kept) for one in weights), strict=True))
+    return replace(own.memory, kv_bytes=round(kv), kept=round(slots, 2), dense_bytes=record.memory.dense_bytes)
+
+
+def memory_change(record: CaseRecord, other: CaseRecord) -> int:
+    """1 when more is held than by the other record of the method, -1 when less, 0 when the same. Both have bytes.
+
+    On the same contexts one byte counts, in every context where they are known one by one. Else ratios are compared,
+    within 0.5 %.
     """
-    if exact:
-        if now.kv_bytes != then.kv_bytes:
-            return 1 if now.kv_bytes > then.kv_bytes else -1
-        near = math.isclose(now.kept, then.kept, rel_tol=1e-6, abs_tol=1e-6)
-        return 0 if near else (1 if now.kept > then.kept else -1)
-    if math.isclose(now.ratio, then.ratio, rel_tol=0.005):
+    now, then = record.memory, other.memory
+    if now is None or then is None:
+        raise ValueError("bytes were not measured")
+    changes = [_sign(a.kv, b.kv) or _sign(a.kept, b.kept) for a, b in _weights(record, other)]
+    if any(changes):
+        return max(changes) or min(changes)
+    if changes:
         return 0
-    return 1 if now.ratio > then.ratio else -1
+    if _on_recorded_contexts(record, other):
+        return _sign(now.kv_bytes, then.kv_bytes) or _sign(now.kept, then.kept)
+    return 0 if math.isclose(now.ratio, then.ratio, rel_tol=0.005) else _sign(now.ratio, then.ratio)
+
+
+def _sign(now: float, then: float) -> int:
+    """1 for more, -1 for less, 0 for the same but for how slots are rounded when they are stored."""
+    near = now == then if isinstance(now, int) else math.isclose(now, then, rel_tol=1e-6, abs_tol=0.0051)
+    return 0 if near else (1 if now > then else -1)
 
 
 def judge_latency(latency: LatencyRecord, limit: float) -> Verdict:

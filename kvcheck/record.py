@@ -83,12 +83,32 @@ class TurnRecord:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """What one context held, as MemoryRecord counts it: sums over its caches, of which there are several where each
+    question has a prompt of its own. kept is a sum over them too. Of a baseline, kv, kept and caches only are known.
+    """
+
+    kv: int
+    kept: float
+    dense: int = 0
+    meta: int = 0
+    host: int = 0
+    seen: int = 0
+    caches: int = 1
+
+
+@dataclass(frozen=True)
 class SampleRecord:
-    """One context and its turns. digest identifies the context and all of its questions and references."""
+    """One context and its turns. digest identifies the context and all of its questions and references.
+
+    weight: what it held, None where that was not measured; a baseline has it for methods without a formula of their
+    bytes (MemoryRecord.declared).
+    """
 
     index: int
     digest: str
     turns: tuple[TurnRecord, ...]
+    weight: Weight | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,8 @@ class MemoryRecord:
     host_bytes: what the method holds in host memory instead of on the device, not in kv_bytes.
     peak_bytes: peak device memory, on top of the model, of one context from an empty cache and one decoded token, where
     the device can tell (CUDA), else None.
+    declared: the method has a formula of its bytes. Where it has none they depend on the text, and are compared context
+    by context.
     """
 
     kv_bytes: int
@@ -112,6 +134,7 @@ class MemoryRecord:
     touched: int
     peak_bytes: int | None = None
     host_bytes: int = 0
+    declared: bool = True
 
     @property
     def ratio(self) -> float:
@@ -236,7 +259,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes."""
+    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes.
+
+    sources: digests of the code that was run, by method, and of kvcheck itself.
+    """
 
     kvcheck: str
     git: str
@@ -247,6 +273,7 @@ class RunHeader:
     model_name: str
     settings: dict[str, str]
     schema: int = SCHEMA
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 HOLDS, FAILS, EXCUSED, UNSERVED = "holds", "fails", "does not apply", "not served"
@@ -271,13 +298,17 @@ class PropertyRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods."""
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
+
+    partial: cases that were begun and did not end, for --kv-resume.
+    """
 
     header: RunHeader
     cases: tuple[CaseRecord, ...]
     verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     properties: tuple[PropertyRecord, ...] = ()
+    partial: tuple[CaseRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.spec import raised
 
 T = TypeVar("T")
 SKIP = frozenset({"base", "attention"})
@@ -120,25 +123,32 @@ def picker(name_of: Callable[[T], str]) -> Callable[[Any, str], T]:
 def load_dotted(path: str) -> Any:
     """Import `package.module.Class`. Raises SpecError: no such module, no such attribute, or the import failed."""
     module, dot, attribute = path.rpartition(".")
-    if not dot or not module or not attribute:
+    if not dot or not all(part.isidentifier() for part in path.split(".")):
         raise SpecError(f"not an import path: {path!r}", "write package.module.Class")
     return load_attribute(module, attribute)
 
 
+def importable(folder: Path) -> None:
+    """Let modules of this folder be imported, behind all others: pytest and kvcheck leave out where they are typed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def load_attribute(module: str, attribute: str) -> Any:
-    """Import a module and return one attribute of it (dots allowed). Raises SpecError."""
+    """Import a module and return one attribute of it (dots allowed). Raises SpecError, whatever its code raises."""
     try:
         found: Any = importlib.import_module(module)
+    except (KvcheckError, KeyboardInterrupt):
+        raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            hint = "is it installed, or on PYTHONPATH? try: python -c 'import " + module.partition(".")[0] + "'"
+            hint = f"is it installed, or on PYTHONPATH? try: python -c 'import {error.name}'"
             raise SpecError(f"no module named {error.name!r} (from {module}.{attribute})", hint) from error
         raise SpecError(
             f"{module} needs {error.name!r}, which is not installed", f"pip install {error.name}"
         ) from error
-    except Exception as error:
-        hint = f"try: python -c 'import {module}'"
-        raise SpecError(f"importing {module} failed: {type(error).__name__}: {error}", hint) from error
+    except BaseException as error:  # sys.exit and pytest.skip too: what cannot be imported is not skipped
+        raise SpecError(f"importing {module} failed: {raised(error)}", f"try: python -c 'import {module}'") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [name for name in vars(found) if not name.startswith("_")]

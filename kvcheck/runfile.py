@@ -10,30 +10,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck.escape import json_text
 from kvcheck.files import write_atomically
-from kvcheck.record import SCHEMA, CaseId, CaseRecord, PropertyRecord, Run, Verdict, ZooRecord
+from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
 
 T = TypeVar("T")
 
 
 def dumps(value: Any) -> str:
     """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
-    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json_text(text)
+
+
+def loads(kind: type[T], text: str) -> T:
+    """Read `dumps(value)` of a dataclass back. Raises TypeError, KeyError, ValueError or SpecError."""
+    return typing.cast(T, _build(kind, json.loads(text, parse_constant=_refuse)))
 
 
 def case_from_json(text: str) -> CaseRecord:
     """Read `dumps(record)` back."""
-    return typing.cast(CaseRecord, _build(CaseRecord, json.loads(text)))
-
-
-def property_from_json(text: str) -> PropertyRecord:
-    """Read `dumps(record)` back."""
-    return typing.cast(PropertyRecord, _build(PropertyRecord, json.loads(text)))
+    return loads(CaseRecord, text)
 
 
 def zoo_from_json(text: str) -> ZooRecord:
     """Read `dumps(record)` back."""
-    return typing.cast(ZooRecord, _build(ZooRecord, json.loads(text)))
+    return loads(ZooRecord, text)
 
 
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
@@ -59,6 +61,9 @@ def run_to_json(run: Run) -> str:
     if run.properties:
         known = sorted(run.properties, key=lambda one: (one.method, one.name))
         parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
+    if run.partial:
+        begun = sorted(run.partial, key=lambda record: (record.case, record.method))
+        parts.append('  "partial": [\n' + ",\n".join(f"    {dumps(one)}" for one in begun) + "\n  ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -78,7 +83,7 @@ def run_from_json(text: str, name: str = "the run") -> Run:
     again = "write it again: pytest --kv-method=… --kv-json=run.json, or kvcheck speed --methods … --json run.json"
     try:
         data = json.loads(text, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BaselineError(f"{name} is not a whole run file: {error}", again) from error
     if not isinstance(data, dict) or not isinstance(data.get("header"), dict):
         raise BaselineError(f"{name} is not a kvcheck run file", again)
@@ -87,7 +92,7 @@ def run_from_json(text: str, name: str = "the run") -> Run:
         raise BaselineError(f"{name} has schema {schema}; this kvcheck reads schema {SCHEMA}", again)
     try:
         return typing.cast(Run, _build(Run, data))
-    except (KeyError, TypeError, ValueError, KvcheckError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError, KvcheckError) as error:
         raise BaselineError(f"{name} cannot be read: {error}", again) from error
 
 
@@ -96,7 +101,7 @@ def _refuse(word: str) -> Any:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(json.dumps(value, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:

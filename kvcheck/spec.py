@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
 
 Value = int | float | bool | str | None
 T = TypeVar("T")
@@ -148,13 +151,50 @@ def bind(spec: Spec, factory: Callable[..., T]) -> T:
     """Build a dataclass (or any class with named parameters) from a spec.
 
     Names and types are checked first: an int is taken where a float is wanted, a bool is never taken for a number.
-    Raises SpecError; one raised by `__post_init__` comes through as it is, a ValueError becomes one.
+    Raises SpecError; one raised by `__post_init__` comes through as it is, whatever else is raised becomes one.
     """
     given = arguments(spec, factory)
-    try:
+    with building(spec):
         return factory(**given)
+
+
+@contextmanager
+def building(spec: Spec) -> Iterator[None]:
+    """Run the code that builds what a spec names: whatever it raises becomes a SpecError that names the spec."""
+    try:
+        yield
+    except (KvcheckError, KeyboardInterrupt):
+        raise
     except ValueError as error:
         raise SpecError(f"{spec}: {error}") from error
+    except BaseException as error:  # sys.exit and pytest.skip of the user's code too: not to be built is no skip
+        raise SpecError(f"{spec} cannot be built: {raised(error)}", "mend its __init__ or __post_init__") from error
+
+
+def raised(error: BaseException) -> str:
+    """What was raised and where: "RuntimeError: no kernel (mine.py, line 7)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}".rstrip(": ") + where
+
+
+def canonical(spec: Spec, factory: Callable[..., Any]) -> Spec:
+    """The one form of what a spec says: parameters in the order of their declaration, none that says the default.
+
+    Parameters that the factory does not have stay behind the others, for `bind` to refuse.
+    """
+    declared, types = _parameters(factory), parameter_types(factory)
+
+    def meant(key: str, value: Any) -> Any:
+        return float(value) if _is_float(types[key], value) else value
+
+    def says(key: str, value: Value) -> bool:
+        usual = meant(key, declared[key].default)
+        return type(usual) is not type(value) or usual != value
+
+    given = dict(spec.params)
+    known = [(key, meant(key, given.pop(key))) for key in declared if key in given]
+    return replace(spec, params=(*((key, value) for key, value in known if says(key, value)), *given.items()))
 
 
 def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, object] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import MODEL, fp16, memory, record
@@ -44,7 +45,7 @@ def rich(method: str, change: str = "") -> CaseRecord:
         TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
     )
     whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))
-    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(3, "f" * 12, whole))
+    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(1, "f" * 12, whole))
     return CaseRecord(
         case=CaseId("qa_zh", 2, "multi_turn", 512, 1, 2),
         method=method,
@@ -251,11 +252,10 @@ class TestDamage:
             keep(FileStore(tmp_path / "file"), record([1.0]))
 
     def test_two_that_record_at_once_lose_nothing(self, store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("fcntl")
 
-        def slowly(path: str, text: str) -> None:
+        def slowly(path: str, text: str, *rest: Any) -> None:
             time.sleep(0.2)
-            write_atomically(path, text)
+            write_atomically(path, text, *rest)
 
         monkeypatch.setattr(baseline_files, "write_atomically", slowly)
         cases = [replace(record([1.0]).case, length=length) for length in (512, 1024)]

@@ -10,7 +10,7 @@ from building import MODEL, fp16, record
 
 from kvcheck import baseline_push
 from kvcheck.baseline import FileStore, ModelId, RemoteStore
-from kvcheck.baseline_files import Reader
+from kvcheck.baseline_reader import Reader
 from kvcheck.cli import main
 from kvcheck.errors import BaselineError
 from kvcheck.record import CaseRecord

@@ -13,12 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "spec", "registry", "paths", "env", "settings", "files", "hub"},
-    {"stats"},
-    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "published"}
-    | {"baseline", "baseline_files", "baseline_text", "baseline_remote", "baseline_push"},
+    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "sources"},
+    {"stats", "validate"},
+    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "journal", "published"}
+    | {
+        "baseline",
+        "baseline_files",
+        "baseline_lines",
+        "baseline_text",
+        "baseline_reader",
+        "baseline_remote",
+        "baseline_push",
+    },
     {"methods", "tasks", "models", "measure"},
-    {"report", "engine", "conformance", "zoo", "power"},
+    {"report", "engine", "conformance", "zoo", "power", "rescoring"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli", "cli_checks", "cli_baselines", "cli_record", "cli_speed"},
 )

@@ -36,7 +36,11 @@ class Engine(Protocol):
     def run_case(
         self, case: CaseId, method_spec: str, on_block: OnBlock | None = None, progress: Progress | None = None
     ) -> CaseRecord:
-        """Answer the questions of a case. Raises ContextTooLong, MethodFailed, MethodUnsupported, SpecError."""
+        """Answer the questions of a case. Raises ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
+
+        An engine that also takes `so_far`, what an interrupted run has of the case, goes on behind it; of one that does
+        not, such a case is measured anew.
+        """
         ...
 
     def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:

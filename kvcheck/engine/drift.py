@@ -18,24 +18,25 @@ from kvcheck.engine.prompts import Ask
 DIGITS = 6
 
 
-def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> None:
-    """Write nll, agree and kl into the question.
+def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> float:
+    """Write nll, agree and kl into the question -> the largest difference of a log-probability, of any token.
 
     dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T
     reference tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0, agree 1.
     """
     if not ask.reference:
-        return
+        return 0.0
     mine = dense if own is None else own
     target = torch.tensor(ask.reference, device=mine.device)
     ask.nll = _mean(-mine[: len(target)].gather(-1, target[:, None])[:, 0])
     if own is None:
         ask.agree, ask.kl = 1.0, 0.0
-        return
+        return 0.0
     ask.agree = _mean((dense.argmax(-1) == own.argmax(-1)).float())
     weight = dense.exp()
     terms = torch.where(weight > 0, weight * (dense - own), 0.0)
     ask.kl = max(_mean(terms.sum(-1)), 0.0)
+    return float((dense - own).abs().nan_to_num(0.0).max())
 
 
 def log_probs(logits: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 
 from kvcheck.errors import KvcheckError, MethodFailed
 
+NAN = re.compile(r"layer (\d+):.*NaN")
 TRACED = "the traceback above names the line"
 
 
@@ -52,4 +54,19 @@ class Guard:
         """Raise MethodFailed with the list where there are problems."""
         if problems:
             listed = "".join(f"\n  - {problem}" for problem in problems)
-            raise MethodFailed(f"{self.method} broke its own claims in {self.where}:{listed}")
+            layers = sorted({int(found[1]) for one in problems if (found := NAN.search(one))})
+            what = f"holds NaN in {_ranges(layers)}" if layers else "broke its own claims"
+            raise MethodFailed(f"{self.method} {what} in {self.where}:{listed}")
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Layers in ascending order as text.
+
+    >>> _ranges([0, 1, 2, 5])
+    'layers 0-2, 5'
+    """
+    runs = [[one, one] for one in layers[:1]]
+    for one in layers[1:]:
+        runs[-1:] = [[runs[-1][0], one]] if one == runs[-1][1] + 1 else [runs[-1], [one, one]]
+    listed = ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+    return f"layer{'s' * (len(layers) > 1)} {listed}"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
 from kvcheck.engine.guard import Guard
+from kvcheck.errors import KvcheckError
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
 from kvcheck.measure.peak import Peak
 from kvcheck.methods._states import Carried
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 from kvcheck.methods.host import Host
-from kvcheck.record import MemoryRecord
+from kvcheck.methods.rows import RowCache
+from kvcheck.record import CaseRecord, MemoryRecord, Weight
 
 
 @dataclass
 class Meter:
-    """Weighs and audits every freshly compressed cache."""
+    """Weighs and audits every freshly compressed cache. weights: what each context of the case held, by its index."""
 
     method: Method
     shape: ModelShape
@@ -29,49 +31,82 @@ class Meter:
     layers: int = 0
     touched: int = 0
     audited: bool = False
-    totals: dict[str, float] = field(default_factory=dict)
+    weights: dict[int, Weight] = field(default_factory=dict)
+    apart: list[float] = field(default_factory=list)
 
-    def watch(self, cache: Any, prompt: Sequence[Prefilled]) -> None:
+    def resume(self, record: CaseRecord, first: bool = True) -> None:
+        """Go on behind the contexts of a record of this case that broke off: what comes is as if it never had.
+
+        first: False in all processes of a team but one, which alone takes over what was held. Raises KvcheckError
+        where a context has no weight.
+        """
+        if record.memory is None or any(sample.weight is None for sample in record.samples):
+            raise KvcheckError(f"{record.case}: what its contexts held is not known", "measure the case anew")
+        found = {sample.index: sample.weight for sample in record.samples if sample.weight is not None}
+        nothing = dict.fromkeys(("kv", "dense", "meta", "host"), 0)
+        self.weights = {at: weight if first else replace(weight, **nothing) for at, weight in found.items()}
+        self.layers, self.touched = record.memory.layers, record.memory.touched
+        self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
+
+    def watch(self, cache: Any, prompt: Sequence[Prefilled], contexts: Sequence[int]) -> None:
         """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.
 
-        All rows are audited, one row where `audited` is set. Raises MethodFailed with what the audit finds.
+        contexts: the index of the context that each row holds. All rows are audited, one row where `audited` is set.
+        Raises MethodFailed with what the audit finds.
         """
-        rows, tokens = _extent(cache, prompt)
         with self.guard("being audited"):
             if self.audited:
-                last = [rows - 1]
+                last = [len(contexts) - 1]
                 proof = audit(cache.select(last), [layer.select(last) for layer in prompt], self.method)
             else:
                 proof = audit(cache, prompt, self.method)
         self.guard.fail(proof.problems)
-        weight = held(cache)
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
-        self._add(
-            rows=rows, kv=weight.kv, meta=weight.meta, host=weight.host, kept=kept(cache) * rows, seen=tokens * rows
-        )
-        self._add(dense=self.shape.dense_bytes(rows, tokens) + _beside(cache))
+        with self.guard("being weighed"):
+            for index, weight in zip(contexts, self._rows(cache, prompt), strict=True):
+                self.weights[index] = summed([self.weights[index], weight]) if index in self.weights else weight
 
-    def _add(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            self.totals[name] = self.totals.get(name, 0) + amount
+    def _rows(self, cache: Any, prompt: Sequence[Prefilled]) -> list[Weight]:
+        """What each row holds: where the bytes are declared all rows hold the same, else they are weighed one by one.
+
+        As each would alone: what rows share counts in each of them.
+        """
+        rows, tokens = _extent(cache, prompt)
+        weight, alike = held(cache), self._declared(tokens)
+        if alike and not any(size % rows for size in (weight.kv, weight.meta, weight.host, _beside(cache))):
+            return [self._weight(cache, tokens, rows)] * rows
+        return [self._weight(_row(cache, row), tokens, 1) for row in range(rows)]
+
+    def _weight(self, cache: Any, tokens: int, rows: int) -> Weight:
+        """The weight of one of the rows of a cache, which are alike."""
+        weight, dense = held(cache), self.shape.dense_bytes(rows, tokens) + _beside(cache)
+        kv, meta, host = (size // rows for size in (weight.kv, weight.meta, weight.host))
+        return Weight(kv, kept(cache), dense // rows, meta, host, tokens)
+
+    def _declared(self, tokens: int) -> bool:
+        return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
 
     def record(self) -> MemoryRecord | None:
         """Means per context; None before the first cache."""
-        rows = self.totals.get("rows", 0)
-        if not rows:
+        if not self.weights:
             return None
-        mean = {name: amount / rows for name, amount in self.totals.items()}
-        return MemoryRecord(
-            kv_bytes=round(mean["kv"]),
-            dense_bytes=round(mean["dense"]),
-            meta_bytes=round(mean["meta"]),
-            kept=round(mean["kept"], 2),
-            seen=round(mean["seen"]),
-            layers=self.layers,
-            touched=self.touched,
-            peak_bytes=self.peak,
-            host_bytes=round(mean["host"]),
+        whole = summed(list(self.weights.values()))
+        kv, dense, meta, host, seen = (
+            round(size / whole.caches) for size in (whole.kv, whole.dense, whole.meta, whole.host, whole.seen)
         )
+        slots = round(whole.kept / whole.caches, 2)
+        declared = self._declared(seen)
+        return MemoryRecord(kv, dense, meta, slots, seen, self.layers, self.touched, self.peak, host, declared)
+
+
+def summed(weights: Sequence[Weight]) -> Weight:
+    """Several weights as one."""
+    return Weight(*(sum(getattr(one, each.name) for one in weights) for each in fields(Weight)))
+
+
+def _row(cache: Any, row: int) -> Any:
+    """One row of a cache, by itself."""
+    return RowCache([cache.rows[row]]) if isinstance(cache, RowCache) else cache.select([row])
 
 
 def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
@@ -100,6 +135,7 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
         touched=sum(counts),
         peak_bytes=peak.bytes,
         host_bytes=weight.host,
+        declared=host.method.kv_bytes(host.shape, 1, length, 0) is not None,
     )
 
 
@@ -146,3 +182,12 @@ def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
         touched=max(part.touched for part in parts),
         peak_bytes=sum(peaks) if len(peaks) == len(parts) else None,
     )
+
+
+def joined_weights(parts: Sequence[dict[int, Weight]]) -> dict[int, Weight]:
+    """The same for what each context held, by its index."""
+    found = {}
+    for index, first in parts[0].items():
+        whole = summed([part[index] for part in parts])
+        found[index] = replace(whole, kept=whole.kept / len(parts), seen=first.seen, caches=first.caches)
+    return found

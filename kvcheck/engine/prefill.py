@@ -7,15 +7,17 @@ a causal model with a full cache does not see.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 from kvcheck.engine import drift
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.prompts import Ask
+from kvcheck.measure.checksum import checksums
 from kvcheck.methods.base import ModelShape, Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.fp16 import Fp16
@@ -43,8 +45,32 @@ class Asked(Fp16):
         return AskedLayer(shape, index, self)
 
 
-@dataclass(frozen=True)
-class Dense:
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Tensors that several methods are given. sums: of their bits, as they were made."""
+
+    sums: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.sums.extend(checksums(self.tensors()))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them, always in the same order."""
+        raise NotImplementedError
+
+    @property
+    def sound(self) -> bool:
+        """Whether none of them was written to since."""
+        return self.sums == checksums(self.tensors())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Shared):
     """The full prefill of B contexts of equal length.
 
     key: names it in the memo. layers: per layer keys, values (B, G, n, d), queries (B, H, n, d) or None.
@@ -60,16 +86,24 @@ class Dense:
         """Copies of these rows, repeats allowed: what a method gets may be written to."""
         return [layer.select(rows) for layer in self.layers]
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Those of the contexts; each tail looks after its own."""
+        for layer in self.layers:
+            yield from (part for part in (layer.keys, layer.values, layer.queries) if part is not None)
+
+    @property
+    def sound(self) -> bool:
+        """Also of the tails."""
+        return super().sound and all(tail.sound for tail in self.tails.values())
+
     @property
     def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
-        parts = [part for layer in self.layers for part in (layer.keys, layer.values, layer.queries)]
-        own = sum(part.nbytes for part in parts if part is not None)
-        return own + sum(tail.nbytes for tail in self.tails.values())
+        """With the tails."""
+        return super().nbytes + sum(tail.nbytes for tail in self.tails.values())
 
 
-@dataclass(frozen=True)
-class Tail:
+@dataclass(frozen=True, eq=False)
+class Tail(Shared):
     """What the full cache says of one question behind its context.
 
     layers: per layer keys, values (G, T, d) and queries (H, T, d) of the question's T tokens; None where not asked for.
@@ -81,27 +115,39 @@ class Tail:
     logits: torch.Tensor
     log_probs: torch.Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
-        parts = [part for layer in self.layers or () for part in layer if part is not None]
-        return sum(part.nbytes for part in (*parts, self.logits, self.log_probs))
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        yield from (part for layer in self.layers or () for part in layer if part is not None)
+        yield from (self.logits, self.log_probs)
 
 
 class Prefiller:
-    """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start."""
+    """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
+
+    used: the prefills that were handed out since somebody emptied it, as long as they are kept.
+    """
 
     def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
         self.host = Host(Asked(), loaded)
         self.memo = memo
         self.queries = queries
         self.forwards = 0
+        self.used: WeakSet[Dense] = WeakSet()
+
+    def known(self, key: Hashable) -> Any | None:
+        """The prefill from the memo; None where it is not there, or was written to and is dropped."""
+        found = self.memo.get(key)
+        if found is not None and not found.sound:
+            self.memo.drop(key)
+            return None
+        return found
 
     def context(self, key: Hashable, ids: torch.Tensor, queries: bool) -> Dense:
         """The full cache of contexts (B, n), from the memo where it is there. queries: a method reads them."""
         self.queries = self.queries or queries
-        found = self.memo.get(key)
+        found = self.known(key)
         if found is not None and (not queries or found.layers[0].queries is not None):
+            self.used.add(found)
             return found
         cache = Fp16().build(self.host.shape)
         with cache.recording() as layers:
@@ -111,6 +157,7 @@ class Prefiller:
             layers = [Prefilled(layer.keys, layer.values, None, layer.scaling) for layer in layers]
         dense = Dense(key, layers, ids.shape[1])
         self.memo.put(key, dense, dense.nbytes)
+        self.used.add(dense)
         return dense
 
     def tails(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:

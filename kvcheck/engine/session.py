@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,8 +13,9 @@ from kvcheck.engine import bench, kernel
 from kvcheck.engine.base import OnBlock, Progress, Timer
 from kvcheck.engine.bench import CPU_BYTES
 from kvcheck.engine.guard import Guard
+from kvcheck.engine.isolation import Isolation, isolated
 from kvcheck.engine.memo import Memo
-from kvcheck.engine.meter import Meter, joined, peak_bytes, weigh
+from kvcheck.engine.meter import Meter, joined, joined_weights, peak_bytes, weigh
 from kvcheck.engine.prefill import Prefiller
 from kvcheck.engine.prompts import Ask, Prompter, prompter
 from kvcheck.engine.states import StatePrefiller
@@ -28,7 +29,7 @@ from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Weight
 from kvcheck.settings import BATCH, ROUNDS, Settings
 from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
@@ -73,6 +74,7 @@ class Session:
     shape: ModelShape
     prefiller: Prefiller
     memo: Memo
+    isolation: Isolation
     carrying: StatePrefiller | None = None
     samples: dict[Hashable, Sample] = field(default_factory=dict)
     proved: set[Hashable] = field(default_factory=set)
@@ -86,15 +88,17 @@ class Session:
         how = Loading(settings.rope, bool(settings.trust_remote_code), layout(settings.device), team())
         loaded = load(settings.model, device, pick_dtype(settings.dtype, device), how)
         kernel.use(settings.attention, loaded)
-        return cls.of(loaded, settings)
+        session = cls.of(loaded, settings)
+        session.isolation.reopen = lambda: cls.open(settings)
+        return session
 
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
         """A session with a model that is loaded already."""
-        memo = Memo(_room(loaded.device))
+        memo, isolation = Memo(_room(loaded.device)), Isolation(loaded)  # before any method's module is imported
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
         carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
-        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, queries=wants), memo, carrying)
+        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants), memo, isolation, carrying)
 
     @property
     def model_name(self) -> str:
@@ -108,14 +112,20 @@ class Session:
 
     # -- cases ---------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @isolated
     def run_case(
-        self, case: CaseId, method_spec: str, on_block: OnBlock | None = None, progress: Progress | None = None
+        self,
+        case: CaseId,
+        method_spec: str,
+        on_block: OnBlock | None = None,
+        progress: Progress | None = None,
+        so_far: CaseRecord | None = None,
     ) -> CaseRecord:
         """Answer the questions of a case, block by block.
 
-        After every block of contexts `on_block` gets the record so far, and ends the case by returning True. Raises
-        ContextTooLong, MethodFailed, MethodUnsupported, SpecError.
+        After every block of contexts `on_block` gets the record so far, and ends the case by returning True. so_far:
+        what an interrupted run has of the case; its contexts are not measured again. Raises ContextTooLong,
+        MethodFailed, MethodUnsupported, SpecError.
         """
         synthetic.refuse(self.model_name, case.task)
         task = find_task(case, self.settings)
@@ -126,9 +136,12 @@ class Session:
         asking = self._prompter(task, case)
         if not task.info.exact:
             self._sample(task, case, case.n - 1)  # a row too many is said before any is run
-        done: list[SampleRecord] = []
-        record = None
-        for indices in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
+        record, done = so_far, list(so_far.samples) if so_far is not None else []
+        if so_far is not None:
+            meter.resume(so_far)
+            if self._ends(on_block is not None and on_block(so_far)):
+                return so_far
+        for indices in self._left(case, task, {sample.index for sample in done}):
             samples = [self._sample(task, case, index) for index in indices]
             block = self._block(samples, asking, host, guard, meter)
             for sample, asks in zip(samples, block.run(), strict=True):
@@ -139,7 +152,7 @@ class Session:
             if record is None:
                 with guard("measuring peak memory"):
                     meter.peak = peak_bytes(host, block.ids[:1])
-            record = self._record(task, asking, done, meter, indices[-1] + 1 == case.n)
+            record = self._record(task, asking, done, meter, len(done) == case.n)
             if progress is not None:
                 progress(len(done), case.n)
             if self._ends(on_block is not None and on_block(record)):
@@ -147,6 +160,13 @@ class Session:
         if record is None:
             raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
         return record
+
+    def _left(self, case: CaseId, task: Task, done: set[int]) -> Iterator[list[int]]:
+        """The contexts that are still to be measured, block by block."""
+        for block in _blocks(case, self.shape, self.loaded.device) if task.info.exact else _singly(case):
+            left = [index for index in block if index not in done]
+            if left:
+                yield left
 
     def _ends(self, clear: bool) -> bool:
         """Whether the case may end: of several processes, the first one decides."""
@@ -157,6 +177,11 @@ class Session:
         """What all processes hold of the model's caches."""
         together = self.loaded.team
         return memory if together is None else joined(together.gather(memory))
+
+    def _weights(self, meter: Meter) -> dict[int, Weight]:
+        """What all processes hold of each context."""
+        together = self.loaded.team
+        return meter.weights if together is None else joined_weights(together.gather(meter.weights))
 
     def _prompter(self, task: Task, case: CaseId) -> Prompter:
         """What makes token ids of the task's samples. Raises SpecError where a chat template is wanted and missing."""
@@ -179,7 +204,7 @@ class Session:
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
-        info, held, case = task.info, meter.record(), prompter.case
+        info, held, case, weights = task.info, meter.record(), prompter.case, self._weights(meter)
         memory = None if held is None else self._whole(held)
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return CaseRecord(
@@ -190,7 +215,7 @@ class Session:
             query_aware=self._aware(case.mode),
             binary=info.binary,
             chance=info.chance,
-            samples=tuple(done),
+            samples=tuple(replace(sample, weight=weights.get(sample.index)) for sample in done),
             memory=memory,
             stopped="all samples" if complete else CLEAR,
             not_measured=((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(meter.method, Foreign) else ()),
@@ -213,6 +238,7 @@ class Session:
             samples=samples,
             aware=self._aware(case.mode) and host.method.info.stage != "prompt",  # it shortens contexts only
             most=_rows(case, self.shape, self.loaded.device),
+            apart=meter.apart,
         )
 
     def _ids(self, sample: Sample, prompter: Prompter, host: Host) -> list[int]:
@@ -251,7 +277,7 @@ class Session:
 
     # -- latency -------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @isolated
     def measure_latency(
         self,
         method_spec: str,
@@ -278,7 +304,7 @@ class Session:
             timed = latency.interleave(length, mine, beside("being timed")(fp16), timer, rounds)
         return bench.described(timed, rows, found)
 
-    @torch.inference_mode()
+    @isolated
     def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
         """What a context of this length takes with the method: bytes held, and the peak where the device can tell."""
         bench.fits(self.loaded, length)

@@ -6,7 +6,7 @@ a method prefills by itself.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from kvcheck.engine.memo import Memo
 from kvcheck.engine.prefill import Dense, Prefiller
 from kvcheck.errors import KvcheckError
-from kvcheck.measure.memory import held
+from kvcheck.measure.memory import tensors
 from kvcheck.methods.base import Prefilled
 from kvcheck.methods.cache import KVLayer
 from kvcheck.methods.fp16 import Fp16
@@ -22,16 +22,16 @@ from kvcheck.methods.rows import RowCache
 from kvcheck.models import LoadedModel
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Carrying(Dense):
     """cache: what every row carries behind its context. layers: copies of its full attention, where there is some."""
 
     cache: RowCache
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
-        return super().nbytes + held(self.cache).kv
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What is carried, and the copies."""
+        yield from super().tensors()
+        yield from tensors(self.cache)
 
 
 class StatePrefiller(Prefiller):
@@ -44,7 +44,7 @@ class StatePrefiller(Prefiller):
     def context(self, key: Hashable, ids: torch.Tensor, queries: bool) -> Dense:
         """The full cache of contexts (B, n), from the memo where it is there."""
         key = ("carried", key)  # beside the full KV cache of the same contexts, which windows may have too
-        found = self.memo.get(key)
+        found = self.known(key)
         if found is None:
             cache, _ = self.host.prefill(ids)
             self.forwards += len(ids)
@@ -52,6 +52,7 @@ class StatePrefiller(Prefiller):
             layers = [_stacked([layer for layer, _ in each]) for each in zip(*rows, strict=True)]
             found = Carrying(key, layers, ids.shape[1], cache=cache)
             self.memo.put(key, found, found.nbytes)
+        self.used.add(found)
         return found
 
     def started(self, dense: Dense, rows: Sequence[int]) -> RowCache:

@@ -13,7 +13,7 @@ Rows are fed together where their lengths agree, so nothing is padded and batchi
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +28,8 @@ from kvcheck.methods.base import Prefilled
 from kvcheck.methods.host import Host
 from kvcheck.tasks.base import Sample
 
-Watch = Callable[[Any, Sequence[Prefilled]], None]
-"""Called with a freshly compressed cache and the dense prompt that it was made from."""
+Watch = Callable[[Any, Sequence[Prefilled], Sequence[int]], None]
+"""Called with a freshly compressed cache, the dense prompt that it was made from, and the context of each row."""
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Block:
     """Some contexts of equal length on their way through one method.
 
     ids: (B, n) contexts. most: rows that are fed together at most. watch: looks at every freshly compressed cache.
+    apart: for every reference answer, how far a log-probability is from the full cache's.
     """
 
     prefiller: Prefiller
@@ -49,6 +50,7 @@ class Block:
     samples: list[Sample]
     aware: bool
     most: int
+    apart: list[float] = field(default_factory=list)
 
     @cached_property
     def dense(self) -> Dense:
@@ -110,7 +112,7 @@ class Block:
         if self.aware:
             open_part = self._open_aware if shares else self._open_alone
         else:
-            compressed = self._compressed(self._all(), self.dense.layers) if shares else self._alone()
+            compressed = self._compressed(self._all(), self.dense.layers, self._contexts()) if shares else self._alone()
 
             def open_part(asks: list[Ask]) -> Group:
                 return self._forked(compressed, asks)
@@ -122,7 +124,7 @@ class Block:
         """Context and question as one dense prompt, then compressed; its logits give the first token of the answer."""
         tails = self.prefiller.tails(self.dense, asks, kv=True)
         prompt = self.prefiller.joined(self.dense, asks, tails)
-        cache = self._compressed([_copy(layer) for layer in prompt], prompt)
+        cache = self._compressed([_copy(layer) for layer in prompt], prompt, self._contexts(asks))
         return Group(cache, asks, torch.stack([tail.logits for tail in tails]))
 
     def _open_alone(self, asks: list[Ask]) -> Group:
@@ -131,13 +133,13 @@ class Block:
         questions = torch.tensor([ask.ids for ask in asks], device=contexts.device)
         cache, logits = self._prefilled(torch.cat([contexts, questions], dim=1))
         tails = self.prefiller.tails(self.dense, asks, kv=True)
-        self.watch(cache, self.prefiller.joined(self.dense, asks, tails))
+        self.watch(cache, self.prefiller.joined(self.dense, asks, tails), self._contexts(asks))
         return Group(cache, asks, logits)
 
     def _alone(self) -> Any:
         """The same for the contexts by themselves, once for all of their questions."""
         cache, _ = self._prefilled(self.ids)
-        self.watch(cache, self.dense.layers)
+        self.watch(cache, self.dense.layers, self._contexts())
         return cache
 
     def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -156,12 +158,17 @@ class Block:
         with self.guard("reading a question"):
             return self._fed(compressed.select([ask.row for ask in asks]), asks)
 
-    def _compressed(self, prompt: list[Prefilled], pristine: list[Prefilled]) -> Any:
+    def _contexts(self, asks: Sequence[Ask] | None = None) -> list[int]:
+        """The index of the context of each question, by default of every context."""
+        rows = range(len(self.samples)) if asks is None else [ask.row for ask in asks]
+        return [self.samples[row].index for row in rows]
+
+    def _compressed(self, prompt: list[Prefilled], pristine: list[Prefilled], contexts: list[int]) -> Any:
         """The method's cache of a dense prompt, which it may write to, compared with a pristine copy of that."""
         with self.guard("compressing"):
             cache = self.host.build()
             cache.absorb(prompt)
-        self.watch(cache, pristine)
+        self.watch(cache, pristine, contexts)
         return cache
 
     def _fed(self, cache: Any, asks: list[Ask]) -> Group:
@@ -192,7 +199,7 @@ class Block:
         for part in _alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
             own = self._forced(group, [rows[at] for at in part])
             for at, log_probs in zip(part, own, strict=True):
-                drift.fill(asks[at], dense[at], log_probs)
+                self.apart.append(drift.fill(asks[at], dense[at], log_probs))
 
     def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
         """The method's log-probabilities (A + 1, V) before each reference token and behind the last.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from kvcheck.measure.memory import held, tensors
+from kvcheck.methods import _values
 from kvcheck.methods._ragged import RaggedLayer
 from kvcheck.methods._states import Carried
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
@@ -233,7 +234,7 @@ def _faithful(
     verbatim = info.verbatim and info.shares_prefill
     inside = (positions < prompt) & there
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
-    read = layer.read(slice(None), layer.dtype if verbatim else torch.float32)
+    read = _values.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
     for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
         mine = found.to(theirs.device)
         true = theirs.gather(2, at).to(mine.dtype)

@@ -2,27 +2,70 @@
 
 A view counts with all of the storage that it keeps alive: evicting by slicing frees nothing, and is seen to.
 The only discount is the unused part of append Rooms. Works on any object: kvcheck's caches, transformers' caches,
-a user's class. What a cache hides in a module, a closure or a global is out of reach; what a model itself keeps in its
-modules, StateHost takes out of them after every forward.
+a user's class. It does not matter what holds the bytes: tensors and numpy arrays; bytes, buffers, maps and long texts;
+files that were written since the process began; numbers in containers, where they are many; whatever of it closures,
+partials, generators, bound methods, keys of mappings, modules and classes made on the way hold. Weights of the model
+under test are no part of a cache. The globals of a module are out of reach. What a model itself keeps in its modules,
+StateHost takes out of them after every forward.
 """
 
 from __future__ import annotations
 
+import array
+import ctypes
 import dataclasses
+import gc
+import io
+import mmap
+import os
+import stat
+import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
+from contextlib import suppress
+from pathlib import Path
+from types import (
+    AsyncGeneratorType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    ModuleType,
+    TracebackType,
+)
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcheck.methods._room import Room
+from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.host import MODELS
 from kvcheck.methods.rows import Row
 
-_CLOSED = (str, bytes, int, float, complex, type, ModuleType, FunctionType, MethodType, torch.nn.Module, torch.dtype)
+NUMBERS, SHARE = 4096, 0.25
+"""Plain numbers that a cache may have as counters and tables of places. More of them are contents, 8 bytes each, where
+they would take more than this share of what else is held."""
+LONG = 1024
+"""Bytes from which on a text or an integer is no name or number any more."""
+SHARED = "shared"
+"""The role of what a method itself holds: hyper-parameters, which all of its caches have in common."""
+_START = time.time()
+_CLOSED = (
+    *(bool, float, complex, torch.dtype, torch.device, BaseException, CodeType, FrameType, TracebackType),
+    *(PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerBase),
+)
 _CONTAINERS = (list, tuple, set, frozenset, deque)
+_PAUSED = (GeneratorType, CoroutineType, AsyncGeneratorType)
+_BUFFERS = (bytes, bytearray, array.array, mmap.mmap, ctypes.Array, ctypes.Structure, ctypes.Union)
+_BUILT_IN = ("builtins", "functools", "itertools", "types", "collections")
+_KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
+"""Packages whose functions hold nothing of a cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +81,32 @@ class Held:
     host: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Memory that was found: what names it, its bytes, how many of them are unused room, the tensor where it is one."""
+
+    key: tuple[str, int]
+    size: int
+    role: str
+    spare: int = 0
+    tensor: torch.Tensor | None = None
+
+
 def held(cache: Any) -> Held:
     """Count what `cache` holds."""
     sizes: dict[tuple[str, int], int] = {}
     spare: dict[tuple[str, int], int] = {}
     roles: dict[tuple[str, int], set[str]] = {}  # storage -> what those who reach it declare it to be
-    for tensor, room, role in _tensors(cache):
-        storage = tensor.untyped_storage()
-        key = (str(tensor.device), storage.data_ptr())
-        if not storage.nbytes():
-            continue
-        sizes[key] = storage.nbytes()
-        unused = 0 if room is None else room.unused_bytes
-        spare[key] = min(spare.get(key, unused), unused)
-        roles.setdefault(key, set()).add("kv" if role == "host" and tensor.device.type != "cpu" else role)
+    for piece in _pieces(cache):
+        sizes[piece.key] = piece.size
+        spare[piece.key] = min(spare.get(piece.key, piece.spare), piece.spare)
+        roles.setdefault(piece.key, set()).add(piece.role)
+    numbers = sum(size for (kind, _), size in sizes.items() if kind == "numbers")
+    few = numbers <= max(8 * NUMBERS, SHARE * (sum(sizes.values()) - numbers))
     total = dict.fromkeys(("kv", "meta", "host"), 0)
     for key, size in sizes.items():
+        if key[0] == "numbers" and few:
+            continue
         agreed = roles[key].pop() if len(roles[key]) == 1 else "kv"
         total[agreed] += size - spare[key]
     return Held(room=sum(spare.values()), **total)
@@ -61,32 +114,98 @@ def held(cache: Any) -> Held:
 
 def tensors(cache: Any) -> Iterator[torch.Tensor]:
     """Every tensor that can be reached from `cache`; the buffer of a Room as its used part."""
-    for tensor, room, _ in _tensors(cache):
-        yield tensor if room is None else room.used
+    for piece in _pieces(cache):
+        if piece.tensor is not None:
+            yield piece.tensor
 
 
-def _tensors(root: Any) -> Iterator[tuple[torch.Tensor, Room | None, str]]:
-    """(tensor, the Room whose buffer it is, "kv", "meta" or "host" as declared) for all that can be reached."""
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a tensor is made of: itself, or those of a wrapper such as a quantized one."""
+    inner = _inner(tensor)
+    return [part for each in inner for part in parts_of(each)] if inner else [tensor]
+
+
+def _pieces(root: Any) -> Iterator[Piece]:
+    """All that can be reached, "kv", "meta" or "host" as declared. Of a method, which is shared, its tensors only."""
     done: dict[tuple[int, str], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
     todo: list[tuple[Any, str]] = [(root, "kv")]
+    left_out: set[int] = set()
     while todo:
         value, role = todo.pop()
         if value is None or isinstance(value, _CLOSED) or (id(value), role) in done:
             continue
         done[id(value), role] = value
+        if isinstance(value, torch.nn.Module):
+            left_out = left_out or {id(part) for each in MODELS for part in each.modules()}
+            if id(value) in left_out:
+                continue
         if isinstance(value, Room):
-            yield value.buffer, value, role
+            yield _piece(value.buffer, role, value)
         elif isinstance(value, np.ndarray):
-            yield _bytes_of(value), None, role
+            yield _piece(_bytes_of(value), role)
         elif isinstance(value, torch.Tensor):
             inner = _inner(value)
-            if inner:
-                todo.extend((part, role) for part in inner)
-            else:
-                yield value, None, role
+            if not inner:
+                yield _piece(value, role)
+            todo.extend((part, role) for part in (*inner, *vars(value).values()))
+        elif (raw := _raw(value)) is not None:
+            if role != SHARED:
+                yield Piece(*raw, role)
         else:
             declared = _declared(value) if isinstance(value, (KVLayer, Row)) else {}
-            todo.extend((part, declared.get(name, role)) for name, part in _parts(value))
+            role = SHARED if isinstance(value, (Method, ModelShape)) else role
+            parts = list(_parts(value))
+            large = [(name, part) for name, part in parts if not _small(part)]
+            todo.extend((part, declared.get(name, role)) for name, part in large)
+            if isinstance(value, (*_CONTAINERS, Mapping)) and len(parts) > len(large) and role != SHARED:
+                yield Piece(("numbers", id(value)), 8 * (len(parts) - len(large)), role)
+
+
+def _small(value: Any) -> bool:
+    """Whether it is a plain number."""
+    return isinstance(value, (float, complex)) or (isinstance(value, int) and value.bit_length() <= 64)
+
+
+def _piece(tensor: torch.Tensor, role: str, room: Room | None = None) -> Piece:
+    """The storage of a plain tensor, or of the buffer of a Room."""
+    storage = tensor.untyped_storage()
+    if role == SHARED or (role == "host" and tensor.device.type != "cpu"):
+        role = "kv"
+    key = (str(tensor.device), storage.data_ptr() if storage.nbytes() else 0)
+    if room is None:
+        return Piece(key, storage.nbytes(), role, 0, tensor)
+    return Piece(key, storage.nbytes(), role, room.unused_bytes, room.used)
+
+
+def _raw(value: Any) -> tuple[tuple[str, int], int] | None:
+    """(what names it, bytes) of memory that is no tensor, and of files; None for all that has parts instead."""
+    with suppress(ValueError):  # closed meanwhile
+        if isinstance(value, _BUFFERS):
+            return ("raw", id(value)), memoryview(value).nbytes
+        if isinstance(value, io.BytesIO):
+            return ("raw", id(value)), value.getbuffer().nbytes
+        if isinstance(value, torch.UntypedStorage):
+            return (str(value.device), value.data_ptr()), value.nbytes()
+        if isinstance(value, int):
+            size = sys.getsizeof(value)
+            return ("raw", id(value)), size if size >= LONG else 0
+        if isinstance(value, (str, Path)):
+            size = sys.getsizeof(value) if isinstance(value, str) else 0
+            return _file(value) or (("raw", id(value)), size if size >= LONG else 0)
+        if isinstance(value, io.IOBase):
+            return _file(value.fileno()) or (("raw", id(value)), 0)
+    return None
+
+
+def _file(place: str | Path | int) -> tuple[tuple[str, int], int] | None:
+    """A regular file that was written since the process began: a path, which must be a whole one, or a descriptor."""
+    if not isinstance(place, int) and not os.path.isabs(place):
+        return None
+    with suppress(OSError, ValueError):
+        found = os.stat(place)
+        if stat.S_ISREG(found.st_mode) and found.st_mtime >= _START:
+            return ("file", found.st_ino), found.st_size
+    return None
 
 
 def _declared(owner: KVLayer | Row) -> dict[str, str]:
@@ -112,13 +231,59 @@ def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
-    """What an object, mapping or sequence is made of, by name."""
+    """What a value is made of, by name where it has names."""
+    if isinstance(value, ModuleType):
+        return [] if sys.modules.get(value.__name__) is value else list(vars(value).items())
+    if isinstance(value, type):
+        return list(vars(value).items()) if _made_on_the_way(value) else []
+    if isinstance(value, FunctionType):
+        return [("", part) for part in _captured(value)]
+    if isinstance(value, MethodType):
+        return [("", value.__self__), ("", value.__func__)]
+    if isinstance(value, _PAUSED):
+        frame = getattr(value, "gi_frame", None) or getattr(value, "cr_frame", None) or getattr(value, "ag_frame", None)
+        return [] if frame is None else list(frame.f_locals.items())
+    if isinstance(value, memoryview):
+        return [("", value.obj)]
+    return [*_items(value), *_attributes(value)]
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """Of a mapping its keys too; of what Python itself is made of (partials, iterators), all that it refers to."""
     if isinstance(value, Mapping):
-        items = [(str(key), part) for key, part in value.items()]
-    else:
-        items = [("", part) for part in value] if isinstance(value, _CONTAINERS) else []
+        named = [(str(key) if isinstance(key, str) else "", part) for key, part in value.items()]
+        return named + [("", key) for key in value]
+    if isinstance(value, _CONTAINERS):
+        return [("", part) for part in value]
+    built_in = type(value).__module__ in _BUILT_IN
+    return [("", part) for part in gc.get_referents(value) if part is not type(value)] if built_in else []
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """Attributes and slots of an object."""
     names = list(vars(value)) if hasattr(value, "__dict__") else []
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else list(slots)
-    return items + [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+
+
+def _captured(function: FunctionType) -> list[Any]:
+    """What a function holds: its closure, its defaults, its attributes. Its globals are its module's."""
+    if (function.__module__ or "").partition(".")[0] in _KNOWN:
+        return []
+    cells = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty one
+            cells.append(cell.cell_contents)
+    return [*cells, function.__defaults__, function.__kwdefaults__, *vars(function).values()]
+
+
+def _made_on_the_way(kind: type) -> bool:
+    """Whether a class was made while a method ran: its module has none of that name."""
+    if kind.__module__.partition(".")[0] in _KNOWN:
+        return False
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is not kind

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvcheck.registry import Registry, load_dotted
-from kvcheck.spec import Spec, bind
+from kvcheck.spec import Spec, bind, building
 
 if TYPE_CHECKING:
     from kvcheck.methods.base import Method
@@ -25,16 +25,41 @@ def make(text: str | Spec) -> Method:
     What is no Method (a kvpress press, a transformers cache, a function) is adapted. Raises SpecError.
     """
     from kvcheck.methods import adapters
-    from kvcheck.methods.base import Method
+    from kvcheck.methods.base import Method, expect_method
 
     spec = Spec.parse(text) if isinstance(text, str) else text
     if spec.then is not None:
         from kvcheck.methods.composed import Composed
 
-        return Composed(make(replace(spec, then=None)), make(spec.then))
+        first, second = make(replace(spec, then=None)), make(spec.then)
+        with building(spec):
+            return Composed(first, second)
     if spec.name in adapters.NAMED:
         return adapters.named(spec)
-    found = METHODS.get(spec.name) if spec.name in METHODS or "." not in spec.name else load_dotted(spec.name)
+    found = _find(spec.name)
     if isinstance(found, type) and issubclass(found, Method):
+        expect_method(found, spec.name)
         return bind(spec, found)
     return adapters.adapt(spec, found)
+
+
+def canonical(text: str | Spec) -> Spec:
+    """The one spec of all that mean the same method, `snapkv` for `snapkv: budget=0.5`. Raises SpecError.
+
+    Only where parameters are given is the method's code imported. Values are not checked: `make` does that.
+    """
+    from kvcheck import spec as specs
+    from kvcheck.methods import adapters
+
+    spec = Spec.parse(text) if isinstance(text, str) else text
+    then = None if spec.then is None else canonical(spec.then)
+    if spec.params:
+        found = adapters.factory(spec.name) if spec.name in adapters.NAMED else _find(spec.name)
+        if callable(found):
+            spec = specs.canonical(spec, found)
+    return replace(spec, then=then)
+
+
+def _find(name: str) -> Any:
+    """What a name stands for: registered, or an import path. Raises SpecError."""
+    return METHODS.get(name) if name in METHODS or "." not in name else load_dotted(name)

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import _kernels
+from kvcheck.methods import _kernels, _values
 from kvcheck.methods._room import Room
 from kvcheck.methods.base import Method, ModelShape, Prefilled
 
@@ -100,7 +100,7 @@ class KVLayer(CacheLayerMixin):
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """Read and attend, some rows of the batch: query (b, H, q, d) -> (b, H, q, d)."""
-        return self.mix(query, *self.read(rows, query.dtype), rows)
+        return self.mix(query, *_values.pair(self.read(rows, query.dtype), "read"), rows)
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
@@ -168,7 +168,7 @@ class KVLayer(CacheLayerMixin):
         lazy = self.prompt is not None and self.dtype != query.dtype
         many = max(1, _kernels.chunk(query.device) // max(1, size)) if lazy else batch
         chunks = [slice(start, start + many) for start in range(0, batch, many)]
-        parts = [self.answer(query[rows], rows) for rows in chunks]
+        parts = [_values.tensor(self.answer(query[rows], rows), "answer") for rows in chunks]
         self._settle(query)
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.transpose(1, 2).contiguous()

@@ -1,9 +1,10 @@
-"""Checks of hyper-parameters, and the rule that turns a budget into a number of slots."""
+"""Checks of hyper-parameters and of what a method's code returns, and the rule that turns a budget into a number of slots."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from kvcheck.errors import SpecError
 
@@ -58,6 +59,25 @@ def tokens(value: float | int, prompt: int, least: int) -> int:
     (29, 9, 64)
     """
     return value if isinstance(value, int) else max(least, math.floor(value * prompt + 1e-6))
+
+
+def tensor(found: Any, what: str, shape: tuple[int, ...] | None = None) -> Any:
+    """What a method's own code returned, where it is a tensor (of this shape). Raises TypeError. what: its name."""
+    from torch import Tensor
+
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{what} returned {type(found).__name__}, not a tensor")
+    if shape is not None and tuple(found.shape) != shape:
+        raise TypeError(f"{what} returned a tensor of shape {tuple(found.shape)}, not {shape}")
+    return found
+
+
+def pair(found: Any, what: str) -> tuple[Any, Any]:
+    """Keys and values that a method's own code returned. Raises TypeError for anything else."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
+        raise TypeError(f"{what} returned {type(found).__name__}{count}, not keys and values")
+    return tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
 
 
 def divisor(number: int, most: int) -> int:

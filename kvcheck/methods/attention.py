@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.methods import _values
 from kvcheck.methods._layer import pending
 
 NAME = "kvcheck"
@@ -58,7 +59,8 @@ def attention(
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
     looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
     refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
-    return layer.attend(query, scaling), None
+    batch, heads, tokens, dim = query.shape
+    return _values.tensor(layer.attend(query, scaling), "attend", (batch, tokens, heads, dim)), None
 
 
 def refuse(given: Mapping[str, Any], index: int, seen: int) -> None:

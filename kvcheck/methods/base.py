@@ -21,11 +21,12 @@ No torch is imported here at run time; `build` imports it.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.errors import MethodUnsupported, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ _HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d
     ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "granite")
 )
 
+_LAYER = "write def layer(self, shape, index): return MyLayer(shape, index, self), where MyLayer is a KVLayer"
 STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
 
 
@@ -246,3 +248,25 @@ class Method:
         It holds for normal numbers, and for keys also where other channels are much larger. None: nothing is promised.
         """
         return None
+
+
+def expect_method(kind: type[Method], name: str) -> None:
+    """Refuse a class that cannot be a method, before anything is built of it. Raises SpecError that says what lacks."""
+    info = getattr(kind, "info", None)
+    if not isinstance(info, MethodInfo):
+        raise SpecError(
+            f"{name} does not say what it is: it needs a class attribute `info`, a MethodInfo",
+            'write info: ClassVar[MethodInfo] = MethodInfo(summary="what it does", stage="compression")',
+        )
+    if info.stage not in STAGES:
+        raise SpecError(f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), STAGES))
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")
+    if kind.layer is Method.layer and kind.build is Method.build and kind.host is Method.host:
+        raise SpecError(f"{name} does not define layer(shape, index), which builds the cache of a layer", _LAYER)
+    own = {} if "__dataclass_fields__" in vars(kind) else inspect.get_annotations(kind)
+    if loose := sorted(key for key, value in own.items() if "ClassVar" not in str(value)):
+        raise SpecError(
+            f"{name} is no dataclass of its own: {', '.join(loose)} cannot be given as a parameter",
+            f"write @dataclass(frozen=True) above class {kind.__name__}",
+        )

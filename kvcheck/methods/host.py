@@ -7,6 +7,7 @@ computed, on the model itself) returns a host of its own from `Method.host`.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 
@@ -15,6 +16,9 @@ from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
+
+MODELS: WeakSet[torch.nn.Module] = WeakSet()
+"""The models under test: a cache that refers to one, or to a module of it, is not charged its weights."""
 
 
 class Host:
@@ -27,6 +31,7 @@ class Host:
         self.method = method
         self.loaded = loaded
         self.model = loaded.model
+        MODELS.add(loaded.model)
         self.shape = loaded.shape
 
     def build(self) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.plugin import options
+from kvcheck.plugin import guardian, options
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -47,8 +47,13 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from kvcheck.plugin import collector, state
 
+    guardian.tell(config, began=True)
     state.activate(config)
-    if not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        from kvcheck.plugin import resume
+
+        resume.join(config)
+    else:
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
         if state.settings(config).zoo:
             from kvcheck.plugin import zoo
@@ -64,13 +69,29 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(scheduling.Scheduling(), "kvcheck-scheduling")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Where kvcheck is used: say how torch's threads wait, before a conftest.py imports torch."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
+    """Where kvcheck is used, before a conftest.py imports torch: how its threads wait, and go on under a guardian."""
     if options.wanted(early_config, early_config.known_args_namespace):
         from kvcheck import threads
 
         threads.wait_passively()
+        guardian.guard(early_config)
+    return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The session is over: tell the guardian how it ended. One that did not start was refused."""
+    guardian.tell(config, finished=int(config.stash.get(options.STATUS, pytest.ExitCode.USAGE_ERROR)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Remember how the session ended, when everybody has had a say."""
+    result = yield
+    session.config.stash[options.STATUS] = session.exitstatus
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,19 +106,55 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per case and method."""
-    for fixture in ("kv_case", "kv_latency", "kv_finding", "kv_property", "kv_suspect"):
+    for fixture in options.FIXTURES:
         if fixture in metafunc.fixturenames:
             from kvcheck.plugin import params
 
             params.parametrize(metafunc, fixture)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop the place holders of suites that have no case under these options."""
+    """Drop the place holders of suites that have no case under these options; undo what shuffled the others."""
     if any(hasattr(item, "callspec") for item in items) and config.stash.get(options.USED, False):
         from kvcheck.plugin import params
 
         params.deselect(config, items)
+        from kvcheck.plugin import items as ours
+
+        ours.in_order(config, items)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Remember in which order items were made."""
+    if item.config.stash.get(options.USED, False):
+        from kvcheck.plugin import items
+
+        items.number(item)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse tests that take a case where no method was named; write down the others: each must come to an end."""
+    _expect_methods(session.config, [item.nodeid for item in session.items])
+    if session.config.stash.get(options.ACTIVE, False):
+        from kvcheck.plugin import items, state
+
+        journal = state.activate(session.config).journal
+        if journal is not None:
+            journal.item(filter(None, map(items.of, session.items)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """The same for what a worker collected."""
+    _expect_methods(node.config, ids)
+
+
+def _expect_methods(config: pytest.Config, ids: list[str]) -> None:
+    if not hasattr(config, "workerinput") and any("no-method" in nodeid for nodeid in ids):
+        from kvcheck.plugin import params
+
+        params.expect_methods(config, ids)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -112,12 +169,25 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies."""
+    """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies.
+
+    What the report prints of methods, models and files is made harmless.
+    """
     report = yield
+    if any(name in options.FIXTURES for name in getattr(item, "fixturenames", ())):
+        from kvcheck.plugin import harmless
+
+        harmless.report(report)
     if call.when == "call" or report.failed:
-        text = item.stash.get(options.RESULT, None)
-        if text is not None:
-            report.kvcheck = text()
+        result = item.stash.get(options.RESULT, None)
+        if result is not None:
+            from kvcheck.plugin import state
+
+            report.kvcheck = state.end(item.config, result())
+    if report.failed and item.config.stash.get(options.ACTIVE, False):
+        from kvcheck.plugin import state
+
+        setattr(report, options.REFUSAL, state.activate(item.config).refusal)
     return report
 
 

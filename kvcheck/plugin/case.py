@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import pytest
 
 from kvcheck.errors import BaselineError, KvcheckError
+from kvcheck.journal import Ended
 from kvcheck.pairing import check_record
-from kvcheck.plugin import commands, options, payload, state
+from kvcheck.plugin import commands, items, options, resume, state
 from kvcheck.plugin.gate import Judged, gate
 from kvcheck.plugin.progress import Progress
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
@@ -45,7 +50,8 @@ class KvCase:
         self.record: CaseRecord | None = None
         self.verdicts: tuple[Verdict, ...] = ()
         self.failure = ""
-        self._node.stash[options.RESULT] = self._text
+        self._kept = 0
+        self._node.stash[options.RESULT] = self._ended
 
     def gate(self) -> None:
         """Measure the case and judge it."""
@@ -64,9 +70,9 @@ class KvCase:
 
     def run(self) -> CaseRecord:
         """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
-        record = self._resumed()
-        if record is None:
-            record = self._measure()
+        self._once()
+        so_far, whole = resume.earlier(self._state, str(self.case), self.method)
+        record = so_far if so_far is not None and whole else self._measure(so_far)
         problem = ""
         try:
             check_record(record)
@@ -93,21 +99,32 @@ class KvCase:
         bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
         if bad:
             self._fail(self._gate.message(judged))
+        if not self.verdicts and self.settings.budget.get("drop", 0) is not None:
+            self._fail(f"{self.case}  {self.method}\nthe judge said nothing: a case without a verdict has not passed")
         return self.verdicts
 
     def close(self) -> None:
         """The test is over: clear the progress line."""
         self._progress.stop()
 
-    def _resumed(self) -> CaseRecord | None:
-        run = self._state.resumed
-        found = () if run is None else run.cases
-        return next((one for one in found if one.case == self.case and one.method == self.method), None)
+    def _once(self) -> None:
+        """Fail again where the item failed before, or where a process has died of the method."""
+        before = self._state.failed.get(self._node.nodeid)
+        if before is not None:
+            self._fail(f"{before}\n  it failed before in this session: running it again does not make it pass")
+        where = state.died(self._state, self.method)
+        if where:
+            self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
 
-    def _measure(self) -> CaseRecord:
+    def _measure(self, so_far: CaseRecord | None) -> CaseRecord:
+        run_case, options = self._session.run_case, {}
+        if so_far is not None and "so_far" in inspect.signature(run_case).parameters:
+            options["so_far"] = so_far
+        self._kept = len(so_far.samples) if options and so_far is not None else 0
         try:
-            with time_limit(self.settings.timeout):
-                return self._session.run_case(self.case, self.method, self._on_block, self._on_progress)
+            state.start(self._state, items.of(self._node))
+            with time_limit(self.settings.timeout), threads_fail():
+                return run_case(self.case, self.method, self._on_block, self._on_progress, **options)
         except TimeLimit:
             problem = (
                 f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n"
@@ -116,14 +133,19 @@ class KvCase:
         except BaselineError as error:  # met while looking after a block: the method is not to blame
             problem = f"{self.case}  {self.method}\n{error}"
         except KvcheckError as error:
-            problem = f"{_tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
-        except (Exception, SystemExit) as error:
-            what = f"{type(error).__name__}: {error}".rstrip(": ")
-            problem = f"{_tail(error)}{self.method} failed in {self.case}\n{what}"
+            problem = f"{tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip: a method that does so has not passed
+            problem = f"{tail(error)}{self.method} failed in {self.case}\n{said(error)}"
         self._fail(problem)  # outside of the block: pytest would print the exception once more, above the message
 
     def _on_block(self, record: CaseRecord) -> bool:
-        """After every block of contexts: is the verdict clear already?"""
+        """After every block of contexts: write it down; is the verdict clear already?"""
+        check_record(record)
+        if self._state.journal is not None and len(record.samples) > self._kept:
+            self._state.journal.block(record, record.samples[self._kept :])
+            self._kept = len(record.samples)
         self._so_far, stop = self._gate.look(record)
         return stop
 
@@ -134,25 +156,52 @@ class KvCase:
     def _fail(self, message: str) -> NoReturn:
         message = self._again(message)
         self.failure = message
+        self._state.failed.setdefault(self._node.nodeid, message)
         pytest.fail(message, pytrace=False)
 
     def _properties(self, judged: Judged) -> None:
         for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
             self._node.user_properties.append((f"kvcheck_{name}", value))
 
-    def _text(self) -> str:
+    def _ended(self) -> Ended:
         """What rides on the report."""
         model = {"fingerprint": self._session.fingerprint, "name": self._session.model_name}
-        done = payload.Payload(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
-        return payload.write(done)
+        return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
 
 
-def _tail(error: BaseException | None) -> str:
+@contextmanager
+def threads_fail() -> Iterator[None]:
+    """Raise at the end what a thread raised meanwhile: nobody else would hear of it."""
+    raised: list[BaseException] = []
+    before = threading.excepthook
+
+    def hear(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None:
+            raised.append(found.exc_value)
+
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if raised:
+        raise raised[0]
+
+
+def tail(error: BaseException | None) -> str:
     """The innermost frames of what a method raised, for its author."""
     if error is None or error.__traceback__ is None:
         return ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__][-FRAMES:]
     return "".join(traceback.format_list(frames))
+
+
+def said(error: BaseException) -> str:
+    """What was raised, in one line; what pytest raises to skip or to expect a failure, with what that means."""
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception)):
+        what += "\n  a method cannot skip, expect or end its own test: what it cannot serve, it refuses in `check`"
+    return what
 
 
 def _progress(config: pytest.Config, items: int) -> Progress:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kvcheck import files, journal, sources
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
-from kvcheck.plugin import options, payload, scheduling, state
-from kvcheck.plugin.conformance import PROPERTY
+from kvcheck.escape import plain
+from kvcheck.journal import Ended, Kept
+from kvcheck.plugin import guardian, options, reconcile, referee, resume, state
+from kvcheck.plugin.reconcile import Result
 from kvcheck.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
 from kvcheck.report.text import plural
-from kvcheck.runfile import property_from_json
+from kvcheck.runfile import loads, write_run
 
 if TYPE_CHECKING:
     from kvcheck.baseline import ModelId
 
-EVERY = 1.0
-"""Seconds between two writes of the run file while cases finish; the last one is written in any case."""
+OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
+"""Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
 
 
 class Collector:
@@ -30,58 +33,71 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.settings = state.settings(config)
+        self.state = state.activate(config)
+        self.settings = self.state.settings
         self.records: dict[str, CaseRecord] = {}
         self.verdicts: dict[str, tuple[Verdict, ...]] = {}
         self.failures: dict[str, str] = {}
         self.model = {"fingerprint": "", "name": self.settings.model}
-        self.properties: list[PropertyRecord] = []
-        self.seen = 0
-        self.resumed = state.activate(config).resumed
+        self.properties: dict[tuple[str, str], PropertyRecord] = {}
+        self.results: dict[str, Result] = {}
+        self.kept = Kept()
         self.notes: list[str] = []
+        self.folder: Path | None = None
         self._header: RunHeader | None = None
-        self._written = 0.0
         self._interrupted = False
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Before workers start: where all of them write what they have finished."""
+        if not self.config.option.collectonly:
+            try:
+                self.folder = resume.begin(self.config)
+            except KvcheckError as error:
+                raise pytest.UsageError(f"kvcheck: {error}") from None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker of pytest-xdist where that is."""
+        node.workerinput[resume.FOLDER] = str(self.folder or "")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        """A worker died: tell the others of which method."""
+        item = self._written().items.get(crashitem)
+        if item is not None and item.method and self.state.journal is not None:
+            self.state.journal.died(item)
+
     @property
-    def path(self) -> Path | None:
-        """Where the run is kept: --kv-json, else pytest's cache."""
-        return Path(self.settings.json) if self.settings.json else options.last_run(self.config)
+    def seen(self) -> bool:
+        """Whether anything of kvcheck came to an end."""
+        return any(result.ended is not None for result in self.results.values())
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A report came in, from this process or from a worker."""
+        """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
+        if refusal := getattr(report, options.REFUSAL, ""):
+            raise pytest.UsageError(refusal)
         text = getattr(report, "kvcheck", None)
-        if report.when == "call":
-            self.properties += [
-                property_from_json(str(text)) for name, text in report.user_properties if name == PROPERTY
-            ]
-        if text is None:
-            self._without_result(report)
+        ended = None if text is None else loads(Ended, text)
+        self.results.setdefault(report.nodeid, Result()).take(report, ended)
+        if ended is None:
             return
-        done = payload.read(text)
-        name = f"{done.case}|{done.method}"
-        self.seen += 1
-        if done.model["fingerprint"]:
-            self.model = done.model
-        if done.record is not None:
-            self.records[name] = done.record
-        if done.verdicts:
-            self.verdicts[name] = done.verdicts
-        if done.failure:
-            self.failures[name] = done.failure
-        if done.record is not None:
+        if ended.property is not None:
+            self.properties[ended.case, ended.method] = ended.property
+            return
+        name = f"{ended.case}|{ended.method}"
+        if ended.model.get("fingerprint"):
+            self.model = ended.model
+        if ended.record is not None:
+            self.records[name] = ended.record
+            self.verdicts[name] = ended.verdicts
+        if ended.failure:
+            self.failures.setdefault(name, ended.failure)
+        if ended.record is not None:
             self.config.hook.pytest_kvcheck_record(
-                config=self.config, record=done.record, verdicts=done.verdicts, failure=done.failure
+                config=self.config, record=ended.record, verdicts=ended.verdicts, failure=ended.failure
             )
-        if time.monotonic() - self._written > EVERY:
-            self.write()
-
-    def _without_result(self, report: pytest.TestReport) -> None:
-        """A case that left no result is a failure all the same: its worker died, or the model could not be opened."""
-        name = scheduling.case_name(report.nodeid) if report.failed else ""
-        if name:
-            self.seen += 1
-            self.failures[name] = str(report.longrepr)
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C: what was measured is kept, nothing is recorded as a baseline."""
@@ -89,18 +105,61 @@ class Collector:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files and, where it was asked for, the baselines."""
-        if not self.seen and not self.properties:
+        """Reconcile what was selected with what came of it; write the files and the baselines that were asked for."""
+        if self.folder is None:
             return
-        self.write()
-        if not self._record() and session.exitstatus == pytest.ExitCode.OK:
+        if session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+            self._reconcile(session)
+        if not self.seen:
+            journal.forget(self.folder)
+        whole = not self._nothing() and (not self.seen or (self.write() & self._record() & self._markdown()))
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
+            self.failures or not whole
+        ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        self._markdown()
+
+    def _reconcile(self, session: pytest.Session) -> None:
+        """Name every selected item that failed or has no verdict. Of a session that was stopped, some never ran."""
+        self.kept = self._written()
+        stopped = self._interrupted or bool(session.shouldstop or session.shouldfail)
+        never: list[str] = []
+        for name, text in reconcile.problems(self.kept.items.values(), self.results, self.settings):
+            if stopped and text == reconcile.NEVER:
+                never.append(name.partition("|")[2] or name)
+            else:
+                self.failures.setdefault(name, text)
+        for name, text in self._again().items():
+            self.failures.setdefault(name, text)
+        if never:
+            whose = ", ".join(sorted(set(never)))
+            self.notes.append(f"{plural(len(never), 'selected item')} of {whose} did not run: the session was stopped")
+
+    def _again(self) -> dict[str, str]:
+        """What a process in which no method ran grades or judges otherwise, by name; see kvcheck/plugin/referee.py."""
+        hook = self.config.hook
+        own = {name: len(getattr(hook, name).get_hookimpls()) == 1 for name in (OPEN, JUDGE)}
+        engine = not own[OPEN] and guardian.guarded(self.config)
+        if not self.records or self._interrupted or not (engine or referee.foreign(self.settings)):
+            return {}
+        rejudge = own[JUDGE] and not self.settings.record
+        asked = referee.Asked(str(self.config.rootpath), everything=engine, rejudge=rejudge, rescore=own[OPEN])
+        try:
+            return referee.problems(self.run(), self.settings, asked)
+        except (KvcheckError, OSError, subprocess.SubprocessError) as error:
+            return {"the run|": f"the answers could not be graded anew: {error}"}
+
+    def _written(self) -> Kept:
+        """What is in the journals so far."""
+        try:
+            return Kept() if self.folder is None else journal.read(self.folder)
+        except (KvcheckError, OSError) as error:
+            self.failures.setdefault("the journal|", str(error))
+            return Kept()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the summary."""
-        if not self.seen and not self.properties:
+        if not self.seen and not self.failures:
             self._idle(terminalreporter)
             return
         from kvcheck.report import terminal
@@ -109,42 +168,52 @@ class Collector:
         for line in terminal.lines(self.run(), self._references()):
             terminalreporter.write_line(line, **colour(line))
         for note in [*self._resumed(), *self.notes]:
-            terminalreporter.write_line(note)
+            terminalreporter.write_line(plain(note))
+
+    def _nothing(self) -> bool:
+        """Whether the command line names methods, and no selected test takes a case, a property or anything else."""
+        option = self.config.option
+        return bool(option.kv_methods) and not option.collectonly and not self.seen and not self.kept.items
 
     def _idle(self, terminalreporter: Any) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
-        option = self.config.option
-        elsewhere = getattr(option, "dist", "no") != "no"  # workers collected, not this process
-        if elsewhere or option.collectonly or self.config.stash.get(options.USED, False) or not option.kv_methods:
-            return
-        words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
-        terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
+        if self._nothing() and not self.config.stash.get(options.USED, False):
+            words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
+            terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
 
     def run(self) -> Run:
         """What was gathered so far, in a fixed order."""
         cases = tuple(self.records[name] for name in sorted(self.records, key=self._order))
-        verdicts, failures = dict(sorted(self.verdicts.items())), dict(sorted(self.failures.items()))
+        verdicts = {name: found for name, found in sorted(self.verdicts.items()) if found}
         known = self.settings.methods
-        properties = sorted(self.properties, key=lambda one: (known.index(one.method), NAMES.index(one.name)))
-        return Run(self._head(), cases, verdicts, failures, tuple(properties))
+        properties = sorted(self.properties.values(), key=lambda one: (known.index(one.method), NAMES.index(one.name)))
+        return Run(self._head(), cases, verdicts, dict(sorted(self.failures.items())), tuple(properties))
 
     def whole(self) -> Run:
-        """The same and, in a resumed run, the cases that were not reached yet: a second Ctrl-C loses nothing."""
-        run, before = self.run(), self.resumed
-        if before is None:
-            return run
+        """The same, and what a session did not come to that was stopped: cases of an earlier run, and begun ones."""
+        run, rest = self.run(), self.kept.run(self._head())
         known = {f"{one.case}|{one.method}" for one in run.cases} | set(run.failures)
-        rest = tuple(one for one in before.cases if f"{one.case}|{one.method}" not in known)
-        verdicts = {name: found for name, found in before.verdicts.items() if name not in known}
-        failures = {name: text for name, text in before.failures.items() if name not in known}
+        tried = {(one.name, one.method) for one in run.properties}
         return Run(
-            run.header, run.cases + rest, {**verdicts, **run.verdicts}, {**failures, **run.failures}, run.properties
+            run.header,
+            run.cases + tuple(one for one in rest.cases if f"{one.case}|{one.method}" not in known),
+            {**{name: found for name, found in rest.verdicts.items() if name not in known}, **run.verdicts},
+            {**{name: text for name, text in rest.failures.items() if name not in known}, **run.failures},
+            run.properties + tuple(one for one in rest.properties if (one.name, one.method) not in tried),
+            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in known),
         )
 
     def _resumed(self) -> list[str]:
-        before = self.resumed.cases if self.resumed is not None else ()
-        count = sum(f"{one.case}|{one.method}" in self.records for one in before)
-        return [f"{plural(count, 'case')} taken from {self.settings.resume}, not measured again"] if count else []
+        kept = self.state.kept
+        if kept is None:
+            return []
+        before = [f"{case}|{method}" for case, method in kept.ended if method not in self.state.anew]
+        count = sum(name in self.records for name in before)
+        taken = f"{plural(count, 'case')} taken from {self.settings.resume}, not measured again"
+        changed = [
+            f"{one} is measured anew: its code has changed since {self.settings.resume}" for one in self.state.anew
+        ]
+        return [taken] * bool(count) + changed
 
     def _order(self, name: str) -> tuple[int, str]:
         method = name.partition("|")[2]
@@ -171,41 +240,47 @@ class Collector:
 
         return ModelId.of(self.model["name"], self.model["fingerprint"])
 
-    def write(self) -> None:
-        """Write the run file, whole and at once. A disk that is full or read-only costs a note, not the results."""
-        from kvcheck.runfile import write_run
-
-        self._written = time.monotonic()
-        path = self.path
-        if path is None:
-            return
+    def write(self) -> bool:
+        """Write the run file, whole and at once; then its journal goes. False where that is not possible."""
+        path, run = self.state.run_file, self.whole()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_run(path, self.whole())
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_run(path, run)
+            if self.folder is not None:
+                journal.drop(self.folder)
         except (KvcheckError, OSError) as error:
-            note = f"the run file could not be written: {error}"
-            self.notes += [] if note in self.notes else [note]
-            return
+            self.notes.append(f"the run file could not be written: {error}")
+            self.notes.append(f"  what was measured is in {self.folder}: --kv-resume={path} takes it from there")
+            return False
         if self._interrupted:
-            kept = plural(len(self.whole().cases), "case")
-            self.notes.append(f"interrupted: {kept} kept in {path}; continue with --kv-resume={path}")
+            where = self.settings.json or path
+            kept = plural(len(run.cases), "case")
+            self.notes.append(f"interrupted: {kept} kept in {where}; continue with --kv-resume={where}")
+        return True
 
-    def _markdown(self) -> None:
-        paths = [self.settings.md, os.environ.get("GITHUB_STEP_SUMMARY")]
-        if not any(paths):
-            return
+    def _markdown(self) -> bool:
+        """Write --kv-md, whole or not at all, and append to the summary of the job. False where --kv-md has failed."""
+        job = os.environ.get("GITHUB_STEP_SUMMARY")
+        if not self.state.md_file and not job:
+            return True
         from kvcheck.report import markdown
 
         text = "\n".join(markdown.lines(self.run(), self._references())) + "\n"
-        for path, how in zip(paths, ("w", "a"), strict=True):
-            if not path:
-                continue
-            try:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with open(path, how, encoding="utf-8") as file:
+        written = True
+        try:
+            if self.state.md_file:
+                files.write_atomically(str(self.state.md_file), text)
+        except (KvcheckError, OSError) as error:
+            written = False
+            self.notes.append(f"the Markdown summary could not be written: {error}")
+        try:
+            if job:
+                with open(job, "a", encoding="utf-8") as file:
                     file.write(text)
-            except OSError as error:
-                self.notes.append(f"the Markdown summary could not be written: {error}")
+        except OSError as error:
+            self.notes.append(f"the summary of the job could not be written: {error}")
+        return written
 
     def _record(self) -> bool:
         """Write the baselines that were asked for, and say what changed. False where that was not possible."""
@@ -221,8 +296,9 @@ class Collector:
                 self.notes.append(line)
         except (KvcheckError, OSError) as error:
             self.notes.append(f"baselines could not be recorded: {error}")
-            if self.path is not None:
-                self.notes.append(f"  the run is kept: --kv-resume={self.path} records it without measuring it again")
+            where = self.settings.json or self.state.run_file
+            if where is not None:
+                self.notes.append(f"  the run is kept: --kv-resume={where} records it without measuring it again")
             return False
         return True
 
@@ -245,6 +321,7 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
         model=model["fingerprint"],
         model_name=model["name"],
         settings=state.settings(config).texts(),
+        sources=sources.of_methods(state.settings(config).methods),
     )
 
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from kvcheck.conformance import NAMES
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
+from kvcheck.journal import Ended
 from kvcheck.models import synthetic
-from kvcheck.plugin import state
+from kvcheck.plugin import items, options, state
+from kvcheck.plugin.case import said
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
 from kvcheck.report import conformance
-from kvcheck.runfile import dumps
 from kvcheck.settings import Settings
 
-PROPERTY = "kvcheck_property"
 
-
-def wanted(settings: Settings) -> bool:
+def wanted(settings: Settings, marks: str = "") -> bool:
     """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record.
 
-    Nor with a model of random weights, which is there for memory and latency.
+    Nor with a model of random weights, which is there for memory and latency. marks: the expression of -m; where it
+    asks for them by name, they are tried whatever else is asked for.
     """
+    if re.search(r"(?<!not )\bconformance\b", marks):
+        return True
     narrow = settings.tasks or settings.modes or settings.lengths or settings.record
     return not (narrow or synthetic.is_random(settings.model))
 
 
-def params(settings: Settings) -> list[Any]:
+def params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
-    pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings) else []
-    return [pytest.param(pair, id="-".join(pair), marks=[pytest.mark.conformance]) for pair in pairs]
+    pairs = [(name, method) for method in settings.methods for name in NAMES] if wanted(settings, marks) else []
+    return [pytest.param(pair, id=plain("-".join(pair)), marks=[pytest.mark.conformance]) for pair in pairs]
 
 
 class KvProperty:
@@ -39,24 +43,43 @@ class KvProperty:
 
     def __init__(self, request: pytest.FixtureRequest, name: str, method: str) -> None:
         self.name, self.method = name, method
-        self.settings = state.settings(request.config)
+        self._state = state.activate(request.config)
+        self.settings = self._state.settings
         self._node = request.node
+        self.found: PropertyRecord | None = None
+        request.node.stash[options.RESULT] = self._ended
 
     def examine(self) -> PropertyRecord:
         """Try it on drawn lengths, batches and chunks: more of them in larger profiles."""
+        known = self._state.kept.properties if self._state.kept is not None else {}
+        if self.method not in self._state.anew and (self.name, self.method) in known:
+            self.found = known[self.name, self.method]
+            return self.found
+        where = state.died(self._state, self.method)
+        dead = f"it was not tried: its process died in {where}"
+        self.found = PropertyRecord(self.name, self.method, FAILS, 0, dead) if where else self._tried()
+        return self.found
+
+    def _tried(self) -> PropertyRecord:
         from kvcheck.conformance import runner
 
         try:
+            state.start(self._state, items.of(self._node))
             with time_limit(self.settings.timeout):
-                found = runner.examine(self.name, self.method, runner.TRIALS[self.settings.profile], self.settings.seed)
+                return runner.examine(self.name, self.method, runner.TRIALS[self.settings.profile], self.settings.seed)
         except TimeLimit:
-            found = PropertyRecord(
-                self.name, self.method, FAILS, 0, f"it took longer than {self.settings.timeout:g} s (--kv-timeout)"
-            )
+            reason = f"it took longer than {self.settings.timeout:g} s (--kv-timeout)"
         except KvcheckError as error:
-            found = PropertyRecord(self.name, self.method, FAILS, 0, str(error))
-        self._node.user_properties.append((PROPERTY, dumps(found)))
-        return found
+            reason = str(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip
+            reason = f"it raised {said(error)}"
+        return PropertyRecord(self.name, self.method, FAILS, 0, reason)
+
+    def _ended(self) -> Ended:
+        """What rides on the report."""
+        return Ended(self.name, self.method, {}, property=self.found)
 
     def check(self, found: PropertyRecord) -> None:
         """Fail with the smallest failing trial; skip, counted, what does not apply."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,28 @@ class Judged:
     baseline: str = ""
 
 
-class Gate:
-    """Judges the cases of one process."""
+Judge = Callable[..., Any]
+"""Called as `pytest_kvcheck_judge` is, without config."""
 
-    def __init__(self, config: pytest.Config, session: Any) -> None:
-        self.config = config
-        self.state = state.activate(config)
-        self.settings = self.state.settings
-        self.model = ModelId.of(session.model_name, session.fingerprint)
-        self.store = store(config)
-        self.allowances = shipped(session.model_name)
-        self.alpha = case_alpha(self.settings.alpha, len(params.cases(self.settings, None)))
+
+class Gate:
+    """Judges cases. records: those of this session by (str(case), method), which fp16 may be taken from."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        root: Path,
+        model: ModelId,
+        records: Mapping[tuple[str, str], CaseRecord],
+        judge: Judge,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.records = records
+        self._judge = judge
+        self.store = open_store(settings.baselines, root)
+        self.allowances = shipped(model.name)
+        self.alpha = case_alpha(settings.alpha, len(params.cases(settings, None)))
 
     def budget(self, method: str, capability: str) -> Budget:
         """The reviewed allowance of the method, or the default; a limit given by the user goes before both."""
@@ -62,7 +74,7 @@ class Gate:
         if method == "fp16" and not writes:
             return fp16, own
         if fp16 is None or renews or len(fp16.samples) < case.n:
-            fp16 = self.state.records.get((str(case), "fp16"), fp16)
+            fp16 = self.records.get((str(case), "fp16"), fp16)
         return fp16, own
 
     def expect_baseline(self, case: CaseId, method: str) -> None:
@@ -77,8 +89,7 @@ class Gate:
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
         fp16, own = self.references(record.case, record.method)
-        verdicts = self.config.hook.pytest_kvcheck_judge(
-            config=self.config,
+        verdicts = self._judge(
             record=record,
             fp16=fp16,
             own=own,
@@ -90,7 +101,8 @@ class Gate:
             verdicts = accept_as_reviewed(tuple(verdicts))
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
-            record = replace(record, not_measured=(*record.not_measured, ("regression", reason)))
+            told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
+            record = replace(record, not_measured=tuple(told))
         return Judged(record, fp16, own, tuple(verdicts), self._where(record, fp16, own))
 
     def _reviewed(self, record: CaseRecord) -> bool:
@@ -137,7 +149,10 @@ GATE: pytest.StashKey[Gate] = pytest.StashKey()
 def gate(config: pytest.Config, session: Any) -> Gate:
     """The gate of this process, made once."""
     if GATE not in config.stash:
-        config.stash[GATE] = Gate(config, session)
+        mine = state.activate(config)
+        model = ModelId.of(session.model_name, session.fingerprint)
+        judge = partial(config.hook.pytest_kvcheck_judge, config=config)
+        config.stash[GATE] = Gate(mine.settings, config.rootpath, model, mine.records, judge)
     return config.stash[GATE]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
+from kvcheck.escape import plain
 from kvcheck.plugin import state
 
 T = TypeVar("T")
@@ -49,8 +50,8 @@ class Gatherer(Generic[T]):
             return
         terminalreporter.section(f"kvcheck: {self.title}", sep="=")
         for line in self._lines(self.found):
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(plain(line))
         path = state.settings(self.config).md
         if path:
             Path(path).write_text("\n".join(self._markdown(self.found)) + "\n", encoding="utf-8")
-            terminalreporter.write_line(f"table written to {path}")
+            terminalreporter.write_line(plain(f"table written to {path}"))

@@ -21,9 +21,10 @@ def pytest_kvcheck_open(config: pytest.Config, settings: Settings) -> Any:
     """Open the engine that runs the cases; the first result that is not None is used.
 
     Called once per process that runs cases, before the first of them. The result has the attributes of
-    `kvcheck.engine.Session`: `model_name`, `fingerprint`, `run_case(case, method_spec, on_block, progress)` and, for
-    latency, `measure_latency(method_spec, length, benchmark)`. Implement it to test a system that kvcheck reaches
-    over a socket::
+    `kvcheck.engine.Session`: `model_name`, `fingerprint`, `run_case(case, method_spec, on_block, progress)`, where an
+    optional `so_far` is what an interrupted run has of the case, and, for latency,
+    `measure_latency(method_spec, length, benchmark)`. Implement it to test a system that kvcheck reaches over a
+    socket::
 
         def pytest_kvcheck_open(config, settings):
             return MyServer("http://localhost:8000", settings.model)

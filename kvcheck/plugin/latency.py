@@ -10,7 +10,9 @@ import pytest
 
 from kvcheck import env
 from kvcheck.errors import KvcheckError
-from kvcheck.plugin import commands, gate, options, payload, state
+from kvcheck.journal import Ended
+from kvcheck.plugin import commands, gate, items, options, state
+from kvcheck.plugin.case import said, tail
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 from kvcheck.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.report import explain
@@ -30,16 +32,21 @@ class KvLatency:
         self.latency: tuple[LatencyRecord, ...] = ()
         self.memory: MemoryRecord | None = None
         self._not_measured: tuple[tuple[str, str], ...] = ()
-        request.node.stash[options.RESULT] = self._text
+        request.node.stash[options.RESULT] = self._ended
 
     def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
         """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
         self._refuse_workers()
+        mine = state.activate(self._request.config)
+        where = state.died(mine, self.method)
+        if where:
+            self._fail(f"latency of {self.method} was not measured: its process died in {where}")
         self._session = self._request.getfixturevalue("kv_session")
         timer = getattr(benchmark, "pedantic", None)
         problem = ""
         gc.collect()  # what a test that failed left behind; not within the limit, where a collection swallows its end
         try:
+            state.start(mine, items.of(self._request.node))
             with time_limit(self.settings.timeout):
                 self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
                 self.memory = self._session.measure_memory(self.method, self.length)
@@ -50,6 +57,10 @@ class KvLatency:
             )
         except KvcheckError as error:
             problem = f"latency of {self.method} at {self.length} tokens\n{error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip
+            problem = f"{tail(error)}latency of {self.method} at {self.length} tokens\n{said(error)}"
         if problem:
             self._fail(problem)
         if not self.latency:
@@ -86,7 +97,7 @@ class KvLatency:
         self.failure = message
         pytest.fail(message, pytrace=False)
 
-    def _text(self) -> str:
+    def _ended(self) -> Ended:
         session = self._session
         model = {
             "fingerprint": session.fingerprint if session else "",
@@ -94,4 +105,4 @@ class KvLatency:
         }
         case = cost_case(self.length, self.settings.seed)
         record = cost_record(self.method, model["fingerprint"], case, self.memory, self.latency, self._not_measured)
-        return payload.write(payload.Payload(str(case), self.method, model, record, self.verdicts, self.failure))
+        return Ended(str(case), self.method, model, record, self.verdicts, self.failure)

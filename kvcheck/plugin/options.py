@@ -14,14 +14,21 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
+    from kvcheck.journal import Ended
     from kvcheck.settings import Settings
 
+FIXTURES = ("kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect")
+"""What a test takes of kvcheck."""
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
-RESULT: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
-"""On an item: what rides on its report, as text."""
+REFUSAL = "kvcheck_refusal"
+"""On a report: why no case of this session can run."""
+STATUS: pytest.StashKey[int] = pytest.StashKey()
+"""On the config: the exit status of the session, once it is over."""
+RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
+"""On an item: what rides on its report."""
 
 
 class Option(NamedTuple):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
 from kvcheck.record import CAPABILITIES, MODES, CaseId
@@ -23,7 +25,8 @@ SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
 """Tokens at which a model of random weights is measured where no lengths are given."""
 
 NO_CASE = "no case under these options"
-HOWTO = "kvcheck: no method to test; name one, such as --kv-method=snapkv (`kvcheck methods` lists them)"
+NO_METHOD = "no-method"
+"""The id of an item that nobody named a method for."""
 
 
 def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
@@ -41,18 +44,15 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
 
         params = zoo.params(settings) if settings.zoo and fixture == "kv_suspect" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
-        params = [pytest.param(None, id=settings.model)] if settings.findings and fixture == "kv_finding" else []
+        params = [pytest.param(None, id=plain(settings.model))] if settings.findings and fixture == "kv_finding" else []
     elif not settings.methods:
-        if asked := list(options.given(config)):
-            flag = next(option.flag for option in options.OPTIONS if option.name == asked[0])
-            raise pytest.Collector.CollectError(f"{HOWTO}; {flag} alone measures nothing")
-        params = [pytest.param(None, id="no-method", marks=pytest.mark.skip(reason=HOWTO))]
+        params = [pytest.param(None, id=NO_METHOD)]  # refused by expect_methods, unless it is deselected
     elif fixture == "kv_latency":
         params = list(latency_params(settings))
     elif fixture == "kv_property":
         from kvcheck.plugin import conformance
 
-        params = conformance.params(settings)
+        params = conformance.params(settings, config.option.markexpr)
     else:
         params = list(case_params(settings, _capability(metafunc)))
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
@@ -77,7 +77,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
             names = marks(case, _task(case.task, settings).capability)
             yield pytest.param(
                 (case, method),
-                id=f"{case.task}-{case.mode}-{case.length}-{method}",
+                id=plain(f"{case.task}-{case.mode}-{case.length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
 
@@ -108,7 +108,7 @@ def latency_params(settings: Settings) -> Iterator[Any]:
             names = (f"length_{length}", "slow")
             yield pytest.param(
                 (method, length),
-                id=f"latency-{length}-{method}",
+                id=plain(f"latency-{length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
 
@@ -147,7 +147,21 @@ def _cases_or_none(settings: Settings) -> list[CaseId]:
     try:
         return cases(settings, None)
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
+
+
+def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:
+    """Refuse to run tests that take a case where no method was named: nothing would be measured. Raises UsageError."""
+    if not any(nodeid.endswith(f"[{NO_METHOD}]") for nodeid in ids):
+        return
+    given = options.given(config)
+    alone = f": {options.words(given)[0].partition('=')[0]} alone measures nothing" if given else ""
+    words = ["--pyargs"] * config.option.pyargs + [str(path) for path in config.option.file_or_dir or ()]
+    command = shlex.join(["pytest", *words, "--kv-method=snapkv", *options.words(given)])
+    raise pytest.UsageError(
+        f"kvcheck: no method to test{alone}\n  name one (`kvcheck methods` lists them): {command}\n"
+        '  or for always, in pyproject.toml: [tool.kvcheck] methods = ["snapkv"]'
+    )
 
 
 def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,12 +6,12 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.record import MODES
+from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.record import CAPABILITIES, MODES
 from kvcheck.settings import AGAINST, ATTENTION, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
 
 ALIASES = {"method": "methods", "length": "lengths", "task": "tasks", "mode": "modes"}
@@ -25,6 +25,8 @@ CHOICES = {
     "dtype": DTYPES,
     "attention": ATTENTION,
 }
+
+DEVICE = r"auto|cpu|spread|cuda(:\d+)?"
 
 
 def table(path: Path) -> dict[str, Any]:
@@ -135,6 +137,8 @@ def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
     words = tuple(name for word in _words(value, where) for name in members(word) or [word])
     for word in words:
         public = members(word.partition("/")[0])
+        if word in CAPABILITIES and word not in TASKS:
+            raise SpecError(f"{where}: unknown task {word!r}", f"that is a capability: -m {word}")
         if word not in TASKS and word not in public:
             raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, public or TASKS.around(word)))
     return words
@@ -147,29 +151,45 @@ def _lengths(value: Any, where: str, name: str) -> tuple[int, ...]:
 
 
 def _methods(value: Any, where: str, name: str) -> tuple[str, ...]:
-    from kvcheck.spec import Spec
-
     if not isinstance(value, (str, list, tuple)):
         raise SpecError(f"{where}: {name} is {value!r}", 'write ["snapkv", "kivi:bits=4"]')
     values: Iterable[Any] = [value] if isinstance(value, str) else value
-    specs = []
-    for text in values:
-        spec = Spec.parse(_text(text, where, name))
-        part: Spec | None = spec
-        while part is not None:
-            known_method(part.name, where)
-            part = part.then
-        specs.append(str(spec))
+    specs: list[str] = []
+    problems: list[KvcheckError] = []
+    for text in [_text(text, where, name) for text in values]:
+        try:
+            specs.append(_method(text))
+        except SpecError as error:
+            problems.append(SpecError(f"{where}: {error.message}", error.hint))
+    refuse(problems)
     return tuple(dict.fromkeys(specs))
 
 
-def known_method(name: str, where: str = "--kv-method") -> None:
-    """Refuse a name that is neither registered nor an import path. Looks at names only: nothing is imported."""
-    from kvcheck.methods import METHODS
+def _method(text: str) -> str:
+    """The one spec of all that mean the same method. Raises SpecError for what is neither registered nor a path.
 
-    if "." in name or name in METHODS.names():
-        return
-    raise SpecError(f"{where}: unknown method {name!r}", did_you_mean(name, METHODS.names()))
+    A class whose code cannot be imported here is left as typed: `state.check_methods` says why, before the first test.
+    """
+    from kvcheck.methods import METHODS, canonical
+    from kvcheck.spec import Spec
+
+    spec = part = Spec.parse(text)
+    while part is not None:
+        if "." not in part.name and part.name not in METHODS.names():
+            raise SpecError(f"unknown method {part.name!r}", did_you_mean(part.name, METHODS.names()))
+        part = part.then
+    try:
+        return str(canonical(spec))
+    except KvcheckError:
+        return str(spec)
+
+
+def refuse(problems: Sequence[KvcheckError]) -> None:
+    """Raise one error with all that is wrong, each with its own hint, where something is."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise SpecError("\n".join(str(one) for one in problems))
 
 
 def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
@@ -181,6 +201,9 @@ def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
         raise SpecError(f"{where}: expected limits, not {value!r}", "such as drop=2,bytes=0.30")
     try:
         if isinstance(value, str):
+            for part in filter(None, map(str.strip, value.split(","))):
+                if "=" not in part:
+                    raise SpecError(f"{part!r} does not say what is limited, and to what", _limit(part))
             Budget.parse(value)
             return dict(read_pair(part, value) for part in value.split(","))
         known = [field.name for field in dataclasses.fields(Budget)]
@@ -193,6 +216,16 @@ def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _limit(word: str) -> str:
+    """How one writes a limit of which only a part was given: a bare number is taken for the drop."""
+    name, _, number = word.rpartition(":")
+    number = number.rstrip("% ")
+    try:
+        return f"write {name or 'drop'}={float(number):g}"
+    except ValueError:
+        return f"write {word}=1" if word in ("drop", "bytes", "ttft", "tpot", "nll", "agree", "kl") else "write drop=2"
+
+
 def _alpha(value: Any, where: str, name: str) -> float:
     number = _number(value, where, "between 0 and 0.5")
     if not 0 < number <= 0.5:
@@ -202,9 +235,10 @@ def _alpha(value: Any, where: str, name: str) -> float:
 
 def _device(value: Any, where: str, name: str) -> str:
     text = _text(value, where, name)
-    if not re.fullmatch(r"auto|cpu|spread|cuda(:\d+)?", text):
-        known = ["auto", "cpu", "cuda", "cuda:0", "spread"]
-        raise SpecError(f"{where}: unknown device {text!r}", did_you_mean(text, known))
+    if not re.fullmatch(DEVICE, text):
+        usual = text.lower().replace("gpu", "cuda")
+        known = [usual] if re.fullmatch(DEVICE, usual) else ["auto", "cpu", "cuda", "cuda:0", "spread"]
+        raise SpecError(f"{where}: unknown device {text!r}", did_you_mean(usual, known))
     return text
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kvcheck.escape import plain
+
 INTERVAL = 0.2
 """Seconds between two writes."""
 
@@ -71,7 +73,7 @@ class Progress:
         self.last = now
         writer = self.reporter._tw
         room = writer.fullwidth - writer.width_of_current_line - 3
-        for text in phrases(label, done, total, so_far, self.left(done, total)):
+        for text in phrases(plain(label), done, total, so_far, self.left(done, total)):
             if len(text) <= room:
                 self._write(f"  {text}")
                 return

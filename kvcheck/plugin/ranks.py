@@ -8,6 +8,7 @@ import pytest
 
 from kvcheck import env
 from kvcheck.errors import KvcheckError
+from kvcheck.escape import plain
 
 
 def main(config: pytest.Config) -> int | None:
@@ -19,7 +20,7 @@ def main(config: pytest.Config) -> int | None:
     try:
         found = parallel.team()
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
     if found is None:
         return None
     if found.rank == 0:

@@ -9,37 +9,70 @@ from typing import Any
 
 import pytest
 
-from kvcheck.record import MODES
-
 
 class Scheduling:
     """Registered on the controller, where pytest-xdist is at work."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """A scheduler that groups by task and length, in place of plain `--dist load`."""
-        if config.getoption("dist") != "load":
+        """A scheduler that groups by task and length, in place of plain `--dist load`; those by scope, mended."""
+        from xdist import scheduler
+
+        known = {
+            "load": scheduler.LoadScopeScheduling,
+            "loadscope": scheduler.LoadScopeScheduling,
+            "loadfile": scheduler.LoadFileScheduling,
+            "loadgroup": scheduler.LoadGroupScheduling,
+        }
+        dist = config.getoption("dist")
+        if dist not in known:
             return None
-        from xdist.scheduler import LoadScopeScheduling
-
-        class LoadCases(LoadScopeScheduling):
-            def _split_scope(self, nodeid: str) -> str:
-                return scope(nodeid)
-
-        return LoadCases(config, log)
+        found = _steady(known[dist])(config, log)
+        if dist == "load":
+            found._split_scope = scope
+        return found
 
 
-def case_name(nodeid: str) -> str:
-    """What a run calls a case that left nothing but its node id, "" for any other test.
+def _steady(upstream: Any) -> Any:
+    """A scheduler by scope that goes on when a worker dies.
 
-    >>> case_name("suites/test_code.py::test_code[kv-multi_turn-512-snapkv:budget=0.5]")
-    'kv multi_turn 512|snapkv:budget=0.5'
+    Upstream tries the item that killed the worker again, in the next one, and leaves a worker that comes late with one
+    item, for which it waits for ever: a worker runs an item when it knows the next one, or that there is none.
     """
-    parts = nodeid.partition("[")[2].removesuffix("]").split("-", 3)
-    if len(parts) == 4 and parts[1] in MODES and parts[2].isdigit():
-        return f"{' '.join(parts[:3])}|{parts[3]}"
-    latency = nodeid.partition("[latency-")[2].removesuffix("]").partition("-")
-    return f"latency {latency[0]}|{latency[2]}" if latency[0].isdigit() and latency[2] else ""
+
+    class Steady(upstream):  # type: ignore[misc]
+        def remove_node(self, node: Any) -> str | None:
+            units = self.assigned_work.get(node, {}).values()
+            left = ((unit, nodeid) for unit in units for nodeid, done in unit.items() if not done)
+            found = next(left, None)
+            if found is None:
+                return upstream.remove_node(self, node)
+            unit, crashed = found
+            unit[crashed] = True
+            for name, each in self.assigned_work.pop(node).items():
+                if not all(each.values()):
+                    self.workqueue[name] = each
+            for other in self.nodes:
+                self._reschedule(other)
+            return crashed
+
+        def add_node_collection(self, node: Any, collection: Any) -> None:
+            upstream.add_node_collection(self, node, collection)
+            if node not in self.registered_collections:
+                node.shutdown()  # it has collected other tests, which upstream logs
+
+        def _reschedule(self, node: Any) -> None:
+            if node not in self.registered_collections:
+                return
+            while not node.shutting_down:
+                if not self.workqueue:
+                    node.shutdown()
+                elif self._pending_of(self.assigned_work[node]) >= 2:
+                    return
+                else:
+                    self._assign_work_unit(node)
+
+    return Steady
 
 
 def scope(nodeid: str) -> str:

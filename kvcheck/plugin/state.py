@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import __version__, env, paths
+from kvcheck import env, paths
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.escape import plain
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
-from kvcheck.settings import MODEL, PROMPTS, Settings
+from kvcheck.registry import importable
+from kvcheck.runfile import dumps
+from kvcheck.settings import Settings
+from kvcheck.spec import raised
 
 if TYPE_CHECKING:
-    from kvcheck.record import CaseRecord, Run
+    from kvcheck.journal import Ended, Item, Journal, Kept
+    from kvcheck.record import CaseRecord
 
 
 @dataclass
 class State:
-    """Settings, the engine once it is open, and the records that this process already has."""
+    """Settings, the engine once it is open or why it cannot be, and the records that this process already has.
+
+    run_file: where the run is kept, None for nowhere; md_file: its summary. kept: what an earlier run has, for
+    --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what it
+    has finished. failed: what an item failed with, by node id.
+    """
 
     settings: Settings
     session: Any = None
-    resumed: Run | None = None
+    refusal: str = ""
+    run_file: Path | None = None
+    md_file: Path | None = None
+    kept: Kept | None = None
+    anew: tuple[str, ...] = ()
+    journal: Journal | None = None
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 STATE: pytest.StashKey[State] = pytest.StashKey()
@@ -37,17 +54,25 @@ def activate(config: pytest.Config) -> State:
     if STATE in config.stash:
         return config.stash[STATE]
     try:
+        importable(config.invocation_params.dir)
         found = options.load(config)
         refuse_recording_in_ci(found)
         known_place(found)
         if found.record and not hasattr(config, "workerinput"):
             expect_room(found, config.rootpath)
-        state = State(found, resumed=_resumed(config, found))
+        from kvcheck.plugin import resume
+
+        state = State(found)
+        if not hasattr(config, "workerinput"):
+            state.run_file = resume.run_file(config, found)
+            state.md_file = resume.output(found.md)
+            resume.expect_two(state.run_file, state.md_file)
+        state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             env.expect_versions()
             known_model(found.model)
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {error}") from None
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
     config.stash[STATE] = state
     config.stash[options.ACTIVE] = True
     from kvcheck.plugin import params
@@ -78,7 +103,7 @@ def known_place(settings: Settings) -> None:
     if settings.baselines is None:
         return
     from kvcheck.baseline import open_place, places
-    from kvcheck.baseline_files import read_only
+    from kvcheck.baseline_reader import read_only
 
     found = places(settings.baselines)
     for at, place in enumerate(found):
@@ -123,64 +148,84 @@ def known_model(name: str, where: str = "--kv-model") -> None:
 
 
 def check_methods(config: pytest.Config) -> None:
-    """Build the methods that were given parameters or an import path, so that a bad value is refused before any test.
+    """Build the methods, so that all that cannot be built are refused before any test, each with its reason.
 
-    A plain registered name needs no check, and does not cost the import of torch here.
+    The plain name of a built-in one needs no check, and does not cost the import of torch here.
     """
-    from kvcheck.methods import make
+    from kvcheck.methods import METHODS, canonical, make
+    from kvcheck.plugin import parse
 
+    problems: list[KvcheckError] = []
     for text in settings(config).methods:
-        if ":" not in text and "." not in text:
+        if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
             continue
         try:
             make(text)
+            if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
+                raise SpecError(f"it is {one} with a default spelled out", f"type --kv-method={shlex.quote(one)}")
         except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: --kv-method={text}: {error}") from None
+            problems.append(SpecError(f"--kv-method={text}: {error.message}", error.hint))
+    try:
+        parse.refuse(problems)
+    except KvcheckError as error:
+        raise pytest.UsageError(plain(f"kvcheck: {error}")) from None
 
 
 def open_session(config: pytest.Config) -> Any:
-    """The engine, opened once per process."""
+    """The engine, opened once per process, before its first case. Where it cannot be, the session is refused."""
     state = activate(config)
-    problem = ""
-    if state.session is None:
+    if state.session is None and not state.refusal:
         try:
             state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
-            _refuse_foreign_resume(state)
+            from kvcheck.plugin import resume
+
+            resume.refuse_foreign(state)
+            if state.journal is not None:
+                from kvcheck.plugin.collector import header
+
+                model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
+                state.journal.header(header(config, model))
         except KvcheckError as error:
-            problem = f"kvcheck: cannot open {state.settings.model}: {error}"
-    if problem:
-        pytest.fail(problem, pytrace=False)
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip
+            why = f"{raised(error)}\n  try: {_loading(state.settings)}"
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {why}"
+    if state.refusal:
+        pytest.fail(state.refusal, pytrace=False)  # its report ends the session, on the controller too
     return state.session
 
 
-def _resumed(config: pytest.Config, settings: Settings) -> Run | None:
-    """The run to go on with. Raises BaselineError where the file is damaged."""
-    if settings.resume is None or settings.zoo:  # the zoo has results of its own
-        return None
-    from kvcheck.runfile import read_run
-
-    path = options.last_run(config) if settings.resume == "last" else Path(settings.resume)
-    if path is None or not path.is_file():
-        raise SpecError(f"--kv-resume: no run file {path}", "start without --kv-resume")
-    run = read_run(path)
-    header, texts = run.header, settings.texts()
-    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
-    facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
-    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
-    for name, then, now in facts:
-        if then != now:
-            raise SpecError(
-                f"--kv-resume: {path} was measured with {name}={then}, this session has {name}={now}",
-                "one run is of one state: repeat what the first had, or start without --kv-resume",
-            )
-    return run
+def _loading(settings: Settings) -> str:
+    """A command that loads the model without kvcheck, to see more of what it raises."""
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({settings.model!r})"
+    return shlex.join(["python", "-c", code])
 
 
-def _refuse_foreign_resume(state: State) -> None:
-    """A run is continued with the model that it began with."""
-    if state.resumed is not None and state.resumed.header.model != state.session.fingerprint:
-        raise SpecError(
-            f"--kv-resume: the run was measured with {state.resumed.header.model_name} "
-            f"({state.resumed.header.model}), this is {state.session.model_name} ({state.session.fingerprint})",
-            "resume with the same --kv-model, or start without --kv-resume",
-        )
+def start(mine: State, item: Item | None) -> None:
+    """An item begins: written down, so that it can be named should the process die."""
+    if mine.journal is not None and item is not None:
+        mine.journal.start(item)
+
+
+def end(config: pytest.Config, ended: Ended) -> str:
+    """An item is over: written down. Returns what rides on its report."""
+    mine = activate(config)
+    if mine.journal is not None:
+        mine.journal.end(ended)
+    return dumps(ended)
+
+
+DEATHS = 2
+"""Workers that may die of a method: it is not tried again then. One may have been killed by something else."""
+
+
+def died(mine: State, method: str) -> str:
+    """Where workers have died of this method in this session, "" where it may be tried. The controller tells."""
+    if mine.journal is None or mine.journal.path.stem == "main":
+        return ""
+    from kvcheck import journal
+
+    found = journal.read_file(mine.journal.folder / "main.jsonl").died.get(method, [])
+    return " and ".join(item.case for item in found[:DEATHS]) if len(found) >= DEATHS else ""

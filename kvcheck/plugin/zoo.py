@@ -12,6 +12,7 @@ import pytest
 from kvcheck import __version__, env
 from kvcheck.allowances import shipped
 from kvcheck.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
+from kvcheck.escape import plain
 from kvcheck.files import write_atomically
 from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kvcheck.zoo.hunt import Hunt, Suspect
 
 RESULT = "kvcheck_zoo"
+NO_PLACE = "the fault has no place here"
 HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
 
 
@@ -35,7 +37,7 @@ def params(settings: Settings) -> list[Any]:
     try:
         found = list(suspects(settings.zoo, settings.methods))
     except KvcheckError as error:
-        raise pytest.Collector.CollectError(f"kvcheck: {error}") from None
+        raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
     return [pytest.param(one, id=f"{one.family}-{one.name}") for one in found]
 
 
@@ -58,7 +60,9 @@ class KvSuspect:
                 with time_limit(self._settings.timeout):
                     found = self._hunt().examine(self.suspect)
             except MethodUnsupported as error:
-                pytest.skip(f"the fault has no place here: {error.message}")
+                pytest.skip(f"{NO_PLACE}: {error.message}")
+            except (pytest.skip.Exception, pytest.xfail.Exception) as error:
+                pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
         self._request.node.user_properties.append((RESULT, dumps(found)))
         return found
 
@@ -112,7 +116,7 @@ def known(config: pytest.Config) -> Known:
         try:
             found = read(Path(path), header(config)) if path else []
         except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: {error}") from None
+            raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
         config.stash[KNOWN] = {(one.name, one.twin): one for one in found}
     return config.stash[KNOWN]
 

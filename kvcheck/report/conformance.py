@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from kvcheck.escape import code
 from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.text import columns, plural, wrap
 
@@ -33,6 +34,11 @@ def words(name: str) -> str:
     return f'"{name.replace("_", " ")}"'
 
 
+def first(reason: str) -> str:
+    """The first line of a reason; a file may hold one without any."""
+    return next(iter(reason.splitlines()), "no reason given")
+
+
 def counts(found: Sequence[PropertyRecord]) -> str:
     """ "36 of 41 properties hold, 4 do not apply, 1 not served"."""
     number = {outcome: sum(one.outcome == outcome for one in found) for outcome in (HOLDS, FAILS, EXCUSED, UNSERVED)}
@@ -48,7 +54,7 @@ def lines(found: Sequence[PropertyRecord]) -> Iterator[str]:
         yield from wrap(f"conformance of {method}: {counts(mine)}")
         for outcome, title in TITLES.items():
             for reason, names in _by_reason(mine, outcome).items():
-                yield from wrap(f"  {title}: {', '.join(names)} ({reason.splitlines()[0]})", "    ")
+                yield from wrap(f"  {title}: {', '.join(names)} ({first(reason)})", "    ")
         yield ""
 
 
@@ -56,10 +62,10 @@ def markdown(found: Sequence[PropertyRecord]) -> Iterator[str]:
     """The same for a Markdown summary."""
     for method in dict.fromkeys(one.method for one in found):
         mine = [one for one in found if one.method == method]
-        yield f"- conformance of `{method}`: {counts(mine)}"
+        yield f"- conformance of {code(method)}: {counts(mine)}"
         for one in mine:
             if one.outcome != HOLDS or one.reason:
-                yield f"  - {words(one.name)}: {one.outcome} ({one.reason.splitlines()[0]})"
+                yield f"  - {code(words(one.name))}: {code(one.outcome)} ({code(first(one.reason))})"
     yield ""
 
 
@@ -108,6 +114,9 @@ def alarms_markdown(tried: Sequence[Tried]) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(HEADER)} |"
     yield "|---|---:|---:|---:|---:|"
-    yield from (f"| `{cells[0]}` | {' | '.join(cells[1:])} |" for cells in _alarms(tried))
+    yield from (f"| {code(cells[0])} | {' | '.join(cells[1:])} |" for cells in _alarms(tried))
     for one in tried:
-        yield from (f"- `{one.method}`, seed {one.seed}: {words(each.name)}: {each.reason}" for each in one.alarms)
+        yield from (
+            f"- {code(one.method)}, seed {one.seed}: {code(words(each.name))}: {code(each.reason)}"
+            for each in one.alarms
+        )

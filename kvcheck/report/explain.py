@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvcheck.escape import plain
 from kvcheck.explain import explain, headline
 from kvcheck.record import CaseRecord, Verdict, context_score
 
@@ -59,7 +60,12 @@ def latency_failure(method: str, length: int, verdicts: Sequence[Verdict], stric
 
 
 def properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:
-    """(name, text) pairs for JUnit XML."""
+    """(name, text) pairs for JUnit XML, made harmless: who reads the file may show them as they are."""
+    for name, text in _properties(record, fp16, verdicts):
+        yield name, plain(text)
+
+
+def _properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:
     yield "case", str(record.case)
     yield "method", record.method
     yield "model", record.model

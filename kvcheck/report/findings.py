@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from kvcheck.escape import markdown as escape
 from kvcheck.report.text import WIDTH, columns, interval, short, wrap
 
 
@@ -55,4 +56,4 @@ def markdown(found: Sequence[Finding]) -> Iterator[str]:
     yield "|---|---|---:|---|---|---:|---|"
     for one in found:
         cells = (one.claim, one.what, f"{one.mean:+.1f}", interval(one.low, one.high), one.wanted, str(one.n))
-        yield "| " + " | ".join((*cells, one.outcome)) + " |"
+        yield "| " + " | ".join(map(escape, (*cells, one.outcome))) + " |"

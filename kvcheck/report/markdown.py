@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvcheck.escape import code
+from kvcheck.escape import markdown as escape
 from kvcheck.record import FAILS, CaseRecord, Run, RunHeader
 from kvcheck.report import conformance, rows, statement, terminal
 from kvcheck.report.rows import References, Row
@@ -25,10 +27,11 @@ def lines(run: Run, stored: References | None = None) -> Iterator[str]:
     yield from conformance.markdown(run.properties)
     yield "<details><summary>Run</summary>"
     yield ""
-    yield f"kvcheck {header.kvcheck} · model `{header.model_name}` ({header.model}) · {commit(header)}"
+    model = f"{code(header.model_name)} ({code(header.model)})"
+    yield f"kvcheck {escape(header.kvcheck)} · model {model} · {escape(commit(header))}"
     yield ""
     for title, values in (("settings", header.settings), ("machine", header.machine), ("packages", header.packages)):
-        yield f"{title}: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in sorted(values.items()))
+        yield f"{title}: " + ", ".join(f"{escape(name)} {code(value)}" for name, value in sorted(values.items()))
         yield ""
     yield "</details>"
 
@@ -43,11 +46,6 @@ def count_bad(run: Run, method: str) -> int:
     names = {name for name in run.failures if name.endswith(f"|{method}")}
     names |= {rows.key(one) for one in rows.of_method(run, method) if rows.outcome(run, one) in ("fail", "error")}
     return len(names)
-
-
-def escape(text: str) -> str:
-    """A text that does not break a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -72,9 +70,9 @@ def cells(row: Row, bold: bool) -> tuple[str, ...]:
 def of_method(run: Run, method: str, known: References) -> Iterator[str]:
     """Everything about one method."""
     records = rows.of_method(run, method)
-    yield f"### `{method}`: {terminal.count_text(run, method)}"
+    yield f"### {code(method)}: {terminal.count_text(run, method)}"
     yield ""
-    yield statement.plain(run, method, known)
+    yield statement.plain(run, method, known, code)
     yield ""
     body = []
     for capability, tasks in rows.by_capability(run, rows.judged(run, method), known):
@@ -122,7 +120,7 @@ def costs(records: Sequence[CaseRecord]) -> Iterator[str]:
             if memory.peak_bytes is not None:
                 body.append((f"peak memory at {memory.seen} tokens", "", size(memory.peak_bytes), ""))
         for one in record.latency:
-            name = f"{one.what} at {one.length} tokens"
+            name = f"{escape(one.what)} at {one.length} tokens"
             ratio, before, after = terminal.latency_texts(one)
             body.append((name, before, after, ratio.replace(" x fp16", "")))
     if body:
@@ -137,9 +135,9 @@ def doubts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
         yield ""
         body = [
             (
-                f"`{record.case}`",
-                one.question,
-                one.outcome,
+                code(record.case),
+                escape(one.question),
+                escape(one.outcome),
                 f"{one.value:.3f} {interval(one.low, one.high, 3)}",
                 f"{one.limit:g}",
             )
@@ -149,7 +147,7 @@ def doubts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
         yield "</details>"
         yield ""
     for what, names in sorted(rows.not_measured(run, records).items()):
-        yield f"- not measured: {what} ({len(names)})"
+        yield f"- not measured: {code(what)} ({len(names)})"
     if any(record.not_measured for record in records):
         yield ""
 
@@ -159,4 +157,4 @@ def lost(run: Run, method: str) -> Iterator[str]:
     for name, text in rows.errors(run).items():
         if name.endswith(f"|{method}"):
             said = "; ".join([rows.reason(text), *rows.remedy(text)])
-            yield f"- **{escape(name.partition('|')[0])}** failed: {escape(said)}"
+            yield f"- **{escape(name.partition('|')[0])}** failed: {code(said)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvcheck.escape import code
+from kvcheck.escape import markdown as escape
 from kvcheck.record import CaseRecord, LatencyRecord, Run
-from kvcheck.report.markdown import commit, escape, grid
+from kvcheck.report.markdown import commit, grid
 from kvcheck.report.text import columns, interval, seconds, short, size, wrap
 
 NAME = 22
@@ -46,7 +48,7 @@ def markdown(run: Run) -> Iterator[str]:
         yield f"### {length:,} tokens; tokens/s of {batch} sequence{'s' * (batch != 1)} together"
         yield ""
         rows = [
-            (f"`{one.method}`", *memory_cells(one), *prefill_cells(one), *decode_cells(one), mark(one))
+            (code(one.method), *memory_cells(one), *prefill_cells(one), *decode_cells(one), mark(one))
             for one in records
         ]
         yield from grid((*MEMORY, *DECODE[1:]), rows)

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvcheck.record import MemoryRecord, Run
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import interval, points, size
 
 
-def plain(run: Run, method: str, known: References) -> str:
-    """One paragraph: the drop over everything, where it is largest, and what is gained for it."""
-    records = rows.judged(run, method)
+def plain(run: Run, method: str, known: References, shown: Callable[[str], str] = str) -> str:
+    """One paragraph: the drop over everything, where it is largest, and what is gained for it.
+
+    shown: how the names of methods and tasks are written.
+    """
+    records, name = rows.judged(run, method), shown(method)
     if not records:
-        return f"{method}: no accuracy was measured, so what it gives up against fp16 is not known."
+        return f"{name}: no accuracy was measured, so what it gives up against fp16 is not known."
     whole = rows.pool("all", run, records, known)
     found = [record.memory for record in records if record.memory is not None]
     share = sum(one.kv_bytes for one in found) / sum(one.dense_bytes for one in found) if found else None
     held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16{_away(found)}."
     if whole.drop is None or whole.low is None or whole.high is None:
-        return f"{method}: no fp16 record of these prompts, so what it gives up is not known.{held}"
+        return f"{name}: no fp16 record of these prompts, so what it gives up is not known.{held}"
     if method == "fp16":
         return f"fp16 is the reference: accuracy {whole.after:.3f}{_exact(whole)}.{held}"
     losing = _losing(run, method, known)
     if whole.identical:
-        return f"{method} gives up nothing against fp16 on these {whole.n} contexts: its answers are identical.{held}"
+        return f"{name} gives up nothing against fp16 on these {whole.n} contexts: its answers are identical.{held}"
     if whole.drop <= 0 and not losing:
         gain = f", and gains {points(-whole.drop, False)} points" if points(whole.drop) != "0.0" else ""
         return (
-            f"{method} gives up nothing against fp16 on these {whole.n} contexts{gain} "
+            f"{name} gives up nothing against fp16 on these {whole.n} contexts{gain} "
             f"(drop {interval(whole.low, whole.high)}).{held}"
         )
     text = (
-        f"Against fp16, {method} gives up {points(whole.drop, False)} points of accuracy "
+        f"Against fp16, {name} gives up {points(whole.drop, False)} points of accuracy "
         f"{interval(whole.low, whole.high)} over {whole.n} contexts."
     )
     if losing:
-        named = ", ".join(f"{row.label} ({points(row.drop or 0, False)})" for row in losing[:4])
+        named = ", ".join(f"{shown(row.label)} ({points(row.drop or 0, False)})" for row in losing[:4])
         text += f" Surely lost points: {named}."
     return text + held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvcheck.escape import plain
 from kvcheck.published import gaps
 from kvcheck.record import CaseRecord, LatencyRecord, Run
 from kvcheck.report import conformance, rows, statement
@@ -17,8 +18,14 @@ LISTED = 12
 
 
 def lines(run: Run, stored: References | None = None) -> Iterator[str]:
-    """The summary of a run. `stored`: fp16 records by case key, for what the run itself did not measure."""
-    known = rows.references(run, stored)
+    """The summary of a run, foreign text in it made harmless.
+
+    `stored`: fp16 records by case key, for what the run itself did not measure.
+    """
+    yield from map(plain, _lines(run, rows.references(run, stored)))
+
+
+def _lines(run: Run, known: References) -> Iterator[str]:
     for method in rows.methods(run):
         yield from of_method(run, method, known)
     yield from failures(run)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
+from kvcheck.escape import code
+from kvcheck.escape import markdown as escape
 from kvcheck.record import ZooRecord
 from kvcheck.report.text import WIDTH, columns, short, wrap
+
+ADDRESS = re.compile(r"https://[\w./#?=&%:-]+")
+"""What is linked; any other text is shown."""
 
 
 def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
@@ -53,7 +59,7 @@ def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
 
 def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
     """Markdown tables: bugs, then correct methods."""
-    yield from (f"{line}." for line in rates(found))
+    yield from (f"{escape(line)}." for line in rates(found))
     for title, rows in (
         ("Bugs", [one for one in found if not one.correct]),
         ("Correct methods", [one for one in found if one.correct]),
@@ -63,6 +69,7 @@ def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
             yield "|---|---|---|---|---|---|---|"
         for one in sorted(rows, key=lambda one: (one.family, one.name)):
             name, way, tried, where, measured = _cells(one)
-            linked = f"[{name}]({one.url})" if one.url else f"`{name}`"
-            cells = (one.family.replace("_", " "), linked, f"`{one.twin}`", way, tried, where, measured)
+            linked = f"[{escape(name)}]({one.url})" if ADDRESS.fullmatch(one.url) else code(name)
+            rest = map(escape, (way, tried, where, measured))
+            cells = (escape(one.family.replace("_", " ")), linked, code(one.twin), *rest)
             yield f"| {' | '.join(cells)} |"

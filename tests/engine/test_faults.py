@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kvcheck.engine import Session
+from kvcheck.engine.isolation import TOKENS
 from kvcheck.errors import ContextTooLong, KvcheckError, MethodFailed, SpecError
 from kvcheck.methods.base import MethodInfo
 from kvcheck.methods.cache import KVLayer
@@ -66,6 +67,32 @@ class Swapping(KVLayer):
         self.keys.copy_(self.keys.flip(2).clone())
 
 
+class ReadingTexts(KVLayer):
+    def read(self, *args: Any) -> Any:
+        return "keys", "values"
+
+
+class AnsweringNothing(KVLayer):
+    def answer(self, *args: Any) -> Any:
+        super().answer(*args)
+
+
+class AttendingNothing(KVLayer):
+    def attend(self, *args: Any) -> Any:
+        super().attend(*args)
+
+
+class AttendingShort(KVLayer):
+    def attend(self, *args: Any) -> torch.Tensor:
+        return super().attend(*args)[..., :-1]
+
+
+class Poisoned(KVLayer):
+    def compress(self, queries: torch.Tensor) -> None:
+        if self.index != 2:
+            self.values[0, 0, 0] = float("nan")
+
+
 @pytest.mark.parametrize("mode", ["single", "multi_request"])
 @pytest.mark.parametrize(
     ("layer", "says", "cause"),
@@ -75,6 +102,11 @@ class Swapping(KVLayer):
         (CrashingLater, "ZeroDivisionError: division by zero", ZeroDivisionError),
         (Emptying, "the cache is empty", None),
         (Unforkable, "NotImplementedError: no batches", NotImplementedError),
+        (ReadingTexts, r"read \(keys\) returned str, not a tensor", TypeError),
+        (AnsweringNothing, "answer returned NoneType, not a tensor", TypeError),
+        (AttendingNothing, "attend returned NoneType, not a tensor", TypeError),
+        (AttendingShort, "attend returned a tensor of shape .*, not ", TypeError),
+        (Poisoned, "holds NaN in layers? 0.* in toy", None),
         (Swapping, "layer 0: keys of .* are not those of the prompt", None),
     ],
 )
@@ -125,11 +157,11 @@ def test_a_context_longer_than_the_model_is_refused_before_any_forward(
     session: Session, case: Callable[..., CaseId]
 ) -> None:
     fed: list[int] = []
-    hook = session.loaded.model.register_forward_pre_hook(lambda *_: fed.append(1))
+    hook = session.loaded.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
     with pytest.raises(ContextTooLong):
         session.run_case(case(length=505, n=2), "fp16")
     hook.remove()
-    assert not fed
+    assert not [tokens for tokens in fed if tokens != TOKENS], "but for the proof that the model is as it was"
 
 
 def test_a_conversation_needs_room_for_all_of_its_turns(session: Session, case: Callable[..., CaseId]) -> None:

@@ -59,7 +59,7 @@ def test_kept_slots_are_those_of_all_rows_whichever_are_audited(text):
     found = []
     for audited in (False, True):
         meter = Meter(method, SHAPE, Guard(text, "a test"), audited=audited)
-        meter.watch(cache, parts)
+        meter.watch(cache, parts, range(2))
         found.append(meter.record())
     assert found[0] == found[1]
 

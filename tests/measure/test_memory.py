@@ -13,6 +13,7 @@ from kvcheck.measure.memory import Held, held, tensors
 from kvcheck.methods._room import Room
 from kvcheck.methods.base import Method, ModelShape
 from kvcheck.methods.cache import KVLayer
+from kvcheck.methods.host import MODELS
 
 
 def test_a_view_counts_with_all_that_it_keeps_alive():
@@ -67,7 +68,10 @@ def test_a_cache_that_refers_to_the_model_is_not_charged_its_weights():
         def __init__(self) -> None:
             self.owner, self.keys = self.model, torch.zeros(4)
 
+    MODELS.add(Cache.model)
     assert held(Cache()).kv == 16
+    MODELS.discard(Cache.model)
+    assert held(Cache()).kv == 16 + 4 * 10_100, "of another model it holds the weights"
 
 
 def test_only_unused_room_is_discounted():

@@ -67,7 +67,7 @@ def test_every_worker_collects_the_same_items(run: Run) -> None:
     assert "Different tests were collected" not in result.stdout.str()
 
 
-def test_a_test_of_the_users_own_can_take_a_case(repo: pytest.Pytester) -> None:
+def test_a_test_of_the_users_own_can_take_a_case(repo: pytest.Pytester, recorded: Run) -> None:
     repo.makepyfile(
         """
         import pytest
@@ -76,10 +76,13 @@ def test_a_test_of_the_users_own_can_take_a_case(repo: pytest.Pytester) -> None:
         def test_mine(kv_case):
             record = kv_case.run()
             assert record.accuracy == 1.0
+            kv_case.check(record)
         """
     )
-    result = repo.runpytest("--kv-method=fp16", "--kv-tasks=kv", "--kv-lengths=512", "--kv-n=2", "--strict-markers")
+    small = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=2", "--kv-baselines=stored")
+    result = repo.runpytest("--kv-method=fp16", *small, "--strict-markers")
     result.assert_outcomes(passed=2)  # multi_turn and multi_request
+    assert result.ret == 0
 
 
 def test_an_unknown_capability_is_refused(repo: pytest.Pytester) -> None:

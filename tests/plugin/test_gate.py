@@ -193,7 +193,7 @@ def test_last_failed_and_exit_first_mean_what_people_expect(recorded: Run, behav
     again.assert_outcomes(failed=1)
 
 
-def test_a_verdict_fails_in_the_call_phase_so_that_xfail_works(recorded: Run, behave: Behave, repo: Any) -> None:
+def test_a_failure_that_is_expected_is_a_failure_all_the_same(recorded: Run, behave: Behave, repo: Any) -> None:
     behave({"snapkv": 0.0})
     repo.makepyfile(
         """
@@ -206,4 +206,7 @@ def test_a_verdict_fails_in_the_call_phase_so_that_xfail_works(recorded: Run, be
         """
     )
     small = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single", "--kv-baselines=stored")
-    repo.runpytest(*small, "--kv-method=snapkv").assert_outcomes(xfailed=1)
+    result = repo.runpytest(*small, "--kv-method=snapkv")
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*snapkv on fake: 1 case: 1 fail*"])

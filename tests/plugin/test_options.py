@@ -26,6 +26,12 @@ REFUSED = [
     ("--kv-n=0", "--kv-n", "at least 1"),
     ("--kv-n=2.5", "--kv-n", "whole number"),
     ("--kv-device=cuba", "unknown device 'cuba'", "did you mean cuda"),
+    ("--kv-device=gpu", "unknown device 'gpu'", "did you mean cuda?"),
+    ("--kv-device=GPU:1", "unknown device 'GPU:1'", "did you mean cuda:1?"),
+    ("--kv-budget=2", "'2' does not say what is limited", "write drop=2"),
+    ("--kv-budget=bytes:0.3", "'bytes:0.3' does not say what is limited", "write bytes=0.3"),
+    ("--kv-resume=last", "--kv-resume: no earlier run to resume here", "without --kv-resume"),
+    ("--kv-tasks=string_retrieval", "unknown task 'string_retrieval'", "that is a capability: -m string_retrieval"),
     ("--kv-rope=yarm:factor=4", "--kv-rope: unknown RoPE 'yarm:factor=4'", "did you mean yarn"),
     ("--kv-rope=yarn:fator=4", "--kv-rope: RoPE 'yarn:fator=4': unknown key 'fator'", "did you mean factor"),
     ("--kv-rope=yarn:factor=much", "factor='much' is not a number", "yarn:factor=4"),
@@ -37,7 +43,7 @@ REFUSED = [
     ("--kv-budget=dorp=2", "dorp", "did you mean drop"),
     ("--kv-budget=drop=-1", "--kv-budget", "0 to 100"),
     ("--kv-budget=bytes=0", "--kv-budget", "above 0"),
-    ("--kv-budget=drop", "--kv-budget", "drop=VALUE"),
+    ("--kv-budget=drop", "--kv-budget", "write drop=1"),
     ("--kv-alpha=1.5", "--kv-alpha", "0.05"),
     ("--kv-timeout=soon", "--kv-timeout", "seconds per case"),
     ("--kv-query-aware=maybe", "--kv-query-aware", "mode"),
@@ -48,10 +54,10 @@ REFUSED = [
 METHOD = """
 from dataclasses import dataclass
 from kvcheck.errors import SpecError
-from kvcheck.methods.base import Method
+from kvcheck.methods.fp16 import Fp16
 
 @dataclass(frozen=True)
-class Mine(Method):
+class Mine(Fp16):
     budget: float = 0.5
 
     def __post_init__(self):
@@ -123,16 +129,27 @@ def test_a_bad_key_or_value_in_pyproject_is_refused_by_name(
     result.stderr.fnmatch_lines([f"*{message.lstrip('*')}"])
 
 
-def test_suites_without_a_method_say_how_to_name_one(repo: pytest.Pytester) -> None:
-    result = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "-rs")
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*--kv-method=snapkv*"])
+@pytest.mark.parametrize("more", [(), ("--collect-only",)], ids=["run", "collect only"])
+def test_suites_without_a_method_are_a_usage_error_that_says_what_to_type(
+    repo: pytest.Pytester, dist: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    result = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", *dist, *more)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    typed = "pytest --pyargs kvcheck.suites.test_needle --kv-method=snapkv"
+    result.stderr.fnmatch_lines(["*kvcheck: no method to test", f"*: {typed}"])
 
 
 def test_options_without_a_method_are_an_error_not_a_green_run(repo: pytest.Pytester) -> None:
     result = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "--kv-tasks=needle")
-    assert result.ret != 0
-    result.stdout.fnmatch_lines(["*no method to test*--kv-tasks alone measures nothing*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no method to test: --kv-tasks alone measures nothing"])
+
+
+def test_tests_that_take_no_case_run_beside_deselected_ones_without_a_method(
+    repo: pytest.Pytester, dist: tuple[str, ...]
+) -> None:
+    repo.makepyfile("def test_something_else(): pass\ndef test_a_case(kv_case): kv_case.gate()")
+    repo.runpytest("-k", "something_else", *dist).assert_outcomes(passed=1, deselected=0 if "2" in dist else 1)
 
 
 def test_a_session_without_a_test_that_takes_a_case_is_told_the_command(repo: pytest.Pytester) -> None:

@@ -54,7 +54,9 @@ def test_a_worker_that_dies_loses_nothing_that_finished(recorded: Run, behave: B
     assert result.ret != 0
     names = {f"{one.case.task}|{one.method}" for one in read_run(repo.path / "run.json").cases}
     assert {"kv|fp16", "kv|snapkv", "multi_hop|fp16"} <= names
-    result.stdout.fnmatch_lines(["*crashed*", "*snapkv on fake: 2 cases: 1 pass, 1 error*", "*multi_hop single 512*"])
+    result.stdout.fnmatch_lines(
+        ["*crashed*", "*snapkv on fake: 2 cases: 1 pass, 1 error*", "*multi_hop/v1/single/len=512/seed=0/n=8  snapkv*"]
+    )
 
 
 def test_a_case_without_a_result_is_not_called_passed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:

@@ -37,6 +37,13 @@ def named(spec: Spec) -> Method:
     return hf.named(spec)
 
 
+def factory(name: str) -> Any:
+    """What a name in NAMED is built by."""
+    from kvcheck.methods.adapters import hf
+
+    return hf.CACHES[name]
+
+
 def adapt(spec: Spec, found: Any) -> Method:
     """A method made of what an import path led to, recognised by what it is. Raises SpecError."""
     from kvcheck.methods.adapters import recognise

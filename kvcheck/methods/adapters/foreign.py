@@ -12,6 +12,7 @@ import torch
 from transformers import Cache
 
 from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.methods import _values
 from kvcheck.methods.base import Method, MethodInfo, ModelShape
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.host import Host
@@ -139,7 +140,7 @@ def sixteen_bits(cache: Cache) -> Iterator[None]:
 
     def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         stored = at_rest(key.dtype)
-        keys, values = inner(key.to(stored), value.to(stored), *args, **kwargs)
+        keys, values = _values.pair(inner(key.to(stored), value.to(stored), *args, **kwargs), "update")
         return keys.to(key.dtype), values.to(value.dtype)
 
     cache.update = update  # type: ignore[method-assign]

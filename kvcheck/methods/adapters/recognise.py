@@ -80,9 +80,9 @@ def build(spec: Spec, factory: Callable[..., Any]) -> Any:
     }
     try:
         return factory(**arguments(spec, factory, nested))
-    except KvcheckError:
+    except (KvcheckError, KeyboardInterrupt):
         raise
-    except Exception as error:  # an assert of the press, as kvpress has them
+    except BaseException as error:  # an assert of the press, as kvpress has them
         raise SpecError(f"{spec}: {error or type(error).__name__}") from error
 
 

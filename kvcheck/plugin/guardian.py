@@ -1,0 +1,179 @@
+"""The process that a session runs under, so that a run that ends in the middle is red.
+
+A method can end its process without a word (`os._exit(0)`, a crash in a kernel, the kernel's out-of-memory killer), and
+with status 0 that looks like success. So `pytest`, where it was given something of kvcheck, goes on in a child and
+waits for it. The child says over a pipe where the run is kept and, at the very end, that it is over and with which
+status. Where it does not, the parent reads the journal, writes the run file with a failure for every item that did not
+come to an end, says so, and exits with 1 (or 128 and the signal).
+
+Not where there is no fork (Windows), in workers of pytest-xdist, which have their controller, under torchrun, with a
+debugger, and where pytest is called from another program (`pytest.main`), whose process it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from kvcheck.journal import Kept
+
+_PIPE = "_kvcheck_guardian"
+LINGER = 10.0
+"""Seconds that a process may take to end when its run is over."""
+
+
+def guard(config: pytest.Config) -> None:
+    """Go on in a child; the parent waits for it and never returns. Nothing happens where that cannot be."""
+    if not _applies(config):
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    told, tell = os.pipe()
+    alive, hold = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(tell)
+        os.close(alive)
+        _wait(child, told)
+    os.close(told)
+    os.close(hold)
+    setattr(config, _PIPE, tell)
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+
+
+def _applies(config: pytest.Config) -> bool:
+    known = config.known_args_namespace
+    return (
+        hasattr(os, "fork")
+        and tuple(sys.argv[1:]) == tuple(map(str, config.invocation_params.args))
+        and Path(sys.argv[0]).name in ("pytest", "py.test", "__main__.py")
+        and not {"PYTEST_XDIST_WORKER", "TORCHELASTIC_RUN_ID"} & set(os.environ)
+        and sys.gettrace() is None
+        and not any(getattr(known, name, False) for name in ("help", "version", "usepdb", "trace"))
+    )
+
+
+def _end_with_parent(alive: int) -> None:
+    """A child without its parent, which was killed, ends too."""
+    with suppress(OSError):
+        os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def guarded(config: pytest.Config) -> bool:
+    """Whether this process has a guardian."""
+    return hasattr(config, _PIPE)
+
+
+def tell(config: pytest.Config, **facts: Any) -> None:
+    """Say something to the parent, where there is one."""
+    handle = getattr(config, _PIPE, None)
+    if handle is not None:
+        with suppress(OSError):
+            os.write(handle, json.dumps(facts).encode() + b"\n")
+
+
+def _wait(child: int, told: int) -> NoReturn:
+    """Wait for the child, as if it was this process; end as it should have."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has got it too
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    facts: dict[str, Any] = {}
+    with open(told, "rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                facts |= json.loads(line)
+            if "finished" in facts:
+                break
+    status = _reap(child, LINGER if "finished" in facts else None)
+    sys.stdout.flush()
+    os._exit(_verdict(facts, status))
+
+
+def _reap(child: int, linger: float | None) -> int | None:
+    """The exit status of the child; None for one that is over and lives on, in a thread of a method: it is killed."""
+    end = None if linger is None else time.monotonic() + linger
+    while True:
+        found, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if end is not None and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.01)
+
+
+def _verdict(facts: dict[str, Any], status: int | None) -> int:
+    """The exit status of the run."""
+    if status is None:
+        print(f"\nkvcheck: the process lived on for {LINGER:g} s after the run and was ended", file=sys.stderr)
+        return int(facts["finished"])
+    known = status if status >= 0 else 128 - status
+    if "finished" in facts:
+        return known or int(facts["finished"])
+    if "began" not in facts:
+        return known
+    try:
+        say = _close(facts, status)
+    except Exception as error:  # whatever is wrong with what it left, the run is red
+        say = [f"its results could not be read: {error}"]
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    print(f"\nkvcheck: failed: the process {how} before the run was over", file=sys.stderr)
+    for line in say:
+        print(f"  {line}", file=sys.stderr)
+    return known or 1
+
+
+def _close(facts: dict[str, Any], status: int) -> list[str]:
+    """Write the files of a run that did not end: what was finished, and a failure for everything else."""
+    from kvcheck import journal
+    from kvcheck.files import write_atomically
+    from kvcheck.record import RunHeader
+    from kvcheck.report import markdown
+    from kvcheck.runfile import write_run
+
+    if "journal" not in facts:
+        return []
+    kept = journal.read(Path(facts["journal"]))
+    lines = _fail(kept, status, facts)
+    run = kept.run(kept.header or RunHeader("", "", False, {}, {}, "", "", {}))  # it ended before a model was open
+    if facts.get("run_file"):
+        write_run(facts["run_file"], run)
+        journal.drop(Path(facts["journal"]))
+        lines.append(f"what was finished is kept: --kv-resume={facts['run_file']}")
+    if facts.get("md_file"):
+        write_atomically(facts["md_file"], "\n".join(markdown.lines(run)) + "\n")
+    return lines
+
+
+def _fail(kept: Kept, status: int, facts: dict[str, Any]) -> list[str]:
+    """Give every item that did not end a failure. Returns what is to be said of them."""
+    from kvcheck.journal import Ended
+    from kvcheck.plugin.timelimit import PATIENCE
+
+    why = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+    limit = f"; what swallows its time limit of {facts.get('timeout', 0):g} s is ended {PATIENCE:g} s later"
+    running, never = [], 0
+    for item in kept.items.values():
+        name = (item.case, item.method)
+        if name in kept.ended or name in kept.properties:
+            continue
+        if name in kept.running:
+            running.append(f"in {item.case} of {item.method}{limit}")
+            text = f"its process {why} in the middle: os._exit, a crash, no memory{limit}"
+        else:
+            never += 1
+            text = "it was selected and never ran"
+        kept.ended[name] = Ended(item.case, item.method, {}, failure=text)
+    return running + ([f"{never} selected items never ran"] if never else [])

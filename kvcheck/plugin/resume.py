@@ -1,0 +1,124 @@
+"""Where a run is kept while it goes on, and how an interrupted one is continued."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kvcheck import __version__, env, files, journal, sources
+from kvcheck.errors import SpecError
+from kvcheck.journal import Kept
+from kvcheck.plugin import guardian, options, state
+from kvcheck.record import CaseRecord, RunHeader
+from kvcheck.runfile import read_run
+from kvcheck.settings import MODEL, PROMPTS, Settings
+
+CLEAR = "verdict clear"
+"""Why a case ended before all its contexts were measured, in its record."""
+FOLDER = "kvcheck_journal"
+"""What the controller tells its workers."""
+ANEW = "start without --kv-resume"
+
+
+def run_file(config: pytest.Config, settings: Settings) -> Path | None:
+    """Where the run is kept: --kv-json, else pytest's cache; None without one. Raises BaselineError."""
+    return output(settings.json) or options.last_run(config)
+
+
+def output(named: str | None) -> Path | None:
+    """The file of an output, which must take something now, before anything is measured. Raises BaselineError.
+
+    The path is that of the folder that pytest was started in: a method may go elsewhere.
+    """
+    if named is None:
+        return None
+    path = Path(os.path.abspath(named))
+    files.expect_file(path)
+    return path
+
+
+def expect_two(run_file: Path | None, md_file: Path | None) -> None:
+    """Refuse one place for two files. Raises SpecError."""
+    if run_file is not None and run_file == md_file:
+        raise SpecError(f"--kv-json and --kv-md name one file: {run_file}", "give each a name of its own")
+
+
+def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:
+    """(what an earlier run has, its methods of which the code has changed since). Raises SpecError, BaselineError."""
+    if settings.resume is None or settings.zoo:  # the zoo has results of its own
+        return None, ()
+    last = settings.resume == "last"
+    place = options.last_run(config) if last else Path(os.path.abspath(settings.resume))
+    kept = None if place is None else journal.found(place)
+    if kept is None and place is not None and place.is_file():
+        kept = Kept.of_run(read_run(place))
+    if kept is None or kept.header is None:
+        none = "there is no earlier run to resume here" if last else f"there is no run at {settings.resume}"
+        raise SpecError(f"--kv-resume: {none}", ANEW)
+    _expect_same(config, settings, kept.header)
+    return kept, tuple(
+        spec for spec, digest in sources.of_methods(settings.methods).items() if kept.header.sources.get(spec) != digest
+    )
+
+
+def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -> None:
+    """Refuse a run that was measured otherwise. Raises SpecError."""
+    texts = settings.texts()
+    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
+    facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
+    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
+    now = env.packages()
+    facts += [(name, header.packages.get(name, "none"), now.get(name, "none")) for name in sorted(env.PACKAGES)]
+    facts += [("kvcheck's own code", header.sources.get(sources.OWN, ""), sources.own())]
+    for name, then, here in facts:
+        if then != here:
+            raise SpecError(
+                f"--kv-resume: {settings.resume} was measured with {name}={then}, this session has {name}={here}",
+                f"one run is of one state: repeat what the first had, or {ANEW}",
+            )
+
+
+def refuse_foreign(found: state.State) -> None:
+    """A run is continued with the model that it began with. Raises SpecError."""
+    header = None if found.kept is None else found.kept.header
+    if header is not None and header.model and header.model != found.session.fingerprint:
+        raise SpecError(
+            f"--kv-resume: the run was measured with {header.model_name} "
+            f"({header.model}), this is {found.session.model_name} ({found.session.fingerprint})",
+            f"resume with the same --kv-model, or {ANEW}",
+        )
+
+
+def earlier(mine: state.State, case: str, method: str) -> tuple[CaseRecord | None, bool]:
+    """(the record of an earlier run, whether nothing is left to measure of it); None where the code changed since."""
+    if mine.kept is None or method in mine.anew:
+        return None, False
+    record, ended = mine.kept.records.get((case, method)), (case, method) in mine.kept.ended
+    if record is None:
+        return None, False
+    return record, ended and (len(record.samples) >= record.case.n or record.stopped == CLEAR)
+
+
+def begin(config: pytest.Config) -> Path:
+    """Make the folder of the journal, in the process that prints the summary. Raises BaselineError."""
+    mine = state.activate(config)
+    path = mine.run_file
+    folder = Path(tempfile.mkdtemp(prefix="kvcheck-")) / "run.journal" if path is None else journal.folder_of(path)
+    kept = mine.kept
+    if kept is not None and mine.anew:
+        kept = kept.without(mine.anew)
+    journal.begin(folder, kept)
+    guardian.tell(config, journal=str(folder), run_file=str(path or ""), md_file=str(mine.md_file or ""))
+    guardian.tell(config, timeout=mine.settings.timeout)
+    mine.journal = journal.Journal(folder, "main")
+    return folder
+
+
+def join(config: pytest.Config) -> None:
+    """In a worker: write beside the controller's."""
+    folder = getattr(config, "workerinput", {}).get(FOLDER)
+    if folder:
+        state.activate(config).journal = journal.Journal(Path(folder), os.environ["PYTEST_XDIST_WORKER"])
