@@ -51,7 +51,7 @@ class Block(NamedTuple):
         return (
             f"failed=\n{shown}trap 'failed=${{failed:-$?}}' ERR\n{lines}last=$?\ntrap - ERR\n"
             f"status=${{failed:-$last}}\n[ $status = {wanted} ] || "
-            f"{{ echo \"words.py: exit status $status, and the page says {wanted}\"; exit 1; }}\n"
+            f'{{ echo "words.py: exit status $status, and the page says {wanted}"; exit 1; }}\n'
         )
 
 

@@ -13,7 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "sources"},
+    {
+        "record",
+        "errors",
+        "escape",
+        "spec",
+        "registry",
+        "paths",
+        "env",
+        "settings",
+        "files",
+        "hub",
+        "threads",
+        "sources",
+    },
     {"stats", "validate"},
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "journal", "published"}
     | {
