@@ -93,7 +93,8 @@ def test_a_page_without_commands_is_not_right_by_that(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial/author.md", "docs/tutorial/engine_team.md"])
 def test_the_pages_that_ci_runs_begin_with_the_install(page: str) -> None:
     spec = importlib.util.spec_from_file_location("words", WORDS)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     words = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(words)
     text = (ROOT / page).read_text("utf-8")
