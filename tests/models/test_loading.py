@@ -216,7 +216,8 @@ def test_models_that_are_no_decoders_or_attend_in_their_own_way_are_refused(tmp_
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=16, n_layer=1, n_head=2))
     gptj = GPTJForCausalLM(GPTJConfig(vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4))
-    for model in (bloom, gptj):
+    gptj_too = not getattr(gptj, "_supports_attention_backend", False)  # from transformers 5.24 on it does
+    for model in (bloom, gptj)[: 1 + gptj_too]:
         with pytest.raises(MethodUnsupported, match="does not use the attention interface"):
             load(str(save(tmp_path / type(model).__name__, model)), CPU, torch.float32)
     t5 = T5ForConditionalGeneration(
