@@ -89,6 +89,7 @@ def test_the_full_cache_behind_them_answers_as_if_alone(session: Result, real: F
     assert answers(session, "Good") == answers(check(real, "Good"), "Good")
 
 
+@pytest.mark.nightly
 def test_what_raises_before_a_case_is_refused_or_fails_by_name(real: Foreign) -> None:
     """In one session: where one is refused, nothing is measured; else each fails, and the full cache does not."""
     names = [f"Raises_{place}" for place in IN_THE_METHOD]

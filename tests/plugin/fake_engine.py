@@ -110,6 +110,8 @@ class FakeSession:
         return how.get(case.task, 1.0) if isinstance(how, dict) else how
 
     def run_case(self, case, method_spec, on_block=None, progress=None, done=()):
+        if len(done) == case.n:
+            return self._record(case, method_spec, done)
         with (HERE / "ran.txt").open("a") as log:
             log.write(f"{case}|{method_spec}\n")
         how = self._how(case, method_spec)
