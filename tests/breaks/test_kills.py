@@ -105,6 +105,7 @@ def test_a_killed_run_is_resumed_where_it_was(fake: Foreign, undisturbed: dict[b
         disturbed = fake.finish(process)
         assert disturbed.status is not None, f"still running\n{disturbed.out}"
         resume = ("--kv-resume=run.json",)
+        (fake.path / "stored/fake/snapkv.txt").unlink(missing_ok=True)  # else the resumed run is judged by it, too
     finished = [text for text, _ in ledger(fake)]
     result = fake.check(*words, *resume)
     assert result.status == 0, result.out
