@@ -109,13 +109,7 @@ class FakeSession:
         how = self.behaviour.get(method, 1.0)
         return how.get(case.task, 1.0) if isinstance(how, dict) else how
 
-<<<<<<< HEAD
     def run_case(self, case, method_spec, on_block=None, progress=None, so_far=None):
-=======
-    def run_case(self, case, method_spec, on_block=None, progress=None, done=()):
-        if len(done) == case.n:
-            return self._record(case, method_spec, done)
->>>>>>> breaks
         with (HERE / "ran.txt").open("a") as log:
             log.write(f"{case}|{method_spec}\n")
         how = self._how(case, method_spec)
