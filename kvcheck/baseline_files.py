@@ -136,7 +136,7 @@ def _names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except FileNotFoundError:
-        _expect_absent(f"{folder}/")
+        _expect_absent(folder)
         return []
     except OSError as error:
         raise BaselineError(f"{folder} cannot be listed: {error}", f"ls -ld {folder}") from error

@@ -109,7 +109,7 @@ def alone() -> None:
     if workers() > 1:
         raise KvcheckError(
             "latency is not measured with several workers: they slow each other down on one device",
-            "run it on its own: pytest <the same arguments> -n 0 -k latency",
+            "run it on its own: pytest -n 0 -k latency",
         )
 
 

@@ -133,6 +133,8 @@ def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
         yield f"the task {case.task} has no mode {case.mode}"
     if info.most and len(record.samples) > info.most:
         yield f"{len(record.samples)} contexts of {info.most} that there are"
+    if memory is None and "memory" not in dict(record.not_measured):
+        yield "its bytes are missing, and no reason is given"
     if info.exact and memory is not None and not case.length <= memory.seen <= 4 * case.length + 10**4:
         yield f"{memory.seen} tokens were seen in contexts of {case.length}"
 

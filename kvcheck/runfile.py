@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.escape import json_text
-from kvcheck.files import write_atomically
+from kvcheck.files import expect_plain, write_atomically
 from kvcheck.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
+from kvcheck.validate import check_case, shown, strict_json
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def dumps(value: Any) -> str:
 
 def loads(kind: type[T], text: str) -> T:
     """Read `dumps(value)` of a dataclass back. Raises TypeError, KeyError, ValueError or SpecError."""
-    return typing.cast(T, _build(kind, json.loads(text, parse_constant=_refuse)))
+    return typing.cast(T, _build(kind, strict_json(text)))
 
 
 def case_from_json(text: str) -> CaseRecord:
@@ -70,6 +71,7 @@ def run_to_json(run: Run) -> str:
 def read_run(path: str | Path) -> Run:
     """Read a run file. Raises KvcheckError that names the file: missing, truncated, or of another schema."""
     try:
+        expect_plain(path)
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KvcheckError(
@@ -82,22 +84,33 @@ def run_from_json(text: str, name: str = "the run") -> Run:
     """Read the text of a run file. Raises BaselineError."""
     again = "write it again: pytest --kv-method=… --kv-json=run.json, or kvcheck speed --methods … --json run.json"
     try:
-        data = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        data = strict_json(text)
+    except ValueError as error:
         raise BaselineError(f"{name} is not a whole run file: {error}", again) from error
     if not isinstance(data, dict) or not isinstance(data.get("header"), dict):
         raise BaselineError(f"{name} is not a kvcheck run file", again)
     schema = data["header"].get("schema")
     if schema != SCHEMA:
-        raise BaselineError(f"{name} has schema {schema}; this kvcheck reads schema {SCHEMA}", again)
+        raise BaselineError(f"{name} has schema {shown(schema)}; this kvcheck reads schema {SCHEMA}", again)
     try:
-        return typing.cast(Run, _build(Run, data))
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError, KvcheckError) as error:
+        run = typing.cast(Run, _build(Run, data))
+        _expect_each_once(run)
+        for record in (*run.cases, *run.partial):
+            check_case(record)
+        return run
+    except KvcheckError as error:
+        raise BaselineError(f"{name} cannot be read: {error.message}", again) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BaselineError(f"{name} cannot be read: {error}", again) from error
 
 
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is not a number")
+def _expect_each_once(run: Run) -> None:
+    """Raise ValueError for a case that is there twice."""
+    seen = set[tuple[CaseId, str]]()
+    for record in run.cases:
+        if (record.case, record.method) in seen:
+            raise ValueError(f"{record.case} of {record.method} is there twice")
+        seen.add((record.case, record.method))
 
 
 def _text(value: str) -> str:
@@ -138,5 +151,5 @@ def _build(wanted: Any, value: Any) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(wanted, type) and not (isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))):
-        raise TypeError(f"{value!r} is not a {wanted.__name__}")
+        raise TypeError(f"{shown(value)} is not a {wanted.__name__}")
     return value

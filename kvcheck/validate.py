@@ -41,10 +41,10 @@ def _whole(low: int = 0, high: int = SIZE) -> Rule:
     return f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high
 
 
-def _real(low: float = 0.0, high: float = math.inf) -> Rule:
-    """Never NaN, never infinite."""
-    say = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number from {low:g}"
-    return say, lambda value: type(value) in (int, float) and low <= value <= high and value < math.inf
+def _real(low: float = 0.0, high: float = 1e300) -> Rule:
+    """Never NaN, never infinite, never longer than a float."""
+    say = f"a number from {low:g} to {high:g}"
+    return say, lambda value: type(value) in (int, float) and low <= value <= high
 
 
 def _maybe(rule: Rule) -> Rule:
@@ -218,10 +218,10 @@ def _relations(record: CaseRecord, whole: bool) -> Iterator[str]:
         yield "a context is there twice"
     if record.binary and any(turn.score not in (0, 1) for sample in samples for turn in sample.turns):
         yield "a score is neither 0 nor 1, and the case is binary"
-    yield from _bytes(record)
+    yield from _bytes(record, whole)
 
 
-def _bytes(record: CaseRecord) -> Iterator[str]:
+def _bytes(record: CaseRecord, whole: bool) -> Iterator[str]:
     """What does not fit together in the bytes."""
     memory = record.memory
     if memory is None:
@@ -229,8 +229,9 @@ def _bytes(record: CaseRecord) -> Iterator[str]:
     if memory.touched > memory.layers:
         yield f"memory: {memory.touched} layers of {memory.layers} took part"
     weights = [sample.weight for sample in record.samples if sample.weight is not None]
-    if weights and len(weights) != len(record.samples):
-        yield "some contexts have a weight and some have none"
+    known = len(weights) == len(record.samples)
+    if not known and (weights or (whole and not memory.declared)):
+        yield "its bytes depend on the text, and a context does not say what it held"
     elif weights:
         caches = sum(one.caches for one in weights)
         kv, kept = sum(one.kv for one in weights) / caches, sum(one.kept for one in weights) / caches

@@ -17,7 +17,7 @@ from kvcheck import baseline_files
 from kvcheck.baseline import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
 from kvcheck.errors import BaselineError, SpecError
 from kvcheck.files import safe_name, write_atomically
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, prompt_digest
+from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, Weight, prompt_digest
 
 MINI = ModelId("mini", MODEL)
 ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.11"}}
@@ -80,6 +80,22 @@ class TestRoundTrip:
         assert "host_bytes" not in path(store, "fp16").read_text()
         assert "peak_bytes" not in path(store, "fp16").read_text()
         assert store.get(MINI, "fp16", rich("fp16").case).memory == memory()
+
+    @pytest.mark.parametrize("method", ["fp16", "snapkv"])
+    def test_what_each_context_held_is_kept_where_the_method_has_no_formula(
+        self, store: FileStore, method: str
+    ) -> None:
+        keep(store, rich("fp16"))
+        weights = (Weight(480, 49.5), Weight(1040, 102.2, caches=2))
+        mine = rich(method, " and more")
+        samples = tuple(replace(one, weight=weight) for one, weight in zip(mine.samples, weights, strict=True))
+        held = replace(mine.memory, kv_bytes=507, kept=50.57)
+        mine = replace(mine, samples=samples, memory=replace(held, declared=False))
+        keep(store, mine)
+        assert store.get(MINI, method, mine.case) == mine
+        assert '"held":[480,49.5]' in path(store, method).read_text()
+        keep(store, replace(mine, memory=held))
+        assert "held" not in path(store, method).read_text()
 
     def test_answers_like_fp16s_are_not_written_again(self, store: FileStore) -> None:
         keep(store, rich("fp16"), rich("snapkv"))

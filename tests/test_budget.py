@@ -10,7 +10,7 @@ from building import fp16, memory, record
 
 from kvcheck.budget import Budget, case_alpha, judge, sequential
 from kvcheck.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
-from kvcheck.record import CaseRecord, LatencyRecord, SampleRecord, Verdict
+from kvcheck.record import CaseRecord, LatencyRecord, SampleRecord, Verdict, Weight
 
 
 def verdict(question: str, verdicts: tuple[Verdict, ...]) -> Verdict:
@@ -214,6 +214,14 @@ class TestDrift:
             judge(record([1.0] * 16), fp16(), None, Budget(nll=0.1))
 
 
+def weighed(held: list[int]) -> CaseRecord:
+    """A method without a formula of its bytes, that held this in its contexts."""
+    mine = record([1.0] * len(held))
+    samples = tuple(replace(one, weight=Weight(kv, 50.0)) for one, kv in zip(mine.samples, held, strict=True))
+    mean = memory(round(sum(held) / len(held)))
+    return replace(mine, samples=samples, memory=replace(mean, declared=False))
+
+
 class TestBytes:
     def test_beyond_the_budget_fails(self) -> None:
         assert verdict("bytes", judge(lossy(0), fp16(), None, Budget(bytes=0.4))).outcome == "fail"
@@ -233,6 +241,25 @@ class TestBytes:
         found = verdict("bytes", judge(lossy(0, held=memory(499)), fp16(), lossy(0), Budget()))
         assert found.outcome == "fail"
         assert "slots are missing" in found.reason
+
+    def test_what_depends_on_the_text_is_compared_on_the_same_contexts(self) -> None:
+        own = weighed([600, 400, 700, 300])
+        assert verdict("bytes", judge(weighed([600, 400]), fp16(), own, Budget())).outcome == "pass"
+        for held, words in (([601, 400], "more"), ([600, 399], "slots are missing")):
+            found = verdict("bytes", judge(weighed(held), fp16(), own, Budget()))
+            assert found.outcome == "fail"
+            assert words in found.reason
+            assert "500, 50 recorded" in found.reason
+
+    def test_more_in_one_context_and_less_in_another_is_a_change(self) -> None:
+        assert verdict("bytes", judge(weighed([601, 399]), fp16(), weighed([600, 400]), Budget())).outcome == "fail"
+
+    def test_a_record_without_bytes_per_context_is_compared_by_its_mean_as_ever(self) -> None:
+        own = replace(lossy(0), samples=weighed([500] * 16).samples[:4])
+        own = replace(own, samples=tuple(replace(sample, weight=None) for sample in own.samples))
+        near, far = weighed([501, 501]), weighed([600, 600])
+        assert verdict("bytes", judge(near, fp16(), own, Budget())).outcome == "pass"
+        assert verdict("bytes", judge(far, fp16(), own, Budget())).outcome == "fail"
 
     def test_an_unmeasured_cache_cannot_pass(self) -> None:
         mine = replace(lossy(0), memory=None, not_measured=(("memory", "served model"),))

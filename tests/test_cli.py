@@ -110,9 +110,14 @@ def test_report_prints_the_summary_of_a_run(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.startswith("## kvcheck")
 
 
-def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from kvcheck.baseline import FileStore, ModelId
+@pytest.fixture
+def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifying all that ships takes 20 seconds."""
+    monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "shipped")
 
+
+@pytest.mark.usefixtures("nothing_shipped")
+def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = FileStore(tmp_path)
     store.record(
         ModelId("theirs", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {"kvcheck": "0.1.0", "packages": {}}
@@ -127,6 +132,7 @@ def test_baselines_are_listed_and_a_damaged_one_is_found(tmp_path: Path, capsys:
     assert "fp16.txt" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 @pytest.mark.parametrize("place", ["nowhere", "memory://nowhere"])
 def test_a_named_place_without_baselines_does_not_verify(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", "verify", "--baselines", place]) == 1

@@ -98,3 +98,36 @@ def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(BaselineError, match="No space left"):
         write_run(path, full_run())
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("run.json", "old")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"score":1.0', '"score":1e999', "not a whole run file.*is not a number"),
+        ('"score":1.0', '"score":' + "9" * 400, "not a whole run file.*is not a number"),
+        ('"score":1.0', '"score":' + "[" * 50_000 + "]" * 50_000, "not a whole run file.*nested too deeply"),
+        ('"score":1.0', '"score":2', "context 0: score is 2.0, not a number from 0 to 1"),
+        ('"score":1.0', '"score":1.0,"score":0.0', "not a whole run file.*'score' is there twice"),
+        ('"index":1', '"index":0', "in order, each once"),
+        ('"kv_bytes":', '"kv_bytes":-', "memory: kv_bytes is -"),
+        ('"dense_bytes":1000', '"dense_bytes":0', "memory: dense_bytes is 0"),
+        ('"snapkv","model"', '"fp16","model"', "of fp16 is there twice"),
+        ('"verdicts": {', '"verdicts": [], "x": {', "cannot be read"),
+        ('"packages":{', '"packages":[], "y":{', "cannot be read"),
+    ],
+)
+def test_a_value_that_no_run_writes_is_refused_by_name(old: str, new: str, words: str) -> None:
+    text = run_to_json(full_run())
+    assert old in text
+    with pytest.raises(BaselineError, match=words) as caught:
+        run_from_json(text.replace(old, new), "run.json")
+    assert caught.value.message.startswith("run.json ")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KvcheckError, match="a folder is in the place of the file"):
+        read_run(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        with pytest.raises(KvcheckError, match="a pipe or a device"):
+            read_run(tmp_path / "pipe.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 import traceback
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ class KvCase:
         self._kept = len(so_far.samples) if options and so_far is not None else 0
         try:
             state.start(self._state, items.of(self._node))
-            with time_limit(self.settings.timeout), threads_fail():
+            with time_limit(self.settings.timeout), in_place(), threads_fail():
                 return run_case(self.case, self.method, self._on_block, self._on_progress, **options)
         except TimeLimit:
             problem = (
@@ -167,6 +168,16 @@ class KvCase:
         """What rides on the report."""
         model = {"fingerprint": self._session.fingerprint, "name": self._session.model_name}
         return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Come back to the folder that pytest works in."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class Collector:
             try:
                 self.folder = resume.begin(self.config)
             except KvcheckError as error:
-                raise pytest.UsageError(f"kvcheck: {error}") from None
+                raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -77,7 +78,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
         if refusal := getattr(report, options.REFUSAL, ""):
-            raise pytest.UsageError(refusal)
+            raise pytest.UsageError(plain(refusal))
         text = getattr(report, "kvcheck", None)
         ended = None if text is None else loads(Ended, text)
         self.results.setdefault(report.nodeid, Result()).take(report, ended)
@@ -103,36 +104,51 @@ class Collector:
         """Ctrl-C: what was measured is kept, nothing is recorded as a baseline."""
         self._interrupted = True
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Reconcile what was selected with what came of it; write the files and the baselines that were asked for."""
-        if self.folder is None:
-            return
-        if session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Reconcile what was selected with what came of it; then write the files and what is to be recorded.
+
+        First, so that whoever reports failures hears of all of them; the status last, so that nobody changes it.
+        """
+        if self.folder is not None and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
             self._reconcile(session)
-        if not self.seen:
+        result = yield
+        if self.folder is None:
+            return result
+        if self.seen or self.failures:
+            whole = self.write() & self._record() & self._markdown()
+        else:
+            whole = not self._nothing()
             journal.forget(self.folder)
-        whole = not self._nothing() and (not self.seen or (self.write() & self._record() & self._markdown()))
         if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
             self.failures or not whole
         ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return result
 
     def _reconcile(self, session: pytest.Session) -> None:
         """Name every selected item that failed or has no verdict. Of a session that was stopped, some never ran."""
         self.kept = self._written()
         stopped = self._interrupted or bool(session.shouldstop or session.shouldfail)
-        never: list[str] = []
-        for name, text in reconcile.problems(self.kept.items.values(), self.results, self.settings):
-            if stopped and text == reconcile.NEVER:
-                never.append(name.partition("|")[2] or name)
-            else:
-                self.failures.setdefault(name, text)
-        for name, text in self._again().items():
-            self.failures.setdefault(name, text)
+        wrong = dict(reconcile.problems(self.kept.items.values(), self.results, self.settings))
+        never = [item for item in self.kept.items.values() if stopped and wrong.get(item.name) == reconcile.NEVER]
+        for item in never:
+            wrong.pop(item.name, None)
         if never:
-            whose = ", ".join(sorted(set(never)))
+            whose = ", ".join(sorted({item.method or item.case for item in never}))
             self.notes.append(f"{plural(len(never), 'selected item')} of {whose} did not run: the session was stopped")
+        wrong = self._again() | wrong
+        for name, text in wrong.items():
+            self.failures.setdefault(name, text)
+        for item in self.kept.items.values():
+            if item.name in wrong and self.results.get(item.nodeid, Result()).outcome != "failed":
+                self._fail(item.nodeid, wrong[item.name])
+
+    def _fail(self, nodeid: str, text: str) -> None:
+        """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""
+        place = (nodeid.partition("::")[0], None, nodeid.partition("::")[2])
+        report = pytest.TestReport(nodeid, place, {}, "failed", plain(text), "call")
+        self.config.hook.pytest_runtest_logreport(report=report)
 
     def _again(self) -> dict[str, str]:
         """What a process in which no method ran grades or judges otherwise, by name; see kvcheck/plugin/referee.py."""

@@ -132,7 +132,7 @@ def known_model(name: str, where: str = "--kv-model") -> None:
     if synthetic.is_random(name):
         synthetic.shape_of(name)
         return
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == Settings.model or path.is_dir():
         return
     if path.is_absolute() or name.startswith((".", "~")):
@@ -143,7 +143,7 @@ def known_model(name: str, where: str = "--kv-model") -> None:
     if name not in embedded:
         raise SpecError(
             f"{where}: unknown model {name!r}",
-            f"{did_you_mean(name, embedded)} A folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too.",
+            f"{did_you_mean(name, embedded)}; a folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too",
         )
 
 

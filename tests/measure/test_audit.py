@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 import torch
 import transformers
+from building import fp16
 
 from kvcheck.engine.guard import Guard
 from kvcheck.engine.meter import Meter
+from kvcheck.errors import KvcheckError
 from kvcheck.measure.audit import audit, kept
+from kvcheck.measure.memory import held
 from kvcheck.methods import make
 from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
 from kvcheck.methods.cache import KVCache, KVLayer
 from kvcheck.methods.rows import Row
+from kvcheck.runfile import case_from_json, dumps
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
 METHODS = ("fp16", "snapkv:budget=20,window=8", "pyramidkv:budget=20,window=8", "h2o:budget=20")
@@ -62,6 +66,58 @@ def test_kept_slots_are_those_of_all_rows_whichever_are_audited(text):
         meter.watch(cache, parts, range(2))
         found.append(meter.record())
     assert found[0] == found[1]
+
+
+TEXT_DEPENDENT = ["corm:window=8,recent=8", "kvmerger:threshold=0.2,heavy=4,recent=8"]
+
+
+@pytest.mark.parametrize("text", [SNAP, *TEXT_DEPENDENT])
+def test_what_a_context_holds_is_what_it_would_hold_alone(text):
+    parts = prompt()
+    cache, method = made(text, parts)
+    meter = Meter(method, SHAPE, Guard(text, "a test"))
+    meter.watch(cache, parts, [3, 5])
+    alone = [made(text, [layer.select([row]) for layer in parts])[0] for row in range(2)]
+    assert [meter.weights[at].kv for at in (3, 5)] == [held(one).kv for one in alone]
+    assert [meter.weights[at].kept for at in (3, 5)] == [kept(one) for one in alone]
+    assert meter.record().kv_bytes == round(held(cache).kv / 2)
+    assert meter.record().declared == (text == SNAP)
+
+
+@pytest.mark.parametrize("text", [SNAP, *TEXT_DEPENDENT])
+def test_a_meter_that_goes_on_behind_a_record_ends_as_if_it_had_never_stopped(text):
+    whole = Meter(make(text), SHAPE, Guard(text, "a test"))
+    again = Meter(make(text), SHAPE, Guard(text, "a test"))
+    for block in range(3):
+        parts = prompt(60 + block)
+        cache, _ = made(text, parts)
+        contexts = [2 * block, 2 * block + 1]
+        whole.watch(cache, parts, contexts)
+        if block < 2:  # so far it was another process, whose record came back from a file
+            mine = fp16(2 * block + 2)
+            samples = tuple(replace(one, weight=whole.weights[one.index]) for one in mine.samples)
+            so_far = replace(mine, samples=samples, memory=whole.record())
+        else:
+            again.resume(case_from_json(dumps(so_far)))
+            again.watch(cache, parts, contexts)
+    assert again.weights == whole.weights
+    assert again.record() == whole.record()
+
+
+def test_a_meter_does_not_go_on_behind_contexts_of_which_it_is_not_known_what_they_held():
+    with pytest.raises(KvcheckError, match="what its contexts held is not known"):
+        Meter(make(SNAP), SHAPE, Guard(SNAP, "a test")).resume(fp16(2))
+
+
+def test_a_question_that_has_a_prompt_of_its_own_counts_in_its_context():
+    parts = prompt()
+    cache, method = made(SNAP, parts)
+    meter, once = (Meter(method, SHAPE, Guard(SNAP, "a test")) for _ in range(2))
+    once.watch(cache, parts, [0, 1])
+    for contexts in ([0, 0], [1, 1]):
+        meter.watch(cache, parts, contexts)
+    assert meter.record() == once.record()
+    assert [weight.caches for weight in meter.weights.values()] == [2, 2]
 
 
 def lose_a_slot(layer: KVLayer) -> None:

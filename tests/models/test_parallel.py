@@ -11,10 +11,10 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 from transformers.distributed import DistributedConfig
 
-from kvcheck.engine.meter import joined
+from kvcheck.engine.meter import joined, joined_weights
 from kvcheck.errors import MethodUnsupported, SpecError
 from kvcheck.models import devices, parallel, pick_device
-from kvcheck.record import MemoryRecord
+from kvcheck.record import MemoryRecord, Weight
 
 
 def config(**changed: Any) -> LlamaConfig:
@@ -72,6 +72,11 @@ def test_what_processes_hold_adds_up() -> None:
     two = MemoryRecord(120, 200, 12, 34.0, 64, 2, 1, peak_bytes=8, host_bytes=3)
     assert joined([one, two]) == MemoryRecord(220, 400, 22, 33.0, 64, 2, 2, peak_bytes=15, host_bytes=6)
     assert joined([one, MemoryRecord(1, 2, 0, 0.0, 64, 2, 2)]).peak_bytes is None
+
+
+def test_what_processes_hold_of_a_context_adds_up() -> None:
+    one, two = (Weight(kv, kept, 200, 10, 3, 64) for kv, kept in ((100, 32.0), (120, 34.0)))
+    assert joined_weights([{5: one}, {5: two}]) == {5: Weight(220, 33.0, 400, 20, 6, 64)}
 
 
 def test_a_spread_model_needs_devices_and_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,10 @@ def test_a_place_that_cannot_be_written_in_the_end_is_said_and_the_results_are_k
     result.stdout.fnmatch_lines(["*baselines could not be recorded*", "*--kv-resume=run.json records it*"])
     assert (repo.path / "run.json").exists()
     assert result.ret != 0
+
+
+def test_what_a_shared_place_holds_is_named_as_what_is_up_to_date(recorded: Run, repo: pytest.Pytester) -> None:
+    result = recorded("--kv-method=fp16", "--kv-record=new", "--kv-baselines=own,stored")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["nothing to record for fp16: stored/fake/fp16.txt is up to date"])
+    assert not (repo.path / "own" / "fake" / "fp16.txt").exists()

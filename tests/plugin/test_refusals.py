@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# pytester puts sys.modules back after a run in this process, and torch cannot be imported twice.
-import kvcheck.methods.adapters.recognise
-import kvcheck.methods.composed  # noqa: F401
 from kvcheck.methods import canonical
 
 Run = Callable[..., pytest.RunResult]

@@ -101,6 +101,19 @@ def test_a_run_of_other_settings_or_a_damaged_one_is_not_resumed(recorded: Run, 
     damaged.stderr.fnmatch_lines(["*run.json is not a whole run file*"])
 
 
+@pytest.mark.parametrize("value", ["1e999", "[" * 50_000 + "]" * 50_000, "9" * 400], ids=["1e999", "deep", "long"])
+def test_a_run_with_a_value_that_no_run_writes_is_a_named_refusal(
+    recorded: Run, repo: pytest.Pytester, value: str
+) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    text = (repo.path / "run.json").read_text("utf-8")
+    (repo.path / "run.json").write_text(text.replace('"nll":', f'"nll":{value},"was":', 1), "utf-8")
+    result = recorded("--kv-method=snapkv", "--kv-resume=run.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*run.json is not a whole run file*"])
+    assert "INTERNALERROR" not in str(result.stdout) + str(result.stderr)
+
+
 def test_a_run_of_another_commit_is_not_resumed(recorded: Run, repo: pytest.Pytester) -> None:
     recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
     git = ("git", "-C", str(repo.path), "-c", "user.name=t", "-c", "user.email=t@example.org")
