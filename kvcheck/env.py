@@ -28,8 +28,7 @@ PACKAGES = (
 
 
 class Versions(NamedTuple):
-    """Of one package: the first that kvcheck runs with, the first that it does not, and those that CI runs all tests of
-    the engine with."""
+    """Of one package: the first that kvcheck runs with, the first that it does not, and those it was tried with."""
 
     first: str
     end: str
@@ -45,7 +44,8 @@ SUPPORTED = {
     "torch": Versions("2.6", "3", ("2.13.0",)),
     "transformers": Versions("5.2", "6", ("5.2.0", "5.23.0", "5.24.0")),
 }
-"""As in pyproject.toml; the tried ones as in .ci/run."""
+"""As in pyproject.toml. With the tried ones all tests of models, methods and the engine ran; CI goes on with the first
+and the newest."""
 
 
 def refused(name: str) -> str:
