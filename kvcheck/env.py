@@ -44,8 +44,7 @@ SUPPORTED = {
     "torch": Versions("2.6", "3", ("2.13.0",)),
     "transformers": Versions("5.2", "6", ("5.2.0", "5.23.0", "5.24.0")),
 }
-"""As in pyproject.toml. With the tried ones all tests of models, methods and the engine ran; CI goes on with the first
-and the newest."""
+"""As in pyproject.toml; CI tries the first and the newest of them."""
 
 
 def refused(name: str) -> str:
