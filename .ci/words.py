@@ -4,8 +4,8 @@
 
 The code blocks of the page, or of one of its sections, are taken in order. Those without a language are typed into one
 bash; `text` shows output, and is passed over; any other is written to the file that the text above it names last
-(`my_cache.py`). A block of commands ends with status 0 unless the text between it and the next block says `exit status is
-N`. What is not as said ends the run with 1.
+(`my_cache.py`). A block of commands ends with status 0, unless the text between it and the next block says that the
+`exit status is N`. What is not as said ends the run with 1.
 
 One thing is replaced: `git clone https://github.com/kvcheck/kvcheck` gives this checkout, since a change that is tried
 here is not there yet.
