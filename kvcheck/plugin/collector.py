@@ -120,9 +120,10 @@ class Collector:
         else:
             whole = not self._nothing()
             journal.forget(self.folder)
-        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
-            self.failures or not whole
-        ):
+        fine = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if not whole:
+            self._fail("kvcheck::the run", "nothing was measured" if self._nothing() else "\n".join(self.notes))
+        if fine and (self.failures or not whole):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return result
 
@@ -208,7 +209,8 @@ class Collector:
     def whole(self) -> Run:
         """The same, and what a session did not come to that was stopped: cases of an earlier run, and begun ones."""
         run, rest = self.run(), self.kept.run(self._head())
-        known = {f"{one.case}|{one.method}" for one in run.cases} | set(run.failures)
+        measured = {f"{one.case}|{one.method}" for one in run.cases}
+        known = measured | set(run.failures)
         tried = {(one.name, one.method) for one in run.properties}
         return Run(
             run.header,
@@ -216,7 +218,7 @@ class Collector:
             {**{name: found for name, found in rest.verdicts.items() if name not in known}, **run.verdicts},
             {**{name: text for name, text in rest.failures.items() if name not in known}, **run.failures},
             run.properties + tuple(one for one in rest.properties if (one.name, one.method) not in tried),
-            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in known),
+            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in measured),
         )
 
     def _resumed(self) -> list[str]:
@@ -282,7 +284,7 @@ class Collector:
             return True
         from kvcheck.report import markdown
 
-        text = "\n".join(markdown.lines(self.run(), self._references())) + "\n"
+        text = "\n".join(markdown.lines(self.run(), self._references(), finished=not self._interrupted)) + "\n"
         written = True
         try:
             if self.state.md_file:

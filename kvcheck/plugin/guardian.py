@@ -147,7 +147,7 @@ def _close(facts: dict[str, Any], status: int) -> list[str]:
 
     if "journal" not in facts:
         return []
-    kept = journal.read(Path(facts["journal"]))
+    kept = journal.close(Path(facts["journal"]))
     lines = _fail(kept, status, facts)
     run = kept.run(kept.header or RunHeader("", "", False, {}, {}, "", "", {}))  # it ended before a model was open
     if facts.get("run_file"):

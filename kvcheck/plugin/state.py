@@ -56,6 +56,7 @@ def activate(config: pytest.Config) -> State:
     try:
         importable(config.invocation_params.dir)
         found = options.load(config)
+        refuse_forked(config)
         refuse_recording_in_ci(found)
         known_place(found)
         if found.record and not hasattr(config, "workerinput"):
@@ -79,6 +80,15 @@ def activate(config: pytest.Config) -> State:
 
     params.register_markers(config, found)
     return state
+
+
+def refuse_forked(config: pytest.Config) -> None:
+    """Refuse pytest-forked. Raises SpecError."""
+    if getattr(config.option, "forked", False):
+        raise SpecError(
+            "--forked: each test would load the model in a process of its own, and nothing would come back",
+            "leave --forked out; -n 1 (pytest-xdist) keeps a crash of a method out of this process",
+        )
 
 
 def settings(config: pytest.Config) -> Settings:

@@ -152,14 +152,12 @@ def test_a_case_that_was_cut_short_is_completed(fake: Foreign, undisturbed: dict
 
 MINE = """
 from dataclasses import dataclass
-from typing import ClassVar
-from kvcheck.methods.base import Method, MethodInfo
+from kvcheck.methods.fp16 import Fp16
 from helper import SHARE
 
 @dataclass(frozen=True)
-class Mine(Method):
-    info: ClassVar[MethodInfo] = MethodInfo(summary="mine", stage="compression")
-    share = SHARE
+class Mine(Fp16):
+    """Stands for a method of one's own."""
 """
 
 
