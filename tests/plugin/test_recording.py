@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_written_in_the_end_is_said_and_the_results_are_k
     run: Run, repo: pytest.Pytester
 ) -> None:
     conftest = repo.path / "conftest.py"
-    late = "def pytest_runtest_teardown():\n    (HERE / 'stored' / 'fake').write_text('a file, not a folder')\n"
+    late = "def pytest_sessionfinish():\n    (HERE / 'stored' / 'fake').write_text('a file, not a folder')\n"
     conftest.write_text(f"{conftest.read_text('utf-8')}\n\n{late}", "utf-8")
     result = run("--kv-method=fp16", "--kv-record=new", "--kv-json=run.json", "--kv-modes=single")
     result.stdout.fnmatch_lines(["*baselines could not be recorded*", "*--kv-resume=run.json records it*"])
