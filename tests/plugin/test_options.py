@@ -161,7 +161,8 @@ def test_options_without_a_method_are_an_error_not_a_green_run(repo: pytest.Pyte
 def test_tests_that_take_no_case_run_beside_deselected_ones_without_a_method(
     repo: pytest.Pytester, dist: tuple[str, ...]
 ) -> None:
-    repo.makepyfile("def test_something_else(): pass\ndef test_a_case(kv_case): kv_case.gate()")
+    own = "@pytest.mark.parametrize('x', [1], ids=['no-method'])\ndef test_something_else(x): pass"
+    repo.makepyfile(f"import pytest\n{own}\ndef test_a_case(kv_case): kv_case.gate()")
     repo.runpytest("-k", "something_else", *dist).assert_outcomes(passed=1, deselected=0 if "2" in dist else 1)
 
 
