@@ -183,7 +183,7 @@ def building(spec: Spec) -> Iterator[None]:
 
 def raised(error: BaseException) -> str:
     """What was raised and where: "RuntimeError: no kernel (mine.py, line 7)"."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [] if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)  # it says it itself
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}".rstrip(": ") + where
 

@@ -87,7 +87,8 @@ def _text(value: Any, where: str, name: str) -> str:
 def _choice(value: Any, where: str, name: str) -> str:
     known = CHOICES[name]
     if value not in known:
-        raise SpecError(f"{where}: unknown value {value!r}", did_you_mean(DTYPE.get(str(value), str(value)), known))
+        meant = DTYPE.get(str(value), str(value)) if name == "dtype" else str(value)
+        raise SpecError(f"{where}: unknown value {value!r}", did_you_mean(meant, known))
     return str(value)
 
 

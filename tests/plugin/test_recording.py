@@ -93,7 +93,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
 def test_a_place_that_cannot_be_written_in_the_end_is_said_and_the_results_are_kept(
     run: Run, repo: pytest.Pytester
 ) -> None:
-    (repo.path / "stored" / "fake").write_text("a file, not a folder")
+    conftest = repo.path / "conftest.py"
+    meanwhile = "\n\ndef pytest_sessionfinish(session):\n    (HERE / 'stored' / 'fake').write_text('a file')\n"
+    conftest.write_text(conftest.read_text("utf-8") + meanwhile, "utf-8")
     result = run("--kv-method=fp16", "--kv-record=new", "--kv-json=run.json")
     result.stdout.fnmatch_lines(["*baselines could not be recorded*", "*--kv-resume=run.json records it*"])
     assert (repo.path / "run.json").exists()
