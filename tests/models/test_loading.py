@@ -336,10 +336,13 @@ def test_dtypes() -> None:
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more threads than torch takes by itself: 6 here, of 8 cores."""
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(devices.threads.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(devices.threads, "quota", lambda: 100.0)
     devices.share_threads()
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
     devices.share_threads()
