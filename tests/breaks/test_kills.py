@@ -157,7 +157,7 @@ from helper import SHARE
 
 @dataclass(frozen=True)
 class Mine(Fp16):
-    """Stands for a method of one's own."""
+    "of one's own"
 """
 
 
