@@ -79,8 +79,10 @@ def _held(module: torch.nn.Module) -> Held:
 
 def _same(before: Held, now: Held) -> bool:
     """Whether hooks and functions are those of before; what transformers adds when it first needs it is no change."""
-    then: list[dict[Any, Any]] = [*before[0].values(), before[1]]
-    for known, found in zip(then, [*now[0].values(), now[1]], strict=True):
+    tables = [[*each[0].values(), each[1]] for each in (before, now)]
+    known: dict[Any, Any]
+    found: dict[Any, Any]
+    for known, found in zip(*tables, strict=True):
         if any(name not in found or found[name] is not one for name, one in known.items()):
             return False
         if not all(_of_the_library(one) for name, one in found.items() if name not in known):
