@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.plugin import guardian, options
+from kvcheck.plugin import options
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kv_capability(name): run the cases of this capability (see `kvcheck tasks`)")
     if not options.wanted(config):
         return
-    from kvcheck.plugin import collector, state
+    from kvcheck.plugin import collector, guardian, state
 
     guardian.tell(config, began=True)
     state.activate(config)
@@ -74,6 +74,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     """Where kvcheck is used, before a conftest.py imports torch: how its threads wait, and go on under a guardian."""
     if options.wanted(early_config, early_config.known_args_namespace):
         from kvcheck import threads
+        from kvcheck.plugin import guardian
 
         threads.wait_passively()
         guardian.guard(early_config)
@@ -83,7 +84,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The session is over: tell the guardian how it ended. One that did not start was refused."""
-    guardian.tell(config, finished=int(config.stash.get(options.STATUS, pytest.ExitCode.USAGE_ERROR)))
+    if options.wanted(config):
+        from kvcheck.plugin import guardian
+
+        guardian.tell(config, finished=int(config.stash.get(options.STATUS, pytest.ExitCode.USAGE_ERROR)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -33,6 +33,7 @@ class Judged:
     baseline: str = ""
 
 
+FIRST = "recorded now: later runs are held to it"
 Judge = Callable[..., Any]
 """Called as `pytest_kvcheck_judge` is, without config."""
 
@@ -83,20 +84,23 @@ class Gate:
         fp16 without a record is measured all the same: it stands in for it when other methods of the session come.
         """
         fp16, own = self.references(case, method)
-        if method != "fp16":
+        if method != "fp16" and not self._first(own):
             expect_records(case, fp16, own, Budget(**self.settings.budget), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
         fp16, own = self.references(record.case, record.method)
+        first = self._first(own)
         verdicts = self._judge(
             record=record,
             fp16=fp16,
-            own=own,
+            own=record if first else own,
             budget=self.budget(record.method, record.capability),
             alpha=self.alpha,
             against=self.settings.against,
         )
+        if first:
+            verdicts = tuple(replace(one, reason=FIRST) if one.question == "regression" else one for one in verdicts)
         if self._reviewed(record):
             verdicts = accept_as_reviewed(tuple(verdicts))
         if own is None and self.settings.against != "fp16" and not self.settings.record:
@@ -104,6 +108,10 @@ class Gate:
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
             record = replace(record, not_measured=tuple(told))
         return Judged(record, fp16, own, tuple(verdicts), self._where(record, fp16, own))
+
+    def _first(self, own: CaseRecord | None) -> bool:
+        """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
+        return own is None and self.settings.against == "self" and bool(self.settings.record)
 
     def _reviewed(self, record: CaseRecord) -> bool:
         """Whether the drop is judged by a shipped allowance, and its own record is the shipped one."""

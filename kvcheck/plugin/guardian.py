@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvcheck.journal import Kept
 
 _PIPE = "_kvcheck_guardian"
-LINGER = 10.0
+LINGER = 25.0
 """Seconds that a process may take to end when its run is over."""
 
 
