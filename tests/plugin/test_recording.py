@@ -103,7 +103,7 @@ def test_a_place_that_cannot_be_written_in_the_end_is_said_and_the_results_are_k
 
 
 def test_a_lossy_method_is_recorded_and_gated_by_itself(run: Run, behave: Behave, repo: pytest.Pytester) -> None:
-    behave({"snapkv": 0.5})
+    behave({"snapkv": 0.9})
     alone = ("--kv-method=snapkv", "--kv-against=self")
     run(*alone, "--kv-record=new").assert_outcomes(passed=3)
     run(*alone).assert_outcomes(passed=3)
