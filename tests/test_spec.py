@@ -70,7 +70,7 @@ def test_parameters_keep_their_order() -> None:
         ("x:a='b", "not closed"),
         ("x:a=print(1)", "cannot read the value"),
         ("x:a=[1]", "list"),
-        ("snapkv+", "not a method name"),
+        ("snapkv+", r"nothing stands behind the \+ in"),
         ("+kivi", "not a method name"),
         ("x:1a=2", "not a parameter name"),
     ],

@@ -96,8 +96,8 @@ def test_a_bad_value_is_refused_before_any_test_with_what_would_be_right(
 def test_an_unknown_model_is_refused_unless_another_engine_may_know_it(run: Run, repo: pytest.Pytester) -> None:
     assert run("--kv-method=fp16", "--kv-record=new", "--kv-model=minni").ret == 0
     (repo.path / "conftest.py").unlink()
-    result = run("--kv-method=fp16", "--kv-model=~nobody")
-    result.stderr.fnmatch_lines(["*there is no folder ~nobody*"])
+    result = run("--kv-method=fp16", "--kv-model=~no-such-user")
+    result.stderr.fnmatch_lines(["*there is no folder ~no-such-user*"])
     result = run("--kv-method=fp16", "--kv-model=minni")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown model 'minni'*", "*hub id*"])
