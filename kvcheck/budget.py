@@ -68,7 +68,9 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise SpecError(f"budget: {name}={value} is not a number", f"{name} is {unit}, for example {name}=1")
             if not low <= value <= high or not math.isfinite(value) or (name in _ABOVE_ZERO and value == 0):
-                limits = f"above {low:g}" if math.isinf(high) or name in _ABOVE_ZERO else f"from {low:g} to {high:g}"
+                limits = (
+                    f"above {low:g}" if name in _ABOVE_ZERO else f"from {low:g} to {high:g}".replace("to inf", "up")
+                )
                 raise SpecError(f"budget: {name}={value:g} is out of range", f"{name} is {unit}, {limits}")
             object.__setattr__(self, name, float(value))
 
@@ -182,7 +184,7 @@ def _against_fp16(
     if budget.drop is not None:
         verdict = judge_drop(record, fp16, budget.drop, alpha)
         if missing:
-            note = f"{record.method} has no record of its own ({record_command(record)})"
+            note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
             verdict = Verdict(**{**vars(verdict), "reason": f"{verdict.reason}; {note}"})
         verdicts.append(verdict)
     return verdicts + [judge_drift(record, fp16, name, limit, alpha) for name, limit in gates.items()]

@@ -11,7 +11,7 @@ from kvcheck import stats
 from kvcheck.baseline import ModelId, Store
 from kvcheck.errors import BaselineError, KvcheckError
 from kvcheck.pairing import Pairs, differences, is_right_or_wrong, pair, score
-from kvcheck.questions import DriftRule, drop_interval, memory_change
+from kvcheck.questions import DriftRule, drop_interval, judge_bytes, judge_regression
 from kvcheck.record import CaseRecord, Run
 
 OUTCOMES = ("worse", "better", "same", "inconclusive", "missing", "not comparable")
@@ -23,8 +23,8 @@ class Row:
 
     before, after: mean score in [0, 1]. drop with [low, high]: points of accuracy, above 0 is worse. p: of "changed",
     two-sided, as Holm's method adjusts it over the rows. ratio_before, ratio_after: KV bytes as a share of fp16's.
-    outcome: one of OUTCOMES; reason says why for the last two, and which bytes changed. None where a side has nothing.
-    more_bytes: the same method on the same contexts holds more than before, which is worse whatever the scores say.
+    outcome: one of OUTCOMES; reason says why for the last two, and what the gate says. None where a side has nothing.
+    fails: the gate, with the first side as the method's own record, would fail by scores, drift or bytes: it is worse.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Row:
     ratio_before: float | None = None
     ratio_after: float | None = None
     reason: str = ""
-    more_bytes: bool = False
+    fails: bool = False
 
 
 def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
@@ -121,20 +121,24 @@ def _case_row(
     except KvcheckError as error:
         kind = "not comparable" if isinstance(error, BaselineError) else "missing"
         return replace(blank, outcome=kind, reason=error.message), None
-    return _weighed(_measured(blank, shared, other, pairs, alpha), record, other), pairs
-
-
-def _weighed(row: Row, record: CaseRecord, other: CaseRecord) -> Row:
-    """The row with the KV bytes of both sides, compared where the method is the same."""
+    complete = replace(shared, case=replace(shared.case, n=len(shared.samples)))
+    row = _measured(blank, complete, other, pairs, alpha)
     ratios = [one.memory.ratio if one.memory is not None else None for one in (other, record)]
     row = replace(row, ratio_before=ratios[0], ratio_after=ratios[1])
-    if record.method != other.method or record.memory is None or other.memory is None:
-        return row
-    change = memory_change(record, other)
-    if not change:
-        return row
-    reason = f"{record.memory.kv_bytes} KV bytes, before {other.memory.kv_bytes}"
-    return replace(row, more_bytes=change > 0, reason=reason)
+    if record.method != other.method:
+        return row, pairs
+    try:
+        return _judged(row, complete, record, other, alpha), pairs
+    except KvcheckError as error:
+        return replace(blank, outcome="not comparable", reason=error.message), None
+
+
+def _judged(row: Row, complete: CaseRecord, record: CaseRecord, other: CaseRecord, alpha: float) -> Row:
+    """The row with the gate's answers where the method is the same. Bytes are those of all contexts of each side."""
+    regression = judge_regression(complete, other, alpha, DriftRule())
+    verdicts = [one for one in (regression, judge_bytes(record, other, None)) if one is not None]
+    bad = [one.reason for one in verdicts if one.outcome == "fail"]
+    return replace(row, fails=bool(bad), reason="; ".join(bad))
 
 
 def _shared(record: CaseRecord, other: CaseRecord) -> CaseRecord:
@@ -147,8 +151,7 @@ def _shared(record: CaseRecord, other: CaseRecord) -> CaseRecord:
 def _measured(blank: Row, record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: float) -> Row:
     drops = differences(pairs)
     lost, won = stats.count_changes(drops)
-    complete = replace(record, case=replace(record.case, n=len(record.samples)))
-    low, high = drop_interval(complete, other, pairs, alpha)
+    low, high = drop_interval(record, other, pairs, alpha)
     before = sum(turn.score for _, then in pairs for turn in then.turns) / sum(len(then.turns) for _, then in pairs)
     p = _two_sided(pairs, drops, lost, won)
     return replace(
@@ -197,6 +200,6 @@ def _adjusted(rows: list[Row], alpha: float) -> list[Row]:
             outcome = "worse" if drop > 0 else "better"
         else:
             outcome = "same" if not row.lost and not row.won else "inconclusive"
-        outcome = "worse" if row.more_bytes else outcome
+        outcome = "worse" if row.fails else outcome
         rows[at] = replace(row, p=p, outcome=outcome)
     return rows

@@ -28,8 +28,7 @@ PACKAGES = (
 
 
 class Versions(NamedTuple):
-    """Of one package: the first that kvcheck runs with, the first that it does not, and those that CI runs all tests of
-    the engine with."""
+    """Of one package: the first that kvcheck runs with, the first that it does not, and those it was tried with."""
 
     first: str
     end: str
@@ -45,7 +44,7 @@ SUPPORTED = {
     "torch": Versions("2.6", "3", ("2.13.0",)),
     "transformers": Versions("5.2", "6", ("5.2.0", "5.23.0", "5.24.0")),
 }
-"""As in pyproject.toml; the tried ones as in .ci/run."""
+"""As in pyproject.toml; CI tries the first and the newest of them."""
 
 
 def refused(name: str) -> str:
@@ -109,7 +108,7 @@ def alone() -> None:
     if workers() > 1:
         raise KvcheckError(
             "latency is not measured with several workers: they slow each other down on one device",
-            "run it on its own: pytest <the same arguments> -n 0 -k latency",
+            "run it on its own: pytest -n 0 -k latency",
         )
 
 

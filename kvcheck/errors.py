@@ -50,7 +50,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     'did you mean snapkv?'
     """
     known = sorted(known)
-    near = get_close_matches(word, known, n=3, cutoff=0.6)
+    spelled = {name.lower(): name for name in known}
+    same = [word.lower()] if word.lower() in spelled else []
+    near = same or get_close_matches(word.lower(), spelled, n=3, cutoff=0.6)
     if near:
-        return f"did you mean {' or '.join(near)}?"
+        return f"did you mean {' or '.join(spelled[name] for name in near)}?"
     return f"known: {', '.join(known) or 'none'}"

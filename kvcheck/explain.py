@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from kvcheck.record import CaseRecord, Verdict
+from kvcheck.spec import flag
 
 _POINTS = ("budget", "regression")
 _NAMES = {
@@ -45,7 +46,7 @@ def explain(
     baseline: the file that it was compared with. alpha: the error rate of this case. command: how the run was started;
     by default the method alone.
     """
-    command = command or f"pytest --kv-method={record.method}"
+    command = command or f"pytest {flag(record.method)}"
     lines = [f"{record.case}  {record.method}", f"  {headline(verdict)}"]
     if verdict.question in _POINTS:
         lines += _paired_lines(verdict, record, alpha)
@@ -86,7 +87,7 @@ def _remedies(verdict: Verdict, record: CaseRecord, command: str) -> list[str]:
     if verdict.question == "regression" or "recorded" in verdict.reason:
         return [look, f"accept, if the change is meant: {command} --kv-record=changed"]
     unit = {"budget": "drop"}.get(verdict.question, verdict.question)
-    return [look, f"accept, if this price is right: {command} --kv-budget {unit}={_bearable(verdict)}"]
+    return [look, f"accept, if this price is right: {command} --kv-budget={unit}={_bearable(verdict)}"]
 
 
 def _bearable(verdict: Verdict) -> str:

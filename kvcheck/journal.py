@@ -102,7 +102,7 @@ class Kept:
     def run(self, header: RunHeader) -> Run:
         """As a run: what ended, and what was begun as its partial cases."""
         whole = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
-        rest = {name: record for name, record in self.records.items() if name not in self.ended and record.samples}
+        rest = {name: record for name, record in self.records.items() if name not in whole and record.samples}
         judged = {"|".join(name): one.verdicts for name, one in self.ended.items() if one.verdicts}
         failures = {"|".join(name): one.failure for name, one in self.ended.items() if one.failure}
         cases = tuple(one.record for _, one in sorted(whole.items()) if one.record is not None)
@@ -161,6 +161,8 @@ class Journal:
                 raise
         except OSError as error:
             raise _refused(error) from error
+        if not self.path.exists():  # whoever ended the run has read it already: what is written now is not in it
+            raise BaselineError("the journal of the run is gone", "the run was ended; nothing more is taken")
 
     def close(self) -> None:
         """No more lines."""
@@ -194,6 +196,11 @@ def begin(folder: Path, kept: Kept | None) -> None:
         raise _refused(error) from error
 
 
+def _closed(folder: Path) -> Path:
+    """Where a journal lies that was closed."""
+    return folder.with_name(folder.name + ".closed")
+
+
 def _before(folder: Path) -> Path:
     """Where the journal of the run before lies."""
     return folder.with_name(folder.name + ".old")
@@ -222,9 +229,17 @@ def _seed(journal: Journal, kept: Kept) -> None:
     journal.close()
 
 
+def close(folder: Path) -> Kept:
+    """Read a journal to which nothing more can be added, also by a worker that lives on. Raises BaselineError."""
+    closed = _closed(folder)
+    shutil.rmtree(closed, ignore_errors=True)
+    os.replace(folder, closed)
+    return read(closed)
+
+
 def drop(folder: Path) -> None:
     """The run file is whole: its journals go."""
-    for each in (folder, _before(folder)):
+    for each in (folder, _before(folder), _closed(folder)):
         shutil.rmtree(each, ignore_errors=True)
 
 
@@ -240,7 +255,7 @@ def found(path: Path) -> Kept | None:
     Raises BaselineError for a damaged one.
     """
     folder = folder_of(path)
-    return next((read(place) for place in (folder, _before(folder)) if _holds_something(place)), None)
+    return next((read(place) for place in (folder, _closed(folder), _before(folder)) if _holds_something(place)), None)
 
 
 def read(folder: Path) -> Kept:

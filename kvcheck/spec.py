@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import traceback
 import types
 import typing
@@ -57,6 +58,8 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """Read the text form. Raises SpecError that quotes the part that cannot be read."""
         first, *others = _split(text, text, _NEXT)
+        if others and not "".join(others).strip():
+            raise SpecError(f"nothing stands behind the + in {text!r}", "leave the + out, or name a second method")
         then = cls.parse(text[len(first) + 1 :]) if others else None
         name, colon, rest = first.strip().partition(":")
         name = name.strip()
@@ -64,6 +67,8 @@ class Spec:
             raise SpecError(f"not a method name: {name!r} in {text!r}", _FORM)
         if not colon:
             return cls(name, then=then)
+        if rest.strip().isidentifier() and rest.strip()[0].isupper():
+            raise SpecError(f"no class is written {text!r}", f"with a dot: {name.removesuffix('.py')}.{rest.strip()}")
         params: dict[str, Value] = {}
         for part in _split(rest, text):
             key, value = read_pair(part, text)
@@ -116,7 +121,12 @@ def write_value(value: Value) -> str:
         except SpecError:
             plain = False
         return value if plain else repr(value)
-    return repr(value)
+    return repr(value).replace("inf", "1e999")
+
+
+def flag(spec: Spec | str) -> str:
+    """The option that names a method, as one types it into a shell."""
+    return f"--kv-method={shlex.quote(str(spec))}"
 
 
 def split_specs(text: str) -> list[str]:
@@ -173,7 +183,7 @@ def building(spec: Spec) -> Iterator[None]:
 
 def raised(error: BaseException) -> str:
     """What was raised and where: "RuntimeError: no kernel (mine.py, line 7)"."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [] if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)  # it says it itself
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}".rstrip(": ") + where
 
@@ -203,7 +213,8 @@ def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, objec
     given: dict[str, Any] = {}
     for key, value in spec.params:
         if key not in fields:
-            raise SpecError(f"{spec.name} has no parameter {key!r}", did_you_mean(key, fields))
+            hint = did_you_mean(key, fields) if fields else f"it takes none: {spec.name}"
+            raise SpecError(f"{spec.name} has no parameter {key!r}", hint)
         wanted = fields[key]
         if key not in ready and not accepts(wanted, value):
             hint = _type_hint(wanted, value)

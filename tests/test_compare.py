@@ -61,18 +61,30 @@ def test_two_methods_are_compared_when_each_run_has_one() -> None:
     assert only(compare_runs(run(fp16(8)), run(record([1.0] * 8)))).outcome == "same"
 
 
-def test_more_bytes_of_the_same_method_are_worse_though_the_scores_are_the_same() -> None:
+def test_other_bytes_of_the_same_method_are_worse_though_the_scores_are_the_same() -> None:
     before = record([1.0] * 8)
     assert before.memory is not None
-    grown = replace(before, memory=replace(before.memory, kv_bytes=before.memory.kv_bytes + 1))
-    row = only(compare_runs(run(before), run(grown)))
+    for kv_bytes in (before.memory.kv_bytes + 1, before.memory.kv_bytes // 2):
+        changed = replace(before, memory=replace(before.memory, kv_bytes=kv_bytes))
+        row = only(compare_runs(run(before), run(changed)))
+        assert (row.outcome, row.lost) == ("worse", 0)
+        assert f"{kv_bytes} bytes" in row.reason
+        assert f"{before.memory.kv_bytes}, {before.memory.kept:g} recorded" in row.reason
+
+
+def test_drift_of_the_same_method_is_worse_though_the_scores_are_the_same() -> None:
+    row = only(compare_runs(run(record([1.0] * 12, nll=0.5)), run(record([1.0] * 12, nll=1.5))))
     assert (row.outcome, row.lost) == ("worse", 0)
-    assert row.reason.endswith(f"{grown.memory.kv_bytes} KV bytes, before {before.memory.kv_bytes}")
-    assert only(compare_runs(run(grown), run(before))).outcome == "same"
+    assert "drift: 12 contexts worse" in row.reason
+
+
+def test_bytes_that_are_no_longer_measured_are_not_comparable() -> None:
+    row = only(compare_runs(run(record([1.0] * 8)), run(replace(record([1.0] * 8), memory=None))))
+    assert row.outcome == "not comparable"
 
 
 def test_bytes_of_two_methods_are_shown_and_not_held_against_them() -> None:
-    assert not only(compare_runs(run(record([1.0] * 8)), run(fp16(8)))).more_bytes
+    assert not only(compare_runs(run(record([1.0] * 8)), run(fp16(8)))).fails
 
 
 def test_cases_of_a_capability_are_judged_together() -> None:

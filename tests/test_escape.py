@@ -141,6 +141,14 @@ def test_an_error_of_a_command_is_harmless(capsys: pytest.CaptureFixture[str]) -
     assert "planted" in said
 
 
+def test_a_hostile_prompt_is_shown_as_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("kvcheck.engine.prompts.conversation", lambda sample, asking: [("context", EVIL)])
+    assert cli.main(["prompt", "kv"]) == 0
+    shown = capsys.readouterr().out
+    assert harmless(shown)
+    assert "planted" in shown
+
+
 def test_properties_for_junit_are_harmless() -> None:
     run = hostile_run()
     found = dict(messages.properties(run.cases[0], None, ()))

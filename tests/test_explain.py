@@ -16,7 +16,7 @@ def lossy(lost: int) -> CaseRecord:
 def test_a_failed_budget_ends_in_the_command_that_accepts_it() -> None:
     mine = lossy(12)
     text = explain(judge(mine, fp16(), None, Budget())[0], mine, "fp16.txt", alpha=0.05)
-    assert text.splitlines()[-1].endswith("pytest --kv-method=snapkv --kv-budget drop=75")
+    assert text.splitlines()[-1].endswith("pytest --kv-method=snapkv --kv-budget=drop=75")
 
 
 def test_a_regression_ends_in_recording() -> None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "sources"},
+    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "threads"},
     {"stats", "validate"},
     {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "journal", "published"}
     | {
@@ -25,7 +25,7 @@ LAYERS = (
         "baseline_remote",
         "baseline_push",
     },
-    {"methods", "tasks", "models", "measure"},
+    {"methods", "tasks", "models", "measure", "sources"},
     {"report", "engine", "conformance", "zoo", "power", "rescoring"},
     {"plugin", "fixtures", "baselines"},
     {"suites", "cli", "cli_checks", "cli_baselines", "cli_record", "cli_speed"},

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: files, functions and parameter lists stay small."""
+"""The house rules that a machine can check: functions and parameter lists stay small, modules say what they are for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILE, FUNCTION, PARAMETERS = 350, 60, 8
+FUNCTION, PARAMETERS = 60, 8
 SOURCES = sorted(
     path
     for folder in ("kvcheck", "suites", "fixtures", "baselines")
@@ -28,10 +28,8 @@ def test_there_are_sources_to_check() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_small_and_says_what_it_is_for(path: Path) -> None:
-    text = path.read_text("utf-8")
-    assert len(text.splitlines()) <= FILE
-    assert ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
+def test_a_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), "a module begins with a docstring"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

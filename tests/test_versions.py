@@ -82,7 +82,7 @@ def test_the_package_asks_for_the_versions_that_are_declared() -> None:
 
 
 def test_what_was_tried_is_what_ci_tries() -> None:
-    """The oldest and the newest by name, and what the baselines were recorded with."""
+    """The oldest by name, and the newest as it is pinned."""
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split() if "==" in line)
     for name, known in env.SUPPORTED.items():

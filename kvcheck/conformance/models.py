@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kvcheck import paths
+from kvcheck.measure.checksum import checksums
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import ATTENTION, LoadedModel, load
 
@@ -110,6 +111,10 @@ def small(architecture: str, seed: int = 0) -> LoadedModel:
     return replace(found, model=Thaw(frame, tensors).load())
 
 
+_SUMS: dict[tuple[str, int], tuple[list[int], list[torch.Tensor]]] = {}
+"""By architecture and seed: the sums of the tensors that copies are made from, and these."""
+
+
 class Freeze(pickle.Pickler):
     """Pickles a model without its tensors, which are listed beside it: a deep copy takes three times as long."""
 
@@ -147,7 +152,19 @@ def _frozen(architecture: str, seed: int) -> tuple[LoadedModel, bytes, list[torc
     file = io.BytesIO()
     freeze = Freeze(file)
     freeze.dump(found.model)
+    _SUMS[architecture, seed] = checksums(freeze.tensors), freeze.tensors
     return found, file.getvalue(), freeze.tensors
+
+
+def restored() -> list[str]:
+    """Make models anew that were written to since copies were first made of them -> their names."""
+    found = [key for key, (before, kept) in _SUMS.items() if checksums(kept) != before]
+    if found:
+        _SUMS.clear()
+        _frozen.cache_clear()
+        _mini.cache_clear()
+        _random.cache_clear()
+    return [architecture for architecture, _ in found]
 
 
 @cache

@@ -14,12 +14,14 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from kvcheck.conformance import models
 from kvcheck.conformance.draw import LONGEST, Draw, draws
 from kvcheck.conformance.models import CONFIGS, MINI
 from kvcheck.conformance.properties import PROPERTIES
 from kvcheck.conformance.properties.base import Property
 from kvcheck.conformance.subject import NotServed, Subject, Violation
 from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.measure.surroundings import untouched
 from kvcheck.methods import make
 from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.text import plural
@@ -34,6 +36,8 @@ SHORT = 3
 """Tokens of a prompt in which next to nothing can happen."""
 RARELY = 4
 """One trial of so many may have a short prompt."""
+NAMED = 8
+"""Changes that a failure names."""
 ENOUGH = 4
 """Trials from which on it is a failure that more than half fail, if only once each."""
 
@@ -66,8 +70,20 @@ def trial(one: Property, spec: str, draw: Draw) -> None:
 def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
     """Try a property on the simplest trial and `trials` others; another seed draws others. A bad spec raises SpecError.
 
-    A property that takes long is tried on its share of them.
+    A property that takes long is tried on its share of them. A method that leaves anything changed that others are
+    tried with fails, whatever the property says.
     """
+    with untouched() as changed:
+        found = _examined(name, spec, trials, seed)
+    changed += [f"the weights of {each}" for each in models.restored()]
+    if not changed:
+        return found
+    told = f"it changed what other methods are measured with: {', '.join(changed[:NAMED])}"
+    return replace(found, outcome=FAILS, reason=f"{found.reason}; {told}" if found.outcome == FAILS else told)
+
+
+def _examined(name: str, spec: str, trials: int, seed: int) -> PropertyRecord:
+    """The same, whatever is changed meanwhile."""
     one = PROPERTIES[name]
     excuse = one.excuse(make(spec).info)
     if excuse:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -35,6 +35,7 @@ NAMED = 4
 """Changes of one kind that a message names."""
 WAYS = "leave what is shared as it was: change it only inside a context that puts it back (try … finally)"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+Held = tuple[dict[str, dict[int, Any]], dict[str, Any]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Hooks:
         """Put back hooks and methods -> the modules that had others."""
         changed = []
         for (name, module), before in zip(self.modules, self.held, strict=True):
-            if _held(module) == before:
+            if _same(before, _held(module)):
                 continue
             hooks, methods = before
             for attribute, content in hooks.items():
@@ -69,11 +70,30 @@ class Hooks:
         return [f"module {name}" for name, module in self.modules if now.get(name) is not module]
 
 
-def _held(module: torch.nn.Module) -> tuple[dict[str, dict[int, Any]], dict[str, Any]]:
+def _held(module: torch.nn.Module) -> Held:
     """(hooks, functions among the attributes) of one module."""
     inner = vars(module)
     methods = {name: value for name, value in inner.items() if callable(value) and not isinstance(value, type)}
     return {name: dict(inner[name]) for name in _HOOKS if name in inner}, methods
+
+
+def _same(before: Held, now: Held) -> bool:
+    """Whether hooks and functions are those of before; what transformers adds when it first needs it is no change."""
+    then: list[dict[Any, Any]] = [*before[0].values(), before[1]]
+    for known, found in zip(then, [*now[0].values(), now[1]], strict=True):
+        if any(name not in found or found[name] is not one for name, one in known.items()):
+            return False
+        if not all(_of_the_library(one) for name, one in found.items() if name not in known):
+            return False
+    return True
+
+
+def _of_the_library(hook: Any) -> bool:
+    """Whether it is defined in a package that makes models; what says only whether a hook takes keywords is."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    space = getattr(hook, "__globals__", {"__name__": "torch" if hook is True else ""})
+    return str(space.get("__name__")).partition(".")[0] in ("torch", "transformers", "accelerate")
 
 
 class Proof:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 from kvcheck.engine.guard import Guard
-from kvcheck.errors import KvcheckError
+from kvcheck.errors import KvcheckError, MethodFailed
+from kvcheck.measure.allocated import in_use
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
 from kvcheck.measure.peak import Peak
@@ -19,10 +21,22 @@ from kvcheck.methods.host import Host
 from kvcheck.methods.rows import RowCache
 from kvcheck.record import CaseRecord, MemoryRecord, Weight
 
+FEWER, SMALLER = 0.99, 0.5
+"""Shares of the slots and of the bytes below which something must show: no lossless code halves keys and values."""
+ROUNDING = 1e-3
+"""Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen."""
+
+COPIES, SLACK, LOOSE = 8, 0.25, 2**18
+"""Copies whose memory is compared with what they hold: a quarter of the full cache and 256 KiB may be in none."""
+_COUNTED: WeakSet[Host] = WeakSet()
+
 
 @dataclass
 class Meter:
-    """Weighs and audits every freshly compressed cache. weights: what each context of the case held, by its index."""
+    """Weighs and audits every freshly compressed cache.
+
+    weights: what each context of the case held, by its index. apart: see Block.
+    """
 
     method: Method
     shape: ModelShape
@@ -85,6 +99,25 @@ class Meter:
 
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
+
+    def expect_difference(self, dtype: torch.dtype, contexts: int) -> None:
+        """Raise MethodFailed where fewer slots, or few bytes, give the logits of the full cache all the same.
+
+        Not those of the likeliest token but of all, over all reference answers: what leaves out a token moves some of
+        them. dtype: what the model computes in. In 16 bits logits are too coarse to tell; equal ones are still equal.
+        """
+        if not self.apart or not self.weights:
+            return
+        whole = summed(list(self.weights.values()))
+        slots, size = whole.kept / max(1, whole.seen), (whole.kv + whole.host) / max(1, whole.dense)
+        if slots >= FEWER and size >= SMALLER:
+            return
+        if max(self.apart) <= (ROUNDING if dtype.itemsize > 2 else 0.0):
+            raise MethodFailed(
+                f"{self.guard.method} is not shown to act in {self.guard.where}: it holds {slots:.0%} of the slots and "
+                f"{size:.0%} of the bytes, and its logits are the full cache's in all of {contexts} contexts",
+                "it answers from keys and values that are not in its cache: a copy in a global, a thread, a process?",
+            )
 
     def record(self) -> MemoryRecord | None:
         """Means per context; None before the first cache."""
@@ -157,8 +190,11 @@ def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 
     The sum over the devices of the model. The method's own route from an empty cache, so that shared prefills do not
-    blur it.
+    blur it. Raises MethodFailed as `expect_all_counted` does, of every method once.
     """
+    if host not in _COUNTED:
+        expect_all_counted(host, ids)
+        _COUNTED.add(host)
     peak = Peak(host.loaded.devices)
     if not peak.tells:
         return None
@@ -166,6 +202,36 @@ def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
         cache, logits = host.prefill(ids)
         host.feed(cache, logits.argmax(-1, keepdim=True))
     return peak.bytes
+
+
+def expect_all_counted(host: Host, ids: torch.Tensor) -> None:
+    """Raise MethodFailed where copies of a cache of a prompt (1, n) take far more memory than can be reached from them.
+
+    What is allocated is compared, twice. Says nothing where the C library does not tell (kvcheck/measure/allocated.py).
+    """
+    if in_use(host.loaded.devices) is None:
+        return
+    cache, _ = host.prefill(ids)
+    dense = COPIES * (host.shape.dense_bytes(1, ids.shape[1]) + _beside(cache))
+    found = [_taken(host, cache) for _ in range(2)]
+    taken, counted = min(found, key=lambda pair: pair[0] - pair[1])
+    if taken - counted > SLACK * dense + LOOSE:
+        raise MethodFailed(
+            f"{host.method.spec} holds more than can be reached from its cache: {COPIES} copies of one of "
+            f"{ids.shape[1]} tokens take {taken:,} bytes of memory, of which {counted:,} are reachable; so many of the "
+            f"full cache take {dense:,}",
+            "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
+        )
+
+
+def _taken(host: Host, cache: Any) -> tuple[int, int]:
+    """(bytes allocated, bytes reachable) of some copies of a cache."""
+    copies = [cache.select([0])]  # what is made at the first use only is no part of it
+    before = in_use(host.loaded.devices) or 0
+    copies += [cache.select([0]) for _ in range(COPIES)]
+    taken = (in_use(host.loaded.devices) or 0) - before
+    each = held(copies[-1])
+    return taken, COPIES * (each.kv + each.meta + each.host + each.room)
 
 
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:

@@ -204,6 +204,7 @@ class Session:
         self, task: Task, prompter: Prompter, done: list[SampleRecord], meter: Meter, complete: bool
     ) -> CaseRecord:
         """What the case has produced so far."""
+        meter.expect_difference(self.loaded.model.dtype, len(done))
         info, held, case, weights = task.info, meter.record(), prompter.case, self._weights(meter)
         memory = None if held is None else self._whole(held)
         idle = memory is not None and meter.method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes

@@ -203,7 +203,9 @@ class Names:
         for owner, place, values in self.places:
             now = vars(place)
             for name, value in values.items():
-                if now.get(name) is not value and (callable(value) or isinstance(value, _METHODS)):
+                if now.get(name) is value or not (callable(value) or isinstance(value, _METHODS)):
+                    continue
+                if not _by_itself(owner, now.get(name)):
                     setattr(place, name, value)
                     changed.append(f"{owner}.{name}")
         for owner, registry, entries in self.registries:
@@ -212,6 +214,12 @@ class Names:
                     registry[name] = function
                     changed.append(f"{owner}[{name!r}]")
         return changed
+
+
+def _by_itself(owner: str, value: Any) -> bool:
+    """Whether a package put a function of its own there: some parts of torch do when they are imported late."""
+    package, space = owner.partition(".")[0], getattr(value, "__globals__", {})
+    return package != "kvcheck" and space.get("__name__", "").partition(".")[0] == package
 
 
 def _own() -> list[str]:

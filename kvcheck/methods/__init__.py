@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kvcheck.errors import SpecError, did_you_mean
 from kvcheck.registry import Registry, load_dotted
 from kvcheck.spec import Spec, bind, building
 
@@ -62,4 +63,13 @@ def canonical(text: str | Spec) -> Spec:
 
 def _find(name: str) -> Any:
     """What a name stands for: registered, or an import path. Raises SpecError."""
-    return METHODS.get(name) if name in METHODS or "." not in name else load_dotted(name)
+    from kvcheck.methods import adapters
+
+    if name in METHODS or "." not in name:
+        return METHODS.get(name)
+    try:
+        return load_dotted(name)
+    except SpecError as error:
+        if name.startswith("transformers."):
+            raise SpecError(error.message, did_you_mean(name, adapters.NAMED)) from None
+        raise

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters and of what a method's code returns, and the rule that turns a budget into a number of slots."""
+"""Checks of hyper-parameters and of what a method returns, and the rule that turns a budget into a number of slots."""
 
 from __future__ import annotations
 

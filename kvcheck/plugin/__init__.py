@@ -151,7 +151,7 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
 
 def _expect_methods(config: pytest.Config, ids: list[str]) -> None:
-    if not hasattr(config, "workerinput") and any("no-method" in nodeid for nodeid in ids):
+    if not hasattr(config, "workerinput") and any("no-kvcheck-method" in nodeid for nodeid in ids):
         from kvcheck.plugin import params
 
         params.expect_methods(config, ids)

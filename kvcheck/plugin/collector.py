@@ -55,7 +55,7 @@ class Collector:
             try:
                 self.folder = resume.begin(self.config)
             except KvcheckError as error:
-                raise pytest.UsageError(f"kvcheck: {error}") from None
+                raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -78,7 +78,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
         if refusal := getattr(report, options.REFUSAL, ""):
-            raise pytest.UsageError(refusal)
+            raise pytest.UsageError(plain(refusal))
         text = getattr(report, "kvcheck", None)
         ended = None if text is None else loads(Ended, text)
         self.results.setdefault(report.nodeid, Result()).take(report, ended)
@@ -115,12 +115,15 @@ class Collector:
         result = yield
         if self.folder is None:
             return result
-        if not self.seen:
+        if self.seen or self.failures:
+            whole = self.write() & self._record() & self._markdown()
+        else:
+            whole = not self._nothing()
             journal.forget(self.folder)
-        whole = not self._nothing() and (not self.seen or (self.write() & self._record() & self._markdown()))
-        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (
-            self.failures or not whole
-        ):
+        fine = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if not whole:
+            self._fail("kvcheck::the run", "nothing was measured" if self._nothing() else "\n".join(self.notes))
+        if fine and (self.failures or not whole):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return result
 
@@ -206,7 +209,8 @@ class Collector:
     def whole(self) -> Run:
         """The same, and what a session did not come to that was stopped: cases of an earlier run, and begun ones."""
         run, rest = self.run(), self.kept.run(self._head())
-        known = {f"{one.case}|{one.method}" for one in run.cases} | set(run.failures)
+        measured = {f"{one.case}|{one.method}" for one in run.cases}
+        known = measured | set(run.failures)
         tried = {(one.name, one.method) for one in run.properties}
         return Run(
             run.header,
@@ -214,7 +218,7 @@ class Collector:
             {**{name: found for name, found in rest.verdicts.items() if name not in known}, **run.verdicts},
             {**{name: text for name, text in rest.failures.items() if name not in known}, **run.failures},
             run.properties + tuple(one for one in rest.properties if (one.name, one.method) not in tried),
-            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in known),
+            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in measured),
         )
 
     def _resumed(self) -> list[str]:
@@ -280,7 +284,7 @@ class Collector:
             return True
         from kvcheck.report import markdown
 
-        text = "\n".join(markdown.lines(self.run(), self._references())) + "\n"
+        text = "\n".join(markdown.lines(self.run(), self._references(), finished=not self._interrupted)) + "\n"
         written = True
         try:
             if self.state.md_file:

@@ -190,9 +190,9 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
     for method in methods:
         records = [one for one in run.cases if one.method == method and one.samples]
         changes = where.record(model, method, records, verb, about)
-        yield (
-            f"recorded {plural(changes.written, 'case')} of {method} in {changes.path}"
-            if changes.written
-            else (f"nothing to record for {method}: {changes.path} is up to date")
-        )
+        if changes.written:
+            yield f"recorded {plural(changes.written, 'case')} of {method} in {changes.path}"
+        else:
+            held = dict.fromkeys(where.source(model, method, one.case) for one in records)
+            yield f"nothing to record for {method}: {', '.join(filter(None, held)) or changes.path} is up to date"
         yield from (f"  {line}" for line in changes.lines)

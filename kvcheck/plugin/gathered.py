@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
 
 from kvcheck.escape import plain
+from kvcheck.files import write_atomically
 from kvcheck.plugin import state
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Gatherer(Generic[T]):
         terminalreporter.section(f"kvcheck: {self.title}", sep="=")
         for line in self._lines(self.found):
             terminalreporter.write_line(plain(line))
-        path = state.settings(self.config).md
+        path = state.activate(self.config).md_file
         if path:
-            Path(path).write_text("\n".join(self._markdown(self.found)) + "\n", encoding="utf-8")
+            write_atomically(str(path), "\n".join(self._markdown(self.found)) + "\n")
             terminalreporter.write_line(plain(f"table written to {path}"))

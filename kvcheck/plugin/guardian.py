@@ -130,8 +130,10 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
         say = [f"its results could not be read: {error}"]
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     print(f"\nkvcheck: failed: the process {how} before the run was over", file=sys.stderr)
+    from kvcheck.escape import plain
+
     for line in say:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {plain(line)}", file=sys.stderr)
     return known or 1
 
 
@@ -145,7 +147,7 @@ def _close(facts: dict[str, Any], status: int) -> list[str]:
 
     if "journal" not in facts:
         return []
-    kept = journal.read(Path(facts["journal"]))
+    kept = journal.close(Path(facts["journal"]))
     lines = _fail(kept, status, facts)
     run = kept.run(kept.header or RunHeader("", "", False, {}, {}, "", "", {}))  # it ended before a model was open
     if facts.get("run_file"):

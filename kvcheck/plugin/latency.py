@@ -76,7 +76,7 @@ class KvLatency:
         try:
             env.alone()
         except KvcheckError as error:
-            refused = f"{error.message}; {error.hint}"
+            refused = commands.completer(self._request.config)(f"{error.message}; {error.hint}")
         if not refused:
             return
         self._not_measured = (("latency", refused),)

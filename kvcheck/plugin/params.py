@@ -25,7 +25,7 @@ SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
 """Tokens at which a model of random weights is measured where no lengths are given."""
 
 NO_CASE = "no case under these options"
-NO_METHOD = "no-method"
+NO_METHOD = "no-kvcheck-method"
 """The id of an item that nobody named a method for."""
 
 

@@ -27,6 +27,9 @@ CHOICES = {
 }
 
 DEVICE = r"auto|cpu|spread|cuda(:\d+)?"
+DTYPE = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "single": "float32"}
+"""How others write what is meant by a dtype."""
+LARGEST = {"lengths": 10**8, "n": 10**6, "seed": 2**63 - 1}
 
 
 def table(path: Path) -> dict[str, Any]:
@@ -77,14 +80,15 @@ def settings(raw: Mapping[str, Any], source: Mapping[str, str]) -> Settings:
 
 def _text(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise SpecError(f"{where}: expected a text, not {value!r}")
+        raise SpecError(f"{where}: expected a text, not {value!r}", f"give a value, or leave {where} out")
     return value.strip()
 
 
 def _choice(value: Any, where: str, name: str) -> str:
     known = CHOICES[name]
     if value not in known:
-        raise SpecError(f"{where}: unknown value {value!r}", did_you_mean(str(value), known))
+        meant = DTYPE.get(str(value), str(value)) if name == "dtype" else str(value)
+        raise SpecError(f"{where}: unknown value {value!r}", did_you_mean(meant, known))
     return str(value)
 
 
@@ -104,12 +108,16 @@ def _number(value: Any, where: str, hint: str) -> float:
     return number
 
 
-def _whole(value: Any, where: str, least: int) -> int:
-    hint = f"a whole number of at least {least}"
-    number = _number(value, where, hint)
-    if number != int(number) or number < least:
+def _whole(value: Any, where: str, name: str, least: int) -> int:
+    hint = f"a whole number from {least} to {LARGEST[name]}"
+    try:
+        number = int(value) if isinstance(value, str) else None  # exactly, where a float would round
+    except ValueError:
+        number = None
+    found = _number(value, where, hint) if number is None else number
+    if found != int(found) or not least <= found <= LARGEST[name]:
         raise SpecError(f"{where}: out of range: {value}", hint)
-    return int(number)
+    return int(found)
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
@@ -137,8 +145,9 @@ def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
     words = tuple(name for word in _words(value, where) for name in members(word) or [word])
     for word in words:
         public = members(word.partition("/")[0])
-        if word in CAPABILITIES and word not in TASKS:
-            raise SpecError(f"{where}: unknown task {word!r}", f"that is a capability: -m {word}")
+        other = "capability" if word in CAPABILITIES else "mode" if word in MODES else ""
+        if other and word not in TASKS:
+            raise SpecError(f"{where}: unknown task {word!r}", f"that is a {other}: -m {word}")
         if word not in TASKS and word not in public:
             raise SpecError(f"{where}: unknown task {word!r}", did_you_mean(word, public or TASKS.around(word)))
     return words
@@ -147,7 +156,7 @@ def _tasks(value: Any, where: str, name: str) -> tuple[str, ...]:
 def _lengths(value: Any, where: str, name: str) -> tuple[int, ...]:
     if isinstance(value, int):
         value = [value]
-    return tuple(sorted({_whole(word, where, 64) for word in _words(value, where)}))
+    return tuple(sorted({_whole(word, where, name, 64) for word in _words(value, where)}))
 
 
 def _methods(value: Any, where: str, name: str) -> tuple[str, ...]:
@@ -171,12 +180,18 @@ def _method(text: str) -> str:
     A class whose code cannot be imported here is left as typed: `state.check_methods` says why, before the first test.
     """
     from kvcheck.methods import METHODS, canonical
-    from kvcheck.spec import Spec
+    from kvcheck.spec import Spec, flag, split_specs
 
-    spec = part = Spec.parse(text)
+    if "," in text.partition(":")[0]:
+        each = " ".join(map(flag, split_specs(text)))
+        raise SpecError(f"one method at a time, not {text!r}", f"give the option again for each: {each}")
+    spec = Spec.parse(text)
+    part: Spec | None = spec
     while part is not None:
         if "." not in part.name and part.name not in METHODS.names():
-            raise SpecError(f"unknown method {part.name!r}", did_you_mean(part.name, METHODS.names()))
+            hint = did_you_mean(part.name, METHODS.names())
+            hint += "" if hint.startswith("did") else "; a class of your own is package.module.Class"
+            raise SpecError(f"unknown method {part.name!r}", hint)
         part = part.then
     try:
         return str(canonical(spec))
@@ -201,9 +216,8 @@ def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
         raise SpecError(f"{where}: expected limits, not {value!r}", "such as drop=2,bytes=0.30")
     try:
         if isinstance(value, str):
-            for part in filter(None, map(str.strip, value.split(","))):
-                if "=" not in part:
-                    raise SpecError(f"{part!r} does not say what is limited, and to what", _limit(part))
+            for part in value.split(","):
+                _expect_limit(part.strip(), value)
             Budget.parse(value)
             return dict(read_pair(part, value) for part in value.split(","))
         known = [field.name for field in dataclasses.fields(Budget)]
@@ -216,20 +230,30 @@ def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _limit(word: str) -> str:
-    """How one writes a limit of which only a part was given: a bare number is taken for the drop."""
-    name, _, number = word.rpartition(":")
-    number = number.rstrip("% ")
+def _expect_limit(part: str, text: str) -> None:
+    """Raise SpecError for what is no NAME=NUMBER, with what was meant. A bare number is taken for the drop."""
+    found = re.fullmatch(r"([A-Za-z]*)\s*([=: ]?)\s*([^\s,;=:]*)", part)
+    if found is None or not part:
+        several = ",".join(re.split(r"[;\s]+", text.strip(" ,;"))) or "drop=2,bytes=0.3"
+        raise SpecError(f"cannot read the limits {text!r}", f"separate them by commas: {several}")
+    name, sign, number = found[1] or "drop", found[2], found[3]
+    number = "none" if number.lower() == "none" or (not sign and number == "") else number
     try:
-        return f"write {name or 'drop'}={float(number):g}"
+        share = number.endswith("%") and name != "drop"
+        meant = "1" if number == "none" else f"{float(number.rstrip('%')) / (100 if share else 1):g}"
     except ValueError:
-        return f"write {word}=1" if word in ("drop", "bytes", "ttft", "tpot", "nll", "agree", "kl") else "write drop=2"
+        meant = "1"
+    if sign != "=" or not found[1]:
+        raise SpecError(f"{part!r} does not say what is limited, and to what", f"write {name}={meant}")
+    if not number or number.endswith("%"):
+        raise SpecError(f"{part!r} is no limit: {number!r} is not a number", f"write {name}={meant}")
 
 
 def _alpha(value: Any, where: str, name: str) -> float:
-    number = _number(value, where, "between 0 and 0.5")
+    hint = "a number above 0, at most 0.5, such as 0.05"
+    number = _number(value, where, hint)
     if not 0 < number <= 0.5:
-        raise SpecError(f"{where}: out of range: {value}", "between 0 and 0.5, such as 0.05")
+        raise SpecError(f"{where}: out of range: {value}", hint)
     return number
 
 
@@ -267,8 +291,8 @@ READERS: dict[str, Callable[[Any, str, str], Any]] = {
     "tasks": _tasks,
     "modes": _modes,
     "baselines": lambda value, where, name: ",".join(_words(value, where)),
-    "n": lambda value, where, name: _whole(value, where, 1),
-    "seed": lambda value, where, name: _whole(value, where, 0),
+    "n": lambda value, where, name: _whole(value, where, name, 1),
+    "seed": lambda value, where, name: _whole(value, where, name, 0),
     "budget": _budget,
     "alpha": _alpha,
     "device": _device,

@@ -96,10 +96,11 @@ def earlier(mine: state.State, case: str, method: str) -> tuple[CaseRecord | Non
     """(the record of an earlier run, whether nothing is left to measure of it); None where the code changed since."""
     if mine.kept is None or method in mine.anew:
         return None, False
-    record, ended = mine.kept.records.get((case, method)), (case, method) in mine.kept.ended
+    record, ended = mine.kept.records.get((case, method)), mine.kept.ended.get((case, method))
     if record is None:
         return None, False
-    return record, ended and (len(record.samples) >= record.case.n or record.stopped == CLEAR)
+    whole = ended is not None and ended.record is not None
+    return record, whole and (len(record.samples) >= record.case.n or record.stopped == CLEAR)
 
 
 def begin(config: pytest.Config) -> Path:

@@ -56,6 +56,7 @@ def activate(config: pytest.Config) -> State:
     try:
         importable(config.invocation_params.dir)
         found = options.load(config)
+        refuse_forked(config)
         refuse_recording_in_ci(found)
         known_place(found)
         if found.record and not hasattr(config, "workerinput"):
@@ -79,6 +80,15 @@ def activate(config: pytest.Config) -> State:
 
     params.register_markers(config, found)
     return state
+
+
+def refuse_forked(config: pytest.Config) -> None:
+    """Refuse pytest-forked. Raises SpecError."""
+    if getattr(config.option, "forked", False):
+        raise SpecError(
+            "--forked: each test would load the model in a process of its own, and nothing would come back",
+            "leave --forked out; -n 1 (pytest-xdist) keeps a crash of a method out of this process",
+        )
 
 
 def settings(config: pytest.Config) -> Settings:
@@ -132,7 +142,7 @@ def known_model(name: str, where: str = "--kv-model") -> None:
     if synthetic.is_random(name):
         synthetic.shape_of(name)
         return
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == Settings.model or path.is_dir():
         return
     if path.is_absolute() or name.startswith((".", "~")):
@@ -143,7 +153,7 @@ def known_model(name: str, where: str = "--kv-model") -> None:
     if name not in embedded:
         raise SpecError(
             f"{where}: unknown model {name!r}",
-            f"{did_you_mean(name, embedded)} A folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too.",
+            f"{did_you_mean(name, embedded)}; a folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too",
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvcheck.escape import plain
 from kvcheck.explain import explain, headline
 from kvcheck.record import CaseRecord, Verdict, context_score
+from kvcheck.spec import flag
 
 ANSWER = 60
 """Characters of an answer that are shown."""
@@ -56,7 +57,7 @@ def latency_failure(method: str, length: int, verdicts: Sequence[Verdict], stric
         if fails(verdict, strict):
             yield f"  {headline(verdict)}"
             yield f"  why: {verdict.reason}"
-            yield f"  accept: pytest --kv-method={method} --kv-budget {verdict.question}={verdict.high * 1.005:.3g}"
+            yield f"  accept: pytest {flag(method)} --kv-budget={verdict.question}={verdict.high * 1.005:.3g}"
 
 
 def properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:

@@ -14,13 +14,13 @@ from kvcheck.report.text import between, interval, points, size
 HEAD = ("", "fp16", "method", "drop (points)", "95% interval", "cases", "n", "chance")
 
 
-def lines(run: Run, stored: References | None = None) -> Iterator[str]:
-    """The summary of a run as Markdown."""
+def lines(run: Run, stored: References | None = None, *, finished: bool = True) -> Iterator[str]:
+    """The summary of a run as Markdown. finished: whether all that was selected has run."""
     known = rows.references(run, stored)
     header = run.header
     bad = sum(bool(count_bad(run, method)) for method in rows.methods(run))
     bad += sum(one.outcome == FAILS for one in run.properties)
-    yield f"## kvcheck: {'failed' if bad else 'passed'}"
+    yield f"## kvcheck: {'failed' if bad else 'passed' if finished else 'interrupted'}"
     yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)

@@ -9,6 +9,7 @@ from pathlib import Path
 from kvcheck.files import write_atomically
 from kvcheck.report.catalogue import describe, wrapped_parameters
 from kvcheck.report.recorded import Recorded, of_name, shown
+from kvcheck.spec import flag
 
 HEAD = "<!-- written by `kvcheck methods --pages`; do not edit -->"
 
@@ -59,7 +60,7 @@ def page(name: str) -> Iterator[str]:
     yield f"{found.summary[:1].upper()}{found.summary[1:]}." + (f" {found.paper}." if found.paper else "")
     yield ""
     yield "```"
-    yield f"pytest --kv-method={name if one is None else one.spec}"
+    yield f"pytest {flag(name if one is None else one.spec)}"
     if found.parameters:
         yield from wrapped_parameters(found)
     yield "```"

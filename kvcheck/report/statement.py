@@ -27,6 +27,11 @@ def plain(run: Run, method: str, known: References, shown: Callable[[str], str] 
     if method == "fp16":
         return f"fp16 is the reference: accuracy {whole.after:.3f}{_exact(whole)}.{held}"
     losing = _losing(run, method, known)
+    if whole.identical and found and all(one.kv_bytes >= one.dense_bytes and not one.host_bytes for one in found):
+        return (
+            f"NOTICE: {method} holds what fp16 holds and answers the same on these {whole.n} contexts: "
+            "it changes nothing that was measured. Is the method at work?"
+        )
     if whole.identical:
         return f"{name} gives up nothing against fp16 on these {whole.n} contexts: its answers are identical.{held}"
     if whole.drop <= 0 and not losing:

@@ -22,7 +22,7 @@ FAKE = Path(__file__).parents[1] / "plugin" / "fake_engine.py"
 SUITE = ("--pyargs", "kvcheck.suites.test_string_retrieval")
 ONE = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single")
 THREE = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=24", "--kv-modes=single,multi_turn,multi_request")
-LIMIT = 120.0
+LIMIT = 180.0
 """Seconds after which a run that was to end by itself is taken to hang, on a machine that others use."""
 
 OTHERS = {
@@ -166,6 +166,13 @@ class Foreign:
 def nightly(*values: Any) -> list[Any]:
     """Parameters that only the nightly run tries."""
     return [pytest.param(value, marks=pytest.mark.nightly) for value in values]
+
+
+def by_name(table: dict[str, Any], *soon: str) -> list[Any]:
+    """The values of a table as parameters; those that are not named here are left to the nightly run."""
+    assert set(soon) <= set(table), set(soon) - set(table)
+    marks = {name: () if name in soon else (pytest.mark.nightly,) for name in table}
+    return [pytest.param(value, id=name, marks=marks[name]) for name, value in table.items()]
 
 
 def clean() -> dict[str, str]:

@@ -67,11 +67,13 @@ class TestAFile:
         refused(fake, output(fake, option, "folder"), "folder")
         assert list((fake.path / "folder").iterdir()) == []
 
+    @pytest.mark.nightly
     def test_a_place_below_a_file_is_refused(self, fake: Foreign, option: str) -> None:
         fake.write("file", OLD)
         refused(fake, output(fake, option, "file/out"), "file/out")
         assert (fake.path / "file").read_text() == OLD
 
+    @pytest.mark.nightly
     def test_a_place_where_nothing_can_be_made_is_refused(self, fake: Foreign, option: str) -> None:
         refused(fake, output(fake, option, "/proc/kvcheck/out"), "/proc/kvcheck/out")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from outside import ONE, Foreign, Result, nightly
+from outside import ONE, Foreign, Result, by_name
 
 HEAD = """
 import pytest
@@ -78,6 +78,8 @@ def test_mine(kv_case):
 }
 """What a test of a user's own does with a method that has lost everything."""
 
+SOON = ("catches everything", "measures and does not check", "is expected to fail", "is skipped by a fixture")
+WORKERS = {"alone": (), "-n 2": ("-n", "2")}
 GATE = "def test_mine(kv_case):\n    kv_case.gate()\n"
 HOOKS = {
     "a judge that returns nothing": """
@@ -120,12 +122,13 @@ def pytest_runtest_makereport(item, call):
 def mine(fake: Foreign, body: str, *options: str) -> Result:
     """Run a test of one's own on a method that has lost everything."""
     head, _, rest = body.partition("def test_mine")
-    fake.write("test_mine.py", f"{head}\n{HEAD}def test_mine{rest}" if "fixture" in head else HEAD + body.lstrip())
+    above = f"import pytest\n{head}\n{HEAD}def test_mine{rest}"
+    fake.write("test_mine.py", above if "fixture" in head else HEAD + body.lstrip())
     return fake.run("test_mine.py", *ONE, "--kv-baselines=stored", "--kv-json=run.json", "--kv-md=run.md", *options)
 
 
-@pytest.mark.parametrize("workers", [(), *nightly(("-n", "2"))], ids=["alone", "-n 2"])
-@pytest.mark.parametrize("body", LOST.values(), ids=LOST)
+@pytest.mark.parametrize("workers", by_name(WORKERS, "alone"))
+@pytest.mark.parametrize("body", by_name(LOST, *SOON))
 def test_a_test_that_looks_away_does_not_make_the_run_green(fake: Foreign, body: str, workers: tuple[str, ...]) -> None:
     fake.behave(snapkv=0.0)
     result = mine(fake, body, "--kv-method=snapkv", *workers)
@@ -141,8 +144,8 @@ def test_a_test_of_ones_own_that_checks_is_green(fake: Foreign) -> None:
     result.passes("snapkv")
 
 
-@pytest.mark.parametrize("workers", [(), *nightly(("-n", "2"))], ids=["alone", "-n 2"])
-@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+@pytest.mark.parametrize("workers", by_name(WORKERS, "alone"))
+@pytest.mark.parametrize("hook", by_name(HOOKS, "a judge that returns nothing", "a hook that swallows what is raised"))
 def test_a_hook_that_looks_away_does_not_make_the_run_green(fake: Foreign, hook: str, workers: tuple[str, ...]) -> None:
     fake.behave(snapkv=0.0)
     fake.add("conftest.py", hook)
@@ -163,12 +166,13 @@ LEAVING_OUT = {
 """Options of pytest that leave cases out."""
 
 
-@pytest.mark.parametrize("options", LEAVING_OUT.values(), ids=LEAVING_OUT)
+@pytest.mark.parametrize("options", by_name(LEAVING_OUT, "-x", "--setup-plan"))
 def test_options_that_leave_cases_out_do_not_make_a_lost_run_green(fake: Foreign, options: tuple[str, ...]) -> None:
     fake.behave(snapkv=0.0)
     fake.check("--kv-method=fp16", "--kv-method=snapkv", "--kv-method=h2o", *options).red()
 
 
+@pytest.mark.nightly
 def test_the_failure_that_stepwise_passes_over_stays_one(fake: Foreign) -> None:
     fake.behave(snapkv=0.0)
     methods = ("--kv-method=snapkv", "--kv-method=h2o")
@@ -176,6 +180,7 @@ def test_the_failure_that_stepwise_passes_over_stays_one(fake: Foreign) -> None:
     fake.check(*methods, "--stepwise", "--stepwise-skip").red()
 
 
+@pytest.mark.nightly
 def test_what_stepwise_goes_on_with_is_judged(fake: Foreign) -> None:
     fake.behave(h2o=0.0)
     methods = ("--kv-method=snapkv", "--kv-method=h2o")

@@ -15,7 +15,7 @@ CASES = ("--kv-tasks=kv,multi_hop", "--kv-lengths=512", "--kv-n=8", "--kv-modes=
 METHODS = ("--kv-method=fp16", "--kv-method=snapkv", "--kv-method=h2o")
 EACH = 6
 """Cases of a method."""
-BOUND = 60.0
+BOUND = 120.0
 """Seconds in which a run of these cases ends, on a machine that others use; alone it takes 3."""
 
 
@@ -46,9 +46,9 @@ def test_a_method_that_kills_every_worker_is_not_given_all_of_them(fake: Foreign
     assert "snapkv" in result.out
 
 
-@pytest.mark.parametrize("way", ["die"])
-def test_one_case_that_kills_its_worker_costs_that_case(fake: Foreign, way: str) -> None:
-    fake.behave(snapkv={"multi_hop": way, "kv": 1.0}, fp16=1.0)
+@pytest.mark.nightly
+def test_one_case_that_kills_its_worker_costs_that_case(fake: Foreign) -> None:
+    fake.behave(snapkv={"multi_hop": "die"})
     result = fake.check(*CASES, *METHODS, "-n", "2", limit=BOUND)
     result.red()
     for method in ("fp16", "h2o"):
@@ -57,7 +57,7 @@ def test_one_case_that_kills_its_worker_costs_that_case(fake: Foreign, way: str)
     all_said(fake, result, "snapkv")
 
 
-@pytest.mark.parametrize("dist", ["loadscope", *nightly("loadfile", "loadgroup", "worksteal", "load")])
+@pytest.mark.parametrize("dist", nightly("load", "loadscope", "loadfile", "loadgroup", "worksteal"))
 def test_however_items_are_shared_out_a_dead_worker_ends_the_run_red(fake: Foreign, dist: str) -> None:
     fake.behave(snapkv={"multi_hop": "die"})
     result = fake.check(*CASES, *METHODS, "-n", "2", f"--dist={dist}", limit=BOUND)
@@ -66,7 +66,7 @@ def test_however_items_are_shared_out_a_dead_worker_ends_the_run_red(fake: Forei
     assert len({one.case for one in result.file.cases if one.method == "h2o"}) == EACH
 
 
-@pytest.mark.parametrize("dist", ["no", *nightly("loadscope", "loadfile", "loadgroup", "worksteal")])
+@pytest.mark.parametrize("dist", nightly("no", "load", "loadscope", "loadfile", "loadgroup", "worksteal"))
 def test_however_items_are_shared_out_the_verdicts_are_the_same(fake: Foreign, dist: str) -> None:
     fake.behave(snapkv={"multi_hop": 0.0})
     result = fake.check(*CASES, *METHODS, "-n", "2", f"--dist={dist}", limit=BOUND)
@@ -76,7 +76,7 @@ def test_however_items_are_shared_out_the_verdicts_are_the_same(fake: Foreign, d
     assert result.outcome("snapkv").startswith("6 cases: 3 pass, 3 fail")
 
 
-@pytest.mark.parametrize("option", ["--maxprocesses=1", "--max-worker-restart=0", *nightly("--max-worker-restart=1")])
+@pytest.mark.parametrize("option", ["--max-worker-restart=0", *nightly("--maxprocesses=1", "--max-worker-restart=1")])
 def test_limits_on_workers_end_a_run_with_a_dead_one_red(fake: Foreign, option: str) -> None:
     fake.behave(snapkv={"kv": "die"})
     result = fake.check(*CASES, *METHODS, "-n", "2", option, limit=BOUND)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
+import functools
+import io
+import itertools
+import mmap
+import os
+import threading
 from collections import deque, namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -72,6 +84,117 @@ def test_a_cache_that_refers_to_the_model_is_not_charged_its_weights():
     assert held(Cache()).kv == 16
     MODELS.discard(Cache.model)
     assert held(Cache()).kv == 16 + 4 * 10_100, "of another model it holds the weights"
+
+
+class Holder:
+    """A cache that keeps whatever it is given; also an iterator that stands still."""
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+
+KEYS = torch.arange(10_000, dtype=torch.float32)
+RAW = KEYS.numpy().tobytes()
+
+
+def paused(value: Any) -> Any:
+    """A generator that holds a value."""
+
+    def run() -> Any:
+        yield 0
+        yield value
+
+    found = run()
+    next(found)
+    return found
+
+
+def mapped() -> mmap.mmap:
+    """An anonymous map."""
+    found = mmap.mmap(-1, len(RAW))
+    found.write(RAW)
+    return found
+
+
+def module_of(kind: type) -> Any:
+    """A module with an attribute."""
+    found = kind("made") if kind is ModuleType else kind()
+    found.kv = KEYS.clone()
+    return found
+
+
+def local() -> threading.local:
+    """A thread-local with an attribute."""
+    found = threading.local()
+    found.kv = KEYS.clone()
+    return found
+
+
+def in_an_attribute() -> torch.Tensor:
+    """A small tensor with a large one as its attribute."""
+    small = torch.empty(0)
+    small.kv = KEYS.clone()
+    return small
+
+
+HIDDEN: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: RAW,
+    "bytearray": lambda: bytearray(RAW),
+    "memoryview": lambda: memoryview(bytearray(RAW)),
+    "array": lambda: array.array("f", KEYS.tolist()),
+    "a file in memory": lambda: io.BytesIO(RAW),
+    "a map": mapped,
+    "a buffer of ctypes": lambda: ctypes.create_string_buffer(RAW, len(RAW)),
+    "a storage": lambda: KEYS.clone().untyped_storage(),
+    "a long text": lambda: RAW.decode("latin-1"),
+    "a long number": lambda: int.from_bytes(RAW, "little"),
+    "floats": lambda: [row.tolist() for row in KEYS.view(100, 100)],
+    "integers": lambda: dict(enumerate(KEYS.int().tolist())),
+    "keys of a mapping": lambda: {KEYS.clone(): 0},
+    "a partial": lambda: functools.partial(print, KEYS.clone()),
+    "a closure": lambda: (lambda kv: lambda: kv)(KEYS.clone()),
+    "a default": lambda: eval("lambda kv=kv: kv", {"kv": KEYS.clone(), "__name__": "of_mine"}),
+    "a generator": lambda: paused(KEYS.clone()),
+    "an iterator": lambda: itertools.cycle([KEYS.clone()]),
+    "a method of a tensor": lambda: KEYS.clone().sum,
+    "a method of an object": lambda: Holder(KEYS.clone()).__eq__,
+    "an attribute of a tensor": in_an_attribute,
+    "a class made on the way": lambda: type("Made", (), {"kv": KEYS.clone()}),
+    "a module of torch": lambda: module_of(torch.nn.Module),
+    "a module of Python": lambda: module_of(ModuleType),
+    "a thread-local": local,
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_whatever_holds_the_bytes_they_count(where):
+    found = held(Holder(HIDDEN[where]())).kv
+    assert KEYS.nbytes <= found <= 6 * KEYS.nbytes, "plain numbers count 8 bytes each"
+
+
+def test_a_file_that_was_written_meanwhile_counts_and_an_older_one_does_not(tmp_path):
+    path = tmp_path / "kv.bin"
+    path.write_bytes(RAW)
+    with path.open("rb") as file:
+        for place in (path, str(path), file):
+            assert held(Holder(place)).kv == len(RAW)
+    os.utime(path, (0, 0))
+    assert held(Holder(str(path))).kv == 0
+
+
+def test_parameters_counters_and_names_are_no_contents():
+    class Layer:
+        def __init__(self) -> None:
+            self.keys = torch.zeros(25_000)
+            self.table, self.name = list(range(2000)), "a name"
+            self.scales = {"a": 0.5, "b": [0.25] * 100}
+            self.kind, self.function = KVLayer, torch.nn.functional.softmax
+            self.shape = ModelShape(1, 2, 1, 8, rope=tuple(0.5 for _ in range(10_000)))
+
+    assert held(Layer()) == Held(kv=100_000, meta=0, room=0)
+    many = Layer()
+    many.table = list(range(10_000))
+    assert held(many).kv == 100_000 + 80_000 + 8 * (100 + 1), "so many are contents"
 
 
 def test_only_unused_room_is_discounted():

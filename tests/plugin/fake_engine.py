@@ -110,6 +110,8 @@ class FakeSession:
         return how.get(case.task, 1.0) if isinstance(how, dict) else how
 
     def run_case(self, case, method_spec, on_block=None, progress=None, so_far=None):
+        if so_far is not None and len(so_far.samples) == case.n:
+            return so_far
         with (HERE / "ran.txt").open("a") as log:
             log.write(f"{case}|{method_spec}\n")
         how = self._how(case, method_spec)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+SUITE = "kvcheck.suites.test_string_retrieval"
 FAKE = Path(__file__).with_name("fake_engine.py")
 EVIL = "\x1b[2Jgone\r\u202e\n::error file=a::planted\n##[group]planted <script>x</script> |a| `b` [link](https://evil.example)"
 HOSTILE = f"""
@@ -85,10 +86,23 @@ def test_nothing_that_is_obeyed_reaches_log_summary_or_report_and_the_run_file_k
     assert EVIL in [turn["answer"] for case in run["cases"] for one in case["samples"] for turn in one["turns"]]
 
 
-def test_a_hostile_spec_is_refused_without_being_obeyed(run: Callable[..., pytest.RunResult]) -> None:
-    for spec in (f"snapkv:{EVIL}=1", f"snapkv:budget='{EVIL}'", f"{EVIL}.Cache"):
-        result = run(f"--kv-method={spec}", "-p", "no:cacheprovider")
-        text = "\n".join([*result.outlines, *result.errlines])
-        assert result.ret != 0
-        assert COMMAND.search(text) is None
-        assert UNSEEN.search(text) is None
+@pytest.mark.parametrize(
+    "option",
+    [
+        f"--kv-method=snapkv:{EVIL}=1",
+        f"--kv-method=snapkv:budget='{EVIL}'",
+        f"--kv-method={EVIL}.Cache",
+        f"--kv-model=./{EVIL}",
+        f"--kv-tasks={EVIL}",
+        f"--kv-resume={EVIL}",
+        f"--kv-baselines=./{EVIL}",
+    ],
+    ids=["parameter", "value", "method", "model", "task", "file", "folder"],
+)
+def test_what_is_refused_is_named_without_being_obeyed(repo: pytest.Pytester, option: str) -> None:
+    result = repo.runpytest("--pyargs", SUITE, "--kv-method=snapkv", option, "-p", "no:cacheprovider")
+    text = "\n".join([*result.outlines, *result.errlines])
+    assert result.ret != 0
+    assert "planted" in text
+    assert COMMAND.search(text) is None
+    assert UNSEEN.search(text) is None

@@ -22,12 +22,23 @@ REFUSED = [
     ("--kv-modes=multi-turn", "unknown mode 'multi-turn'", "did you mean multi_turn"),
     ("--kv-profile=fast", "unknown value 'fast'", "full"),
     ("--kv-lengths=12,many", "--kv-lengths", "whole number"),
-    ("--kv-lengths=8", "--kv-lengths", "at least 64"),
-    ("--kv-n=0", "--kv-n", "at least 1"),
+    ("--kv-lengths=8", "--kv-lengths", "from 64"),
+    ("--kv-n=0", "--kv-n", "from 1 to"),
     ("--kv-n=2.5", "--kv-n", "whole number"),
     ("--kv-device=cuba", "unknown device 'cuba'", "did you mean cuda"),
     ("--kv-device=gpu", "unknown device 'gpu'", "did you mean cuda?"),
     ("--kv-device=GPU:1", "unknown device 'GPU:1'", "did you mean cuda:1?"),
+    ("--kv-budget=bytes=30%", "'bytes=30%' is no limit", "write bytes=0.3"),
+    ("--kv-budget=drop=2;bytes=0.3", "cannot read the limits", "separate them by commas: drop=2,bytes=0.3"),
+    ("--kv-budget=kl=-1", "kl=-1 is out of range", "kl is nats, from 0 up"),
+    ("--kv-dtype=bf16", "unknown value 'bf16'", "did you mean bfloat16"),
+    ("--kv-tasks=KV", "unknown task 'KV'", "did you mean kv?"),
+    ("--kv-tasks=multi_turn", "unknown task 'multi_turn'", "that is a mode: -m multi_turn"),
+    ("--kv-seed=1e30", "--kv-seed: out of range: 1e30", "a whole number from 0 to"),
+    ("--kv-method=snapkv,kivi:bits=4", "one method at a time", "--kv-method=snapkv --kv-method=kivi:bits=4"),
+    ("--kv-method=mine.py:Own", "no class is written 'mine.py:Own'", "with a dot: mine.Own"),
+    ("--kv-method=SnapKV", "unknown method 'SnapKV'", "did you mean snapkv?"),
+    ("--kv-method=snapkv+", "nothing stands behind the +", "name a second method"),
     ("--kv-budget=2", "'2' does not say what is limited", "write drop=2"),
     ("--kv-budget=bytes:0.3", "'bytes:0.3' does not say what is limited", "write bytes=0.3"),
     ("--kv-resume=last", "--kv-resume: no earlier run to resume here", "without --kv-resume"),
@@ -85,6 +96,8 @@ def test_a_bad_value_is_refused_before_any_test_with_what_would_be_right(
 def test_an_unknown_model_is_refused_unless_another_engine_may_know_it(run: Run, repo: pytest.Pytester) -> None:
     assert run("--kv-method=fp16", "--kv-record=new", "--kv-model=minni").ret == 0
     (repo.path / "conftest.py").unlink()
+    result = run("--kv-method=fp16", "--kv-model=~nobody")
+    result.stderr.fnmatch_lines(["*there is no folder ~nobody*"])
     result = run("--kv-method=fp16", "--kv-model=minni")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown model 'minni'*", "*hub id*"])
@@ -148,7 +161,8 @@ def test_options_without_a_method_are_an_error_not_a_green_run(repo: pytest.Pyte
 def test_tests_that_take_no_case_run_beside_deselected_ones_without_a_method(
     repo: pytest.Pytester, dist: tuple[str, ...]
 ) -> None:
-    repo.makepyfile("def test_something_else(): pass\ndef test_a_case(kv_case): kv_case.gate()")
+    own = "@pytest.mark.parametrize('x', [1], ids=['no-method'])\ndef test_something_else(x): pass"
+    repo.makepyfile(f"import pytest\n{own}\ndef test_a_case(kv_case): kv_case.gate()")
     repo.runpytest("-k", "something_else", *dist).assert_outcomes(passed=1, deselected=0 if "2" in dist else 1)
 
 

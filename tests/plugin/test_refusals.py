@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# pytester puts sys.modules back after a run in this process, and torch cannot be imported twice.
-import kvcheck.methods.adapters.recognise
-import kvcheck.methods.composed  # noqa: F401
 from kvcheck.methods import canonical
 
 Run = Callable[..., pytest.RunResult]
@@ -170,15 +167,15 @@ def test_the_working_directory_is_importable_and_defaults_spelled_out_make_no_ot
         ("snapkv:budget=0.5+kivi:bits=4", "snapkv+kivi:bits=4"),
         ("look_m:text_prior=false", "look_m:text_prior=false"),
         ("transformers.static:room=1024", "transformers.static"),
-        ("mine.Own:window=3", "mine.Own"),
-        ("mine.Own:window=4,budget=1", "mine.Own:budget=1.0,window=4"),
-        ("mine.make:window=64", "mine.make"),
+        ("spelled.Own:window=3", "spelled.Own"),
+        ("spelled.Own:window=4,budget=1", "spelled.Own:budget=1.0,window=4"),
+        ("spelled.make:window=64", "spelled.make"),
     ],
 )
 def test_the_one_spec_of_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
-    (tmp_path / "mine.py").write_text(f"{CLASSES}{OWN}\ndef make(model, window=64): ...\n")
+    (tmp_path / "spelled.py").write_text(f"{CLASSES}{OWN}\ndef make(model, window=64): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "spelled", raising=False)
     assert str(canonical(typed)) == meant
 
 

@@ -44,6 +44,8 @@ def adapt(spec: Spec, found: Any) -> Method:
             return ForeignPress(spec, info=kvpress.info(spec, press), press=press)
         if not hasattr(found, "__enter__"):
             raise SpecError(f"{spec.name} is not a method: the class is {_lacks(found)}", WOULD_DO)
+    if inspect.ismodule(found):
+        raise SpecError(f"{spec.name} is a module", f"name the class or function in it: {spec.name}.NAME")
     if not callable(found):
         raise SpecError(f"{spec.name} is not a method: {found!r} ({type(found).__name__}) cannot be called", WOULD_DO)
     return ForeignCall(spec, call=partial(found, **_called(spec, found)))
