@@ -58,6 +58,10 @@ def write_atomically(path: str, text: str, last: Callable[[], None] = lambda: No
         if temporary:
             with suppress(OSError):
                 os.unlink(temporary)
+        if isinstance(error, UnicodeEncodeError):
+            raise BaselineError(
+                f"cannot write {path}: half a character: {error}", "the old file is as it was"
+            ) from error
         if isinstance(error, OSError):
             hint = "the old file is as it was; free or unlock the disk, or name another place"
             raise BaselineError(f"cannot write {path}: {error.strerror or error}", hint) from error

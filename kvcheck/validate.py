@@ -54,7 +54,7 @@ def _maybe(rule: Rule) -> Rule:
 def _text(most: int = 1000, least: int = 1) -> Rule:
     return (
         f"a text of {least} to {most} characters",
-        lambda value: isinstance(value, str) and least <= len(value) <= most and (value.isascii() or _writable(value)),
+        lambda value: isinstance(value, str) and least <= len(value) <= most,
     )
 
 
@@ -76,15 +76,6 @@ def _pairs() -> Rule:
             and len(dict(value)) == len(value)
         ),
     )
-
-
-def _writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _FLAG: Rule = ("true or false", lambda value: type(value) is bool)

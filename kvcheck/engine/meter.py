@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
-from weakref import WeakSet
 
 import torch
 
@@ -26,9 +25,10 @@ FEWER, SMALLER = 0.99, 0.5
 ROUNDING = 1e-3
 """Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen."""
 
-COPIES, SLACK, LOOSE = 8, 0.25, 2**18
-"""Copies whose memory is compared with what they hold: a quarter of the full cache and 256 KiB may be in none."""
-_COUNTED: WeakSet[Host] = WeakSet()
+COPIES, ENOUGH, LARGEST = 8, 2**26, 2**30
+"""Copies whose memory is compared with what they hold: fewer where full caches take more than ENOUGH bytes."""
+SLACK, LOOSE = 0.25, 2**18
+"""Share of the full cache, and bytes beside that, which may be in none of them."""
 
 
 @dataclass
@@ -75,6 +75,8 @@ class Meter:
             else:
                 proof = audit(cache, prompt, self.method)
         self.guard.fail(proof.problems)
+        if not self.audited:
+            self._expect_all_counted(_row(cache, len(contexts) - 1), prompt, _extent(cache, prompt)[1])
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         with self.guard("being weighed"):
             for index, weight in zip(contexts, self._rows(cache, prompt), strict=True):
@@ -99,6 +101,27 @@ class Meter:
 
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
+
+    def _expect_all_counted(self, row: Any, prompt: Sequence[Prefilled], tokens: int) -> None:
+        """Raise MethodFailed where copies of a cache of one row take far more memory than can be reached from them.
+
+        What is allocated is compared, twice. Says nothing where the C library does not tell
+        (kvcheck/measure/allocated.py), or where one copy is too large to be made for this.
+        """
+        devices = list(dict.fromkeys(part.keys.device for part in prompt))
+        full = self.shape.dense_bytes(1, tokens) + _beside(row)
+        if in_use(devices) is None or full > LARGEST:
+            return
+        copies = max(1, min(COPIES, ENOUGH // max(1, full)))
+        with self.guard("being copied (select)"):
+            taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
+        if taken - counted > SLACK * copies * full + LOOSE:
+            raise MethodFailed(
+                f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: {copies} "
+                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; so many full caches "
+                f"take {copies * full:,}",
+                "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
+            )
 
     def expect_difference(self, dtype: torch.dtype, contexts: int) -> None:
         """Raise MethodFailed where fewer slots, or few bytes, give the logits of the full cache all the same.
@@ -190,11 +213,8 @@ def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 
     The sum over the devices of the model. The method's own route from an empty cache, so that shared prefills do not
-    blur it. Raises MethodFailed as `expect_all_counted` does, of every method once.
+    blur it.
     """
-    if host not in _COUNTED:
-        expect_all_counted(host, ids)
-        _COUNTED.add(host)
     peak = Peak(host.loaded.devices)
     if not peak.tells:
         return None
@@ -204,34 +224,13 @@ def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
     return peak.bytes
 
 
-def expect_all_counted(host: Host, ids: torch.Tensor) -> None:
-    """Raise MethodFailed where copies of a cache of a prompt (1, n) take far more memory than can be reached from them.
-
-    What is allocated is compared, twice. Says nothing where the C library does not tell (kvcheck/measure/allocated.py).
-    """
-    if in_use(host.loaded.devices) is None:
-        return
-    cache, _ = host.prefill(ids)
-    dense = COPIES * (host.shape.dense_bytes(1, ids.shape[1]) + _beside(cache))
-    found = [_taken(host, cache) for _ in range(2)]
-    taken, counted = min(found, key=lambda pair: pair[0] - pair[1])
-    if taken - counted > SLACK * dense + LOOSE:
-        raise MethodFailed(
-            f"{host.method.spec} holds more than can be reached from its cache: {COPIES} copies of one of "
-            f"{ids.shape[1]} tokens take {taken:,} bytes of memory, of which {counted:,} are reachable; so many of the "
-            f"full cache take {dense:,}",
-            "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
-        )
-
-
-def _taken(host: Host, cache: Any) -> tuple[int, int]:
-    """(bytes allocated, bytes reachable) of some copies of a cache."""
-    copies = [cache.select([0])]  # what is made at the first use only is no part of it
-    before = in_use(host.loaded.devices) or 0
-    copies += [cache.select([0]) for _ in range(COPIES)]
-    taken = (in_use(host.loaded.devices) or 0) - before
-    each = held(copies[-1])
-    return taken, COPIES * (each.kv + each.meta + each.host + each.room)
+def _taken(row: Any, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
+    """(bytes allocated, bytes reachable) of some copies of a cache of one row."""
+    before = in_use(devices) or 0
+    made = [row.select([0]) for _ in range(copies)]
+    taken = (in_use(devices) or 0) - before
+    each = held(made[-1])
+    return taken, copies * (each.kv + each.meta + each.host + each.room)
 
 
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:

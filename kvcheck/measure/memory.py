@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcheck.methods._room import Room
 from kvcheck.methods.base import Method, ModelShape
@@ -61,6 +61,8 @@ _CLOSED = (
     *(PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerBase),
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
+_LIVING = (KVLayer, Cache)
+"""What functions refer to without holding it: the layer that they belong to, or the one that it was copied from."""
 _PAUSED = (GeneratorType, CoroutineType, AsyncGeneratorType)
 _BUFFERS = (bytes, bytearray, array.array, mmap.mmap, ctypes.Array, ctypes.Structure, ctypes.Union)
 _BUILT_IN = ("builtins", "functools", "itertools", "types", "collections")
@@ -237,9 +239,9 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, type):
         return list(vars(value).items()) if _made_on_the_way(value) else []
     if isinstance(value, FunctionType):
-        return [("", part) for part in _captured(value)]
+        return [("", part) for part in _captured(value) if not isinstance(part, _LIVING)]
     if isinstance(value, MethodType):
-        return [("", value.__self__), ("", value.__func__)]
+        return [("", part) for part in (value.__self__, value.__func__) if not isinstance(part, _LIVING)]
     if isinstance(value, _PAUSED):
         frame = getattr(value, "gi_frame", None) or getattr(value, "cr_frame", None) or getattr(value, "ag_frame", None)
         return [] if frame is None else list(frame.f_locals.items())

@@ -118,7 +118,7 @@ class Collector:
         if self.seen or self.failures:
             whole = self.write() & self._record() & self._markdown()
         else:
-            whole = not self._nothing()
+            whole = session.exitstatus != pytest.ExitCode.OK or not self._nothing()
             journal.forget(self.folder)
         fine = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if not whole:
