@@ -118,7 +118,7 @@ class Meter:
         if taken - counted > SLACK * copies * full + LOOSE:
             raise MethodFailed(
                 f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: {copies} "
-                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; so many full caches "
+                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; full caches "
                 f"take {copies * full:,}",
                 "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
             )
