@@ -58,7 +58,8 @@ class Meter:
                 proof = audit(cache, prompt, self.method)
         self.guard.fail(proof.problems)
         if not self.audited:
-            self._expect_all_counted(cache.select([rows - 1]), prompt, tokens)
+            with self.guard("being copied (select)"):
+                self._expect_all_counted(cache.select([rows - 1]), prompt, tokens)
         weight = held(cache)
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         self._add(
@@ -81,12 +82,11 @@ class Meter:
         if in_use(devices) is None or full > LARGEST:
             return
         copies = max(1, min(COPIES, ENOUGH // max(1, full)))
-        with self.guard("being copied (select)"):
-            taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
+        taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
         if taken - counted > SLACK * copies * full + LOOSE:
             raise MethodFailed(
                 f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: {copies} "
-                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; so many full caches "
+                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; full caches would "
                 f"take {copies * full:,}",
                 "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
             )
