@@ -76,7 +76,9 @@ class Meter:
                 proof = audit(cache, prompt, self.method)
         self.guard.fail(proof.problems)
         if not self.audited:
-            self._expect_all_counted(_row(cache, len(contexts) - 1), prompt, _extent(cache, prompt)[1])
+            with self.guard("being copied (select)"):
+                row = cache.select([len(contexts) - 1])
+                self._expect_all_counted(row, prompt, _extent(cache, prompt)[1])
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         with self.guard("being weighed"):
             for index, weight in zip(contexts, self._rows(cache, prompt), strict=True):
@@ -113,12 +115,11 @@ class Meter:
         if in_use(devices) is None or full > LARGEST:
             return
         copies = max(1, min(COPIES, ENOUGH // max(1, full)))
-        with self.guard("being copied (select)"):
-            taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
+        taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
         if taken - counted > SLACK * copies * full + LOOSE:
             raise MethodFailed(
                 f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: {copies} "
-                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; full caches "
+                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; full caches would "
                 f"take {copies * full:,}",
                 "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
             )
