@@ -144,4 +144,9 @@ def sha256(text: str) -> str:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def encodable(text: str) -> str:
+    """JSON text with halves of surrogate pairs, which UTF-8 cannot hold, in JSON's escapes: it reads back the same."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -30,7 +30,7 @@ import shlex
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvcheck.baseline_lines import expect_line, places, read_sample, sha256, write_sample
+from kvcheck.baseline_lines import encodable, expect_line, places, read_sample, sha256, write_sample
 from kvcheck.errors import BaselineError, SpecError
 from kvcheck.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord
 from kvcheck.validate import check_case, shown, strict_json
@@ -294,4 +294,4 @@ def difference(old: StoredCase | None, new: StoredCase) -> list[str]:
 
 def _json(value: Any) -> str:
     """JSON on one line, sorted; it never holds a newline."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return encodable(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False))

@@ -97,6 +97,12 @@ class TestRoundTrip:
         keep(store, replace(mine, memory=held))
         assert "held" not in path(store, method).read_text()
 
+    def test_an_answer_with_half_a_character_comes_back_equal(self, store: FileStore) -> None:
+        keep(store, rich("fp16", " \ud800 \u2028"), rich("snapkv", " \udfff other"))
+        for method, end in (("fp16", " \ud800 \u2028"), ("snapkv", " \udfff other")):
+            assert store.get(MINI, method, rich("fp16").case) == rich(method, end)
+        assert store.verify() == []
+
     def test_answers_like_fp16s_are_not_written_again(self, store: FileStore) -> None:
         keep(store, rich("fp16"), rich("snapkv"))
         assert "same start" not in path(store).read_text()

@@ -51,7 +51,7 @@ def test_what_a_run_writes_passes(good: CaseRecord) -> None:
     ("field", "values"),
     [
         ("score", [-0.1, 1.1, math.nan, math.inf, "1", None, True, 10**400]),
-        ("answer", [None, 3, "x" * 1_000_001, "\ud800"]),
+        ("answer", [None, 3, "x" * 1_000_001]),
         ("subtask", [None, 3]),
         ("depth", [-0.1, 1.1, math.nan, "x"]),
         ("nll", [-0.001, 1e300, math.nan, math.inf, "x", 10**400]),
