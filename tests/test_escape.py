@@ -80,10 +80,12 @@ def test_json_keeps_every_character_and_can_be_encoded() -> None:
 
 
 def hostile_run() -> Run:
-    """A run in which everything that a method, a model or a file can say is hostile."""
+    """A run in which everything that a method, a model or a file can say is hostile, and is still read."""
     case, other = CaseId("kv", 1, "single", 512, 0, 1), CaseId("kv", 1, "multi_turn", 512, 0, 1)
-    sample = SampleRecord(0, "d" * 16, (TurnRecord(0.0, EVIL),))
-    record = CaseRecord(case, EVIL, EVIL, EVIL, True, True, 0.0, (sample,), None, (), EVIL, ((EVIL, EVIL),))
+    sample = SampleRecord(0, "d" * 12, (TurnRecord(0.0, EVIL),))
+    record = CaseRecord(
+        case, EVIL, "f00d", "string_retrieval", True, True, 0.0, (sample,), None, (), EVIL, ((EVIL, EVIL),)
+    )
     verdict = Verdict("budget", "fail", 30.0, 20.0, 40.0, 2.0, 1, reason=EVIL)
     texts = {EVIL: EVIL}
     header = RunHeader(
