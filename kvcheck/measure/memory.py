@@ -149,7 +149,8 @@ def _pieces(root: Any) -> Iterator[Piece]:
             inner = _inner(value)
             if not inner:
                 yield _piece(value, role)
-            todo.extend((part, role) for part in (*inner, *vars(value).values()))
+            own = [part for part in vars(value).values() if not _same_memory(part, value)]
+            todo.extend((part, role) for part in (*inner, *own))
         elif (raw := _raw(value)) is not None:
             if role != SHARED:
                 yield Piece(*raw, role)
@@ -161,6 +162,13 @@ def _pieces(root: Any) -> Iterator[Piece]:
             todo.extend((part, declared.get(name, role)) for name, part in large)
             if isinstance(value, (*_CONTAINERS, Mapping)) and len(parts) > len(large) and role != SHARED:
                 yield Piece(("numbers", id(value)), 8 * (len(parts) - len(large)), role)
+
+
+def _same_memory(part: Any, tensor: torch.Tensor) -> bool:
+    """Whether an attribute of a tensor is but another name for what the tensor holds."""
+    if not isinstance(part, torch.Tensor):
+        return False
+    return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def _small(value: Any) -> bool:

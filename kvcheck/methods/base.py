@@ -253,12 +253,12 @@ class Method:
 def expect_method(kind: type[Method], name: str) -> None:
     """Refuse a class that cannot be a method, before anything is built of it. Raises SpecError that says what lacks."""
     info = getattr(kind, "info", None)
-    if not isinstance(info, MethodInfo):
+    if not isinstance(info, (MethodInfo, property)):  # a property, where it depends on parameters
         raise SpecError(
             f"{name} does not say what it is: it needs a class attribute `info`, a MethodInfo",
             'write info: ClassVar[MethodInfo] = MethodInfo(summary="what it does", stage="compression")',
         )
-    if info.stage not in STAGES:
+    if isinstance(info, MethodInfo) and info.stage not in STAGES:
         raise SpecError(f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), STAGES))
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")

@@ -34,7 +34,7 @@ def test_the_table_counts_trials_and_alarms_per_method():
 def test_the_markdown_table_has_the_same_numbers():
     text = list(conformance.alarms_markdown(SOME))
     assert "| `fp16` | 2 | 10 | 0 | 4 |" in text
-    assert text[-1] == '- `tova`, seed 0: "the same call gives the same": it gives others'
+    assert text[-1] == '- `tova`, seed 0: `"the same call gives the same"`: `it gives others`'
 
 
 def test_all_registered_methods_are_tried_by_default():

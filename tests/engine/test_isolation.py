@@ -167,7 +167,10 @@ def test_a_session_that_was_given_its_model_measures_nothing_more_on_a_damaged_o
     session.loaded.model.model.layers[1].self_attn.q_proj.weight.copy_(kept)  # other tests have it too
 
 
-def test_latency_and_memory_are_guarded_too(opened: Session, methods: dict[str, Any]) -> None:
+def test_latency_and_memory_are_guarded_too(
+    opened: Session, methods: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # this test may run under xdist itself
     for measure in (opened.measure_memory, lambda *given: opened.measure_latency(*given, rounds=1)):
         methods["mine"] = damaging(opened, weights)
         opened.hosts.clear()
