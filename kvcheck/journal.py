@@ -111,7 +111,7 @@ class Kept:
 
 
 class Journal:
-    """Appends lines to the file of one process. path: of the run file; writer: "main", or the name of a worker."""
+    """Appends lines to the file of one process. folder: see `folder_of`; writer: "main", or the name of a worker."""
 
     def __init__(self, folder: Path, writer: str) -> None:
         self.folder = folder

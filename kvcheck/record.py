@@ -229,6 +229,8 @@ def context_score(sample: SampleRecord) -> float:
     return sum(turn.score for turn in sample.turns) / len(sample.turns)
 
 
+CLEAR = "verdict clear"
+"""Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
 

@@ -29,12 +29,11 @@ from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Weight
+from kvcheck.record import CLEAR, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Weight
 from kvcheck.settings import BATCH, ROUNDS, Settings
 from kvcheck.spec import Spec
 from kvcheck.tasks.base import Sample, Task
 
-CLEAR = "verdict clear"
 FOREIGN = ("positions", "the cache is not made of kvcheck's layers, so which tokens it kept was not looked at")
 IDLE = ("compression", "by its parameters the method keeps everything at this length")
 CONTEXTS = 4

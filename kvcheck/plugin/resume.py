@@ -12,12 +12,10 @@ from kvcheck import __version__, env, files, journal, sources
 from kvcheck.errors import SpecError
 from kvcheck.journal import Kept
 from kvcheck.plugin import guardian, options, state
-from kvcheck.record import CaseRecord, RunHeader
+from kvcheck.record import CLEAR, CaseRecord, RunHeader
 from kvcheck.runfile import read_run
 from kvcheck.settings import MODEL, PROMPTS, Settings
 
-CLEAR = "verdict clear"
-"""Why a case ended before all its contexts were measured, in its record."""
 FOLDER = "kvcheck_journal"
 """What the controller tells its workers."""
 ANEW = "start without --kv-resume"
