@@ -237,7 +237,8 @@ def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors that a wrapper such as a quantized tensor is made of; none for a plain one."""
     if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
         return []
-    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return [each for each in inner if isinstance(each, torch.Tensor)]  # a DTensor names its mesh of devices, too
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outside import THREE, Foreign, kill_group
-
-BROKEN = Path(__file__).with_name("broken.py")
+from outside import BROKEN, THREE, Foreign, kill_group
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ import pytest
 from kvcheck.record import Run
 from kvcheck.runfile import read_run
 
+BROKEN = Path(__file__).with_name("broken.py")
 FAKE = Path(__file__).parents[1] / "plugin" / "fake_engine.py"
 SUITE = ("--pyargs", "kvcheck.suites.test_string_retrieval")
 ONE = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single")

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from broken import IN_A_LAYER, IN_THE_METHOD
-from outside import SUITE, Foreign, Result, nightly
+from outside import BROKEN, SUITE, Foreign, Result, nightly
 
 SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=4", "--kv-modes=multi_turn", "-m", "not conformance")
 RAISED = {f"Raises_{place}": "broken here" for place in IN_A_LAYER}
@@ -67,8 +67,6 @@ def answers(result: Result, name: str) -> str:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """All that fail within their case in one session, with the full cache before, between and behind them."""
-    from conftest import BROKEN
-
     real = Foreign(tmp_path_factory.mktemp("broken"))
     real.write("broken.py", BROKEN.read_text("utf-8"))
     return check(real, "ClearsQueries", *FAULTY, "Good")

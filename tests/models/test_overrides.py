@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_loading import llama, save
 
-from kvcheck.engine import Session
+from kvcheck.engine import Session, kernel
 from kvcheck.errors import MethodUnsupported, SpecError
 from kvcheck.models import Loading, load, rope
 from kvcheck.settings import Settings
@@ -239,3 +240,23 @@ def test_a_kernel_that_the_device_does_not_have_is_refused_with_those_that_it_ha
     with pytest.raises(SpecError, match=f"--kv-attention={attention}: torch has no such kernel for a prompt") as caught:
         Session.open(Settings(model=str(folder), attention=attention, device="cpu"))
     assert caught.value.hint == "--kv-attention=auto, or math or flash"
+
+
+class Asked(torch.nn.Module):
+    """Says whether torch may choose cuDNN's attention within a forward."""
+
+    def forward(self, input_ids: torch.Tensor) -> bool:
+        if input_ids.shape[1] == 0:
+            raise ValueError("no tokens")
+        return torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_on_cuda_only_a_long_prompt_may_use_the_kernel_that_needs_a_plan_for_every_length() -> None:
+    model = Asked()
+    kernel.use("auto", SimpleNamespace(device=torch.device("cuda"), model=model))
+    assert not model(input_ids=torch.zeros(1, 1))
+    assert not model(torch.zeros(1, kernel.LONG - 1))
+    assert model(torch.zeros(1, kernel.LONG))
+    with pytest.raises(ValueError, match="no tokens"):
+        model(torch.zeros(1, 0))
+    assert torch.backends.cuda.cudnn_sdp_enabled()

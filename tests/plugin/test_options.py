@@ -41,7 +41,7 @@ REFUSED = [
     ("--kv-method=snapkv+", "nothing stands behind the +", "name a second method"),
     ("--kv-budget=2", "'2' does not say what is limited", "write drop=2"),
     ("--kv-budget=bytes:0.3", "'bytes:0.3' does not say what is limited", "write bytes=0.3"),
-    ("--kv-resume=last", "--kv-resume: no earlier run to resume here", "without --kv-resume"),
+    ("--kv-resume=last", "--kv-resume: there is no earlier run to resume here", "without --kv-resume"),
     ("--kv-tasks=string_retrieval", "unknown task 'string_retrieval'", "that is a capability: -m string_retrieval"),
     ("--kv-rope=yarm:factor=4", "--kv-rope: unknown RoPE 'yarm:factor=4'", "did you mean yarn"),
     ("--kv-rope=yarn:fator=4", "--kv-rope: RoPE 'yarn:fator=4': unknown key 'fator'", "did you mean factor"),
@@ -169,7 +169,7 @@ def test_tests_that_take_no_case_run_beside_deselected_ones_without_a_method(
 def test_a_session_without_a_test_that_takes_a_case_is_told_the_command(repo: pytest.Pytester) -> None:
     repo.makepyfile("def test_something_else(): pass")
     result = repo.runpytest("--kv-method=snapkv", "--kv-tasks=needle,kv", "--kv-strict")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=1, failed=1)
     command = "pytest --pyargs kvcheck.suites --kv-method=snapkv --kv-tasks=needle,kv --kv-strict"
     result.stdout.fnmatch_lines([f"kvcheck: no test here takes a case, nothing was measured; type: {command}"])
     told = repo.runpytest("--pyargs", "kvcheck.suites.test_needle", "--kv-method=snapkv", "-k", "nothing")
