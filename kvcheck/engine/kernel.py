@@ -21,8 +21,8 @@ from kvcheck.settings import KERNELS
 ROWS = {"a prompt": (16, 16), "a follow-up behind a prompt": (4, 16), "a decoded token": (1, 16)}
 """(new tokens, all tokens) of what a kernel must serve."""
 LONG = 1024
-"""New tokens from which on cuDNN's kernel may be chosen on CUDA. It makes a plan for every shape that it meets, 2 ms of the
-CPU on an H200: with a cache that grows, every layer of every decoded token would wait for one."""
+"""New tokens from which on cuDNN's kernel may be chosen on CUDA. It makes a plan for every shape that it meets, 2 ms of
+the CPU on an H200: with a cache that grows, every layer of every decoded token would wait for one."""
 QUICK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """The kernels that need no plan."""
 
