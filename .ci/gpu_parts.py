@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcheck.engine import Session
+    from kvcheck.backends.transformers import Session
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "scipy", "pytest", "rapidfuzz")
 ROWS = 30
@@ -22,7 +22,7 @@ def facts(device: str) -> int:
     """What the machine is; 3 where there is nothing to measure on, 1 where `kvcheck doctor` is not content."""
     import torch
 
-    from kvcheck import cli
+    from kvcheck.cli.commands import commands
 
     print(datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.version, flush=True)
     for command in (["nvidia-smi"], ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]):
@@ -35,7 +35,7 @@ def facts(device: str) -> int:
             print(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"{name} is not there")
-    content = cli.main(["doctor"])
+    content = commands.main(["doctor"])
     if device == "cuda" and not torch.cuda.is_available():
         print("torch sees no CUDA device: nothing is measured")
         return 3
@@ -45,7 +45,7 @@ def facts(device: str) -> int:
 def table(path: str) -> int:
     """What `kvcheck speed` has measured so far, as Markdown."""
     from kvcheck.report import speed
-    from kvcheck.runfile import read_run
+    from kvcheck.store.run_file import read_run
 
     run = read_run(path)
     print(*speed.markdown(run), sep="\n")
@@ -54,10 +54,10 @@ def table(path: str) -> int:
 
 def step(path: str, device: str) -> int:
     """Operation by operation, a decode step of the method that is slowest beside fp16, and one of fp16."""
-    from kvcheck.engine import Session
+    from kvcheck.backends.transformers import Session
+    from kvcheck.core.settings import Settings
     from kvcheck.report.speed import timed
-    from kvcheck.runfile import read_run
-    from kvcheck.settings import Settings
+    from kvcheck.store.run_file import read_run
 
     run = read_run(path)
     rows = [(one, row) for row in run.cases if row.method != "fp16" and (one := timed(row, "tpot")) is not None]
@@ -77,7 +77,7 @@ def _profiled(session: Session, method: str, length: int) -> str:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from kvcheck.engine import bench
+    from kvcheck.backends.transformers import bench
     from kvcheck.methods import make
 
     loaded = session.loaded

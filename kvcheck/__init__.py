@@ -1,15 +1,86 @@
 """kvcheck tells whether a KV cache method still works. `pytest --kv-method=snapkv` is the way in.
 
-The package imports nothing when it is imported: pytest loads its plugin in every session on the machine.
+An own method, task or plugin imports its names from here and nowhere deeper. Each is imported when it is asked for:
+pytest loads the plugin in every session on the machine, and must not pay for torch there.
 """
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvcheck.cache.host import Host
+    from kvcheck.cache.kv_cache import KVCache
+    from kvcheck.cache.layer import CacheLayer
+    from kvcheck.cache.method import Method, MethodInfo
+    from kvcheck.cache.shape import ModelShape, Prefilled
+    from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+    from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
+    from kvcheck.core.settings import Settings
+    from kvcheck.core.spec import Spec
+    from kvcheck.judging.budget import Budget, judge
+    from kvcheck.store.run_file import read_run
+    from kvcheck.tasks.base import Sample, Task, Turn
+
+_PUBLIC = {
+    "Budget": "judging.budget",
+    "CacheLayer": "cache.layer",
+    "CaseId": "core.record",
+    "CaseRecord": "core.record",
+    "Host": "cache.host",
+    "KVCache": "cache.kv_cache",
+    "KvcheckError": "core.errors",
+    "Method": "cache.method",
+    "MethodInfo": "cache.method",
+    "MethodUnsupported": "core.errors",
+    "ModelShape": "cache.shape",
+    "Prefilled": "cache.shape",
+    "Run": "core.record",
+    "Sample": "tasks.base",
+    "Settings": "core.settings",
+    "Spec": "core.spec",
+    "SpecError": "core.errors",
+    "Task": "tasks.base",
+    "Turn": "tasks.base",
+    "Verdict": "core.record",
+    "judge": "judging.budget",
+    "read_run": "store.run_file",
+}
+"""The public names, with the modules that they are in."""
+
+__all__ = [
+    "Budget",
+    "CacheLayer",
+    "CaseId",
+    "CaseRecord",
+    "Host",
+    "KVCache",
+    "KvcheckError",
+    "Method",
+    "MethodInfo",
+    "MethodUnsupported",
+    "ModelShape",
+    "Prefilled",
+    "Run",
+    "Sample",
+    "Settings",
+    "Spec",
+    "SpecError",
+    "Task",
+    "Turn",
+    "Verdict",
+    "__version__",
+    "judge",
+    "read_run",
+]
 
 
-def __getattr__(name: str) -> str:
-    """`kvcheck.__version__`, looked up on demand."""
+def __getattr__(name: str) -> Any:
+    """A public name, imported on demand; `kvcheck.__version__` likewise."""
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(f"kvcheck.{_PUBLIC[name]}"), name)
     if name != "__version__":
         raise AttributeError(f"module 'kvcheck' has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version
@@ -18,3 +89,8 @@ def __getattr__(name: str) -> str:
         return version("kvcheck")
     except PackageNotFoundError:
         return "0+source"
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

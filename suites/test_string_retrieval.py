@@ -8,7 +8,7 @@ at one length:
     pytest --kv-method=fp16 --kv-method=snapkv -k multi_turn
 
 Where to read on: kvcheck/tasks/string_retrieval.py (the questions), kvcheck/methods/snapkv.py (a method),
-kvcheck/record.py (what is recorded), kvcheck/budget.py (how it is judged).
+kvcheck/core/record.py (what is recorded), kvcheck/judging/budget.py (how it is judged).
 """
 
 from __future__ import annotations

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvcheck.record import CaseId, CaseRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord, prompt_digest
+from kvcheck.core.record import (
+    CaseId,
+    CaseRecord,
+    MemoryRecord,
+    Run,
+    RunHeader,
+    SampleRecord,
+    TurnRecord,
+    prompt_digest,
+)
 
 MODEL = "f00d"
 

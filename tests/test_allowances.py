@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.allowances import Allowances, accept_as_reviewed, propose
-from kvcheck.budget import Budget, judge
-from kvcheck.errors import BaselineError, MissingBaseline
-from kvcheck.paths import bundle
-from kvcheck.record import CaseRecord, Run, RunHeader, Verdict
+from kvcheck.core.errors import BaselineError, MissingBaseline
+from kvcheck.core.paths import bundle
+from kvcheck.core.record import CaseRecord, Run, RunHeader, Verdict
+from kvcheck.judging.allowances import Allowances, accept_as_reviewed, propose
+from kvcheck.judging.budget import Budget, judge
 
 TABLE = '["snapkv"]\nreason = "keeps a quarter"\nstring_retrieval = 40\nbytes = 0.3\n'
 HEADER = RunHeader("0.1.0", "", False, {}, {}, "abc", "mini", {})

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from building import MODEL, fp16, memory, record
 
-from kvcheck import baseline_files
-from kvcheck.baseline import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
-from kvcheck.errors import BaselineError, SpecError
-from kvcheck.files import safe_name, write_atomically
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, Weight, prompt_digest
+from kvcheck.core.errors import BaselineError, SpecError
+from kvcheck.core.files import safe_name, write_atomically
+from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, Weight, prompt_digest
+from kvcheck.store import file_store
+from kvcheck.store.baselines import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
 
 MINI = ModelId("mini", MODEL)
 ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.11"}}
@@ -279,7 +279,7 @@ class TestDamage:
             time.sleep(0.2)
             write_atomically(path, text, *rest)
 
-        monkeypatch.setattr(baseline_files, "write_atomically", slowly)
+        monkeypatch.setattr(file_store, "write_atomically", slowly)
         cases = [replace(record([1.0]).case, length=length) for length in (512, 1024)]
         both = [
             threading.Thread(target=keep, args=(FileStore(store.root), replace(record([1.0]), case=case)))

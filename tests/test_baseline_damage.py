@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from building import MODEL, fp16, memory, record
 
-from kvcheck.baseline import FileStore, Layered, ModelId, ReadOnly
-from kvcheck.errors import BaselineError
-from kvcheck.record import CaseRecord, LatencyRecord, Weight
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.record import CaseRecord, LatencyRecord, Weight
+from kvcheck.store.baselines import FileStore, Layered, ModelId, ReadOnly
 
 MINI = ModelId("mini", MODEL)
 ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.13"}}

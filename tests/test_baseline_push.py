@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from building import MODEL, fp16, record
 
-from kvcheck import baseline_push
-from kvcheck.baseline import FileStore, ModelId, RemoteStore
-from kvcheck.baseline_reader import Reader
-from kvcheck.cli import main
-from kvcheck.errors import BaselineError
-from kvcheck.record import CaseRecord
+from kvcheck.cli.commands import main
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.record import CaseRecord
+from kvcheck.store import publish
+from kvcheck.store.baselines import FileStore, ModelId, RemoteStore
+from kvcheck.store.reader import Reader
 
 THEIRS = ModelId("theirs", MODEL)
 METHOD = record([1.0, 0.0])
@@ -142,7 +142,7 @@ def test_a_model_of_another_fingerprint_is_not_merged(own: FileStore, shared: Re
     foreign = record([1.0, 0.0], model="beef")
     other.record(ModelId("theirs", "beef"), "snapkv", [foreign], "new", {})
     with pytest.raises(BaselineError, match="is of another model"):
-        baseline_push.plan(other, shared)
+        publish.plan(other, shared)
 
 
 @pytest.mark.parametrize(("option", "words"), [("--method=snapkw", "did you mean snapkv"), ("--model=their", "theirs")])
@@ -190,7 +190,7 @@ def test_a_write_that_fails_names_what_was_written_before(
 ) -> None:
     keep(own, fp16(2), METHOD)
     shared = FileStore(tmp_path / "shared")
-    merges = baseline_push.plan(own, shared)
+    merges = publish.plan(own, shared)
     write = FileStore.write
 
     def full(store: FileStore, path: str, text: str) -> None:
@@ -200,5 +200,5 @@ def test_a_write_that_fails_names_what_was_written_before(
 
     monkeypatch.setattr(FileStore, "write", full)
     with pytest.raises(BaselineError, match=r"snapkv\.txt: full; written before it: .*fp16\.txt"):
-        baseline_push.write(shared, merges)
+        publish.write(shared, merges)
     assert shared.verify() == []

@@ -13,9 +13,9 @@ from building import MODEL, record
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from kvcheck.baseline import FileStore, ModelId, RemoteStore, open_place
-from kvcheck.baseline_text import StoredFile, encode, write_file
-from kvcheck.errors import BaselineError
+from kvcheck.core.errors import BaselineError
+from kvcheck.store.baselines import FileStore, ModelId, RemoteStore, open_place
+from kvcheck.store.text import StoredFile, encode, write_file
 
 MINI = ModelId("mini", MODEL)
 OLD, NEW = record([1.0, 0.0]), record([0.0, 0.0])

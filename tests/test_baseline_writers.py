@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from building import MODEL, record
 
-from kvcheck import baseline_files, files
-from kvcheck.baseline import FileStore, ModelId
-from kvcheck.baseline_push import plan, write
-from kvcheck.errors import BaselineError
-from kvcheck.files import LOCK, one_writer
-from kvcheck.record import CaseRecord
+from kvcheck.core import files
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.files import LOCK, one_writer
+from kvcheck.core.record import CaseRecord
+from kvcheck.store import file_store
+from kvcheck.store.baselines import FileStore, ModelId
+from kvcheck.store.publish import plan, write
 
 MINI = ModelId("mini", MODEL)
 ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.13"}}
@@ -32,7 +33,7 @@ import sys
 sys.path.insert(0, {tests!r})
 {flock}
 from test_baseline_writers import case_of, keep
-from kvcheck.baseline import FileStore
+from kvcheck.store.baselines import FileStore
 for at in range({first}, {first} + {count}):
     keep(FileStore({root!r}), case_of(at))
 """
@@ -69,32 +70,32 @@ def test_what_something_else_wrote_just_before_the_rename_is_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Something that takes no lock: a checkout, a copy, an older kvcheck."""
-    mine, other, usual = FileStore(tmp_path / "a"), FileStore(tmp_path / "b"), baseline_files.write_atomically
+    mine, other, usual = FileStore(tmp_path / "a"), FileStore(tmp_path / "b"), file_store.write_atomically
     keep(mine, case_of(0))
     keep(other, case_of(0), case_of(1))
     path, theirs = mine.path(MINI, "snapkv"), Path(other.path(MINI, "snapkv")).read_text()
 
     def late(at: str, text: str, last) -> None:
-        monkeypatch.setattr(baseline_files, "write_atomically", usual)
+        monkeypatch.setattr(file_store, "write_atomically", usual)
         usual(path, theirs)
         usual(at, text, last)
 
-    monkeypatch.setattr(baseline_files, "write_atomically", late)
+    monkeypatch.setattr(file_store, "write_atomically", late)
     keep(mine, case_of(2))
     assert lengths(FileStore(tmp_path / "a")) == [0, 1, 2]
 
 
 def test_what_something_else_wrote_right_behind_it_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, other, usual = FileStore(tmp_path / "a"), FileStore(tmp_path / "b"), baseline_files.write_atomically
+    mine, other, usual = FileStore(tmp_path / "a"), FileStore(tmp_path / "b"), file_store.write_atomically
     keep(other, case_of(1))
     path, theirs = mine.path(MINI, "snapkv"), Path(other.path(MINI, "snapkv")).read_text()
 
     def overwritten(at: str, text: str, last) -> None:
-        monkeypatch.setattr(baseline_files, "write_atomically", usual)
+        monkeypatch.setattr(file_store, "write_atomically", usual)
         usual(at, text, last)
         usual(path, theirs)
 
-    monkeypatch.setattr(baseline_files, "write_atomically", overwritten)
+    monkeypatch.setattr(file_store, "write_atomically", overwritten)
     keep(mine, case_of(2))
     assert lengths(FileStore(tmp_path / "a")) == [1, 2]
 
@@ -102,7 +103,7 @@ def test_what_something_else_wrote_right_behind_it_is_merged(tmp_path: Path, mon
 def test_a_file_that_something_else_writes_again_and_again_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, usual = FileStore(tmp_path), baseline_files.write_atomically
+    mine, usual = FileStore(tmp_path), file_store.write_atomically
     texts = []
     for at in (1, 2):
         keep(FileStore(tmp_path / str(at)), case_of(at))
@@ -113,7 +114,7 @@ def test_a_file_that_something_else_writes_again_and_again_is_refused(
         usual(at, texts[0])
         usual(at, text, last)
 
-    monkeypatch.setattr(baseline_files, "write_atomically", always)
+    monkeypatch.setattr(file_store, "write_atomically", always)
     with pytest.raises(BaselineError, match=r"snapkv\.txt is written again and again by something else"):
         keep(mine, case_of(3))
     assert Path(mine.path(MINI, "snapkv")).read_text() in texts
@@ -133,7 +134,7 @@ def test_a_lock_that_another_machine_holds_is_refused_by_name(tmp_path: Path, mo
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 def test_a_lock_that_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
     inside = "print('in', flush=True); input()"
-    code = f"from kvcheck.files import one_writer\nwith one_writer({str(tmp_path / 'mini')!r}): {inside}"
+    code = f"from kvcheck.core.files import one_writer\nwith one_writer({str(tmp_path / 'mini')!r}): {inside}"
     writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"in\n"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.budget import Budget, case_alpha, judge, sequential
-from kvcheck.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
-from kvcheck.record import CaseRecord, LatencyRecord, SampleRecord, Verdict, Weight
+from kvcheck.core.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
+from kvcheck.core.record import CaseRecord, LatencyRecord, SampleRecord, Verdict, Weight
+from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
 
 
 def verdict(question: str, verdicts: tuple[Verdict, ...]) -> Verdict:

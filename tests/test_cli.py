@@ -11,12 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import baseline, paths
-from kvcheck.allowances import Allowances
-from kvcheck.baseline import FileStore, ModelId
-from kvcheck.cli import main
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord, Run, RunHeader, SampleRecord, TurnRecord
-from kvcheck.runfile import write_run
+from kvcheck.cli.commands import main
+from kvcheck.core import paths
+from kvcheck.core.record import (
+    CaseId,
+    CaseRecord,
+    LatencyRecord,
+    MemoryRecord,
+    Run,
+    RunHeader,
+    SampleRecord,
+    TurnRecord,
+)
+from kvcheck.judging.allowances import Allowances
+from kvcheck.store import baselines
+from kvcheck.store.baselines import FileStore, ModelId
+from kvcheck.store.run_file import write_run
 from kvcheck.tasks import TASKS
 
 DATA = str(paths.bundle("fixtures") / "data" / "benchmarks")
@@ -49,7 +59,7 @@ def run_file(path: Path, *records: CaseRecord) -> Path:
 
 
 def test_methods_are_listed_with_their_parameters_and_without_torch() -> None:
-    code = "import sys; from kvcheck.cli import main; main(['methods']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from kvcheck.cli.commands import main; main(['methods']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "snapkv" in done.stdout
     assert "budget=0.5,window=32" in done.stdout
@@ -113,7 +123,7 @@ def test_report_prints_the_summary_of_a_run(tmp_path: Path, capsys: pytest.Captu
 @pytest.fixture
 def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verifying all that ships takes 20 seconds."""
-    monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "shipped")
+    monkeypatch.setattr(baselines, "bundle", lambda name: tmp_path / "shipped")
 
 
 @pytest.mark.usefixtures("nothing_shipped")
@@ -158,7 +168,7 @@ def test_a_shipped_baseline_is_listed_once(
 ) -> None:
     shipped = FileStore(tmp_path / "shipped")
     shipped.record(ModelId("theirs", "abc"), "fp16", [record("fp16", [1.0] * 4)], "new", {})
-    monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "shipped")
+    monkeypatch.setattr(baselines, "bundle", lambda name: tmp_path / "shipped")
     monkeypatch.setattr(paths, "bundle", lambda name: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     assert main(["baselines", "list"]) == 0

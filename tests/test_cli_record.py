@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck.cli import main
-from kvcheck.paths import bundle
+from kvcheck.cli.commands import main
+from kvcheck.core.paths import bundle
 from kvcheck.tasks import TASKS
 
 ROWS = str(bundle("fixtures") / "data" / "benchmarks")
@@ -123,6 +123,6 @@ def test_a_dry_run_in_ci_is_refused_as_the_recording_would_be(
 
 def test_names_are_checked_without_torch(tmp_path: Path) -> None:
     command = ["baselines", "record", "--model=some/model", "--suite=all", "--method=snapkv", "--dry-run"]
-    code = f"import sys; from kvcheck.cli import main; main({command}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from kvcheck.cli.commands import main; main({command}); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

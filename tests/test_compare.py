@@ -7,9 +7,9 @@ from pathlib import Path
 
 from building import fp16, record, run
 
-from kvcheck.baseline import FileStore, ModelId
-from kvcheck.compare import Row, compare_runs, compare_with_store, regressions
-from kvcheck.record import Run
+from kvcheck.core.record import Run
+from kvcheck.judging.compare import Row, compare_runs, compare_with_store, regressions
+from kvcheck.store.baselines import FileStore, ModelId
 
 
 def only(rows: list[Row]) -> Row:

@@ -21,7 +21,7 @@ def test_the_method_of_the_how_to_runs_through_a_suite(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert "my_cache.Strided:window=64" in done.stdout, done.stdout + done.stderr
     assert re.search(r"1 (passed|failed)", done.stdout), done.stdout + done.stderr
-    assert "kvcheck.errors" not in done.stdout
+    assert "kvcheck.core.errors" not in done.stdout
 
 
 def test_a_wrong_parameter_of_that_method_is_refused_by_name(tmp_path):

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import cli
-from kvcheck.escape import code, json_text, markdown, plain
-from kvcheck.record import HOLDS, CaseId, CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, TurnRecord, Verdict
+from kvcheck.cli.commands import commands
+from kvcheck.core.escape import code, json_text, markdown, plain
+from kvcheck.core.record import (
+    HOLDS,
+    CaseId,
+    CaseRecord,
+    PropertyRecord,
+    Run,
+    RunHeader,
+    SampleRecord,
+    TurnRecord,
+    Verdict,
+)
 from kvcheck.report import conformance, findings, terminal
 from kvcheck.report import explain as messages
 from kvcheck.report import markdown as summary
-from kvcheck.runfile import dumps, read_run, write_run
+from kvcheck.store.run_file import dumps, read_run, write_run
 
 EVIL = (
     "\x1b[2Jgone\x07\x08\r\x9b31m\u202eback\u2066\u2028::error::split\n::error file=a::planted\n ::set-output name=x::1"
@@ -122,7 +132,7 @@ def test_a_hostile_run_file_can_be_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     write_run(tmp_path / "run.json", hostile_run())
-    assert cli.main(["report", str(tmp_path / "run.json"), *options]) == 0
+    assert commands.main(["report", str(tmp_path / "run.json"), *options]) == 0
     shown = capsys.readouterr().out
     assert (unmarked if options else harmless)(shown)
     assert "planted" in shown
@@ -130,22 +140,22 @@ def test_a_hostile_run_file_can_be_shown(
 
 def test_hostile_run_files_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run.json", hostile_run())
-    cli.main(["compare", str(tmp_path / "run.json"), str(tmp_path / "run.json")])
+    commands.main(["compare", str(tmp_path / "run.json"), str(tmp_path / "run.json")])
     shown = capsys.readouterr().out
     assert harmless(shown)
     assert "gone" in shown
 
 
 def test_an_error_of_a_command_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", "/none\n::error::planted\x1b[2J"]) == cli.ERROR
+    assert commands.main(["report", "/none\n::error::planted\x1b[2J"]) == commands.ERROR
     said = capsys.readouterr().err
     assert harmless(said)
     assert "planted" in said
 
 
 def test_a_hostile_prompt_is_shown_as_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("kvcheck.engine.prompts.conversation", lambda sample, asking: [("context", EVIL)])
-    assert cli.main(["prompt", "kv"]) == 0
+    monkeypatch.setattr("kvcheck.runner.prompts.conversation", lambda sample, asking: [("context", EVIL)])
+    assert commands.main(["prompt", "kv"]) == 0
     shown = capsys.readouterr().out
     assert harmless(shown)
     assert "planted" in shown

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from building import fp16, record
 
-from kvcheck.budget import Budget, judge
-from kvcheck.explain import explain
-from kvcheck.record import CaseRecord
+from kvcheck.core.record import CaseRecord
+from kvcheck.judging.budget import Budget, judge
+from kvcheck.judging.explain import explain
 
 
 def lossy(lost: int) -> CaseRecord:

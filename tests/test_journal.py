@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from building import header, record
 
-from kvcheck import journal
-from kvcheck.errors import BaselineError
-from kvcheck.journal import Ended, Item, Journal, Kept
-from kvcheck.record import HOLDS, CaseRecord, PropertyRecord, Verdict
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.record import HOLDS, CaseRecord, PropertyRecord, Verdict
+from kvcheck.store import journal
+from kvcheck.store.journal import Ended, Item, Journal, Kept
 
 PASS = Verdict("budget", "pass", 0.0, 0.0, 0.0, 2.0, 8)
 

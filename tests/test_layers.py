@@ -112,8 +112,8 @@ def test_nothing_above_the_methods_imports_torch_when_it_is_imported(name: str, 
 def test_listing_methods_and_tasks_imports_no_torch() -> None:
     code = (
         "import sys; from kvcheck.methods import METHODS; from kvcheck.tasks import TASKS; METHODS.names(); "
-        "[TASKS.get(name) for name in TASKS.names()]; import kvcheck.budget, kvcheck.plugin.gate, kvcheck.cli; "
-        "import kvcheck.power, kvcheck.conformance; "
+        "[TASKS.get(name) for name in TASKS.names()]; import kvcheck.judging.budget; "
+        "import kvcheck.plugin.gate, kvcheck.cli; import kvcheck.power, kvcheck.conformance; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

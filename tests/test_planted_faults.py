@@ -15,7 +15,7 @@ import torch
 @pytest.hookimpl
 def pytest_collection_finish():
     from kvcheck.methods import _scoring, snapkv
-    from kvcheck.methods._layer import KVLayer
+    from kvcheck.cache.layer import CacheLayer
 
     {fault}
 """
@@ -27,19 +27,19 @@ FAULTS = {
     snapkv.SnapKV.prefix = prefix
 """,
     "values_by_the_wrong_index": """
-    right = KVLayer.keep
+    right = CacheLayer.keep
     def keep(self, index, spare=0):
         values = self.v
         self.v = None
-        rooms = KVLayer._rooms
-        KVLayer._rooms = lambda self: [room for room in rooms(self) if room is not None]
+        rooms = CacheLayer._rooms
+        CacheLayer._rooms = lambda self: [room for room in rooms(self) if room is not None]
         try:
             right(self, index, spare)
         finally:
-            KVLayer._rooms = rooms
+            CacheLayer._rooms = rooms
         values.keep((index + 1) % self.seen, spare)
         self.v = values
-    KVLayer.keep = keep
+    CacheLayer.keep = keep
 """,
     "the_second_sample_is_skipped": """
     right = _scoring.top

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import published
-from kvcheck.errors import BaselineError
-from kvcheck.published import Published, gaps, read
-from kvcheck.record import CaseId, CaseRecord, SampleRecord, TurnRecord
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord
+from kvcheck.store import published
+from kvcheck.store.published import Published, gaps, read
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 

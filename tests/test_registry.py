@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import registry
-from kvcheck.errors import SpecError
-from kvcheck.registry import Registry, exports, load_dotted, picker
+from kvcheck.core import registry
+from kvcheck.core.errors import SpecError
+from kvcheck.core.registry import Registry, exports, load_dotted, picker
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_tuples_of_objects_are_listed_by_their_names(package: str) -> None:
 
 
 def test_a_dotted_path_is_imported() -> None:
-    assert load_dotted("kvcheck.spec.Spec").__name__ == "Spec"
+    assert load_dotted("kvcheck.core.spec.Spec").__name__ == "Spec"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_dotted_path_is_imported() -> None:
         ("Spec", "not an import path"),
         ("no_such_pkg.mod.Class", "no module named 'no_such_pkg'"),
         ("kvcheck.no_such.Class", "no module named 'kvcheck.no_such'"),
-        ("kvcheck.spec.Spek", "did you mean Spec"),
+        ("kvcheck.core.spec.Spek", "did you mean Spec"),
     ],
 )
 def test_a_wrong_path_is_refused_with_the_reason(path: str, words: str) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from kvcheck import baseline, rescoring
-from kvcheck.baseline import FileStore, ModelId
-from kvcheck.cli import main
-from kvcheck.paths import bundle
-from kvcheck.record import CaseId, CaseRecord, cost_case, cost_record
-from kvcheck.rescoring import NotVerified, Rescorer, encoder_at_hand
-from kvcheck.settings import Settings
+from kvcheck.cli.commands import main
+from kvcheck.core.paths import bundle
+from kvcheck.core.record import CaseId, CaseRecord, cost_case, cost_record
+from kvcheck.core.settings import Settings
+from kvcheck.judging import rescoring
+from kvcheck.judging.rescoring import NotVerified, Rescorer, encoder_at_hand
+from kvcheck.store import baselines
+from kvcheck.store.baselines import FileStore, ModelId
 
 SHIPPED = FileStore(bundle("baselines"))
 MINI = next(entry.model for entry in SHIPPED.entries() if entry.model.name == "mini")
@@ -166,7 +167,7 @@ class TestTheCommand:
 
     @pytest.fixture
     def own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
-        monkeypatch.setattr(baseline, "bundle", lambda name: tmp_path / "nothing")
+        monkeypatch.setattr(baselines, "bundle", lambda name: tmp_path / "nothing")
         store = FileStore(tmp_path / "own")
         for method in ("fp16", "streaming_llm"):
             store.record(MINI, method, [stored(method)], "all", {"kvcheck": "0.1.0", "packages": {}})

@@ -9,10 +9,18 @@ from pathlib import Path
 import pytest
 from building import record, run
 
-from kvcheck.budget import Budget, judge
-from kvcheck.errors import BaselineError, KvcheckError
-from kvcheck.record import LatencyRecord, Run
-from kvcheck.runfile import case_from_json, dumps, read_run, run_from_json, run_to_json, verdicts_from_json, write_run
+from kvcheck.core.errors import BaselineError, KvcheckError
+from kvcheck.core.record import LatencyRecord, Run
+from kvcheck.judging.budget import Budget, judge
+from kvcheck.store.run_file import (
+    case_from_json,
+    dumps,
+    read_run,
+    run_from_json,
+    run_to_json,
+    verdicts_from_json,
+    write_run,
+)
 
 
 def full_run() -> Run:

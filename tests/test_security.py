@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck.errors import KvcheckError
-from kvcheck.paths import bundle
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.paths import bundle
 
 
 class Planted:
@@ -44,13 +44,13 @@ def test_pickled_weights_run_nothing_and_are_refused(tmp_path: Path) -> None:
 def test_a_run_file_imports_no_method_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from building import record, run
 
-    from kvcheck import cli
-    from kvcheck.runfile import write_run
+    from kvcheck.cli.commands import commands
+    from kvcheck.store.run_file import write_run
 
     (tmp_path / "planted.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "run.json"
     write_run(path, run(record([1.0] * 4, "fp16"), record([0.0] * 4, "planted.Cache")))
     for words, status in ((["report"], 0), (["report", "--md"], 0), (["compare", str(path)], 0), (["allowances"], 2)):
-        assert cli.main([*words, str(path)]) == status
+        assert commands.main([*words, str(path)]) == status
     assert not (tmp_path / "ran").exists()

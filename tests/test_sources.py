@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import sources
+from kvcheck.plugin import sources
 
 
 @pytest.fixture

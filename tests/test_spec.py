@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcheck.errors import SpecError
-from kvcheck.spec import Spec, bind, split_specs
+from kvcheck.core.errors import SpecError
+from kvcheck.core.spec import Spec, bind, split_specs
 
 VALUES = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.text())
 KEYS = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)

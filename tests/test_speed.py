@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from kvcheck.cli import main
-from kvcheck.engine import Session
-from kvcheck.engine import speed as engine_speed
-from kvcheck.errors import MethodFailed
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import speed as engine_speed
+from kvcheck.cli.commands import main
+from kvcheck.core.errors import MethodFailed
 from kvcheck.methods.h2o import H2O
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import speed
-from kvcheck.runfile import read_run, write_run
+from kvcheck.store.run_file import read_run, write_run
 
 TINY = ("speed", "--model", "random:tiny", "--device", "cpu", "--rounds", "2", "--batch", "2")
 METHODS = ("--methods", "snapkv:budget=0.25,window=16,fp16")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import threads
+from kvcheck.core import threads
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from building import fp16, memory, record
 
-from kvcheck.errors import BaselineError
-from kvcheck.record import CaseRecord, LatencyRecord, MemoryRecord, Weight, cost_case, cost_record
-from kvcheck.validate import RULES, check_case, strict_json
+from kvcheck.core.errors import BaselineError
+from kvcheck.core.record import CaseRecord, LatencyRecord, MemoryRecord, Weight, cost_case, cost_record
+from kvcheck.store.validate import RULES, check_case, strict_json
 
 
 def rich() -> CaseRecord:

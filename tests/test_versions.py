@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from kvcheck import env
-from kvcheck.cli import main
-from kvcheck.errors import KvcheckError
+from kvcheck.cli.commands import main
+from kvcheck.core import env
+from kvcheck.core.errors import KvcheckError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,8 +10,8 @@ from time import perf_counter
 
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
+from kvcheck.core.record import FAILS, PropertyRecord
 from kvcheck.methods import METHODS, make
-from kvcheck.record import FAILS, PropertyRecord
 from kvcheck.report.recorded import shown
 
 

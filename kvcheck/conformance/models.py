@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kvcheck import paths
+from kvcheck.core import paths
 from kvcheck.measure.checksum import checksums
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import ATTENTION, LoadedModel, load
@@ -178,7 +178,7 @@ def _random(architecture: str, seed: int) -> LoadedModel:
     """Random weights."""
     from transformers import AutoModelForCausalLM
 
-    import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+    import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
     config = CONFIGS[architecture]()
     with torch.random.fork_rng(devices=[]):

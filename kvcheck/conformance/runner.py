@@ -14,16 +14,16 @@ import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from kvcheck.backends.transformers.surroundings import untouched
 from kvcheck.conformance import models
 from kvcheck.conformance.draw import LONGEST, Draw, draws
 from kvcheck.conformance.models import CONFIGS, MINI
 from kvcheck.conformance.properties import PROPERTIES
 from kvcheck.conformance.properties.base import Property
 from kvcheck.conformance.subject import NotServed, Subject, Violation
-from kvcheck.errors import KvcheckError, SpecError, did_you_mean
-from kvcheck.measure.surroundings import untouched
+from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.methods import make
-from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.text import plural
 
 TRIALS = {"quick": 5, "default": 8, "full": 60}

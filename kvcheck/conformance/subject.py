@@ -9,16 +9,16 @@ from typing import Any, NoReturn
 
 import torch
 
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.rows import Row, RowCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
-from kvcheck.errors import MethodUnsupported
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods import make
 from kvcheck.methods.adapters.foreign import Foreign
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import Row, RowCache
 
 TOLERANCE = 2e-3
 """Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.rows import Row, RowCache
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.states import Carried
 from kvcheck.measure.memory import held, tensors
-from kvcheck.methods import _values
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods._states import Carried
-from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.rows import Row, RowCache
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
 SHORT = 256  # a method without a declared size is not asked to have freed memory on prompts shorter than this
@@ -63,7 +64,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
-            known = isinstance(layer, KVLayer) and not rewritten
+            known = isinstance(layer, CacheLayer) and not rewritten
             found = _contents(layer, part, method) if known else _finite(layer)
             problems += [f"layer {index}: {problem}" for problem in found]
         problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
@@ -85,7 +86,7 @@ def _counts(cache: Any) -> list[float]:
     """Slots per row and kv head of every layer, on average; of a row that is not made of kvcheck's layers, as known."""
     if isinstance(cache, Row):
         return [_foreign_slots(layer) if held(layer).kv else 0 for layer in cache.cache.layers]
-    return [_slots(each) if isinstance(each, KVLayer) else int(each.get_seq_length()) for each in cache.layers]
+    return [_slots(each) if isinstance(each, CacheLayer) else int(each.get_seq_length()) for each in cache.layers]
 
 
 def _carried(cache: Carried, prefilled: Sequence[Prefilled], method: Method) -> Proof:
@@ -99,7 +100,7 @@ def _carried(cache: Carried, prefilled: Sequence[Prefilled], method: Method) -> 
     return dataclasses.replace(proof, problems=problems + proof.problems)
 
 
-def _view(layers: Sequence[KVLayer]) -> Any:
+def _view(layers: Sequence[CacheLayer]) -> Any:
     """Some layers of a cache, to be looked at as one."""
     return SimpleNamespace(layers=layers)
 
@@ -126,7 +127,7 @@ def _foreign_slots(layer: Any) -> int:
     return (int(keys.shape[2]) if plain and keys is not None else 0) or int(layer.get_seq_length())
 
 
-def _slots(layer: KVLayer) -> float:
+def _slots(layer: CacheLayer) -> float:
     """Slots per row and kv head, on average."""
     return layer.slots if isinstance(layer, RaggedLayer) else layer.stored
 
@@ -159,7 +160,7 @@ def _coverage(seen: list[int], stored: Sequence[float], prompt: int, expected: i
             yield f"the cache saw {seen[0]} tokens of a prompt of {prompt}"
 
 
-def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[str]:
+def _contents(layer: CacheLayer, prefilled: Prefilled, method: Method) -> Iterator[str]:
     """Problems of one layer's positions, keys and values."""
     yield from _finite(layer)
     where = prefilled.keys.device  # those of a layer in host memory, or of one that reads another's, lie elsewhere
@@ -182,7 +183,7 @@ def _contents(layer: KVLayer, prefilled: Prefilled, method: Method) -> Iterator[
     yield from _faithful(layer, positions, there, prefilled, method.info)
 
 
-def _there(layer: KVLayer) -> torch.Tensor:
+def _there(layer: CacheLayer) -> torch.Tensor:
     """(B, G, m) bool: which slots are no padding."""
     return layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(layer.positions, dtype=torch.bool)
 
@@ -219,7 +220,7 @@ def _protected(
 
 
 def _faithful(
-    layer: KVLayer, positions: torch.Tensor, there: torch.Tensor, prefilled: Prefilled, info: MethodInfo
+    layer: CacheLayer, positions: torch.Tensor, there: torch.Tensor, prefilled: Prefilled, info: MethodInfo
 ) -> Iterator[str]:
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
@@ -234,7 +235,7 @@ def _faithful(
     verbatim = info.verbatim and info.shares_prefill
     inside = (positions < prompt) & there
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
-    read = _values.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
+    read = checks.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
     for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
         mine = found.to(theirs.device)
         true = theirs.gather(2, at).to(mine.dtype)
@@ -253,8 +254,8 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
     """Bytes as declared, and less than the full cache where that is claimed."""
     batch, kv_heads, _, head_dim = prefilled.keys.shape
     layer = cache.layers[0]
-    itemsize = layer.dtype.itemsize if isinstance(layer, KVLayer) else prefilled.keys.itemsize
-    heads = layer.shape.heads if isinstance(layer, KVLayer) else kv_heads
+    itemsize = layer.dtype.itemsize if isinstance(layer, CacheLayer) else prefilled.keys.itemsize
+    heads = layer.shape.heads if isinstance(layer, CacheLayer) else kv_heads
     shape = ModelShape(len(cache.layers), heads, kv_heads, head_dim, itemsize)
     bytes_held = held(cache)
     declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
@@ -265,7 +266,7 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
         yield f"{bytes_held.host:,} bytes are held in host memory, {away:,} declared"
     if not bytes_held.kv + bytes_held.host:
         yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
-    slots = sum(_slots(each) if isinstance(each, KVLayer) else prompt + decoded for each in cache.layers)
+    slots = sum(_slots(each) if isinstance(each, CacheLayer) else prompt + decoded for each in cache.layers)
     if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:
         yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots:g} slots, which is a cache of its own"
     expected_less = declared < dense if declared is not None else prompt >= SHORT

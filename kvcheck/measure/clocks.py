@@ -15,7 +15,7 @@ from typing import IO
 
 import torch
 
-from kvcheck import env
+from kvcheck.core import env
 
 FIELDS = "clocks.sm,clocks.mem"
 EVERY = 500

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvcheck.errors import KvcheckError
-from kvcheck.record import LatencyRecord
-from kvcheck.settings import ROUNDS
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.record import LatencyRecord
+from kvcheck.core.settings import ROUNDS
 
 WARMUP = 1
 STEPS = 8

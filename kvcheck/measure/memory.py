@@ -42,11 +42,12 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import MODELS
-from kvcheck.methods.rows import Row
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import MODELS
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method
+from kvcheck.cache.rows import Row
+from kvcheck.cache.shape import ModelShape
 
 NUMBERS, SHARE = 4096, 0.25
 """Plain numbers that a cache may have as counters and tables of places. More of them are contents, 8 bytes each, where
@@ -61,7 +62,7 @@ _CLOSED = (
     *(PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerBase),
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
-_LIVING = (KVLayer, Cache)
+_LIVING = (CacheLayer, Cache)
 """What functions refer to without holding it: the layer that they belong to, or the one that it was copied from."""
 _PAUSED = (GeneratorType, CoroutineType, AsyncGeneratorType)
 _BUFFERS = (bytes, bytearray, array.array, mmap.mmap, ctypes.Array, ctypes.Structure, ctypes.Union)
@@ -73,8 +74,8 @@ _KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
 @dataclasses.dataclass(frozen=True)
 class Held:
     """Bytes. kv: keys, values, codes, scales and whatever else is not declared otherwise; meta: positions and scores
-    that a KVLayer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in none of the others);
-    host: what a KVLayer declares in `host` and is on the CPU, so that kv is what the device must hold. On a CPU machine
+    that a layer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in none of the others);
+    host: what a layer declares in `host` and is on the CPU, so that kv is what the device must hold. On a CPU machine
     both are in the same memory."""
 
     kv: int
@@ -155,7 +156,7 @@ def _pieces(root: Any) -> Iterator[Piece]:
             if role != SHARED:
                 yield Piece(*raw, role)
         else:
-            declared = _declared(value) if isinstance(value, (KVLayer, Row)) else {}
+            declared = _declared(value) if isinstance(value, (CacheLayer, Row)) else {}
             role = SHARED if isinstance(value, (Method, ModelShape)) else role
             parts = list(_parts(value))
             large = [(name, part) for name, part in parts if not _small(part)]
@@ -218,7 +219,7 @@ def _file(place: str | Path | int) -> tuple[tuple[str, int], int] | None:
     return None
 
 
-def _declared(owner: KVLayer | Row) -> dict[str, str]:
+def _declared(owner: CacheLayer | Row) -> dict[str, str]:
     """What a layer or a foreign row declares its attributes to be."""
     return dict.fromkeys(getattr(owner, "host", ()), "host") | dict.fromkeys(owner.meta, "meta")
 

@@ -11,7 +11,7 @@ behind n tokens, with W bytes of weights, P parameters that every token is multi
 
 P counts every parameter but the input embedding, which is looked up, and the head; those of norms and biases are in it
 and do not matter. A method may do less than is counted here: sparse attention over the prompt, or a step that reads a
-part of what is held. Such a method may lie below these figures, which are then none for it (kvcheck/engine/speed.py).
+part of what is held. Such a method may lie below these figures, which are then none for it (the engine's speed.py).
 
 Bandwidths and peaks (16 bits, tensor cores, dense, sums in float32) are those of NVIDIA's data sheets: "NVIDIA H100
 Tensor Core GPU" and "NVIDIA H200 Tensor Core GPU", which give peaks with sparsity, twice the dense ones; "NVIDIA A100
@@ -26,10 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 if TYPE_CHECKING:
-    from kvcheck.methods.base import ModelShape
+    from kvcheck.cache.shape import ModelShape
 
 PCIE5, PCIE4 = 64e9, 32e9
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

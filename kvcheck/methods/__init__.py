@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.registry import Registry, load_dotted
-from kvcheck.spec import Spec, bind, building
+from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.registry import Registry, load_dotted
+from kvcheck.core.spec import Spec, bind, building
 
 if TYPE_CHECKING:
-    from kvcheck.methods.base import Method
+    from kvcheck.cache.method import Method
 
-METHODS: Registry[type[Method]] = Registry(
-    "method",
-    "kvcheck.methods",
-    "kvcheck.methods",
-    skip=("adapters", "base", "attention", "cache", "composed", "host", "rows"),
-)
+METHODS: Registry[type[Method]] = Registry("method", "kvcheck.methods", "kvcheck.methods", skip=("adapters",))
 
 
 def make(text: str | Spec) -> Method:
@@ -25,12 +23,12 @@ def make(text: str | Spec) -> Method:
 
     What is no Method (a kvpress press, a transformers cache, a function) is adapted. Raises SpecError.
     """
+    from kvcheck.cache.method import Method, expect_method
     from kvcheck.methods import adapters
-    from kvcheck.methods.base import Method, expect_method
 
     spec = Spec.parse(text) if isinstance(text, str) else text
     if spec.then is not None:
-        from kvcheck.methods.composed import Composed
+        from kvcheck.cache.composed import Composed
 
         first, second = make(replace(spec, then=None)), make(spec.then)
         with building(spec):
@@ -49,7 +47,7 @@ def canonical(text: str | Spec) -> Spec:
 
     Only where parameters are given is the method's code imported. Values are not checked: `make` does that.
     """
-    from kvcheck import spec as specs
+    from kvcheck.core import spec as specs
     from kvcheck.methods import adapters
 
     spec = Spec.parse(text) if isinstance(text, str) else text
@@ -73,3 +71,19 @@ def _find(name: str) -> Any:
         if name.startswith("transformers."):
             raise SpecError(error.message, did_you_mean(name, adapters.NAMED)) from None
         raise
+
+
+def _moved(name: str) -> Any:
+    """What own methods imported from kvcheck.methods.base and .cache before `kvcheck` had it."""
+    import kvcheck
+
+    if name.startswith("__"):
+        raise AttributeError(name)
+    found = getattr(kvcheck, {"KVLayer": "CacheLayer"}.get(name, name))
+    warnings.warn(f"{name} is imported from `kvcheck` now: {found.__name__}", DeprecationWarning, stacklevel=2)
+    return found
+
+
+for _old in ("base", "cache"):
+    sys.modules[f"{__name__}.{_old}"] = _module = ModuleType(f"{__name__}.{_old}")
+    _module.__getattr__ = _moved  # type: ignore[method-assign]

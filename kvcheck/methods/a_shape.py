@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _sparse, _values
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, sparsity
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class AShape(_sparse.SparsePrefill):
+class AShape(sparsity.SparsePrefill):
     """While prefilling, the token at position i sees position j <= i if i - j < n_local or j < n_init.
 
     n_init, n_local: a share of the prompt of p tokens (0.01 and 0.25; rounded down, at least 4 sinks and a window of 1)
@@ -51,19 +52,19 @@ class AShape(_sparse.SparsePrefill):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.budget(self.name(), "n_init", self.n_init)
-        _values.budget(self.name(), "n_local", self.n_local)
+        checks.budget(self.name(), "n_init", self.n_init)
+        checks.budget(self.name(), "n_local", self.n_local)
 
     def sizes(self, prompt: int) -> tuple[int, int]:
         """(n_init, n_local) in tokens for a prompt of this length."""
-        return _values.tokens(self.n_init, prompt, least=4), _values.tokens(self.n_local, prompt, least=1)
+        return checks.tokens(self.n_init, prompt, least=4), checks.tokens(self.n_local, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer whose prompt attends in the A-shape."""
         return AShapeLayer(shape, index, self)
 
 
-class AShapeLayer(_sparse.SparsePrefillLayer):
+class AShapeLayer(sparsity.SparsePrefillLayer):
     """Attends to sinks and window while prefilling."""
 
     method: AShape
@@ -80,7 +81,7 @@ class AShapeLayer(_sparse.SparsePrefillLayer):
         n_init, n_local = method.sizes(tokens)
         if n_init + n_local >= tokens:
             return self.dense(query, keys, values)
-        return _sparse.a_shape(query, keys, values, self.scaling, n_init, n_local)
+        return sparsity.a_shape(query, keys, values, self.scaling, n_init, n_local)
 
 
 METHOD = AShape

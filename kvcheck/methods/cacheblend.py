@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import _kernels, _scoring, _values
-from kvcheck.methods._room import Room
-from kvcheck.methods._rotary import rotate, unrotate
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks, kernels, scoring
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rotary import rotate, unrotate
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -62,9 +63,9 @@ class CacheBlend(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "chunk", self.chunk, 1, 256)
-        _values.share(self.name(), "recompute", self.recompute, 0, 1, 0.16)
-        _values.budget(self.name(), "fresh", self.fresh)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 256)
+        checks.share(self.name(), "recompute", self.recompute, 0, 1, 0.16)
+        checks.budget(self.name(), "fresh", self.fresh)
 
     def check(self, shape: ModelShape) -> None:
         """Keys must be rotatable."""
@@ -75,7 +76,7 @@ class CacheBlend(Method):
                 "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
             )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer that can be given a prompt with holes."""
         return BlendLayer(shape, index, self)
 
@@ -114,12 +115,12 @@ class Blend:
 
     def choose(self, deviation: torch.Tensor) -> None:
         """deviation (B, tokens): of every token; fresh ones are all taken."""
-        worst = _scoring.top(deviation[:, : self.reused], self.count)
+        worst = scoring.top(deviation[:, : self.reused], self.count)
         fresh = torch.arange(self.reused, self.tokens, device=worst.device).expand(len(worst), -1)
         self.chosen = torch.cat([worst, fresh], dim=1)
 
 
-class BlendLayer(KVLayer):
+class BlendLayer(CacheLayer):
     """Takes in a prompt of which it has most keys and values already. blend and old only while that goes on."""
 
     method: CacheBlend
@@ -146,7 +147,7 @@ class BlendLayer(KVLayer):
             return super().mix(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
         mask = (column <= self.blend.picked[rows].to(keys.device).unsqueeze(-1)).unsqueeze(1)
-        return _kernels.attend_masked(query, keys, values, mask, self.scaling)
+        return kernels.attend_masked(query, keys, values, mask, self.scaling)
 
 
 class BlendHost(Host):
@@ -157,7 +158,7 @@ class BlendHost(Host):
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """Blend the prompts (R, n)."""
         method, tokens = self.method, ids.shape[1]
-        fresh = max(1, min(tokens, _values.tokens(method.fresh, tokens, least=1)))
+        fresh = max(1, min(tokens, checks.tokens(method.fresh, tokens, least=1)))
         blend = Blend(tokens, tokens - fresh, int(method.recompute * (tokens - fresh)))
         cache = self.build()
         for layer, old in zip(cache.layers, self.together(ids), strict=True):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _disk, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks, disk
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -54,15 +55,15 @@ class Cake(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "chunk", self.chunk, 1, 128)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 128)
         if isinstance(self.computed, str):
-            _values.one_of(self.name(), "computed", self.computed, ("race",))
+            checks.one_of(self.name(), "computed", self.computed, ("race",))
         else:
-            _values.share(self.name(), "computed", self.computed, 0, 1, 0.5)
+            checks.share(self.name(), "computed", self.computed, 0, 1, 0.5)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer."""
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Prefills by both workers."""
@@ -138,7 +139,7 @@ class CakeHost(Host):
                 self.feed(cache, chunk)
                 for index, layer in enumerate(cache.layers):
                     new = slice(layer.stored - chunk.shape[1], layer.stored)
-                    _disk.write(
+                    disk.write(
                         _path(folder, number, index),
                         layer.keys[:, :, new],
                         layer.values[:, :, new],
@@ -172,7 +173,7 @@ class CakeHost(Host):
         found = {}
         while (number := split.from_back()) is not None:
             places = enumerate(self.homes)
-            found[number] = [_disk.read(_path(folder, number, at), _about(number, at), home) for at, home in places]
+            found[number] = [disk.read(_path(folder, number, at), _about(number, at), home) for at, home in places]
         return found
 
 

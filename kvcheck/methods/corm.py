@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.methods import _values
-from kvcheck.methods._ragged import Flat, RaggedLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.ragged import Flat, RaggedLayer
+from kvcheck.cache.shape import ModelShape
 
 ROUNDING = 1e-3  # relative: equal weights must not fall below their own average
 
@@ -55,14 +56,14 @@ class CORM(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.budget(self.name(), "window", self.window)
-        _values.budget(self.name(), "recent", self.recent)
+        checks.budget(self.name(), "window", self.window)
+        checks.budget(self.name(), "recent", self.recent)
 
     def sizes(self, prompt: int) -> tuple[int, int]:
         """w and r for a prompt of this length."""
-        return _values.tokens(self.window, prompt, least=1), _values.tokens(self.recent, prompt, least=1)
+        return checks.tokens(self.window, prompt, least=1), checks.tokens(self.recent, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts after every forward."""
         return CORMLayer(shape, index, self)
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
-from kvcheck.methods import _kernels, _values
-from kvcheck.methods._mix import visible
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, forward, kernels
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.mix import visible
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
-from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -69,9 +69,9 @@ class DuoAttention(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.share(self.name(), "sparsity", self.sparsity, 0, 1, 0.5)
-        _values.whole(self.name(), "sink", self.sink, 0, 4)
-        _values.budget(self.name(), "recent", self.recent)
+        checks.share(self.name(), "sparsity", self.sparsity, 0, 1, 0.5)
+        checks.whole(self.name(), "sink", self.sink, 0, 4)
+        checks.budget(self.name(), "recent", self.recent)
 
     def check(self, shape: ModelShape) -> None:
         """A given pattern must be of this model."""
@@ -100,9 +100,9 @@ class DuoAttention(Method):
 
     def width(self, prompt: int) -> int:
         """R for a prompt of this length."""
-        return _values.tokens(self.recent, prompt, least=1)
+        return checks.tokens(self.recent, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer of two kinds of heads."""
         return DuoLayer(shape, index, self)
 
@@ -145,7 +145,7 @@ class DuoLayer(RaggedLayer):
         for head, whole in enumerate(self.retrieval):
             if whole:
                 mine, at = self._of(head)
-                out[:, mine] = _kernels.attend_block(query[:, mine], keys[:, at], values[:, at], self.scaling)
+                out[:, mine] = kernels.attend_block(query[:, mine], keys[:, at], values[:, at], self.scaling)
         if not all(self.retrieval):
             self._stream(query, keys, values, out)
         return out
@@ -167,7 +167,7 @@ class DuoLayer(RaggedLayer):
                 if not whole:
                     mine, at = self._of(head)
                     near = keys[:, at, :end], values[:, at, :end]
-                    out[:, mine, rows] = _kernels.attend_masked(query[:, mine, rows], *near, mask, self.scaling)
+                    out[:, mine, rows] = kernels.attend_masked(query[:, mine, rows], *near, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:
         """Evict after the prompt."""
@@ -206,7 +206,7 @@ def retrieval_scores(loaded: LoadedModel, sink: int) -> list[list[float]]:
     for part in layers:
         queries = torch.empty(0) if part.queries is None else part.queries  # `recording` keeps them
         scaling = shape.head_dim**-0.5 if part.scaling is None else part.scaling
-        weights = _kernels.probabilities(queries[:, :, tokens:], part.keys, scaling, tokens)
+        weights = kernels.probabilities(queries[:, :, tokens:], part.keys, scaling, tokens)
         scores.append(weights[..., far].sum(dim=-1).mean(dim=(0, 2, 3)).tolist())
     return scores
 

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import BITS, Packed, QuantLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.quantize import BITS, Packed, QuantLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,22 @@ class FlexGen(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.one_of(self.name(), "bits", self.bits, (4, *(each for each in BITS if each != 4)))
-        _values.whole(self.name(), "group", self.group, 8, 64)
+        checks.one_of(self.name(), "bits", self.bits, (4, *(each for each in BITS if each != 4)))
+        checks.whole(self.name(), "group", self.group, 8, 64)
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
         if shape.head_dim % self.group:
             raise MethodUnsupported(
                 f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type --kv-method=flexgen:group={_values.divisor(shape.head_dim, self.group)}",
+                f"type --kv-method=flexgen:group={checks.divisor(shape.head_dim, self.group)}",
             )
 
     def rounding(self) -> tuple[float, float]:
         """As KIVI's for values; a large channel of the keys takes the others of its group along."""
         return math.inf, 3.0 / (2**self.bits - 1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose tail is empty between forwards."""
         return FlexGenLayer(shape, index, self)
 

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import QuantLayer
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.quantize import QuantLayer
+from kvcheck.cache.shape import ModelShape
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max
@@ -49,13 +50,13 @@ class FP8(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for an unknown scale."""
-        _values.one_of(self.name(), "scale", self.scale, ("head", "token"))
+        checks.one_of(self.name(), "scale", self.scale, ("head", "token"))
 
     def rounding(self) -> tuple[float, float]:
         """Three bits behind the leading one, whatever the size: an error of some 2 percent. With slack."""
         return 0.06, 0.06
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose tail is empty between forwards."""
         return FP8Layer(shape, index, self)
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.methods import _kernels, _scoring, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, kernels, scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,18 @@ class H2O(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.budget(self.name(), "budget", self.budget)
-        _values.share(self.name(), "recent", self.recent, 0, 1, 0.5)
+        checks.budget(self.name(), "budget", self.budget)
+        checks.share(self.name(), "recent", self.recent, 0, 1, 0.5)
 
     def cap(self, prompt: int) -> int:
         """C for a prompt of this length."""
-        return _values.tokens(self.budget, prompt, least=2)
+        return checks.tokens(self.budget, prompt, least=2)
 
     def newest(self, prompt: int) -> int:
         """Slots for the newest tokens, of the C."""
-        return max(1, _values.tokens(float(self.recent), self.cap(prompt), least=1))
+        return max(1, checks.tokens(float(self.recent), self.cap(prompt), least=1))
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that scores and evicts after every forward."""
         return H2OLayer(shape, index, self)
 
@@ -74,7 +75,7 @@ class H2O(Method):
         return frozenset(range(max(0, prompt - self.newest(prompt)), prompt))
 
 
-class H2OLayer(KVLayer):
+class H2OLayer(CacheLayer):
     """Keeps heavy hitters and the newest. `scores` (B, G, slots) float32 go with the slots."""
 
     meta = ("kept", "scores")
@@ -88,7 +89,7 @@ class H2OLayer(KVLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """Score the prompt by all of its queries, then evict."""
-        self.scores = _scoring.column_sums(queries, self.keys, self.scaling)
+        self.scores = scoring.column_sums(queries, self.keys, self.scaling)
         self.evict()
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -97,9 +98,9 @@ class H2OLayer(KVLayer):
             return super().mix(query, keys, values, rows)
         past = keys.shape[2] - query.shape[2]
         if query.shape[2] > 1:
-            self._received.append(_scoring.column_sums(query, keys, self.scaling, past))
+            self._received.append(scoring.column_sums(query, keys, self.scaling, past))
             return super().mix(query, keys, values, rows)
-        weights = _kernels.probabilities(query, keys, self.scaling, past).squeeze(3)
+        weights = kernels.probabilities(query, keys, self.scaling, past).squeeze(3)
         self._received.append(weights.sum(dim=2))
         return torch.matmul(weights.to(values.dtype), values).reshape(query.shape)
 
@@ -116,7 +117,7 @@ class H2OLayer(KVLayer):
         if self.stored <= cap or self.scores is None:
             return
         old = self.stored - newest
-        heavy = _scoring.top(self.scores[:, :, :old], cap - newest)
+        heavy = scoring.top(self.scores[:, :, :old], cap - newest)
         recent = self.every_head(torch.arange(old, self.stored, device=heavy.device))
         index = torch.cat([heavy, recent], dim=2)
         self.scores = self.scores.gather(2, index)

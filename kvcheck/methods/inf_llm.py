@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
-from kvcheck.methods import _retrieve, _scoring, _values
-from kvcheck.methods._room import Room
-from kvcheck.methods._rotary import rotate, unrotate
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, retrieve, scoring
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rotary import rotate, unrotate
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class InfLLM(Method):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         name = self.name()
-        _values.whole(name, "init", self.init, 0, 16)
-        _values.budget(name, "local", self.local)
-        _values.whole(name, "block", self.block, 1, 32)
-        _values.budget(name, "retrieved", self.retrieved)
-        _values.whole(name, "representatives", self.representatives, 1, 4)
-        _values.whole(name, "exc", self.exc, 1, 64)
+        checks.whole(name, "init", self.init, 0, 16)
+        checks.budget(name, "local", self.local)
+        checks.whole(name, "block", self.block, 1, 32)
+        checks.budget(name, "retrieved", self.retrieved)
+        checks.whole(name, "representatives", self.representatives, 1, 4)
+        checks.whole(name, "exc", self.exc, 1, 64)
         if self.representatives > self.block:
             raise SpecError(
                 f"{name}: a block of {self.block} tokens has no {self.representatives} representatives",
@@ -107,13 +108,13 @@ class InfLLM(Method):
 
     def width(self, prompt: int) -> int:
         """W for a prompt of this length."""
-        return _values.tokens(self.local, prompt, least=1)
+        return checks.tokens(self.local, prompt, least=1)
 
     def most(self, prompt: int) -> int:
         """K for a prompt of this length."""
-        return max(1, _values.tokens(self.retrieved, prompt, least=1) // self.block)
+        return max(1, checks.tokens(self.retrieved, prompt, least=1) // self.block)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with blocks."""
         return InfLayer(shape, index, self)
 
@@ -140,7 +141,7 @@ class InfLLM(Method):
         return frozenset(range(prompt))
 
 
-class InfLayer(_retrieve.OffloadLayer):
+class InfLayer(retrieve.OffloadLayer):
     """First tokens and window in k and v, blocks in hk and hv.
 
     taken: tokens taken in; those behind wait for their exc group to be complete. vectors (B, H, b, d): of the blocks.
@@ -225,17 +226,17 @@ class InfLayer(_retrieve.OffloadLayer):
         age = rows.unsqueeze(1) - torch.where(slots < self.first, slots, slots + self.away)
         near = slice(self.place(start - width + 1), len(slots))
         hidden = (age[:, near] < 0) | (age[:, near] >= width)
-        window = _retrieve.scores(query, self.keys[:, :, near], self.scaling).masked_fill(hidden, -torch.inf)
+        window = retrieve.scores(query, self.keys[:, :, near], self.scaling).masked_fill(hidden, -torch.inf)
 
         distant = rotate(query.float(), width - 1 - rows, self.rope)
         keys, values = self.past(distant, self.place(stop - width))
         blocks = keys.shape[2] - self.place(stop - width)
         hidden = pad(age[:, : keys.shape[2] - blocks] < width, (blocks, 0))
-        beyond = _retrieve.scores(distant, keys, self.scaling).masked_fill(hidden, -torch.inf)
+        beyond = retrieve.scores(distant, keys, self.scaling).masked_fill(hidden, -torch.inf)
 
         weights = torch.cat([window, beyond], dim=3).softmax(dim=-1)
         mine, others = weights.split([window.shape[3], beyond.shape[3]], dim=3)
-        out = _retrieve.weigh(mine, self.values[:, :, near]) + _retrieve.weigh(others, values)
+        out = retrieve.weigh(mine, self.values[:, :, near]) + retrieve.weigh(others, values)
         return out, mine.sum(dim=2)
 
     def past(self, query: torch.Tensor, old: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,7 +251,7 @@ class InfLayer(_retrieve.OffloadLayer):
             return keys, values
         block = self.method.block
         fit = torch.einsum("bhd,bhnd->bn", query.mean(dim=2), self.vectors.used.float())
-        chosen = _scoring.top(fit, min(self.most, self.vectors.length))
+        chosen = scoring.top(fit, min(self.most, self.vectors.length))
         tokens = (chosen.unsqueeze(2) * block + torch.arange(block, device=chosen.device)).flatten(1)
         index = tokens.cpu()[:, None, :, None].expand(-1, self.shape.kv_heads, -1, self.shape.head_dim)
         found, theirs = (room.used.gather(2, index).to(keys.device).float() for room in (self.hk, self.hv))
@@ -272,11 +273,11 @@ class InfLayer(_retrieve.OffloadLayer):
             return
         end = self.first + blocks * size
         votes = self.received[:, :, self.first : end].unflatten(2, (blocks, size))
-        best = _scoring.top(votes, self.method.representatives)
+        best = scoring.top(votes, self.method.representatives)
         best = best + torch.arange(0, blocks * size, size, device=best.device).unsqueeze(1)
         positions = torch.arange(self.first, end, device=best.device) + self.away
         keys = unrotate(self.keys[:, :, self.first : end].float(), positions, self.rope)
-        vectors = _retrieve.gather(keys, best).mean(dim=3).to(self.dtype)
+        vectors = retrieve.gather(keys, best).mean(dim=3).to(self.dtype)
         if self.vectors is None:
             self.vectors = Room(vectors)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import Packed, QuantLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.quantize import Packed, QuantLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported, SpecError
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class KIVI(Method):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         name = self.name()
-        _values.one_of(name, "bits", self.bits, (2, 4))
-        _values.whole(name, "group", self.group, 4, 32)
-        _values.whole(name, "residual", self.residual, 1, 128)
+        checks.one_of(name, "bits", self.bits, (2, 4))
+        checks.whole(name, "group", self.group, 4, 32)
+        checks.whole(name, "residual", self.residual, 1, 128)
         if self.group % (8 // self.bits):
             raise SpecError(
                 f"{name}: group={self.group} codes of {self.bits} bits do not fill whole bytes",
@@ -68,7 +69,7 @@ class KIVI(Method):
         if shape.head_dim % self.group:
             raise MethodUnsupported(
                 f"kivi: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type --kv-method=kivi:group={_values.divisor(shape.head_dim, self.group)}",
+                f"type --kv-method=kivi:group={checks.divisor(shape.head_dim, self.group)}",
             )
 
     def tails(self, seen: int) -> tuple[int, int]:
@@ -79,7 +80,7 @@ class KIVI(Method):
         """A group of normal numbers spans some five deviations; its error is uniform within a step. With slack."""
         return 2.2 / (2**self.bits - 1), 2.2 / (2**self.bits - 1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with two tails."""
         return KIVILayer(shape, index, self)
 

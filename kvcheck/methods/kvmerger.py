@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import cosine_similarity, pad
 
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,17 @@ class KVMerger(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.share(self.name(), "threshold", self.threshold, -1, 1.1, 0.75)
-        _values.budget(self.name(), "heavy", self.heavy)
-        _values.budget(self.name(), "recent", self.recent)
+        checks.share(self.name(), "threshold", self.threshold, -1, 1.1, 0.75)
+        checks.budget(self.name(), "heavy", self.heavy)
+        checks.budget(self.name(), "recent", self.recent)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that merges once, after the prompt."""
         return KVMergerLayer(shape, index, self)
 
     def protected(self, prompt: int) -> frozenset[int]:
         """The newest tokens."""
-        return frozenset(range(max(0, prompt - _values.tokens(self.recent, prompt, least=1)), prompt))
+        return frozenset(range(max(0, prompt - checks.tokens(self.recent, prompt, least=1)), prompt))
 
 
 class KVMergerLayer(RaggedLayer):
@@ -78,7 +79,7 @@ class KVMergerLayer(RaggedLayer):
         """Find the runs, and put one slot in the place of each."""
         if self.stored < 2:
             return
-        keys, values, received = self.keys, self.values, _scoring.column_sums(queries, self.keys, self.scaling)
+        keys, values, received = self.keys, self.values, scoring.column_sums(queries, self.keys, self.scaling)
         starts = ~pad(self._joined(keys, received), (1, 0), value=False)
         runs = starts.flatten().cumsum(0) - 1
         weights, pivots = _weights(keys.float().flatten(0, 2), received.flatten(), runs)
@@ -89,9 +90,9 @@ class KVMergerLayer(RaggedLayer):
 
     def _joined(self, keys: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
         """(B, G, n - 1): whether token i and its successor are one run."""
-        heavy, recent = (_values.tokens(size, self.stored, least=1) for size in (self.method.heavy, self.method.recent))
+        heavy, recent = (checks.tokens(size, self.stored, least=1) for size in (self.method.heavy, self.method.recent))
         alone = torch.zeros(keys.shape[:3], dtype=torch.bool, device=keys.device)
-        alone.scatter_(2, _scoring.top(received, min(heavy, self.stored)), True)
+        alone.scatter_(2, scoring.top(received, min(heavy, self.stored)), True)
         alone[:, :, -recent:] = True
         alike = cosine_similarity(keys[:, :, :-1].float(), keys[:, :, 1:].float(), dim=3) > self.method.threshold
         return alike & ~alone[:, :, :-1] & ~alone[:, :, 1:]

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import _values
-from kvcheck.methods._lingua import LONGEST, SPACE, Rules, chunks
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import RowHost
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.lingua import LONGEST, SPACE, Rules, chunks
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rows import RowHost
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.paths import bundle
 from kvcheck.models import EMBEDDED
-from kvcheck.paths import bundle
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -76,16 +77,16 @@ class LLMLingua2(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.share(self.name(), "rate", self.rate, 0.01, 1, 0.5)
+        checks.share(self.name(), "rate", self.rate, 0.01, 1, 0.5)
 
     @property
     def rules(self) -> Rules:
         """Which words stay."""
         return Rules(self.rate, self.force, self.digits, self.drop_consecutive)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer of the full cache."""
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
     def host(self, loaded: LoadedModel) -> Host:
         """The model with a classifier before it."""

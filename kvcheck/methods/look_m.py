@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -64,19 +65,19 @@ class LookM(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.budget(self.name(), "heavy", self.heavy)
-        _values.budget(self.name(), "recent", self.recent)
-        _values.one_of(self.name(), "merge", self.merge, ("pivot", "average"))
-        _values.whole(self.name(), "image_token", self.image_token, -1, 32000)
+        checks.budget(self.name(), "heavy", self.heavy)
+        checks.budget(self.name(), "recent", self.recent)
+        checks.one_of(self.name(), "merge", self.merge, ("pivot", "average"))
+        checks.whole(self.name(), "image_token", self.image_token, -1, 32000)
         if self.text_prior:  # what others prefilled comes without its ids, and does not tell which slots are images
             object.__setattr__(self, "info", replace(self.info, shares_prefill=False))
 
     def sizes(self, prompt: int) -> tuple[int, int]:
         """(heavy, recent) for a prompt of this length."""
-        heavy, recent = (_values.tokens(size, prompt, least=1) for size in (self.heavy, self.recent))
+        heavy, recent = (checks.tokens(size, prompt, least=1) for size in (self.heavy, self.recent))
         return heavy, recent
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that merges once, after the prompt."""
         return LookMLayer(shape, index, self)
 
@@ -103,7 +104,7 @@ class LookMLayer(RaggedLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """Choose what stays, and merge the rest into it."""
-        stays = self._choose(_scoring.column_sums(queries, self.keys, self.scaling))
+        stays = self._choose(scoring.column_sums(queries, self.keys, self.scaling))
         if bool(stays.all()):
             return
         keys, values = self._merged(stays)
@@ -122,7 +123,7 @@ class LookMLayer(RaggedLayer):
             first[:, :, :SINKS] = True
         order = torch.where(first, received + received.sum(dim=2, keepdim=True) + 1, received)[:, :, :old]
         stays = first.clone()
-        stays.scatter_(2, _scoring.top(order, min(heavy, old)), True)
+        stays.scatter_(2, scoring.top(order, min(heavy, old)), True)
         stays[:, :, old:] = True
         return stays
 

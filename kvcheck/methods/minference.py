@@ -9,16 +9,17 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.methods import _kernels, _scoring, _sparse, _values
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, kernels, scoring, sparsity
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 PATTERNS = ("a_shape", "vertical_slash", "block_sparse")
 COLUMNS, DIAGONALS = 30, 100  # first columns and nearest diagonals that vertical_slash always keeps, as officially
 
 
 @dataclass(frozen=True)
-class MInference(_sparse.SparsePrefill):
+class MInference(sparsity.SparsePrefill):
     """While prefilling, every query head sees about v + s keys per row, in one of three patterns.
 
     vertical, slash: v and s, a share of the prompt (0.05 and 0.2, rounded down, at least 1) or a number of tokens (the
@@ -80,23 +81,23 @@ class MInference(_sparse.SparsePrefill):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         name = self.name()
-        _values.one_of(name, "pattern", self.pattern, ("search", *PATTERNS))
-        _values.budget(name, "vertical", self.vertical)
-        _values.budget(name, "slash", self.slash)
-        _values.whole(name, "block", self.block, 1, 32)
-        _values.whole(name, "last_q", self.last_q, 1, 64)
+        checks.one_of(name, "pattern", self.pattern, ("search", *PATTERNS))
+        checks.budget(name, "vertical", self.vertical)
+        checks.budget(name, "slash", self.slash)
+        checks.whole(name, "block", self.block, 1, 32)
+        checks.whole(name, "last_q", self.last_q, 1, 64)
 
     def sizes(self, prompt: int) -> tuple[int, int]:
         """(v, s) for a prompt of this length."""
-        vertical, slash = (_values.tokens(size, prompt, least=1) for size in (self.vertical, self.slash))
+        vertical, slash = (checks.tokens(size, prompt, least=1) for size in (self.vertical, self.slash))
         return min(vertical, prompt), min(slash, prompt)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer whose prompt attends in patterns."""
         return MInferenceLayer(shape, index, self)
 
 
-class MInferenceLayer(_sparse.SparsePrefillLayer):
+class MInferenceLayer(sparsity.SparsePrefillLayer):
     """Attends in patterns while prefilling. `found` (B, H) int8: the pattern of each head, None before the prompt."""
 
     meta = ("kept", "found")
@@ -114,12 +115,12 @@ class MInferenceLayer(_sparse.SparsePrefillLayer):
             self.found = self.patterns(view)
         heads = {PATTERNS[code]: (self.found == code)[:, :, None, None] for code in self.found.unique().tolist()}
         out = torch.empty_like(query)
-        for start, stop in _sparse.row_blocks(query, view.tokens):
+        for start, stop in sparsity.row_blocks(query, view.tokens):
             first, last = view.past + start, view.past + stop
             masks = [view.mask(pattern, first, last) & its for pattern, its in heads.items()]
             mask = torch.stack(masks).any(dim=0)
             seen = keys[:, :, :last], values[:, :, :last]
-            out[:, :, start:stop] = _kernels.attend_masked(query[:, :, start:stop], *seen, mask, self.scaling)
+            out[:, :, start:stop] = kernels.attend_masked(query[:, :, start:stop], *seen, mask, self.scaling)
         return out
 
     def patterns(self, view: View) -> torch.Tensor:
@@ -129,7 +130,7 @@ class MInferenceLayer(_sparse.SparsePrefillLayer):
             code = PATTERNS.index(self.method.pattern)
             return torch.full((batch, heads), code, dtype=torch.int8, device=view.query.device)
         kept = torch.zeros(len(PATTERNS), batch, heads, device=view.query.device)
-        for start, stop in _sparse.row_blocks(view.query, view.tokens):
+        for start, stop in sparsity.row_blocks(view.query, view.tokens):
             first, last = view.past + start, view.past + stop
             weights = view.attention(start, stop)
             for code, pattern in enumerate(PATTERNS):
@@ -155,14 +156,14 @@ class View:
         """True weights (B, H, r, past + stop) of the query's rows from start to stop, float32."""
         first = self.past + start
         keys = self.keys[:, :, : self.past + stop]
-        return _kernels.probabilities(self.query[:, :, start:stop], keys, self.scaling, first).flatten(1, 2)
+        return kernels.probabilities(self.query[:, :, start:stop], keys, self.scaling, first).flatten(1, 2)
 
     def mask(self, pattern: str, first: int, last: int) -> torch.Tensor:
         """Whether the positions first..last see each of `last` columns, (1 or B, 1 or H, last - first, last)."""
         columns = torch.arange(last, device=self.query.device)
         rows = columns[first:]
         if pattern == "a_shape":
-            return _sparse.a_shape_mask(rows, columns, self.vertical, self.slash)[None, None]
+            return sparsity.a_shape_mask(rows, columns, self.vertical, self.slash)[None, None]
         distance = rows[:, None] - columns
         if pattern == "vertical_slash":
             vertical, slash = self.lines
@@ -193,13 +194,13 @@ class View:
         ahead = ahead - torch.arange(scores.shape[2], device=scores.device)[:, None]
         scores = scores.masked_fill(ahead > 0, float("-inf")).masked_fill(ahead == 0, float("inf"))
         count = min(round((self.vertical + self.slash) / self.block), scores.shape[3])
-        return torch.zeros_like(scores, dtype=torch.bool).scatter_(3, _scoring.top(scores, count), True)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(3, scoring.top(scores, count), True)
 
 
 def _chosen(scores: torch.Tensor, count: int, forced: int) -> torch.Tensor:
     """The `count` highest of scores (B, H, c) -> bool; the first `forced` are among them, at most half of the count."""
     scores[..., : min(forced, max(1, count // 2))] = float("inf")
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(2, _scoring.top(scores, count), True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(2, scoring.top(scores, count), True)
 
 
 def _pooled(tokens: torch.Tensor, block: int, first: int) -> torch.Tensor:

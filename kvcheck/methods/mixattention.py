@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from safetensors.torch import load_file
 
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import _kernels
-from kvcheck.methods._mix import Layout, visible
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
-from kvcheck.paths import bundle
+from kvcheck.cache import kernels
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.mix import Layout, visible
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.paths import bundle
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -96,7 +97,7 @@ class MixAttention(Method):
         cache.link()
         return cache
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that makes keys and values, or one that reads another's."""
         kind = MadeLayer if self.layout.makes(index) else ReadLayer
         return kind(shape, index, self)
@@ -121,13 +122,13 @@ def _layout(folder: Path) -> Layout:
     return Layout.read(folder)
 
 
-class MixLayer(KVLayer):
+class MixLayer(CacheLayer):
     """Attends in the layout; the last layer that reads a window trims it."""
 
     method: MixAttention
 
     @property
-    def source(self) -> KVLayer:
+    def source(self) -> CacheLayer:
         """The layer that holds what this one reads."""
         raise NotImplementedError
 
@@ -137,7 +138,7 @@ class MixLayer(KVLayer):
         if not self.method.layout.slides(self.index):
             return super().mix(query, keys, values, rows)
         mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
-        return _kernels.attend_masked(query, keys, values, mask, self.scaling)
+        return kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: keep the window."""
@@ -161,7 +162,7 @@ class MadeLayer(MixLayer):
     """Makes keys and values, as any layer."""
 
     @property
-    def source(self) -> KVLayer:
+    def source(self) -> CacheLayer:
         """Itself."""
         return self
 
@@ -169,10 +170,10 @@ class MadeLayer(MixLayer):
 class ReadLayer(MixLayer):
     """Makes none and reads another layer's."""
 
-    producer: KVLayer
+    producer: CacheLayer
 
     @property
-    def source(self) -> KVLayer:
+    def source(self) -> CacheLayer:
         """The layer that it reads."""
         return self.producer
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Offload(Method):
         whole="",
     )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose Rooms are on the CPU."""
         return OffloadedLayer(shape, index, self)
 
@@ -52,7 +53,7 @@ class Offload(Method):
         return frozenset(range(prompt))
 
 
-class OffloadedLayer(KVLayer):
+class OffloadedLayer(CacheLayer):
     """Rooms in host memory. home: the device that the model computes on."""
 
     host = ("k", "v")

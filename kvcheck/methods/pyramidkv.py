@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods.base import MethodInfo, ModelShape
+from kvcheck.cache import checks
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.snapkv import SnapKV
 
 
@@ -43,7 +44,7 @@ class PyramidKV(SnapKV):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "beta", self.beta, 1, 20)
+        checks.whole(self.name(), "beta", self.beta, 1, 20)
 
     def check(self, shape: ModelShape) -> None:
         """A pyramid needs two layers."""

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.errors import KvcheckError
-from kvcheck.methods import _retrieve, _scoring, _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, retrieve, scoring
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError
 
 FEWEST = 3  # pages, however small the budget; as officially
 
@@ -61,15 +62,15 @@ class Quest(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "page", self.page, 1, 16)
-        _values.budget(self.name(), "budget", self.budget)
-        _values.whole(self.name(), "dense_layers", self.dense_layers, 0, 2)
+        checks.whole(self.name(), "page", self.page, 1, 16)
+        checks.budget(self.name(), "budget", self.budget)
+        checks.whole(self.name(), "dense_layers", self.dense_layers, 0, 2)
 
     def pages(self, prompt: int) -> int:
         """K for a prompt of this length."""
-        return max(FEWEST, -(-_values.tokens(self.budget, prompt, least=1) // self.page))
+        return max(FEWEST, -(-checks.tokens(self.budget, prompt, least=1) // self.page))
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with bounds per page."""
         return QuestLayer(shape, index, self)
 
@@ -87,7 +88,7 @@ class Quest(Method):
         return frozenset(range(prompt))
 
 
-class QuestLayer(_retrieve.LookupLayer):
+class QuestLayer(retrieve.LookupLayer):
     """The full cache with bounds: low, high (B, G, pages, d), of which the last may be of an incomplete page."""
 
     method: Quest
@@ -142,8 +143,8 @@ class QuestLayer(_retrieve.LookupLayer):
         hidden = slots > tokens.unsqueeze(-1)  # later tokens of the own page, and pages there are not yet
         slots = slots.clamp(max=self.seen - 1)
         out = torch.empty_like(query)
-        for at in _retrieve.row_chunks(query, slots.shape[-1] * query.shape[-1]):
-            keys, values = (_retrieve.gather(each, slots[:, :, at]).float() for each in (self.keys, self.values))
+        for at in retrieve.row_chunks(query, slots.shape[-1] * query.shape[-1]):
+            keys, values = (retrieve.gather(each, slots[:, :, at]).float() for each in (self.keys, self.values))
             scores = torch.matmul(keys, query[:, :, at].float().unsqueeze(-1)).squeeze(-1) * self.scaling
             weights = scores.masked_fill(hidden[:, :, at], -torch.inf).softmax(-1)
             out[:, :, at] = torch.matmul(weights.unsqueeze(-2), values).squeeze(-2)
@@ -154,14 +155,14 @@ class QuestLayer(_retrieve.LookupLayer):
         upper = self.bound(query)
         behind = torch.arange(upper.shape[-1], device=query.device) - own.unsqueeze(-1)
         upper = upper.masked_fill(behind > 0, -torch.inf).masked_fill(behind == 0, torch.inf)
-        return _scoring.top(upper, self.method.pages(self.prompt or self.seen))
+        return scoring.top(upper, self.method.pages(self.prompt or self.seen))
 
     def bound(self, query: torch.Tensor) -> torch.Tensor:
         """u of every page, as if it were complete: (B, H, q, d) -> (B, H, q, pages)."""
         if self.low is None or self.high is None:
             raise KvcheckError("no page has been bounded yet: the prompt is not in")
-        above = _retrieve.scores(query.clamp(min=0), self.high.used, 1.0)
-        return above + _retrieve.scores(query.clamp(max=0), self.low.used, 1.0)
+        above = retrieve.scores(query.clamp(min=0), self.high.used, 1.0)
+        return above + retrieve.scores(query.clamp(max=0), self.low.used, 1.0)
 
 
 METHOD = Quest

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _retrieve, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, retrieve
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,19 @@ class RetrievalAttention(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "sink", self.sink, 0, 4)
-        _values.budget(self.name(), "window", self.window)
-        _values.budget(self.name(), "top_k", self.top_k)
+        checks.whole(self.name(), "sink", self.sink, 0, 4)
+        checks.budget(self.name(), "window", self.window)
+        checks.budget(self.name(), "top_k", self.top_k)
 
     def width(self, prompt: int) -> int:
         """W for a prompt of this length."""
-        return _values.tokens(self.window, prompt, least=1)
+        return checks.tokens(self.window, prompt, least=1)
 
     def most(self, prompt: int) -> int:
         """k for a prompt of this length."""
-        return _values.tokens(self.top_k, prompt, least=1)
+        return checks.tokens(self.top_k, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with an index."""
         return RetrievalLayer(shape, index, self)
 
@@ -83,7 +84,7 @@ class RetrievalAttention(Method):
         return frozenset(range(prompt))
 
 
-class RetrievalLayer(_retrieve.OffloadLayer):
+class RetrievalLayer(retrieve.OffloadLayer):
     """Sinks and window in k and v; the index in hk and hv."""
 
     method: RetrievalAttention
@@ -125,7 +126,7 @@ class RetrievalLayer(_retrieve.OffloadLayer):
         """Attend to both parts and merge them."""
         near = self.near(query)
         far = self.far(query.cpu())
-        return near[0] if far is None else _retrieve.merge(near, (far[0].to(query.device), far[1].to(query.device)))[0]
+        return near[0] if far is None else retrieve.merge(near, (far[0].to(query.device), far[1].to(query.device)))[0]
 
     def near(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to the sinks and to each row's window -> (B, H, q, d), log-sums (B, H, q, 1)."""
@@ -133,9 +134,9 @@ class RetrievalLayer(_retrieve.OffloadLayer):
         positions = torch.where(slots < self.first, slots, slots + self.seen - len(slots))
         age = self.tokens(query).unsqueeze(1) - positions
         hidden = (age < 0) | ((age >= self.width) & (positions >= self.first))
-        scores = _retrieve.scores(query, self.keys, self.scaling).masked_fill(hidden, -torch.inf)
-        weights, log_sum = _retrieve.soften(scores)
-        return _retrieve.weigh(weights, self.values), log_sum
+        scores = retrieve.scores(query, self.keys, self.scaling).masked_fill(hidden, -torch.inf)
+        weights, log_sum = retrieve.soften(scores)
+        return retrieve.weigh(weights, self.values), log_sum
 
     def far(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Attention to each row's top k of the index -> the same; None while the index is empty."""
@@ -144,12 +145,12 @@ class RetrievalLayer(_retrieve.OffloadLayer):
         behind = self.tokens(query) - self.width - self.first + 1  # how many of the index are behind a row's window
         count = min(self.method.most(self.prompt or self.seen), self.away)
         outs, log_sums = [], []
-        for at in _retrieve.row_chunks(query, max(self.away, count * query.shape[3])):
-            scores = _retrieve.scores(query[:, :, at], self.hk.used, self.scaling)
+        for at in retrieve.row_chunks(query, max(self.away, count * query.shape[3])):
+            scores = retrieve.scores(query[:, :, at], self.hk.used, self.scaling)
             ahead = torch.arange(self.away) >= behind[at].unsqueeze(1)
             found, slots = scores.masked_fill(ahead, -torch.inf).topk(count, dim=-1)
-            weights, log_sum = _retrieve.soften(found)
-            values = _retrieve.gather(self.hv.used, slots).float()
+            weights, log_sum = retrieve.soften(found)
+            values = retrieve.gather(self.hv.used, slots).float()
             outs.append(torch.matmul(weights.unsqueeze(-2), values).squeeze(-2))
             log_sums.append(log_sum)
         return torch.cat(outs, dim=2), torch.cat(log_sums, dim=2)

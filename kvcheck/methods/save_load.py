@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck import env
-from kvcheck.methods import _disk
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import disk
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core import env
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SaveLoad(Method):
 
     folder: str = ""
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that goes through a file once, after the prompt."""
         return SaveLoadLayer(shape, index, self)
 
@@ -54,7 +55,7 @@ class SaveLoad(Method):
         return frozenset(range(prompt))
 
 
-class SaveLoadLayer(KVLayer):
+class SaveLoadLayer(CacheLayer):
     """Goes through a file."""
 
     method: SaveLoad
@@ -66,9 +67,9 @@ class SaveLoadLayer(KVLayer):
         name = f"prompt-{number}-layer-{self.index}{part}.safetensors"
         path = (Path(folder).expanduser() if folder else _temporary()) / name
         about = {"layer": str(self.index), "tokens": str(self.seen), "shape": str(tuple(self.keys.shape))}
-        _disk.write(path, self.keys, self.values, about)
+        disk.write(path, self.keys, self.values, about)
         self.k = self.v = None
-        keys, values = _disk.read(path, about, device)
+        keys, values = disk.read(path, about, device)
         self.k, self.v = Room(keys), Room(values)
         if not folder:
             path.unlink()

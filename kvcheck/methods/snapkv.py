@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.errors import SpecError
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class SnapKV(Method):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         name = self.name()
-        _values.budget(name, "budget", self.budget)
-        _values.whole(name, "window", self.window, 1, 32)
-        _values.whole(name, "kernel", self.kernel, 1, 5)
-        _values.one_of(name, "pooling", self.pooling, ("avg", "max"))
+        checks.budget(name, "budget", self.budget)
+        checks.whole(name, "window", self.window, 1, 32)
+        checks.whole(name, "kernel", self.kernel, 1, 5)
+        checks.one_of(name, "pooling", self.pooling, ("avg", "max"))
         if self.kernel % 2 == 0:
             raise SpecError(
                 f"{name}: kernel={self.kernel} is even; pooling around a token needs an odd one",
@@ -66,13 +67,13 @@ class SnapKV(Method):
 
     def cap(self, prompt: int) -> int:
         """C: slots per layer and kv head for a prompt of this length."""
-        return _values.tokens(self.budget, prompt, least=self.window + 1)
+        return checks.tokens(self.budget, prompt, least=self.window + 1)
 
     def prefix(self, layers: int, index: int, prompt: int) -> int:
         """Slots for tokens before the window in layer `index`, for a prompt longer than C."""
         return self.cap(prompt) - self.window
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that compresses once, after the prompt."""
         return SnapLayer(shape, index, self)
 
@@ -86,7 +87,7 @@ class SnapKV(Method):
         return frozenset(range(first, prompt))
 
 
-class SnapLayer(KVLayer):
+class SnapLayer(CacheLayer):
     """Chooses by the observation window."""
 
     method: SnapKV
@@ -97,9 +98,9 @@ class SnapLayer(KVLayer):
         if prompt <= method.cap(prompt):
             return
         prefix = prompt - method.window
-        scores = _scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
-        scores = _scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
-        chosen = _scoring.top(scores, method.prefix(self.shape.layers, self.index, prompt))
+        scores = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
+        scores = scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
+        chosen = scoring.top(scores, method.prefix(self.shape.layers, self.index, prompt))
         window = self.every_head(torch.arange(prefix, prompt, device=chosen.device))
         self.keep(torch.cat([chosen, window], dim=2))
 

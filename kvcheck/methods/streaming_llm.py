@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class StreamingLLM(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "sink", self.sink, 0, 4)
-        _values.budget(self.name(), "window", self.window)
+        checks.whole(self.name(), "sink", self.sink, 0, 4)
+        checks.budget(self.name(), "window", self.window)
 
     def width(self, prompt: int) -> int:
         """W for a prompt of this length."""
-        return _values.tokens(self.window, prompt, least=1)
+        return checks.tokens(self.window, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts after every forward."""
         return StreamingLayer(shape, index, self)
 
@@ -65,7 +66,7 @@ class StreamingLLM(Method):
         return frozenset(range(min(self.sink, prompt))) | frozenset(range(max(0, prompt - self.width(prompt)), prompt))
 
 
-class StreamingLayer(KVLayer):
+class StreamingLayer(CacheLayer):
     """Keeps sinks and window."""
 
     method: StreamingLLM

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class ThinK(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.share(self.name(), "ratio", self.ratio, 0, 0.95, 0.4)
-        _values.whole(self.name(), "recent", self.recent, 1, 32)
+        checks.share(self.name(), "ratio", self.ratio, 0, 0.95, 0.4)
+        checks.whole(self.name(), "recent", self.recent, 1, 32)
 
     def dropped(self, head_dim: int) -> int:
         """k, channels that go."""
         return int(head_dim * self.ratio)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that prunes once, after the prompt."""
         return ThinKLayer(shape, index, self)
 
@@ -74,7 +75,7 @@ class ThinK(Method):
         return frozenset(range(prompt))
 
 
-class ThinKLayer(KVLayer):
+class ThinKLayer(CacheLayer):
     """Narrow keys of old tokens, then whole keys of recent ones.
 
     narrow: Room of (B, G, p - r, d - k); channels: (B, G, d) bool, those that are left; k: the whole keys.
@@ -95,7 +96,7 @@ class ThinKLayer(KVLayer):
             return
         keys, left = self.keys, self.shape.head_dim - self.method.dropped(self.shape.head_dim)
         asked = queries[:, :, -recent:].float().square().mean(dim=2).unflatten(1, (-1, self.shape.group)).mean(dim=2)
-        index = _scoring.top(asked * keys.float().square().mean(dim=2), left)
+        index = scoring.top(asked * keys.float().square().mean(dim=2), left)
         old = keys[:, :, :-recent]
         self.narrow = Room(old.gather(3, index.unsqueeze(2).expand(-1, -1, old.shape[2], -1)))
         self.channels = torch.zeros(*index.shape[:2], keys.shape[3], dtype=torch.bool, device=keys.device)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _kernels, _scoring, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, kernels, scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class TOVA(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.budget(self.name(), "budget", self.budget)
+        checks.budget(self.name(), "budget", self.budget)
 
     def cap(self, prompt: int) -> int:
         """C for a prompt of this length."""
-        return _values.tokens(self.budget, prompt, least=1)
+        return checks.tokens(self.budget, prompt, least=1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts after every forward."""
         return TOVALayer(shape, index, self)
 
@@ -58,7 +59,7 @@ class TOVA(Method):
         return (min(prompt + decoded, self.cap(prompt)),) * shape.layers
 
 
-class TOVALayer(KVLayer):
+class TOVALayer(CacheLayer):
     """Keeps what the newest query attends to."""
 
     method: TOVA
@@ -75,8 +76,8 @@ class TOVALayer(KVLayer):
         """Keep the C slots with the largest weights of the last query."""
         cap = self.method.cap(self.prompt or self.seen)
         if self.stored > cap:
-            weights = _kernels.probabilities(queries[:, :, -1:], self.keys, self.scaling, self.stored - 1)
-            chosen = _scoring.top(weights.mean(dim=(1, 2, 3)), cap)
+            weights = kernels.probabilities(queries[:, :, -1:], self.keys, self.scaling, self.stored - 1)
+            chosen = scoring.top(weights.mean(dim=(1, 2, 3)), cap)
             self.keep(chosen.unsqueeze(1).expand(-1, self.shape.kv_heads, -1), spare=1)
 
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _sparse, _values
+from kvcheck.cache import checks, sparsity
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.a_shape import AShape
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,18 @@ class TriShape(AShape):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.budget(self.name(), "n_last", self.n_last)
+        checks.budget(self.name(), "n_last", self.n_last)
 
     def rows(self, prompt: int) -> int:
         """Dense rows of a prompt of this length."""
-        return min(_values.tokens(self.n_last, prompt, least=1), prompt - 1)
+        return min(checks.tokens(self.n_last, prompt, least=1), prompt - 1)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer whose prompt attends in the tri-shape."""
         return TriShapeLayer(shape, index, self)
 
 
-class TriShapeLayer(_sparse.SparsePrefillLayer):
+class TriShapeLayer(sparsity.SparsePrefillLayer):
     """Attends to sinks and window, densely at the end of the prompt."""
 
     method: TriShape
@@ -79,7 +80,7 @@ class TriShapeLayer(_sparse.SparsePrefillLayer):
             return self.dense(query, keys, values)
         first = tokens - method.rows(tokens)
         early = query[:, :, :first], keys[:, :, :first], values[:, :, :first]
-        upper = _sparse.a_shape(*early, self.scaling, n_init, n_local)
+        upper = sparsity.a_shape(*early, self.scaling, n_init, n_local)
         return torch.cat([upper, self.dense(query[:, :, first:], keys, values)], dim=2)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvcheck import env, threads
+from kvcheck.core import env, threads
+from kvcheck.models.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from kvcheck.models.devices import pick_device, pick_dtype, share_threads
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from kvcheck.models.loading import LoadedModel, Loading, load
 
 __all__ = ["EMBEDDED", "Encoder", "LoadedModel", "Loading", "load", "pick_device", "pick_dtype", "share_threads"]
-
-
-EMBEDDED = ("mini", "mini_window", "mini_hybrid")
-"""The models that ship with kvcheck, each a folder of fixtures/."""
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 
 USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "\u2460kvcheck-next\u2460"
 

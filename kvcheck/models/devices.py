@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
-from kvcheck import env, threads
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.core import env, threads
+from kvcheck.core.errors import SpecError, did_you_mean
 
 SPREAD = "spread"
 """The word of --kv-device that puts the layers of one model on all CUDA devices."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.tasks.images import MARK
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcheck import hub
-from kvcheck.errors import SpecError
+from kvcheck.core import hub
+from kvcheck.core.errors import SpecError
 
 FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "*processor_config.json")
 COPIES = "consolidated*"

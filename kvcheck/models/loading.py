@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck import paths
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
-from kvcheck.models import EMBEDDED, forward, hub, parallel, rope, synthetic, vision
+from kvcheck.cache import forward
+from kvcheck.cache.full import FULL
+from kvcheck.core import paths
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
+from kvcheck.models import hub, parallel, rope, synthetic, vision
+from kvcheck.models.embedded import EMBEDDED
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 from kvcheck.models.parallel import Team
 
 if TYPE_CHECKING:
-    from kvcheck.methods._states import States
-    from kvcheck.methods.base import ModelShape
+    from kvcheck.cache.shape import ModelShape
+    from kvcheck.cache.states import States
     from kvcheck.models.vision import Vision
 
 ATTENTION = "kvcheck"
@@ -79,7 +82,7 @@ class LoadedModel:
     @property
     def shape(self) -> ModelShape:
         """What a cache in this process must know of it. Raises MethodUnsupported for attention that is not plain."""
-        from kvcheck.methods.base import ModelShape
+        from kvcheck.cache.shape import ModelShape
 
         if self.states is None or self.states.windows:
             whole = ModelShape.of(self.model.config)
@@ -128,7 +131,7 @@ def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) 
     folder, local = found
     from transformers.utils import logging
 
-    import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+    import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
     quiet, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -198,7 +201,7 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
     It has no limit of context: nothing that it was trained on would be left, and 131,072 tokens and what is decoded
     behind them are measured on a shape made for 131,072.
     """
-    import kvcheck.methods.attention  # noqa: F401  (registers the attention function)
+    import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
     try:
         model = synthetic.build(name, device, dtype, ATTENTION)
@@ -316,12 +319,10 @@ def _check_interface(name: str, model: Any, shape: ModelShape) -> None:
 
     Declarations are not trusted: two tokens go through the model with a full cache, and every layer must see both.
     """
-    from kvcheck.methods.fp16 import METHOD
-
     kind, hint = type(model).__name__, _INTERFACE
     if not getattr(model, "_supports_attention_backend", False):
         raise MethodUnsupported(f"model {name!r}: {kind} does not use the attention interface", hint)
-    cache = METHOD().build(shape)
+    cache = FULL.build(shape)
     tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     try:
         with torch.inference_mode():

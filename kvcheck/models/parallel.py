@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from transformers.cache_utils import DynamicLayer
 
-from kvcheck import env
-from kvcheck.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
-from kvcheck.methods._states import kinds
-from kvcheck.methods.base import ModelShape
+from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.states import kinds
+from kvcheck.core import env
+from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
 from kvcheck.models import vision
 
 T = TypeVar("T")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.cache import forward
+from kvcheck.cache.full import FULL
+from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.states import Carried, Place, StateHost, States, kinds
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure.memory import held
-from kvcheck.methods._states import Carried, Place, StateHost, States, kinds
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.fp16 import Fp16
-from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models.loading import LoadedModel
@@ -113,7 +113,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _places(loaded: LoadedModel, draft: States) -> tuple[Place, ...]:
     """Tensors in modules that running a text leaves behind or changes; the model is left as it was."""
-    host = StateHost(Fp16(), replace(loaded, states=draft))
+    host = StateHost(FULL, replace(loaded, states=draft))
     before = {spot: (value, None if value is None else value.clone()) for spot, value in _attributes(loaded.model)}
     host.prefill(torch.ones(1, 2, dtype=torch.long, device=loaded.device))
     found = []
@@ -136,7 +136,7 @@ def _attributes(model: Any) -> Iterator[tuple[tuple[str, str], torch.Tensor | No
 
 def _logits(loaded: LoadedModel, states: States, ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """Logits (1, MORE, V) of the last tokens, which follow the text in parts of these sizes; none: in one forward."""
-    host = StateHost(Fp16(), replace(loaded, states=states))
+    host = StateHost(FULL, replace(loaded, states=states))
     first = ids.shape[1] - sum(sizes)
     cache = host.build()
     logits = [host.feed_row(cache, ids[:, :first], MORE)]

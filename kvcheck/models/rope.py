@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kvcheck.errors import MethodUnsupported, SpecError, did_you_mean
-from kvcheck.spec import Spec
+from kvcheck.core.errors import MethodUnsupported, SpecError, did_you_mean
+from kvcheck.core.spec import Spec
 
 KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
 """Those of transformers that numbers describe; longrope has a list of factors per channel."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from kvcheck.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     import torch

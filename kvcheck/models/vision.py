@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.settings import KERNELS as NAMES
 from kvcheck.models.fingerprint import IMAGES
-from kvcheck.settings import KERNELS as NAMES
 from kvcheck.tasks.images import MARK, Image
 
 SERVED = ("llava",)

@@ -16,14 +16,14 @@ from kvcheck.plugin import options
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from kvcheck.budget import Budget
+    from kvcheck.core.record import CaseRecord, Verdict
+    from kvcheck.core.settings import Settings
+    from kvcheck.judging.budget import Budget
     from kvcheck.plugin.case import KvCase
     from kvcheck.plugin.conformance import KvProperty
     from kvcheck.plugin.findings import KvFinding
     from kvcheck.plugin.latency import KvLatency
     from kvcheck.plugin.zoo import KvSuspect
-    from kvcheck.record import CaseRecord, Verdict
-    from kvcheck.settings import Settings
 
 COLLECTOR = "kvcheck-collector"
 
@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
     """Where kvcheck is used, before a conftest.py imports torch: how its threads wait, and go on under a guardian."""
     if options.wanted(early_config, early_config.known_args_namespace):
-        from kvcheck import threads
+        from kvcheck.core import threads
         from kvcheck.plugin import guardian
 
         threads.wait_passively()
@@ -258,7 +258,7 @@ def kv_suspect(request: pytest.FixtureRequest) -> KvSuspect:
 @pytest.hookimpl(trylast=True)
 def pytest_kvcheck_open(settings: Settings) -> Any:
     """The in-process engine, unless a plugin opened another one."""
-    from kvcheck.engine import open_engine
+    from kvcheck.backends.transformers import open_engine
 
     return open_engine(settings)
 
@@ -268,6 +268,6 @@ def pytest_kvcheck_judge(
     record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, alpha: float, against: str
 ) -> tuple[Verdict, ...]:
     """kvcheck's own judge, unless a plugin judged."""
-    from kvcheck.budget import judge
+    from kvcheck.judging.budget import judge
 
     return judge(record, fp16, own, budget, alpha, against)

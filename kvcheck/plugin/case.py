@@ -12,15 +12,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from kvcheck.errors import BaselineError, KvcheckError
-from kvcheck.journal import Ended
-from kvcheck.pairing import check_record
+from kvcheck.core.errors import BaselineError, KvcheckError
+from kvcheck.core.record import CaseId, CaseRecord, Verdict
+from kvcheck.judging.pairing import check_record
 from kvcheck.plugin import commands, items, options, resume, state
 from kvcheck.plugin.gate import Judged, gate
 from kvcheck.plugin.progress import Progress
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.record import CaseId, CaseRecord, Verdict
 from kvcheck.report import explain
+from kvcheck.store.journal import Ended
 
 FRAMES = 4
 """Frames of the traceback of a method that raised; the innermost ones."""

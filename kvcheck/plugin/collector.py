@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import files, journal, sources
 from kvcheck.conformance import NAMES
-from kvcheck.errors import KvcheckError
-from kvcheck.escape import plain
-from kvcheck.journal import Ended, Kept
-from kvcheck.plugin import guardian, options, reconcile, referee, resume, state
+from kvcheck.core import files
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.escape import plain
+from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
+from kvcheck.plugin import guardian, options, reconcile, referee, resume, sources, state
 from kvcheck.plugin.reconcile import Result
-from kvcheck.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
 from kvcheck.report.text import plural
-from kvcheck.runfile import loads, write_run
+from kvcheck.store import journal
+from kvcheck.store.journal import Ended, Kept
+from kvcheck.store.run_file import loads, write_run
 
 if TYPE_CHECKING:
-    from kvcheck.baseline import ModelId
+    from kvcheck.store.baselines import ModelId
 
 OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
 """Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
@@ -254,7 +255,7 @@ class Collector:
             return {}
 
     def _model_id(self) -> ModelId:
-        from kvcheck.baseline import ModelId
+        from kvcheck.store.baselines import ModelId
 
         return ModelId.of(self.model["name"], self.model["fingerprint"])
 
@@ -324,7 +325,7 @@ class Collector:
 def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
     """What must be known to judge the run years later."""
     import kvcheck
-    from kvcheck import env
+    from kvcheck.core import env
 
     machine = env.machine(state.settings(config).device)
     for found in reversed(config.hook.pytest_kvcheck_machine_info(config=config, machine=machine)):

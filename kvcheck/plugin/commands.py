@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from kvcheck.core.settings import MODEL, PROMPTS
 from kvcheck.plugin import options
-from kvcheck.settings import MODEL, PROMPTS
 
 PLACE = ("model", *MODEL, "device", "dtype", *PROMPTS, "query_aware", "seed", "baselines")
 """Options that decide which records a command is about: without them it would read and write others."""

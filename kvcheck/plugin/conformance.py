@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from kvcheck.conformance import NAMES
-from kvcheck.errors import KvcheckError
-from kvcheck.escape import plain
-from kvcheck.journal import Ended
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.escape import plain
+from kvcheck.core.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
+from kvcheck.core.settings import Settings
 from kvcheck.models import synthetic
 from kvcheck.plugin import items, options, state
 from kvcheck.plugin.case import said
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
 from kvcheck.report import conformance
-from kvcheck.settings import Settings
+from kvcheck.store.journal import Ended
 
 
 def wanted(settings: Settings, marks: str = "") -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
 from kvcheck.plugin.timelimit import time_limit
-from kvcheck.record import CaseId, CaseRecord
 from kvcheck.report import findings
 from kvcheck.report.findings import Finding
 
@@ -85,7 +85,7 @@ class KvFinding:
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the mean over contexts."""
-    from kvcheck.stats import bootstrap_interval
+    from kvcheck.judging.stats import bootstrap_interval
 
     return bootstrap_interval(values.tolist(), ALPHA)
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from kvcheck import paths
-from kvcheck.allowances import accept_as_reviewed, shipped
-from kvcheck.baseline import ModelId, Store, open_store
-from kvcheck.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.core import paths
+from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.settings import Settings
+from kvcheck.judging.allowances import accept_as_reviewed, shipped
+from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.questions import judge_latency as judge_one
 from kvcheck.plugin import params, state
-from kvcheck.questions import judge_latency as judge_one
-from kvcheck.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import explain
 from kvcheck.report.text import plural
-from kvcheck.settings import Settings
+from kvcheck.store.baselines import ModelId, Store, open_store
 
 
 @dataclass(frozen=True)

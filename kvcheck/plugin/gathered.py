@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from kvcheck.escape import plain
-from kvcheck.files import write_atomically
+from kvcheck.core.escape import plain
+from kvcheck.core.files import write_atomically
 from kvcheck.plugin import state
 
 T = TypeVar("T")

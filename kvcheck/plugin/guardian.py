@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from kvcheck.journal import Kept
+    from kvcheck.store.journal import Kept
 
 _PIPE = "_kvcheck_guardian"
 LINGER = 25.0
@@ -130,7 +130,7 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
         say = [f"its results could not be read: {error}"]
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     print(f"\nkvcheck: failed: the process {how} before the run was over", file=sys.stderr)
-    from kvcheck.escape import plain
+    from kvcheck.core.escape import plain
 
     for line in say:
         print(f"  {plain(line)}", file=sys.stderr)
@@ -139,11 +139,11 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
 
 def _close(facts: dict[str, Any], status: int) -> list[str]:
     """Write the files of a run that did not end: what was finished, and a failure for everything else."""
-    from kvcheck import journal
-    from kvcheck.files import write_atomically
-    from kvcheck.record import RunHeader
+    from kvcheck.core.files import write_atomically
+    from kvcheck.core.record import RunHeader
     from kvcheck.report import markdown
-    from kvcheck.runfile import write_run
+    from kvcheck.store import journal
+    from kvcheck.store.run_file import write_run
 
     if "journal" not in facts:
         return []
@@ -161,8 +161,8 @@ def _close(facts: dict[str, Any], status: int) -> list[str]:
 
 def _fail(kept: Kept, status: int, facts: dict[str, Any]) -> list[str]:
     """Give every item that did not end a failure. Returns what is to be said of them."""
-    from kvcheck.journal import Ended
     from kvcheck.plugin.timelimit import PATIENCE
+    from kvcheck.store.journal import Ended
 
     why = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
     limit = f"; what swallows its time limit of {facts.get('timeout', 0):g} s is ended {PATIENCE:g} s later"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcheck.escape import plain
+from kvcheck.core.escape import plain
 
 
 def report(found: pytest.TestReport) -> None:

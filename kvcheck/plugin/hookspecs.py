@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from kvcheck.budget import Budget
-    from kvcheck.record import CaseRecord, Verdict
-    from kvcheck.settings import Settings
+    from kvcheck.core.record import CaseRecord, Verdict
+    from kvcheck.core.settings import Settings
+    from kvcheck.judging.budget import Budget
 
 
 @pytest.hookspec(firstresult=True)
@@ -21,9 +21,10 @@ def pytest_kvcheck_open(config: pytest.Config, settings: Settings) -> Any:
     """Open the engine that runs the cases; the first result that is not None is used.
 
     Called once per process that runs cases, before the first of them. The result has the attributes of
-    `kvcheck.engine.Session`: `model_name`, `fingerprint`, `run_case(case, method_spec, on_block, progress)`, where an
-    optional `so_far` is what an interrupted run has of the case, and, for latency,
-    `measure_latency(method_spec, length, benchmark)`. Implement it to test a system that kvcheck reaches over a
+    `kvcheck.backends.transformers.Session`: `model_name`, `fingerprint`,
+    `run_case(case, method_spec, on_block, progress)`, where an optional `so_far` is what an interrupted run has of the
+    case, and, for latency, `measure_latency(method_spec, length, benchmark)`. Implement it to test a system that
+    kvcheck reaches over a
     socket::
 
         def pytest_kvcheck_open(config, settings):
@@ -48,7 +49,7 @@ def pytest_kvcheck_judge(
 
         def pytest_kvcheck_judge(record, fp16, own, budget, alpha, against):
             if record.case.task == "kv":
-                return (*kvcheck.budget.judge(record, fp16, own, budget, alpha, against), my_verdict(record))
+                return (*kvcheck.judging.budget.judge(record, fp16, own, budget, alpha, against), my_verdict(record))
     """
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kvcheck.journal import Item
+from kvcheck.core.record import cost_case
 from kvcheck.plugin import options, state
-from kvcheck.record import cost_case
+from kvcheck.store.journal import Item
 
 CASE, LATENCY, PROPERTY, FINDING, SUSPECT = options.FIXTURES
 ITEM: pytest.StashKey[Item | None] = pytest.StashKey()

@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 import pytest
 
-from kvcheck import env
-from kvcheck.errors import KvcheckError
-from kvcheck.journal import Ended
+from kvcheck.core import env
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.plugin import commands, gate, items, options, state
 from kvcheck.plugin.case import said, tail
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
-from kvcheck.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.report import explain
+from kvcheck.store.journal import Ended
 
 
 class KvLatency:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from kvcheck.journal import Ended
-    from kvcheck.settings import Settings
+    from kvcheck.core.settings import Settings
+    from kvcheck.store.journal import Ended
 
 FIXTURES = ("kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect")
 """What a test takes of kvcheck."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.errors import KvcheckError
-from kvcheck.escape import plain
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.escape import plain
+from kvcheck.core.record import CAPABILITIES, MODES, CaseId
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
-from kvcheck.record import CAPABILITIES, MODES, CaseId
 
 if TYPE_CHECKING:
-    from kvcheck.settings import Settings
+    from kvcheck.core.settings import Settings
 
 QUICK_LENGTH = 1024
 """Cases up to this many tokens are marked `quick`, longer ones `slow`."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvcheck.errors import KvcheckError, SpecError, did_you_mean
-from kvcheck.record import CAPABILITIES, MODES
-from kvcheck.settings import AGAINST, ATTENTION, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
+from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.record import CAPABILITIES, MODES
+from kvcheck.core.settings import AGAINST, ATTENTION, CHAT, DTYPES, HISTORY, PROFILES, QUERY_AWARE, RECORD, Settings
 
 ALIASES = {"method": "methods", "length": "lengths", "task": "tasks", "mode": "modes"}
 CHOICES = {
@@ -179,8 +179,8 @@ def _method(text: str) -> str:
 
     A class whose code cannot be imported here is left as typed: `state.check_methods` says why, before the first test.
     """
+    from kvcheck.core.spec import Spec, flag, split_specs
     from kvcheck.methods import METHODS, canonical
-    from kvcheck.spec import Spec, flag, split_specs
 
     if "," in text.partition(":")[0]:
         each = " ".join(map(flag, split_specs(text)))
@@ -209,8 +209,8 @@ def refuse(problems: Sequence[KvcheckError]) -> None:
 
 def _budget(value: Any, where: str, name: str) -> dict[str, Any]:
     """The limits that were given, each checked by Budget; None lifts one."""
-    from kvcheck.budget import Budget
-    from kvcheck.spec import read_pair
+    from kvcheck.core.spec import read_pair
+    from kvcheck.judging.budget import Budget
 
     if not isinstance(value, (str, dict)):
         raise SpecError(f"{where}: expected limits, not {value!r}", "such as drop=2,bytes=0.30")

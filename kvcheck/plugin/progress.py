@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvcheck.escape import plain
+from kvcheck.core.escape import plain
 
 INTERVAL = 0.2
 """Seconds between two writes."""

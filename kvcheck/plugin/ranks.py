@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from kvcheck import env
-from kvcheck.errors import KvcheckError
-from kvcheck.escape import plain
+from kvcheck.core import env
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.escape import plain
 
 
 def main(config: pytest.Config) -> int | None:
@@ -26,7 +26,7 @@ def main(config: pytest.Config) -> int | None:
     if found.rank == 0:
         config.add_cleanup(found.leave)
         return None
-    from kvcheck.engine import follow
+    from kvcheck.backends.transformers import follow
     from kvcheck.plugin.timelimit import time_limit
 
     follow(found, time_limit)

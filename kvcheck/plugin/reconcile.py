@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kvcheck.journal import Ended, Item
+from kvcheck.core.record import FAILS
+from kvcheck.core.settings import Settings
 from kvcheck.plugin import findings, items, zoo
-from kvcheck.record import FAILS
 from kvcheck.report import explain
-from kvcheck.settings import Settings
+from kvcheck.store.journal import Ended, Item
 
 GATE = "a test measures and judges its case by `kv_case.gate()`, or by `kv_case.check(kv_case.run())`"
 NEVER = "it was selected and never ran"

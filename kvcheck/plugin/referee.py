@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kvcheck.errors import KvcheckError
-from kvcheck.record import CaseRecord, Run
-from kvcheck.runfile import loads, read_run, write_run
-from kvcheck.settings import Settings
-from kvcheck.sources import of_method
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.record import CaseRecord, Run
+from kvcheck.core.settings import Settings
+from kvcheck.plugin.sources import of_method
+from kvcheck.store.run_file import loads, read_run, write_run
 
 LIMIT = 1800.0
 """Seconds that it may take."""
@@ -81,9 +81,9 @@ def _theirs(run: Run, asked: Asked) -> list[CaseRecord]:
 
 def _graded(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:
     """Cases whose samples or scores come out otherwise."""
+    from kvcheck.judging.rescoring import NotVerified, Rescorer
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
-    from kvcheck.rescoring import NotVerified, Rescorer
 
     encoder, _ = encoder_of(settings.model, Loading(settings.rope, bool(settings.trust_remote_code)))
     rescorer = Rescorer(encoder, settings)
@@ -99,9 +99,9 @@ def _graded(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, s
 
 def _judged(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:
     """Cases whose verdicts come out otherwise."""
-    from kvcheck.baseline import ModelId
-    from kvcheck.budget import judge
+    from kvcheck.judging.budget import judge
     from kvcheck.plugin.gate import Gate
+    from kvcheck.store.baselines import ModelId
 
     records = {(str(one.case), one.method): one for one in run.cases}
     gate = Gate(settings, Path(asked.root), ModelId.of(run.header.model_name, run.header.model), records, judge)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import __version__, env, files, journal, sources
-from kvcheck.errors import SpecError
-from kvcheck.journal import Kept
-from kvcheck.plugin import guardian, options, state
-from kvcheck.record import CLEAR, CaseRecord, RunHeader
-from kvcheck.runfile import read_run
-from kvcheck.settings import MODEL, PROMPTS, Settings
+from kvcheck import __version__
+from kvcheck.core import env, files
+from kvcheck.core.errors import SpecError
+from kvcheck.core.record import CLEAR, CaseRecord, RunHeader
+from kvcheck.core.settings import MODEL, PROMPTS, Settings
+from kvcheck.plugin import guardian, options, sources, state
+from kvcheck.store import journal
+from kvcheck.store.journal import Kept
+from kvcheck.store.run_file import read_run
 
 FOLDER = "kvcheck_journal"
 """What the controller tells its workers."""

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import env, paths
-from kvcheck.errors import KvcheckError, SpecError, did_you_mean
-from kvcheck.escape import plain
+from kvcheck.core import env, paths
+from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.escape import plain
+from kvcheck.core.registry import importable
+from kvcheck.core.settings import Settings
+from kvcheck.core.spec import raised
 from kvcheck.models import synthetic
 from kvcheck.plugin import options
-from kvcheck.registry import importable
-from kvcheck.runfile import dumps
-from kvcheck.settings import Settings
-from kvcheck.spec import raised
+from kvcheck.store.run_file import dumps
 
 if TYPE_CHECKING:
-    from kvcheck.journal import Ended, Item, Journal, Kept
-    from kvcheck.record import CaseRecord
+    from kvcheck.core.record import CaseRecord
+    from kvcheck.store.journal import Ended, Item, Journal, Kept
 
 
 @dataclass
@@ -112,8 +112,8 @@ def known_place(settings: Settings) -> None:
     """
     if settings.baselines is None:
         return
-    from kvcheck.baseline import open_place, places
-    from kvcheck.baseline_reader import read_only
+    from kvcheck.store.baselines import open_place, places
+    from kvcheck.store.reader import read_only
 
     found = places(settings.baselines)
     for at, place in enumerate(found):
@@ -127,7 +127,7 @@ def known_place(settings: Settings) -> None:
 
 def expect_room(settings: Settings, root: Path) -> None:
     """Refuse to record where nothing can be written, or nothing is answered, before anything is measured."""
-    from kvcheck.baseline import open_store
+    from kvcheck.store.baselines import open_store
 
     if synthetic.is_random(settings.model):
         raise SpecError(
@@ -235,7 +235,7 @@ def died(mine: State, method: str) -> str:
     """Where workers have died of this method in this session, "" where it may be tried. The controller tells."""
     if mine.journal is None or mine.journal.path.stem == "main":
         return ""
-    from kvcheck import journal
+    from kvcheck.store import journal
 
     found = journal.read_file(mine.journal.folder / "main.jsonl").died.get(method, [])
     return " and ".join(item.case for item in found[:DEATHS]) if len(found) >= DEATHS else ""

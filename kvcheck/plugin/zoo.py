@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck import __version__, env
-from kvcheck.allowances import shipped
-from kvcheck.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
-from kvcheck.escape import plain
-from kvcheck.files import write_atomically
+from kvcheck import __version__
+from kvcheck.core import env
+from kvcheck.core.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.escape import plain
+from kvcheck.core.files import write_atomically
+from kvcheck.core.record import SCHEMA, ZooRecord
+from kvcheck.core.settings import Settings
+from kvcheck.judging.allowances import shipped
 from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
 from kvcheck.plugin.timelimit import time_limit
-from kvcheck.record import SCHEMA, ZooRecord
 from kvcheck.report import zoo
-from kvcheck.runfile import dumps, zoo_from_json
-from kvcheck.settings import Settings
+from kvcheck.store.run_file import dumps, zoo_from_json
 
 if TYPE_CHECKING:
     from kvcheck.zoo.hunt import Hunt, Suspect

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvcheck.budget import Budget
-from kvcheck.pairing import is_right_or_wrong, pair
+from kvcheck.core.record import CaseRecord, SampleRecord, context_score
+from kvcheck.judging.budget import Budget
+from kvcheck.judging.pairing import is_right_or_wrong, pair
+from kvcheck.judging.questions import drop_interval
 from kvcheck.power.judging import Judge, Trial, as_a_run_does
 from kvcheck.power.noise import Loss, Noise
 from kvcheck.power.rates import Rate
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.resample import pooled
-from kvcheck.questions import drop_interval
-from kvcheck.record import CaseRecord, SampleRecord, context_score
 
 LEVEL = 0.05
 

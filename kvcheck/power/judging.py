@@ -1,4 +1,4 @@
-"""Judges a simulated record as a run does: looks after every block of contexts, then `kvcheck.budget.judge`."""
+"""Judges a simulated record as a run does: looks after every block of contexts, then `kvcheck.judging.budget.judge`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcheck import stats
-from kvcheck.budget import Budget, judge, sequential
-from kvcheck.record import CaseRecord, Verdict
+from kvcheck.core.record import CaseRecord, Verdict
+from kvcheck.judging import stats
+from kvcheck.judging.budget import Budget, judge, sequential
 
 BLOCK = 4
-"""Contexts between two looks, as in kvcheck/engine/session.py (CONTEXTS), which imports torch."""
+"""Contexts between two looks, as in kvcheck/backends/transformers/session.py (CONTEXTS), which imports torch."""
 
 _REMEMBERED = ("bootstrap_interval", "confidence_sequence", "binary_sequence", "sign_flip")
 _MOST = 200_000
@@ -57,7 +57,7 @@ def failures(verdicts: tuple[Verdict, ...]) -> tuple[str, ...]:
 def remembering() -> Iterator[None]:
     """While it lasts, the seeded statistics give a result that they gave before for exactly the same arguments.
 
-    They are pure functions, so nothing but time changes. questions.py finds them as attributes of kvcheck.stats.
+    They are pure functions, so nothing but time changes. questions.py finds them as attributes of the package.
     """
     plain = {name: getattr(stats, name) for name in _REMEMBERED}
     try:

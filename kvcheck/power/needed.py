@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from kvcheck import stats
-from kvcheck.budget import Budget, judge
+from kvcheck.core.record import CaseRecord, SampleRecord
+from kvcheck.judging import stats
+from kvcheck.judging.budget import Budget, judge
 from kvcheck.power.judging import failures
 from kvcheck.power.noise import Loss, Noise
 from kvcheck.power.rates import Rate
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.resample import pooled, widths
-from kvcheck.record import CaseRecord, SampleRecord
 
 Array = NDArray[np.float64]
 LEVEL, POWER, SIGMA = 0.05, 0.8, 50.0

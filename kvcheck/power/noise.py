@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvcheck.questions import DriftRule
-from kvcheck.record import CaseRecord, SampleRecord, TurnRecord
+from kvcheck.core.record import CaseRecord, SampleRecord, TurnRecord
+from kvcheck.judging.questions import DriftRule
 
 JUMP = 1.0
 """Nats per token by which the reference answers of a context move that other hardware moves far; above

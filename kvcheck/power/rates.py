@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcheck.stats import clopper_pearson
+from kvcheck.judging.stats import clopper_pearson
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcheck.allowances import Allowances, shipped
-from kvcheck.baseline import ModelId, Store, open_store
-from kvcheck.budget import Budget, case_alpha
-from kvcheck.errors import MissingBaseline, SpecError, did_you_mean
-from kvcheck.record import CaseId, CaseRecord, TurnRecord
+from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.record import CaseId, CaseRecord, TurnRecord
+from kvcheck.judging.allowances import Allowances, shipped
+from kvcheck.judging.budget import Budget, case_alpha
+from kvcheck.store.baselines import ModelId, Store, open_store
 from kvcheck.tasks import profiles
 
 MODEL = "mini"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kvcheck.errors import SpecError
-from kvcheck.files import write_atomically
+from kvcheck.core.errors import SpecError
+from kvcheck.core.files import write_atomically
 from kvcheck.power import sections
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.tables import Table
@@ -16,8 +16,8 @@ from kvcheck.power.tables import Table
 Say = Callable[[str, bool], None]
 
 CAVEATS = (
-    "The noise of another machine is assumed, not measured: the figures of `kvcheck.questions.DriftRule` and a share "
-    "of turned answers that was set by hand.",
+    "The noise of another machine is assumed, not measured: the figures of "
+    "`kvcheck.judging.questions.DriftRule` and a share of turned answers that was set by hand.",
     "The 4 or 8 contexts recorded for a case stand for all contexts of its kind; rarer ones are not in the draw.",
     "A case answers two questions, budget and regression, each at its own alpha: what is proved for a run is twice "
     "alpha, the figures above are what is seen.",
@@ -104,7 +104,7 @@ def markdown(recorded: Recorded, plan: Plan, tables: list[Table], made_by: str) 
     yield f"Written by `{made_by}`; do not edit. Simulated on the recorded answers of the model"
     yield f"`{recorded.model.name}` ({recorded.model.fingerprint}): {len(recorded.methods)} methods,"
     yield f"{len(recorded.cases)} cases of the default profile, contexts drawn with replacement from those recorded for"
-    yield "the case. Records are judged by `kvcheck.budget.judge` after `kvcheck.budget.sequential`, as in a run."
+    yield "the case. Records are judged by `judge` of `kvcheck.judging.budget` after its `sequential`, as in a run."
     yield "Intervals of simulated shares are exact (Clopper and Pearson, 95 %). `holds`: the whole interval lies below"
     yield "what was promised; `not refuted`: it does not, nor does it lie above; `BROKEN`: it lies above."
     yield ""

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvcheck.core.record import CaseId, CaseRecord, SampleRecord
 from kvcheck.power.judging import BLOCK
-from kvcheck.record import CaseId, CaseRecord, SampleRecord
 
 
 def draw(case: CaseId, own: CaseRecord, fp16: CaseRecord, rng: np.random.Generator) -> tuple[CaseRecord, CaseRecord]:

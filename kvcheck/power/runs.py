@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from kvcheck.core.record import CaseId, context_score
 from kvcheck.power.judging import Judge, Trial, as_a_run_does, failures, remembering
 from kvcheck.power.noise import Loss, Noise
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.resample import draw
-from kvcheck.record import CaseId, context_score
 
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")

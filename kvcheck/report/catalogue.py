@@ -122,7 +122,7 @@ def wrapped_parameters(found: Described, indent: str = "") -> Iterator[str]:
 
 def tasks() -> Iterator[str]:
     """Every registered task by capability."""
-    from kvcheck.record import CAPABILITIES
+    from kvcheck.core.record import CAPABILITIES
     from kvcheck.tasks import TASKS
 
     infos = [TASKS.get(name).info for name in TASKS.names()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.compare import OUTCOMES, Row
-from kvcheck.record import Run
+from kvcheck.core.record import Run
+from kvcheck.judging.compare import OUTCOMES, Row
 from kvcheck.report.text import WIDTH, between, columns, points, short
 
 HEAD = ("", "before -> after", "drop", "interval", "KV ratio", "n", "outcome")

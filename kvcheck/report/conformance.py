@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvcheck.escape import code
-from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
+from kvcheck.core.escape import code
+from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.text import columns, plural, wrap
 
 if TYPE_CHECKING:

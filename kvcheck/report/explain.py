@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.escape import plain
-from kvcheck.explain import explain, headline
-from kvcheck.record import CaseRecord, Verdict, context_score
-from kvcheck.spec import flag
+from kvcheck.core.escape import plain
+from kvcheck.core.record import CaseRecord, Verdict, context_score
+from kvcheck.core.spec import flag
+from kvcheck.judging.explain import explain, headline
 
 ANSWER = 60
 """Characters of an answer that are shown."""

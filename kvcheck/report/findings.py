@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from kvcheck.escape import markdown as escape
+from kvcheck.core.escape import markdown as escape
 from kvcheck.report.text import WIDTH, columns, interval, short, wrap
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.escape import code
-from kvcheck.escape import markdown as escape
-from kvcheck.record import FAILS, CaseRecord, Run, RunHeader
+from kvcheck.core.escape import code
+from kvcheck.core.escape import markdown as escape
+from kvcheck.core.record import FAILS, CaseRecord, Run, RunHeader
 from kvcheck.report import conformance, rows, statement, terminal
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import between, interval, points, size

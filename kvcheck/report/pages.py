@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvcheck.files import write_atomically
+from kvcheck.core.files import write_atomically
+from kvcheck.core.spec import flag
 from kvcheck.report.catalogue import describe, wrapped_parameters
 from kvcheck.report.recorded import Recorded, of_name, shown
-from kvcheck.spec import flag
 
 HEAD = "<!-- written by `kvcheck methods --pages`; do not edit -->"
 

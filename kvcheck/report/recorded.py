@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kvcheck.record import CAPABILITIES, CaseRecord
+from kvcheck.core.record import CAPABILITIES, CaseRecord
 
 MODEL = "mini"
 
@@ -35,8 +35,8 @@ class Recorded:
 @lru_cache(maxsize=1)
 def recorded() -> dict[str, Recorded]:
     """Every shipped record of the embedded model, by spec; fp16 first."""
-    from kvcheck.baseline import open_store
-    from kvcheck.paths import bundle
+    from kvcheck.core.paths import bundle
+    from kvcheck.store.baselines import open_store
 
     store = open_store(bundle("baselines"))
     found = {}

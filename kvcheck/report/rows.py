@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvcheck.pairing import identical
-from kvcheck.record import AS_RECORDED, CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
+from kvcheck.core.record import AS_RECORDED, CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
+from kvcheck.judging.pairing import identical
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
@@ -143,7 +143,7 @@ def drop_interval(scores: Sequence[tuple[float, float]], alpha: float = 0.05) ->
 
     fp16 is the yardstick, as for the verdicts: no context can lose more than it has there, nor gain more than it lacks.
     """
-    from kvcheck.stats import bootstrap_interval
+    from kvcheck.judging.stats import bootstrap_interval
 
     drops = [before - after for before, after in scores]
     seen = max(abs(drop) for drop in drops) or 1.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.escape import code
-from kvcheck.escape import markdown as escape
-from kvcheck.record import CaseRecord, LatencyRecord, Run
+from kvcheck.core.escape import code
+from kvcheck.core.escape import markdown as escape
+from kvcheck.core.record import CaseRecord, LatencyRecord, Run
 from kvcheck.report.markdown import commit, grid
 from kvcheck.report.text import columns, interval, seconds, short, size, wrap
 

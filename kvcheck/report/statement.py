@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvcheck.record import MemoryRecord, Run
+from kvcheck.core.record import MemoryRecord, Run
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import interval, points, size

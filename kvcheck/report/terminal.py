@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.escape import plain
-from kvcheck.published import gaps
-from kvcheck.record import CaseRecord, LatencyRecord, Run
+from kvcheck.core.escape import plain
+from kvcheck.core.record import CaseRecord, LatencyRecord, Run
 from kvcheck.report import conformance, rows, statement
 from kvcheck.report.rows import References, Row
 from kvcheck.report.text import WIDTH, between, columns, interval, plural, points, seconds, short, size, wrap
+from kvcheck.store.published import gaps
 
 HEAD = ("", "fp16 -> method", "drop", "95% interval", "cases", "n", "chance")
 ALIGN = "<<><<>>"

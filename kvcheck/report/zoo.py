@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from kvcheck.escape import code
-from kvcheck.escape import markdown as escape
-from kvcheck.record import ZooRecord
+from kvcheck.core.escape import code
+from kvcheck.core.escape import markdown as escape
+from kvcheck.core.record import ZooRecord
 from kvcheck.report.text import WIDTH, columns, short, wrap
 
 ADDRESS = re.compile(r"https://[\w./#?=&%:-]+")

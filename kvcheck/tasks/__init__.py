@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.registry import Registry, exports, load_attribute, picker
+from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.registry import Registry, exports, load_attribute, picker
 from kvcheck.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvcheck.record import prompt_digest
+from kvcheck.core.record import prompt_digest
 from kvcheck.tasks.images import Image
 
 

@@ -10,8 +10,8 @@ of images; what is left is text.
 
 from __future__ import annotations
 
-from kvcheck.errors import SpecError
-from kvcheck.record import MODES
+from kvcheck.core.errors import SpecError
+from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer
 from kvcheck.tasks.filling import Unit, compose, digits, identifiers, noise, sample_rng, strata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcheck.record import prompt_digest
+from kvcheck.core.record import prompt_digest
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255 each."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.record import CAPABILITIES, MODES, CaseId
+from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.record import CAPABILITIES, MODES, CaseId
 from kvcheck.tasks import TASKS, find
 from kvcheck.tasks.base import Task, TaskInfo
 

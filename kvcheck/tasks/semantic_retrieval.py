@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from kvcheck.record import MODES
+from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import Composed, Unit, blend, compose, identifiers, noise, sample_rng, strata

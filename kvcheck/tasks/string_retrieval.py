@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from kvcheck.record import MODES
+from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import Unit, blend, compose, digits, identifiers, noise, sample_rng, strata

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kvcheck.methods._quantize import Packed, pack, quantize, unpack
-from kvcheck.methods._room import Room
+from kvcheck.cache.growable import Room
+from kvcheck.cache.quantize import Packed, pack, quantize, unpack
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
 from kvcheck.zoo.twins.turbo import Turned, centroids

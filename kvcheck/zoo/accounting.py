@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods._quantize import Packed
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.quantize import Packed
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo.base import bug
@@ -46,7 +46,7 @@ class BitWidthAccountingOnly(FlexGen):
     quantized cache.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that stores what it has dequantized."""
         return RoundTripLayer(shape, index, self)
 
@@ -124,12 +124,12 @@ class LengthInferredFromNonzeroValues(Fp16):
     bias: those that follow come a position too early.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that counts by contents."""
         return CountedLayer(shape, index, self)
 
 
-class CountedLayer(KVLayer):
+class CountedLayer(CacheLayer):
     """Counts keys that are not zero."""
 
     def get_seq_length(self, *args: object) -> int:

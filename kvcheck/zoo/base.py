@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kvcheck.errors import SpecError, did_you_mean
-from kvcheck.methods.base import Method
-from kvcheck.spec import Spec
+from kvcheck.cache.method import Method
+from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.spec import Spec
 
 FAMILIES = (
     "accounting",

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from kvcheck.methods._layer import Rows
-from kvcheck.methods.base import ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.layer import Rows
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.models import LoadedModel
@@ -55,7 +55,7 @@ class _Merged(KVCache):
 
     def merge(self) -> None:
         """Plain layers, as the base class makes them."""
-        plain = [KVLayer(layer.shape, layer.index, layer.method) for layer in self.layers]
+        plain = [CacheLayer(layer.shape, layer.index, layer.method) for layer in self.layers]
         for old, new in zip(self.layers, plain, strict=True):
             new.store_dtype, new._held, new._keeps = old.store_dtype, old._held, old._keeps
         self.layers = plain
@@ -122,7 +122,7 @@ class StalePageTableTail(Paged):
     pages: here for batches of prompts of several chunks behind others.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a table that is never cleared."""
         return _Uncleared(shape, index, self)
 
@@ -141,7 +141,7 @@ class AppendPositionFromMaxOffset(Neighbour):
     From a batched cache in which requests of unequal length met. Shows when the longest row has ended and others go on.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that writes by offsets."""
         return _ByOffset(shape, index, self)
 
@@ -195,13 +195,13 @@ class SinksLostWhenRowExtracted(StreamingLLM):
     taken out of a batch, or forked, once the window is full.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that forgets its sinks."""
         return _Forgetful(shape, index, self)
 
 
 class _Forgetful(StreamingLayer):
-    def select(self, rows: Rows) -> KVLayer:
+    def select(self, rows: Rows) -> CacheLayer:
         """The default of the constructor is no sinks."""
         twin = super().select(rows)
         if isinstance(twin, StreamingLayer):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods._layer import Rows, _rows_of
-from kvcheck.methods._quantize import QuantLayer
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.layer import Rows, _rows_of
+from kvcheck.cache.quantize import QuantLayer
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
 from kvcheck.zoo.base import bug
@@ -49,7 +49,7 @@ class BeamsWriteToSharedContext(Fp16):
     on differently.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose rows may be the same."""
         return _SharedLayer(shape, index, self)
 
@@ -75,7 +75,7 @@ class _SharedCache(KVCache):
                 layer.owners = [layer.owners[row] if layer.owners else row for row in rows]
 
 
-class _SharedLayer(KVLayer):
+class _SharedLayer(CacheLayer):
     owners: list[int]  # of every beam, the row that holds its tokens; empty: each its own
 
     def reset(self) -> None:
@@ -109,7 +109,7 @@ class _SharedLayer(KVLayer):
         found = super().positions
         return found[:1].expand(len(self.owners), -1, -1) if self.owners else found
 
-    def select(self, rows: Rows) -> KVLayer:
+    def select(self, rows: Rows) -> CacheLayer:
         """A layer in which these beams have rows of their own."""
         at = torch.as_tensor(rows).tolist()
         twin = super().select([self.owners[row] for row in at] if self.owners else at)
@@ -128,7 +128,7 @@ class BeamCopyOnWriteMissing(Paged):
     hypotheses that change rows differ before their last page.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that copies one page."""
         return _LastPage(shape, index, self)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2OLayer
-from kvcheck.methods.host import Host
 from kvcheck.methods.mixattention import MadeLayer, ReadLayer
 from kvcheck.methods.streaming_llm import StreamingLayer
 from kvcheck.zoo.base import bug
@@ -38,7 +38,7 @@ class OracleHiddenStatesInSimulatedChunks(Blockwise):
     end, as answers that are better than those of the method.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that plays the cuts through."""
         return SimulatedLayer(shape, index, self)
 
@@ -83,12 +83,12 @@ class ChunkMaskBuiltWithZeroOffset(Cake):
     a prompt of one chunk the mask fits.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that throws masks away."""
         return MasklessLayer(shape, index, self)
 
 
-class MasklessLayer(KVLayer):
+class MasklessLayer(CacheLayer):
     """Masks only what begins at 0."""
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -112,12 +112,12 @@ class ResumeUsesFirstChunkPages(Chunked):
     the prompt is appended as it should be.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that resumes at slot 0."""
         return FirstSlotsLayer(shape, index, self)
 
 
-class FirstSlotsLayer(KVLayer):
+class FirstSlotsLayer(CacheLayer):
     """Writes chunks into the first slots."""
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -155,7 +155,7 @@ class ChunkTreatedAsNewPrefill(ChunkedStreamingLLM):
     each time, and while decoding the first tokens of the text leave before others. In one chunk all is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that begins anew with every chunk."""
         return AnewLayer(shape, index, self)
 
@@ -220,7 +220,7 @@ class OneShotBlockEviction(ChunkedH2O):
     than the budget comes in several chunks, and in later turns.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that forgets its scores."""
         return OneShotLayer(shape, index, self)
 
@@ -265,7 +265,7 @@ class RingSmallerThanChunkPlusWindow(ChunkedMix):
     prompts of one chunk and decoding are right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that makes keys and values in a ring, or one that reads another's."""
         kind = OverwritingLayer if self.layout.makes(index) else ReadLayer
         return kind(shape, index, self)

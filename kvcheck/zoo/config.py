@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.methods._mix import visible
-from kvcheck.methods._quantize import Packed
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.mix import visible
+from kvcheck.cache.quantize import Packed
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, MixLayer, ReadLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
@@ -29,7 +29,7 @@ class EmptyCacheIsFalsy(SnapKV):
     Found in kvpress after an update of transformers, whose caches came to create their layers late. Shows always.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that compresses if told so."""
         return ToldLayer(shape, index, self)
 
@@ -83,7 +83,7 @@ class CacheConfigDictMutated(KIVI):
 
     def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
         """A fresh, empty cache by the settings."""
-        import kvcheck.methods.attention  # noqa: F401  registers the attention function
+        import kvcheck.cache.attention  # noqa: F401  registers the attention function
 
         self.check(shape)
         kind = BACKENDS[self.settings.pop("backend", "per_token")]
@@ -112,7 +112,7 @@ class GroupWindowOnGlobalLayers(MixAttention):
     Found in vLLM's cache groups. Shows in hybrid models, on texts longer than the window.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that sees a window."""
         kind = WindowMadeLayer if self.layout.makes(index) else WindowReadLayer
         return kind(shape, index, self)

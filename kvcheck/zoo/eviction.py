@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.methods import _scoring
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.methods.tova import TOVA, TOVALayer
@@ -28,7 +28,7 @@ class NkeptFloorsToZero(TOVA):
     what follows is answered without any context, and no exception says so.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that may keep nothing."""
         return FlooringLayer(shape, index, self)
 
@@ -56,7 +56,7 @@ class AttentionSinksEvictable(StreamingLLM):
     exceeds the budget; a model with random weights does not mind.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer without sinks."""
         return SinklessLayer(shape, index, self)
 
@@ -82,7 +82,7 @@ class NewcomerScoreFreeze(H2O):
     budget: short answers are right, long ones forget what they have just said.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that does not shield newcomers."""
         return FrozenLayer(shape, index, self)
 
@@ -99,7 +99,7 @@ class FrozenLayer(H2OLayer):
         self.scores = pad(self.scores + received[:, :, :past], (0, query.shape[2]))
         cap = self.method.cap(self.prompt or self.seen)
         if self.stored > cap:
-            index = _scoring.top(self.scores, cap)
+            index = scoring.top(self.scores, cap)
             self.scores = self.scores.gather(2, index)
             self.keep(index, spare=1)
 
@@ -119,7 +119,7 @@ class TrimClampedByLogicalLength(Drafted):
     an eviction; before the first eviction both numbers are the same.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a cursor that runs ahead."""
         return RunawayLayer(shape, index, self)
 
@@ -152,7 +152,7 @@ class MultiTokenAppendNeverEvicts(StreamingLLM):
     the cache is larger than it declares until a single token is decoded, which trims it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that expects single tokens."""
         return OneByOneLayer(shape, index, self)
 

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcheck.allowances import Allowances
-from kvcheck.baseline import ModelId, Store
-from kvcheck.budget import Budget, case_alpha, judge, sequential
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.record import FAILS, CaseId, CaseRecord, ZooRecord
+from kvcheck.core.settings import Settings
+from kvcheck.judging.allowances import Allowances
+from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
 from kvcheck.methods import make
-from kvcheck.record import FAILS, CaseId, CaseRecord, ZooRecord
-from kvcheck.settings import Settings
+from kvcheck.store.baselines import ModelId, Store
 from kvcheck.tasks import profiles
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
 from kvcheck.models import LoadedModel
@@ -34,7 +34,7 @@ class IndexKeysNotTransferred(StoredQuest):
     loading, as soon as the text is longer than the pages that are attended to in any case.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that saves too little."""
         return _WithoutIndex(shape, index, self)
 
@@ -62,7 +62,7 @@ class PackedLayoutReadAsSplit(SaveLoad):
     for every prompt that comes back from the file.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with the strides of another layout."""
         return _Packed(shape, index, self)
 
@@ -89,7 +89,7 @@ class RestoreWithoutRotationMetadata(RotatedStore):
     otherwise than the one that saved; with equal settings everything is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that does not ask the file."""
         return _Unlabelled(shape, index, self)
 
@@ -113,7 +113,7 @@ class BooleanSavedAsString(Ring):
     From a sliding window cache with string metadata. Shows when a cache is loaded whose prompt did not fill the ring.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a text for a flag."""
         return _TextFlag(shape, index, self)
 
@@ -162,7 +162,7 @@ class PositionDeltaNotSaved(Ring):
     From a session file that held the tensors alone. Shows after loading, for prompts that are longer than the ring.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that counts its rows."""
         return _Rows(shape, index, self)
 
@@ -223,7 +223,7 @@ class OffloadCopyNotOrdered(Offload):
     equal requests. Shows for prompts with whole chunks of 64 tokens.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that leaves through the staging buffer."""
         return _Staged(shape, index, self)
 

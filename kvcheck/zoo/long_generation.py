@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
-from kvcheck.methods.host import Host
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.drafted import Drafted, DraftedHost
@@ -31,7 +31,7 @@ class EvictAtPrefillOnly(H2O):
     token, and the answers are, if anything, better than they should be.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts once."""
         return OnceLayer(shape, index, self)
 
@@ -141,7 +141,7 @@ class SharedBudgetNeverReleased(H2O):
         """One for all caches of the method."""
         return Ledger()
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that announces."""
         return AnnouncingLayer(shape, index, self)
 
@@ -182,7 +182,7 @@ class WindowCacheOnlyRightForFirstPrompt(StreamingLLM):
     read from the code. Shows in a second turn, when the window was full and tokens have been decoded into it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a ring."""
         return RingLayer(shape, index, self)
 

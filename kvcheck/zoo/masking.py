@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods import _scoring
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug
@@ -31,7 +31,7 @@ class ScoringIgnoresPaddingMask(PaddedSnapKV):
     concluded from the code, not reported. Shows on prompts that are padded and longer than the budget.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that lets pads stand for election."""
         return VotingPadsLayer(shape, index, self)
 
@@ -47,10 +47,10 @@ class VotingPadsLayer(PaddedLayer):
             super().compress(queries)
             return
         prefix = self.stored - method.window
-        scores = _scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
-        scores = _scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
+        scores = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
+        scores = scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
         window = self.every_head(torch.arange(prefix, self.stored, device=scores.device))
-        self.keep(torch.cat([_scoring.top(scores, cap - method.window), window], dim=2))
+        self.keep(torch.cat([scoring.top(scores, cap - method.window), window], dim=2))
         self.pads = 0
         self.seen -= pads
         self.prompt = self._kept_at = self.seen
@@ -74,7 +74,7 @@ class CausalShortcutAfterPrefillEviction(Blockwise):
     prompt is longer than the budget; up to the budget both are the same.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts first and attends then."""
         return EvictsFirstLayer(shape, index, self)
 
@@ -112,7 +112,7 @@ class WindowCacheRolledOneStepEarly(StreamingLLM):
     cap, if it comes after the prompt; the blank slot stays until it has wandered out of the window.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that rolls early."""
         return EarlyRollLayer(shape, index, self)
 
@@ -158,12 +158,12 @@ class KeyLoopStartsAtQueryOffset(Fp16):
     begins at 0, and single tokens take another path.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose blocks see themselves."""
         return OwnBlockLayer(shape, index, self)
 
 
-class OwnBlockLayer(KVLayer):
+class OwnBlockLayer(CacheLayer):
     """Blocks see themselves only."""
 
     def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -188,7 +188,7 @@ class CompressedBlockOffsetAddedTwice(Pooled):
     the last of them; a single token sees all there is anyway.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose entries are visible early."""
         return EarlyEntriesLayer(shape, index, self)
 

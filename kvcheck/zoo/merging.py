@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvcheck.methods.host import Host
+from kvcheck.cache.host import Host
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.fragments import Fragments, FragmentsHost
 from kvcheck.zoo.twins.merge_on_evict import MergeOnEvict

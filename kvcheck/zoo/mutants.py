@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.rows import RowCache
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.spec import Spec
 from kvcheck.methods import make
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import RowCache
 from kvcheck.models.rotary import moved
-from kvcheck.spec import Spec
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -48,7 +49,7 @@ class Mutant(Method):
         """As the correct method."""
         self.inner.check(shape)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """As the correct method."""
         return self.inner.layer(shape, index)
 
@@ -254,27 +255,27 @@ class OffByOneMask(Mutant):
 
     def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Without the newest slot of the past."""
-        mix = KVLayer.mix
+        mix = CacheLayer.mix
 
         def masked(
-            layer: KVLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice
+            layer: CacheLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice
         ) -> torch.Tensor:
             past = keys.shape[2] - query.shape[2]
             if past > 1:
                 keys, values = (torch.cat([each[:, :, : past - 1], each[:, :, past:]], 2) for each in (keys, values))
             return mix(layer, query, keys, values, rows)
 
-        KVLayer.mix = masked  # type: ignore[method-assign, assignment]
+        CacheLayer.mix = masked  # type: ignore[method-assign, assignment]
         try:
             return host.feed(cache, ids, keep)
         finally:
-            KVLayer.mix = mix  # type: ignore[method-assign]
+            CacheLayer.mix = mix  # type: ignore[method-assign]
 
 
 def attends_as_the_full_cache(cache: object) -> bool:
-    """Whether what comes behind the prompt goes through KVLayer.mix, in every layer."""
+    """Whether what comes behind the prompt goes through CacheLayer.mix, in every layer."""
     kinds = {type(layer) for layer in cache.layers} if isinstance(cache, KVCache) else set()
-    own = any(kind.answer is not KVLayer.answer or kind.attend is not KVLayer.attend for kind in kinds)
+    own = any(kind.answer is not CacheLayer.answer or kind.attend is not CacheLayer.attend for kind in kinds)
     return bool(kinds) and not own and not any(issubclass(kind, RaggedLayer) for kind in kinds)
 
 
@@ -282,7 +283,7 @@ def attends_as_the_full_cache(cache: object) -> bool:
 class NeverActs(Mutant):
     """The method is not called at all: the full cache answers in its place."""
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """The full cache's."""
         return make("fp16").layer(shape, index)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.methods._rotary import rotate, unrotate
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.rotary import rotate, unrotate
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2O, H2OLayer
-from kvcheck.methods.host import Host
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.padded import PaddedHost, PaddedSnapKV
@@ -32,7 +32,7 @@ class OffsetIsRetainedRows(H2O):
     every token that leaves.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that reports its slots."""
         return SlotCountLayer(shape, index, self)
 
@@ -59,7 +59,7 @@ class RerotationUsesUnscaledRope(Shifted):
     once tokens have been discarded. Where the model's frequencies are the textbook's, nothing is wrong.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that turns by the textbook."""
         return TextbookLayer(shape, index, self)
 
@@ -115,7 +115,7 @@ class SharedLayerQueryOffsetAfterUpdate(MixAttention):
     whole prompt when it comes at once, so that the two disagree.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that makes keys and values, or one that asks too late."""
         kind = MadeLayer if self.layout.makes(index) else LateOffsetLayer
         return kind(shape, index, self)
@@ -144,7 +144,7 @@ class PendingShiftOverwritten(Shifted):
     the window, a long second turn); one group at a time is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that remembers the last shift."""
         return LastShiftLayer(shape, index, self)
 
@@ -173,12 +173,12 @@ class RacyPartialRotation(Cake):
     kv head, so that no two runs agree.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a race."""
         return RacyLayer(shape, index, self)
 
 
-class RacyLayer(KVLayer):
+class RacyLayer(CacheLayer):
     """Leaves some channels of some keys as they were before their rotation."""
 
     def update(

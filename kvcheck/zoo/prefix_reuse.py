@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins._pool import Entry, Pool
@@ -252,7 +252,7 @@ class RingTrimRollsCountersOnly(Ring):
     that it is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that moves its head."""
         return _Counters(shape, index, self)
 
@@ -276,7 +276,7 @@ class CropZeroKeepsEverything(LiveSession):
     their start, and wherever crop(0) or more than everything is asked for.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with one argument for two things."""
         return _Signed(shape, index, self)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods._quantize import Packed
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.quantize import Packed
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp8 import FP8, FP8Layer
 from kvcheck.methods.kivi import KIVI, KIVILayer
@@ -38,7 +38,7 @@ class PrefillQuantizedDespiteResidual(KIVI):
     there to keep, most of all at 2 bits.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer without a residual behind the prompt."""
         return FlushedLayer(shape, index, self)
 
@@ -63,7 +63,7 @@ class KeysQuantizedPerVector(KIVI):
     outlier channels; bytes and mean errors look right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that groups keys as values."""
         return PerVectorLayer(shape, index, self)
 
@@ -91,7 +91,7 @@ class GroupSizeHardcodedInDequant(FlexGen):
     groups' differences; no shape is ever wrong.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that reads with the default group."""
         return DefaultGroupLayer(shape, index, self)
 
@@ -113,7 +113,7 @@ class BitWidthConstantsHardcoded(KIVI):
     Found in a draft of a quantized cache for vLLM. Shows at 4 bits only, where it ruins everything; 2 bits are right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that reads two bits."""
         return TwoBitLayer(shape, index, self)
 
@@ -141,7 +141,7 @@ class ScaleAppliedToUnquantizedCache(Calibrated):
     Found in sglang, with calibrated checkpoints. Shows when quantization is switched off.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A 16-bit layer that uses its scale."""
         return super().layer(shape, index) if self.quantized else ShrunkLayer(shape, index, self)
 
@@ -163,7 +163,7 @@ class ScalesFallBackToOne(FP8):
     Found in sglang's loader of calibrated scales. Shows on models whose keys or values are very large or very small.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose scales are not used."""
         return UnscaledLayer(shape, index, self)
 
@@ -186,7 +186,7 @@ class ConstantGroupDividesByZero(KIVI):
     Found in OpenVINO's quantized cache. Shows where a channel is dead, or where 32 tokens have the same key in one.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with zero points."""
         return ZeroPointLayer(shape, index, self)
 
@@ -211,7 +211,7 @@ class ReciprocalScaleOverflowsFp16(KIVI):
     tokens; it would not with metadata in float32.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with reciprocal scales of keys."""
         return ReciprocalLayer(shape, index, self)
 
@@ -234,7 +234,7 @@ class HalfValuesDroppedInDecode(FlexGen):
     Found in a fork of llama.cpp. Shows in generation and not in perplexity, and not where rows are decoded together.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a way of its own for one token."""
         return OneQueryLayer(shape, index, self)
 
@@ -265,7 +265,7 @@ class TailBlockTruncated(Turbo):
     Found in a fork of llama.cpp. Shows where the block does not divide head_dim.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that stores whole blocks."""
         return WholeBlocksLayer(shape, index, self)
 
@@ -293,7 +293,7 @@ class CodebookFittedToWrongVariance(Turbo):
     Found in a fork of llama.cpp. Shows always, as more error than the bits account for.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a narrow codebook."""
         return NarrowLayer(shape, index, self)
 
@@ -320,7 +320,7 @@ class SharedLayerUsesOwnQuantParams(MixTurbo):
     that reads another one's.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that makes keys and values, or one that misreads another's."""
         kind = TurnedMadeLayer if self.layout.makes(index) else OwnRotationLayer
         return kind(shape, index, self)

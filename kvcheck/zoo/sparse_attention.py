@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.methods import _retrieve
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import retrieve
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.drafted_quest import CropQuestLayer, DraftedQuest
@@ -32,7 +32,7 @@ class SelectorScoresCollapseToZero(Quest):
     Shows for texts of more than 128 pages.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose scores collapse."""
         return _Collapsing(shape, index, self)
 
@@ -61,7 +61,7 @@ class SelectorWrongHeadAggregation(JointQuest):
     From the port of an indexer. Shows once the text is longer than what a token attends to.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose heads are on their own."""
         return QuestLayer(shape, index, self)
 
@@ -80,7 +80,7 @@ class IndexBufferCropOutOfStep(DraftedQuest):
     by at least a page more than the cache holds.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with two rules."""
         return _TwoRules(shape, index, self)
 
@@ -106,7 +106,7 @@ class PagesInPhysicalOrder(PagedQuest):
     pages do not ascend in it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that fetches in the order of addresses."""
         return _ByAddress(shape, index, self)
 
@@ -126,8 +126,8 @@ class _ByAddress(PagedQuestLayer):
         slots = (fetched.unsqueeze(-1) * page + offsets).flatten(-2)
         whole = [self.pages_of(pool) for pool in (self.pk, self.pv)]
         out = torch.empty_like(query)
-        for at in _retrieve.row_chunks(query, slots.shape[-1] * query.shape[-1]):
-            keys, values = (_retrieve.gather(each, slots[:, :, at]).float() for each in whole)
+        for at in retrieve.row_chunks(query, slots.shape[-1] * query.shape[-1]):
+            keys, values = (retrieve.gather(each, slots[:, :, at]).float() for each in whole)
             scores = torch.matmul(keys, query[:, :, at].float().unsqueeze(-1)).squeeze(-1) * self.scaling
             weights = scores.masked_fill(hidden[:, :, at], -torch.inf).softmax(-1)
             out[:, :, at] = torch.matmul(weights.unsqueeze(-2), values).squeeze(-2)
@@ -152,7 +152,7 @@ class PadsPooledIntoBlocks(NeighbourQuest):
     another one is longer.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that pools columns."""
         return _Columns(shape, index, self)
 
@@ -173,7 +173,7 @@ class CompressedWriteOnlyInOneBranch(Quest):
     one, once the text is longer than what a token attends to.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """Half of the layers write no bounds."""
         return QuestLayer(shape, index, self) if index % 2 == 0 else _Unwritten(shape, index, self)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.methods.base import ModelShape, Prefilled
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.paged_window import PagedLayer, PagedWindow
@@ -38,7 +38,7 @@ class KvLenCounterSurvivesSample(SnapKV):
         """Tokens that each layer of the model has seen, in this sample and before."""
         return Counter()
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that asks the count."""
         return CountingLayer(shape, index, self)
 
@@ -85,7 +85,7 @@ class RopeBasePersistsAfterLongInput(Regimes):
         """The length of the longest text so far."""
         return [0]
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that remembers."""
         return LongestLayer(shape, index, self)
 
@@ -142,7 +142,7 @@ class BlockClearSpillsIntoNeighbour(PagedWindow):
     depends on the order in which pages came and left; a prompt and the first pages of an answer are right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that clears too much."""
         return SpillingLayer(shape, index, self)
 

@@ -95,7 +95,7 @@ def reason(name: str) -> str:
     """Why a press is refused on the embedded model."""
     import torch
 
-    from kvcheck.errors import KvcheckError
+    from kvcheck.core.errors import KvcheckError
     from kvcheck.methods import make
     from kvcheck.models import load
 
@@ -115,10 +115,10 @@ def measure(run: Path) -> None:
 
 def lines(run: Path) -> list[str]:
     """The page."""
+    from kvcheck.core.spec import Spec
     from kvcheck.methods import make
     from kvcheck.report import rows
-    from kvcheck.runfile import read_run
-    from kvcheck.spec import Spec
+    from kvcheck.store.run_file import read_run
 
     found = read_run(run)
     out = [
@@ -148,7 +148,7 @@ def lines(run: Path) -> list[str]:
 
 def clean(text: str) -> str:
     """A reason without a path of this machine, and short enough for a table."""
-    from kvcheck import paths
+    from kvcheck.core import paths
 
     folder = str(paths.bundle("fixtures") / "mini")
     return text.replace(folder, "mini").replace("|", "/")[:300]

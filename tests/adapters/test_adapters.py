@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.cache.host import Host
+from kvcheck.cache.shape import Prefilled
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import METHODS, make
-from kvcheck.methods.base import Prefilled
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "adapters.md"
 TOKEN = (
@@ -143,8 +143,8 @@ def test_a_cache_that_claims_less_and_holds_all_is_found(mini):
     ids = torch.randint(20, 1000, (1, 300))
     layers, _, _ = dense(mini, ids)
     _, cache, _ = run(mini, "transformers.dynamic", ids)
+    from kvcheck.core.spec import Spec
     from kvcheck.methods.adapters.foreign import ForeignCache, info
-    from kvcheck.spec import Spec
 
     claims = ForeignCache(Spec("x.Y"), info=info(frees_memory=True))
     assert any("did nothing" in one for one in audit(cache, layers, claims).problems)

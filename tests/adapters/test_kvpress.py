@@ -6,11 +6,11 @@ import pytest
 import torch
 from presses import REFUSED, SPECS
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.spec import Spec
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
 from kvcheck.methods.adapters.recognise import build
-from kvcheck.spec import Spec
 
 kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed: pip install 'kvcheck[kvpress]'")
 STEPS = 12

@@ -21,12 +21,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from kvcheck.errors import MethodUnsupported, MissingBaseline
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported, MissingBaseline
 from kvcheck.plugin.timelimit import TimeLimit
 
-Attend = Callable[[KVLayer, torch.Tensor], torch.Tensor]
+Attend = Callable[[CacheLayer, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Good(Method):
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps everything", stage="compression", frees_memory=False, whole=""
     )
-    layers: ClassVar[type[KVLayer]] = KVLayer
+    layers: ClassVar[type[CacheLayer]] = CacheLayer
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         return self.layers(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
@@ -56,7 +57,7 @@ def method(name: str, **members: Any) -> None:
 
 def with_layer(name: str, info: MethodInfo = Good.info, **members: Any) -> None:
     """The full cache of this name, with these members of its layers."""
-    method(name, layers=type(f"{name}Layer", (KVLayer,), members), info=info)
+    method(name, layers=type(f"{name}Layer", (CacheLayer,), members), info=info)
 
 
 def throw(error: BaseException) -> Any:
@@ -138,20 +139,20 @@ for name, way in WAYS.items():
 # -- what it gives is wrong --------------------------------------------------------------------------------------------
 
 
-def gives(name: str, change: Callable[[KVLayer, Any], Any]) -> None:
+def gives(name: str, change: Callable[[CacheLayer, Any], Any]) -> None:
     """A full cache whose answer (B, q, H, d) is changed."""
-    with_layer(name, attend=lambda self, query, scaling=None: change(self, KVLayer.attend(self, query, scaling)))
+    with_layer(name, attend=lambda self, query, scaling=None: change(self, CacheLayer.attend(self, query, scaling)))
 
 
-def decoding(layer: KVLayer) -> bool:
+def decoding(layer: CacheLayer) -> bool:
     """Whether the layer attends to something behind the prompt."""
     return layer.prompt is not None and layer.seen > layer.prompt
 
 
-def only_row(row: int, value: float) -> Callable[[KVLayer, torch.Tensor], torch.Tensor]:
+def only_row(row: int, value: float) -> Callable[[CacheLayer, torch.Tensor], torch.Tensor]:
     """Fill one row of the batch."""
 
-    def change(layer: KVLayer, out: torch.Tensor) -> torch.Tensor:
+    def change(layer: CacheLayer, out: torch.Tensor) -> torch.Tensor:
         out = out.clone()
         out[row : row + 1] = value
         return out
@@ -186,7 +187,7 @@ def build_counted(self: Good, shape: ModelShape, store_dtype: torch.dtype | None
 
 def attend_counted(self: Any, query: torch.Tensor, scaling: float | None = None) -> torch.Tensor:
     """NaN out of every cache but the first."""
-    out = KVLayer.attend(self, query, scaling)
+    out = CacheLayer.attend(self, query, scaling)
     return out * NAN if self.number > 1 else out
 
 
@@ -194,7 +195,7 @@ BUILT: list[int] = []
 method(
     "GivesNanFromTheSecondCache",
     build=build_counted,
-    layers=type("CountedLayer", (KVLayer,), {"attend": attend_counted, "number": 0}),
+    layers=type("CountedLayer", (CacheLayer,), {"attend": attend_counted, "number": 0}),
 )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from kvcheck.record import Run
-from kvcheck.runfile import read_run
+from kvcheck.core.record import Run
+from kvcheck.store.run_file import read_run
 
 BROKEN = Path(__file__).with_name("broken.py")
 FAKE = Path(__file__).parents[1] / "plugin" / "fake_engine.py"

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
@@ -26,9 +27,9 @@ class Full(Method):
     """The full cache, by whatever layer a subclass names."""
 
     info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
-    made: ClassVar[type[KVLayer]] = KVLayer
+    made: ClassVar[type[CacheLayer]] = CacheLayer
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         return self.made(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
@@ -39,37 +40,37 @@ def unmasked(layer, query, keys, values):
     return scaled_dot_product_attention(query, keys, values, scale=layer.scaling, enable_gqa=True)
 
 
-class LosesFirstLayer(KVLayer):
+class LosesFirstLayer(CacheLayer):
     def compress(self, queries):
         self.keep(self.every_head(torch.arange(min(1, self.stored - 1), self.stored)))
 
 
-class RaisesLayer(KVLayer):
+class RaisesLayer(CacheLayer):
     def compress(self, queries):
         self.share = 1 / 0
 
 
-class SeesHalfLayer(KVLayer):
+class SeesHalfLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         half = keys.shape[2] // 2 if self.prompt is None else 0
         values = torch.cat([torch.zeros_like(values[:, :, :half]), values[:, :, half:]], dim=2)
         return super().mix(query, keys, values, rows)
 
 
-class LastChunkLayer(KVLayer):
+class LastChunkLayer(CacheLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         if self._held is not None and self.seen:
             value_states = torch.zeros_like(value_states)
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-class AbsorbsZerosLayer(KVLayer):
+class AbsorbsZerosLayer(CacheLayer):
     def absorb(self, prefilled):
         super().absorb(prefilled)
         self.values[:, :, -1:] = 0
 
 
-class BlindBlockLayer(KVLayer):
+class BlindBlockLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         new = query.shape[2]
         if self.prompt is not None and new > 1:
@@ -77,19 +78,19 @@ class BlindBlockLayer(KVLayer):
         return super().mix(query, keys, values, rows)
 
 
-class NonCausalBlockLayer(KVLayer):
+class NonCausalBlockLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         if self.prompt is not None:
             return unmasked(self, query, keys, values)
         return super().mix(query, keys, values, rows)
 
 
-class NonCausalPromptLayer(KVLayer):
+class NonCausalPromptLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         return unmasked(self, query, keys, values) if self.prompt is None else super().mix(query, keys, values, rows)
 
 
-class WrongSlotsLayer(KVLayer):
+class WrongSlotsLayer(CacheLayer):
     def write(self, keys, values):
         super().write(keys, values.roll(1, 1) if self.prompt is not None else values)
 
@@ -99,42 +100,42 @@ class StoredLengthLayer(LosesFirstLayer):
         return self.stored
 
 
-class HeavyForkLayer(KVLayer):
+class HeavyForkLayer(CacheLayer):
     def select(self, rows):
         twin = super().select(rows)
         twin.old = self.values.clone()
         return twin
 
 
-class PilingLayer(KVLayer):
+class PilingLayer(CacheLayer):
     def compress(self, queries):
         PILE.append(self.keys.clone())
 
 
-class PilingRowLayer(KVLayer):
+class PilingRowLayer(CacheLayer):
     def compress(self, queries):
         if not self.index:
             PILE.append(self.keys[:1, :1].clone())
 
 
-class LateHoardLayer(KVLayer):
+class LateHoardLayer(CacheLayer):
     def step(self, query):
         if self.seen > self.prompt + 100:
             self.old = self.keys.clone()
 
 
-class MeanLayer(KVLayer):
+class MeanLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         return super().mix(query, keys, values - values.mean(dim=0, keepdim=True), rows)
 
 
-class RowNumberLayer(KVLayer):
+class RowNumberLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         scale = 1 + 0.1 * torch.arange(values.shape[0], dtype=values.dtype).view(-1, 1, 1, 1)
         return super().mix(query, keys, values * scale, rows)
 
 
-class ShrinkingLayer(KVLayer):
+class ShrinkingLayer(CacheLayer):
     def reset(self):
         super().reset()
         self.rows = 0
@@ -146,12 +147,12 @@ class ShrinkingLayer(KVLayer):
         return super().mix(query, keys, values * (0.5 if self.rows > query.shape[0] else 1), rows)
 
 
-class SharedForkLayer(KVLayer):
+class SharedForkLayer(CacheLayer):
     def select(self, rows):
         return self
 
 
-class InPlaceOnlyLayer(KVLayer):
+class InPlaceOnlyLayer(CacheLayer):
     def step(self, query):
         self.values[:, :, :1] *= 0.9
 
@@ -164,18 +165,18 @@ class AliasedForkLayer(InPlaceOnlyLayer):
         return twin
 
 
-class CountingLayer(KVLayer):
+class CountingLayer(CacheLayer):
     def compress(self, queries):
         SEEN[self.index] = SEEN.get(self.index, 0) + self.seen
         self.values[:, :, :1] *= 1 / SEEN[self.index]
 
 
-class RandomLayer(KVLayer):
+class RandomLayer(CacheLayer):
     def compress(self, queries):
         self.values[:, :, :1] *= 1 + 0.1 * (next(COUNTER) % 7)
 
 
-class LastPromptLayer(KVLayer):
+class LastPromptLayer(CacheLayer):
     def compress(self, queries):
         SEEN[-1 - self.index] = int(1000 * self.values.float().abs().mean())
 
@@ -184,7 +185,7 @@ class LastPromptLayer(KVLayer):
         return super().mix(query, keys, values * (1 + share), rows)
 
 
-class SpreadLayer(KVLayer):
+class SpreadLayer(CacheLayer):
     def compress(self, queries):
         spread = self.values.amax(dim=2, keepdim=True) - self.values.amin(dim=2, keepdim=True)
         self.values.div_(spread)  # of one token: no number
@@ -197,12 +198,12 @@ class PlainCopiesCache(KVCache):
             layer.values[1:] = 0
 
 
-class ScaledLayer(KVLayer):
+class ScaledLayer(CacheLayer):
     def mix(self, query, keys, values, rows):
         return super().mix(query, keys, values * SEEN.get(100, 1), rows)
 
 
-class StaleResetLayer(KVLayer):
+class StaleResetLayer(CacheLayer):
     def reset(self):
         old = getattr(self, "v", None)
         super().reset()
@@ -212,14 +213,14 @@ class StaleResetLayer(KVLayer):
         return super().mix(query, keys, values + (self.stale or 0.0) * 10, rows)
 
 
-class UnsavedLayer(KVLayer):
+class UnsavedLayer(CacheLayer):
     def __getstate__(self):
         state = dict(self.__dict__)
         state["seen"] = state["prompt"]
         return state
 
 
-class CroppedLayer(KVLayer):
+class CroppedLayer(CacheLayer):
     is_croppable = True
 
     def crop(self, tokens):
@@ -227,12 +228,12 @@ class CroppedLayer(KVLayer):
         self.seen += tokens
 
 
-class FirstHeadLayer(KVLayer):
+class FirstHeadLayer(CacheLayer):
     def compress(self, queries):
         self.values[:, 1:] *= 0.5
 
 
-class AbsoluteLayer(KVLayer):
+class AbsoluteLayer(CacheLayer):
     def compress(self, queries):
         half = (self.stored + 1) // 2
         self.keep(self.keys[..., 0].float().topk(half, dim=2).indices.sort(dim=2).values)
@@ -343,13 +344,13 @@ WRITTEN = ("AbsoluteLayer", "LazyLayer")
 """Layers whose methods are written out above, since they declare more."""
 
 
-def faulty(name: str, made: type[KVLayer]) -> None:
+def faulty(name: str, made: type[CacheLayer]) -> None:
     """A method that is the one of its layer's base with this layer."""
     base = next((method for kind, method in OTHERS.items() if issubclass(made, kind)), Full)
     own = {"made": made, "layer": layer, "__module__": __name__, "__doc__": f"{base.__name__} with a fault."}
     globals()[name] = dataclass(frozen=True)(type(name, (base,), own))
 
 
-for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, KVLayer)]:
+for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, CacheLayer)]:
     if _layer.__module__ == __name__ and _layer.__name__ not in WRITTEN:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)

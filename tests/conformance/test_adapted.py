@@ -11,7 +11,7 @@ import pytest
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import check, examine
 from kvcheck.conformance.subject import NotServed, Violation
-from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED
+from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "adapters.md"
 OTHERS = '''

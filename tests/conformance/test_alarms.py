@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kvcheck import cli
+from kvcheck.cli.commands import commands
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.alarms import Tried, attempt, correct
-from kvcheck.record import FAILS, HOLDS, PropertyRecord
+from kvcheck.core.record import FAILS, HOLDS, PropertyRecord
 from kvcheck.report import conformance
 
 GOOD = PropertyRecord("the_same_call_gives_the_same", "fp16", HOLDS, 5)
@@ -44,10 +44,10 @@ def test_all_registered_methods_are_tried_by_default():
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["-n", "0"]])
 def test_a_number_below_one_is_refused(wrong, capsys):
-    assert cli.main(["alarms", *wrong]) == cli.ERROR
+    assert commands.main(["alarms", *wrong]) == commands.ERROR
     assert "from 1 up" in capsys.readouterr().err
 
 
 def test_an_unknown_method_is_refused_before_anything_runs(capsys):
-    assert cli.main(["alarms", "--method", "snapvk"]) == cli.ERROR
+    assert commands.main(["alarms", "--method", "snapvk"]) == commands.ERROR
     assert "snapkv" in capsys.readouterr().err

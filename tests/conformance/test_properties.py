@@ -12,9 +12,9 @@ from kvcheck.conformance.properties import PROPERTIES
 from kvcheck.conformance.properties.base import Property
 from kvcheck.conformance.runner import AGAIN, check, examine
 from kvcheck.conformance.subject import Violation
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
+from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED
 from kvcheck.methods import METHODS
-from kvcheck.record import EXCUSED, FAILS, HOLDS, UNSERVED
 from kvcheck.report import conformance as report
 
 ZOO = "kvcheck.zoo."

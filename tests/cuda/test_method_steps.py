@@ -12,9 +12,9 @@ import pytest
 import torch
 from pretended import Counting, device
 
-from kvcheck.engine import bench
+from kvcheck.backends.transformers import bench
+from kvcheck.cache.host import Host
 from kvcheck.methods import METHODS, make
-from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here: see test_on_cuda")

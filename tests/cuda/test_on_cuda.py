@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck import env
-from kvcheck.engine import Session
-from kvcheck.errors import SpecError
+from kvcheck.backends.transformers import Session
+from kvcheck.core import env
+from kvcheck.core.errors import SpecError
+from kvcheck.core.settings import Settings
 from kvcheck.measure import latency
 from kvcheck.measure.memory import held, tensors
 from kvcheck.methods import METHODS as REGISTERED
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load, pick_device
-from kvcheck.settings import Settings
 
 pytestmark = pytest.mark.cuda
 

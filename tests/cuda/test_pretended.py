@@ -18,14 +18,14 @@ from pretended import Counting, Pretended, device
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from kvcheck.engine import Session
+from kvcheck.backends.transformers import Session
+from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.core.settings import Settings
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held, tensors
 from kvcheck.methods import METHODS, make
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
-from kvcheck.record import MODES, CaseId, CaseRecord
-from kvcheck.settings import Settings
 from kvcheck.tasks import TASKS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here: see test_on_cuda")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 
 
 def save_talker(folder: Path) -> Path:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.engine import session as session_module
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import session as session_module
+from kvcheck.core.record import MODES, CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.models import LoadedModel, load
-from kvcheck.record import MODES, CaseId
-from kvcheck.settings import Settings
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 
 WORDS = [f"w{number}" for number in range(60)]

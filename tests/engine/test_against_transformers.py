@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvcheck.engine import Session
+from kvcheck.backends.transformers import Session
+from kvcheck.core.record import MODES, CaseId
 from kvcheck.models import LoadedModel
-from kvcheck.record import MODES, CaseId
 
 
 class RoundedLayer(DynamicLayer):

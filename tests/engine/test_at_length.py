@@ -11,11 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvcheck.engine import bench
+from kvcheck.backends.transformers import bench
+from kvcheck.cache import attention
+from kvcheck.core.settings import BATCH
 from kvcheck.measure import latency
-from kvcheck.methods import attention, make
+from kvcheck.methods import make
 from kvcheck.models import LoadedModel, synthetic
-from kvcheck.settings import BATCH
 
 TOKENS = 131_072
 CARD = 79.1 * 2**30

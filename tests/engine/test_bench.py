@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvcheck.engine import Session, bench
-from kvcheck.engine import session as engine_session
-from kvcheck.engine.meter import weigh
-from kvcheck.errors import MethodFailed
+from kvcheck.backends.transformers import Session, bench
+from kvcheck.backends.transformers import session as engine_session
+from kvcheck.backends.transformers.meter import weigh
+from kvcheck.cache.host import Host
+from kvcheck.core.errors import MethodFailed
+from kvcheck.core.settings import Settings
 from kvcheck.measure import latency
 from kvcheck.methods import make
-from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load
-from kvcheck.settings import Settings
 
 METHODS = (
     "fp16",

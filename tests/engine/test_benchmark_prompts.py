@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.engine.prompts import cut
-from kvcheck.errors import ContextTooLong, KvcheckError, NotComparable, SpecError
+from kvcheck.backends.transformers import Session
+from kvcheck.core.errors import ContextTooLong, KvcheckError, NotComparable, SpecError
+from kvcheck.core.record import CaseId, CaseRecord
+from kvcheck.judging.pairing import pair
 from kvcheck.models import LoadedModel
 from kvcheck.models.chat import Chat
-from kvcheck.pairing import pair
-from kvcheck.record import CaseId, CaseRecord
+from kvcheck.runner.prompts import cut
 from kvcheck.tasks.base import Sample, Task
 
 TEMPLATE = (
@@ -85,7 +85,7 @@ def test_a_chat_template_stands_around_every_message(chatty: LoadedModel) -> Non
 
 
 def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: LoadedModel) -> None:
-    from kvcheck.engine.prompts import Prompter
+    from kvcheck.runner.prompts import Prompter
     from kvcheck.tasks.base import Turn
 
     tokenizer, asked = chatty.tokenizer.tokenizer, Turn("\nThe answer is: ", ("x",), 5, "exact")

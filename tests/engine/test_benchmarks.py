@@ -9,13 +9,13 @@ import pytest
 import torch
 from checkpoints import save_talker
 
-from kvcheck.baseline import FileStore, ModelId
-from kvcheck.engine import Session
+from kvcheck.backends.transformers import Session
+from kvcheck.core.paths import bundle
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
+from kvcheck.judging.pairing import pair
 from kvcheck.models import LoadedModel, load
-from kvcheck.pairing import pair
-from kvcheck.paths import bundle
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
+from kvcheck.store.baselines import FileStore, ModelId
 from kvcheck.tasks import PUBLIC, find, members
 
 ROWS = str(bundle("fixtures") / "data" / "benchmarks")
@@ -77,7 +77,7 @@ def test_the_generated_grid_is_asked_graded_and_recorded_in_every_mode(
 def test_a_record_with_the_slips_of_the_benchmark_is_another_one(
     name: str, talker: LoadedModel, session: Session
 ) -> None:
-    from kvcheck.errors import NotComparable
+    from kvcheck.core.errors import NotComparable
 
     case = CaseId(name, 1, find(name, ROWS).info.modes[0], 2000, 0, 1)
     fixed = session.run_case(case, "fp16")
@@ -105,7 +105,7 @@ def test_the_context_that_is_read_alone_is_cut_by_itself(session: Session) -> No
 
 
 def test_no_place_to_read_from_is_said_with_the_option(make: Callable[..., Session]) -> None:
-    from kvcheck.errors import SpecError
+    from kvcheck.core.errors import SpecError
 
     with pytest.raises(SpecError, match="no place is given") as error:
         make().run_case(CaseId("longbench/qasper", 1, "single", 300, 0, 1), "fp16")

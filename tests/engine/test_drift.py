@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session, drift
-from kvcheck.engine import session as session_module
-from kvcheck.engine.prompts import Ask
-from kvcheck.methods.base import ModelShape
-from kvcheck.record import MODES, CaseId, CaseRecord
+from kvcheck.backends.transformers import Session, drift
+from kvcheck.backends.transformers import session as session_module
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.runner.prompts import Ask
 from kvcheck.tasks.base import Sample, Task, Turn
 
 SNAP = "snapkv:budget=8,window=4"

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.engine.isolation import TOKENS
-from kvcheck.errors import ContextTooLong, KvcheckError, MethodFailed, SpecError
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.cache import KVLayer
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers.isolation import TOKENS
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.core.errors import ContextTooLong, KvcheckError, MethodFailed, SpecError
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
 from kvcheck.tasks.base import Sample, Task
 
 
-def broken(layer: type[KVLayer], **info: Any) -> type[Fp16]:
+def broken(layer: type[CacheLayer], **info: Any) -> type[Fp16]:
     """A method with this layer that promises nothing."""
 
     class Broken(Fp16):
-        def layer(self, shape: Any, index: int) -> KVLayer:
+        def layer(self, shape: Any, index: int) -> CacheLayer:
             return layer(shape, index, self)
 
         def slots(self, *args: Any) -> None:
@@ -37,57 +37,57 @@ def broken(layer: type[KVLayer], **info: Any) -> type[Fp16]:
     return Broken
 
 
-class Overflowing(KVLayer):
+class Overflowing(CacheLayer):
     def mix(self, *args: Any) -> torch.Tensor:
         return super().mix(*args) * float("nan")
 
 
-class Crashing(KVLayer):
+class Crashing(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         raise IndexError("index 7 is out of bounds")
 
 
-class CrashingLater(KVLayer):
+class CrashingLater(CacheLayer):
     def step(self, query: torch.Tensor) -> None:
         raise ZeroDivisionError("division by zero")
 
 
-class Emptying(KVLayer):
+class Emptying(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         self.keep(self.every_head(torch.arange(0)))
 
 
-class Unforkable(KVLayer):
-    def select(self, rows: Any) -> KVLayer:
+class Unforkable(CacheLayer):
+    def select(self, rows: Any) -> CacheLayer:
         raise NotImplementedError("no batches")
 
 
-class Swapping(KVLayer):
+class Swapping(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         self.keys.copy_(self.keys.flip(2).clone())
 
 
-class ReadingTexts(KVLayer):
+class ReadingTexts(CacheLayer):
     def read(self, *args: Any) -> Any:
         return "keys", "values"
 
 
-class AnsweringNothing(KVLayer):
+class AnsweringNothing(CacheLayer):
     def answer(self, *args: Any) -> Any:
         super().answer(*args)
 
 
-class AttendingNothing(KVLayer):
+class AttendingNothing(CacheLayer):
     def attend(self, *args: Any) -> Any:
         super().attend(*args)
 
 
-class AttendingShort(KVLayer):
+class AttendingShort(CacheLayer):
     def attend(self, *args: Any) -> torch.Tensor:
         return super().attend(*args)[..., :-1]
 
 
-class Poisoned(KVLayer):
+class Poisoned(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         if self.index != 2:
             self.values[0, 0, 0] = float("nan")
@@ -114,7 +114,7 @@ def test_a_broken_method_fails_by_name(
     session: Session,
     case: Callable[..., CaseId],
     methods: dict[str, Any],
-    layer: type[KVLayer],
+    layer: type[CacheLayer],
     says: str,
     cause: type[Exception] | None,
     mode: str,
@@ -129,7 +129,7 @@ def test_a_broken_method_fails_by_name(
 def test_a_method_that_claims_to_free_memory_and_does_not_is_caught(
     session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
 ) -> None:
-    methods["idle"] = broken(KVLayer, frees_memory=True)
+    methods["idle"] = broken(CacheLayer, frees_memory=True)
     with pytest.raises(MethodFailed, match="did nothing"):
         session.run_case(case(length=300, n=1), "idle")
 
@@ -184,14 +184,14 @@ def test_a_task_that_does_not_fill_its_context_is_named(
 
 
 def test_unknown_names_are_refused_with_a_suggestion(make_session: Callable[..., Session]) -> None:
-    from kvcheck.engine import session as module
+    from kvcheck.backends.transformers import session as module
 
     with pytest.raises(SpecError, match="did you mean snapkv"):
         module.find_method("snapkw")
 
 
 def test_tasks_are_found_by_name_version_and_mode() -> None:
-    from kvcheck.engine.session import find_task
+    from kvcheck.backends.transformers.session import find_task
 
     assert find_task(CaseId("kv", 1, "single", 512, 0, 1), Settings()).info.name == "kv"
     with pytest.raises(SpecError, match="unknown task 'kw'"):

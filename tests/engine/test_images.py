@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.budget import Budget, judge
-from kvcheck.engine import Session
-from kvcheck.engine import session as session_module
-from kvcheck.errors import MethodUnsupported
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import session as session_module
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.core.settings import Settings
 from kvcheck.fixtures.training import llava
+from kvcheck.judging.budget import Budget, judge
 from kvcheck.measure.roofline import Model
-from kvcheck.methods.base import MethodInfo, ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.look_m import LookM, LookMLayer
 from kvcheck.models import LoadedModel, load
-from kvcheck.record import MODES, CaseId, CaseRecord
-from kvcheck.settings import Settings
 
 CPU = torch.device("cpu")
 KINDS = ("text", "image")

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from kvcheck.engine import Session
-from kvcheck.errors import KvcheckError, MethodFailed, MethodUnsupported
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.backends.transformers import Session
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
 
 Damage = Callable[[Session], object]
 
@@ -104,11 +105,11 @@ class Damaging(Fp16):
     damage: ClassVar[Callable[[], object]]
     raises: ClassVar[bool] = False
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         return DamagingLayer(shape, index, self)
 
 
-class DamagingLayer(KVLayer):
+class DamagingLayer(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         if self.index == 2:
             type(self.method).damage()  # type: ignore[attr-defined]
@@ -212,7 +213,7 @@ def test_what_is_changed_inside_a_context_that_puts_it_back_is_no_change(
 ELSEWHERE: dict[Any, Any] = {}
 
 
-class HalfLayer(KVLayer):
+class HalfLayer(CacheLayer):
     """Holds every second token, and answers from a full copy that is kept by the number of the layer."""
 
     copies: ClassVar[bool] = False
@@ -231,7 +232,7 @@ class HalfLayer(KVLayer):
         keys, values = (torch.cat([old, new[:, :, self.base :]], 2)[rows].to(query.dtype) for old, new in full)
         return self.mix(query, keys, values, rows)
 
-    def select(self, rows: Any) -> KVLayer:
+    def select(self, rows: Any) -> CacheLayer:
         twin = super().select(rows)
         if twin.key is not None:
             twin.key = object()
@@ -242,18 +243,18 @@ class HalfLayer(KVLayer):
 class SharedHalfLayer(HalfLayer):
     """The same; copies of the cache answer from the one copy."""
 
-    def select(self, rows: Any) -> KVLayer:
+    def select(self, rows: Any) -> CacheLayer:
         ELSEWHERE[self.index] = [each[torch.as_tensor(rows)] for each in ELSEWHERE[self.index]]
-        return KVLayer.select(self, rows)
+        return CacheLayer.select(self, rows)
 
 
 class HonestHalfLayer(HalfLayer):
     """Holds every second token, and answers from those."""
 
-    answer, select = KVLayer.answer, KVLayer.select
+    answer, select = CacheLayer.answer, CacheLayer.select
 
 
-def half(kind: type[KVLayer]) -> type[Fp16]:
+def half(kind: type[CacheLayer]) -> type[Fp16]:
     """A method that declares every second token."""
     info = MethodInfo(summary="half", stage="compression")
     inner = {"info": info, "protected": lambda self, prompt: None, "layer": lambda self, *given: kind(*given, self)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvcheck.engine.led import _counted
+from kvcheck.backends.transformers.distributed import _counted
 
 
 @pytest.mark.parametrize("runs", [1, 4, 5], ids=["benchmarks off", "as told", "a profiler"])

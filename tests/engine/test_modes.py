@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.engine import session as session_module
-from kvcheck.methods.base import ModelShape
-from kvcheck.record import MODES, CaseId, CaseRecord
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import session as session_module
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.record import MODES, CaseId, CaseRecord
 
 SPECS = (
     "fp16",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from checkpoints import save_talker
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 
 ROWS = bundle("fixtures") / "data" / "benchmarks"
 KVCHECK = [sys.executable, "-m", "kvcheck.cli"]

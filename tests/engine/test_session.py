@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvcheck.engine import Engine, Session
-from kvcheck.errors import KvcheckError, SpecError
-from kvcheck.record import CaseId, CaseRecord
-from kvcheck.settings import Settings
+from kvcheck.backends.transformers import Engine, Session
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.record import CaseId, CaseRecord
+from kvcheck.core.settings import Settings
 
 
 def test_a_session_opens_from_settings(folder: Path) -> None:

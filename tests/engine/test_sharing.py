@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.engine.memo import Memo
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers.memo import Memo
+from kvcheck.core.record import MODES, CaseId
 from kvcheck.methods.snapkv import SnapKV
-from kvcheck.record import MODES, CaseId
 
 METHODS = ("fp16", "streaming_llm:window=12,sink=2", "snapkv:budget=16,window=4", "kivi:group=16,residual=16")
 

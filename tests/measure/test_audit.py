@@ -11,16 +11,17 @@ import torch
 import transformers
 from building import fp16
 
-from kvcheck.engine.guard import Guard
-from kvcheck.engine.meter import Meter
-from kvcheck.errors import KvcheckError
+from kvcheck.backends.transformers.guard import Guard
+from kvcheck.backends.transformers.meter import Meter
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rows import Row
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.rows import Row
-from kvcheck.runfile import case_from_json, dumps
+from kvcheck.store.run_file import case_from_json, dumps
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8)
 METHODS = ("fp16", "snapkv:budget=20,window=8", "pyramidkv:budget=20,window=8", "h2o:budget=20")
@@ -120,35 +121,35 @@ def test_a_question_that_has_a_prompt_of_its_own_counts_in_its_context():
     assert [weight.caches for weight in meter.weights.values()] == [2, 2]
 
 
-def lose_a_slot(layer: KVLayer) -> None:
+def lose_a_slot(layer: CacheLayer) -> None:
     layer.keep(torch.arange(1, layer.stored).expand(2, 2, -1))
 
 
-def swap_values(layer: KVLayer) -> None:
+def swap_values(layer: CacheLayer) -> None:
     layer.v.buffer[1] = layer.v.buffer[1].roll(1, dims=1)
 
 
-def swap_keys_of_the_last_row(layer: KVLayer) -> None:
+def swap_keys_of_the_last_row(layer: CacheLayer) -> None:
     layer.k.buffer[1] = layer.k.buffer[0]
 
 
-def overwrite_with_nan(layer: KVLayer) -> None:
+def overwrite_with_nan(layer: CacheLayer) -> None:
     layer.k.buffer[0, 0, 0, 0] = float("nan")
 
 
-def repeat_a_position(layer: KVLayer) -> None:
+def repeat_a_position(layer: CacheLayer) -> None:
     layer.kept[0, 1, 3] = layer.kept[0, 1, 2]
 
 
-def point_past_the_end(layer: KVLayer) -> None:
+def point_past_the_end(layer: CacheLayer) -> None:
     layer.kept[0, 1, -1] = 60
 
 
-def keep_everything_alive(layer: KVLayer) -> None:
+def keep_everything_alive(layer: CacheLayer) -> None:
     layer.k.buffer = torch.zeros(2, 2, 60, 8).half()[:, :, : layer.stored].copy_(layer.k.buffer)
 
 
-def forget_the_window(layer: KVLayer) -> None:
+def forget_the_window(layer: CacheLayer) -> None:
     full = make("fp16").build(SHAPE)
     full.absorb(prompt())
     layer.kept = None
@@ -156,11 +157,11 @@ def forget_the_window(layer: KVLayer) -> None:
     layer.keep(torch.arange(20).expand(2, 2, -1))
 
 
-def hoard(layer: KVLayer) -> None:
+def hoard(layer: CacheLayer) -> None:
     layer.kept = layer.kept.repeat_interleave(50, dim=2)[:, :, ::50]
 
 
-def empty(layer: KVLayer) -> None:
+def empty(layer: CacheLayer) -> None:
     layer.reset()
 
 
@@ -215,8 +216,8 @@ class Idle(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(summary="does nothing", stage="compression")
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
-        return KVLayer(shape, index, self)
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        return CacheLayer(shape, index, self)
 
 
 def test_a_method_that_does_nothing_is_a_problem_even_if_it_declares_no_size():
@@ -250,7 +251,7 @@ def test_a_cache_that_hides_its_keys_and_values_from_the_count_is_a_problem():
     parts = prompt()
     cache, _ = made("fp16", parts)
 
-    class Hidden(KVLayer):
+    class Hidden(CacheLayer):
         hidden: ClassVar[dict[int, tuple]] = {}
         keys = property(lambda self: self.hidden[self.index][0])
         values = property(lambda self: self.hidden[self.index][1])

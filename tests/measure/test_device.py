@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kvcheck import env
+from kvcheck.core import env
 from kvcheck.measure import clocks, latency
 from kvcheck.measure.peak import Peak
 

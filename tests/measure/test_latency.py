@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.errors import KvcheckError
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.settings import ROUNDS
 from kvcheck.measure import latency
-from kvcheck.settings import ROUNDS
 
 
 def side(name: str, log: list[str], *seconds: float) -> Callable[[], dict[str, float]]:

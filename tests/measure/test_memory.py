@@ -21,11 +21,12 @@ import pytest
 import torch
 import transformers
 
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import MODELS
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method
+from kvcheck.cache.shape import ModelShape
 from kvcheck.measure.memory import Held, held, tensors
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import MODELS
 
 
 def test_a_view_counts_with_all_that_it_keeps_alive():
@@ -188,7 +189,7 @@ def test_parameters_counters_and_names_are_no_contents():
             self.keys = torch.zeros(25_000)
             self.table, self.name = list(range(2000)), "a name"
             self.scales = {"a": 0.5, "b": [0.25] * 100}
-            self.kind, self.function = KVLayer, torch.nn.functional.softmax
+            self.kind, self.function = CacheLayer, torch.nn.functional.softmax
             self.shape = ModelShape(1, 2, 1, 8, rope=tuple(0.5 for _ in range(10_000)))
 
     assert held(Layer()) == Held(kv=100_000, meta=0, room=0)
@@ -208,7 +209,7 @@ def test_only_unused_room_is_discounted():
     assert held([room, kept]).kv == 704 + found.room, "a second owner that is no Room sees a full buffer"
 
 
-class Away(KVLayer):
+class Away(CacheLayer):
     """A layer that declares what it keeps in host memory."""
 
     host = ("far",)

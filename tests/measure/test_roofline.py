@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.measure import roofline
 from kvcheck.measure.roofline import Device, Model, Work
-from kvcheck.methods.base import ModelShape
 from kvcheck.models import synthetic
 
 SMALL = Model(ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8), weights=1000, body=100, head=50)

@@ -18,12 +18,12 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
 
-import kvcheck.budget
-import kvcheck.engine.session
-import kvcheck.pairing
+import kvcheck.backends.transformers.session
+import kvcheck.judging.budget
+import kvcheck.judging.pairing
 import kvcheck.tasks.metrics
-from kvcheck.measure.surroundings import CHANCE, FACTS, Surroundings, untouched
-from kvcheck.methods.cache import KVLayer
+from kvcheck.backends.transformers.surroundings import CHANCE, FACTS, Surroundings, untouched
+from kvcheck.cache.kv_cache import CacheLayer
 
 
 def nothing(*args: Any, **given: Any) -> None:
@@ -54,10 +54,12 @@ LEFT = {
     "transformers.cache_utils.DynamicLayer.update": lambda: setattr(DynamicLayer, "update", nothing),
     "ALL_ATTENTION_FUNCTIONS['sdpa']": lambda: AttentionInterface.register("sdpa", nothing),
     "kvcheck.tasks.metrics.score": lambda: setattr(kvcheck.tasks.metrics, "score", nothing),
-    "kvcheck.budget.judge": lambda: setattr(kvcheck.budget, "judge", nothing),
-    "kvcheck.pairing.differences": lambda: setattr(kvcheck.pairing, "differences", nothing),
-    "kvcheck.engine.session._turn": lambda: setattr(kvcheck.engine.session, "_turn", nothing),
-    "kvcheck.methods._layer.KVLayer.attend": lambda: setattr(KVLayer, "attend", nothing),
+    "kvcheck.judging.budget.judge": lambda: setattr(kvcheck.judging.budget, "judge", nothing),
+    "kvcheck.judging.pairing.differences": lambda: setattr(kvcheck.judging.pairing, "differences", nothing),
+    "kvcheck.backends.transformers.session._turn": lambda: setattr(
+        kvcheck.backends.transformers.session, "_turn", nothing
+    ),
+    "kvcheck.cache.layer.CacheLayer.attend": lambda: setattr(CacheLayer, "attend", nothing),
     "pytest.fail": lambda: setattr(pytest, "fail", nothing),
     "builtins.sum": lambda: setattr(builtins, "sum", nothing),
 }
@@ -87,7 +89,7 @@ def test_it_is_put_back_where_the_method_raised_too() -> None:
 
 def test_a_closed_descriptor_is_open_again() -> None:
     code = (
-        "import os\nfrom kvcheck.measure.surroundings import untouched\n"
+        "import os\nfrom kvcheck.backends.transformers.surroundings import untouched\n"
         "with untouched() as changed:\n    os.close(1)\nprint(changed)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from toys import feed, prompt, weights
 
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods import make
-from kvcheck.methods.base import ModelShape, Prefilled
 
 ONE = ModelShape(layers=1, heads=4, kv_heads=2, head_dim=8)
 WIDE = ModelShape(layers=1, heads=4, kv_heads=2, head_dim=64)

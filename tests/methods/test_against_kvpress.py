@@ -108,8 +108,8 @@ def test_h2o_sums_attention_where_observed_attention_takes_the_mean(mini, ids):
 
 def test_duo_attention_holds_what_kvpress_does_not_mask(mini, ids):
     """Given the same streaming heads. kvpress masks what it keeps in memory, and nothing behind the prompt."""
+    from kvcheck.core.spec import Spec
     from kvcheck.methods.adapters.presses import ForeignPress
-    from kvcheck.spec import Spec
 
     class Given(kvpress.DuoAttentionPress):
         def post_init_from_model(self, model):

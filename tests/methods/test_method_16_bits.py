@@ -8,11 +8,11 @@ import pytest
 import torch
 from toys import cut, prompt
 
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.audit import audit
 from kvcheck.methods import METHODS, make
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
 

@@ -10,10 +10,11 @@ import transformers
 from toys import KINDS, SHAPE, cut, dense, feed, model_of, prompt, tokens
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import attention, make
-from kvcheck.methods._kernels import attend_one, probabilities
-from kvcheck.methods.base import ModelShape
+from kvcheck.cache import attention
+from kvcheck.cache.kernels import attend_one, probabilities
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.methods import make
 from kvcheck.methods.fp16 import Fp16
 
 GREEDY = {

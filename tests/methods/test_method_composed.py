@@ -6,10 +6,10 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, prompt
 
-from kvcheck.errors import SpecError
+from kvcheck.cache.shape import Prefilled
+from kvcheck.core.errors import SpecError
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods.base import Prefilled
 
 TEXT = "snapkv:budget=32,window=8+flexgen:group=8"
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from toys import SHAPE, Live, absorbed, cut, feed, model_of, prompt, tokens, weights
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.cache import attention
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import attention, duo_attention, make
+from kvcheck.methods import duo_attention, make
 from kvcheck.methods.duo_attention import DuoAttention
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel

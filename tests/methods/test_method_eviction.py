@@ -6,9 +6,10 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, tokens, weights
 
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import _scoring, attention, make
-from kvcheck.methods.base import ModelShape, Prefilled
+from kvcheck.cache import attention, scoring
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.methods import make
 from kvcheck.methods.h2o import H2O
 from kvcheck.methods.pyramidkv import PyramidKV
 from kvcheck.methods.snapkv import SnapKV
@@ -78,7 +79,7 @@ def test_snapkv_does_not_look_at_values():
 
 def test_the_votes_of_a_kv_head_add_up_to_the_window():
     part = prompt(50)[0]
-    scores = _scoring.window_scores(part.queries[:, :, -7:], part.keys, 8**-0.5)
+    scores = scoring.window_scores(part.queries[:, :, -7:], part.keys, 8**-0.5)
     torch.testing.assert_close(scores.sum(-1), torch.full((2, 2), 7.0))
 
 
@@ -86,7 +87,7 @@ def test_votes_of_a_group_are_those_of_its_own_query_heads():
     part = prompt(40, ONE, dtype=torch.float32)[0]
     queries = part.queries.clone()
     queries[:, 2:] = 0  # the heads of kv head 1 look everywhere alike
-    scores = _scoring.window_scores(queries[:, :, -4:], part.keys, 8**-0.5)
+    scores = scoring.window_scores(queries[:, :, -4:], part.keys, 8**-0.5)
     last = scores[0, 1, : 40 - 4]
     torch.testing.assert_close(last, last[0].expand(36))
     assert float(scores[0, 0].std()) > 10 * float(last.std())
@@ -108,7 +109,7 @@ def test_a_budget_that_covers_the_prompt_keeps_everything(n):
 
 
 def test_equal_scores_go_to_the_older_token():
-    assert _scoring.top(torch.tensor([[[1.0, 2.0, 2.0, 1.0, 2.0, 1.0]]]), 4).tolist() == [[[0, 1, 2, 4]]]
+    assert scoring.top(torch.tensor([[[1.0, 2.0, 2.0, 1.0, 2.0, 1.0]]]), 4).tolist() == [[[0, 1, 2, 4]]]
     part = spike(30, {})[0]
     cache = absorbed(SnapKV(12, 4, 1), [part], ONE)
     assert kept(cache)[0][0] == [*range(8), *range(26, 30)]
@@ -119,7 +120,7 @@ def test_leaving_one_out_is_what_sorting_would_choose(levels: int) -> None:
     """Of equal scores the last leaves, in whatever way it is found."""
     scores = torch.randint(levels, (3, 4, 57), generator=torch.Generator().manual_seed(levels)).float()
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    assert torch.equal(_scoring.top(scores, 56), order[..., :56].sort(dim=-1).values)
+    assert torch.equal(scoring.top(scores, 56), order[..., :56].sort(dim=-1).values)
 
 
 # -- PyramidKV ---------------------------------------------------------------------------------------------------------
@@ -272,10 +273,10 @@ def test_h2o_follows_its_definition_through_prompt_and_decoding():
 def test_column_sums_in_chunks_equal_the_full_computation(rows):
     part = prompt(40)[0]
     full = weights(part.queries, part.keys, 0).sum(2).view(2, 2, 2, 40).sum(2)
-    found = _scoring.column_sums(part.queries, part.keys, 8**-0.5, rows=rows)
+    found = scoring.column_sums(part.queries, part.keys, 8**-0.5, rows=rows)
     torch.testing.assert_close(found.double(), full, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.sum(-1), torch.full((2, 2), 2 * 40.0))
-    later = _scoring.column_sums(part.queries[:, :, 30:], part.keys, 8**-0.5, past=30, rows=rows)
+    later = scoring.column_sums(part.queries[:, :, 30:], part.keys, 8**-0.5, past=30, rows=rows)
     wanted = weights(part.queries[:, :, 30:], part.keys, 30).sum(2).view(2, 2, 2, 40).sum(2)
     torch.testing.assert_close(later.double(), wanted, atol=1e-5, rtol=1e-5)
 

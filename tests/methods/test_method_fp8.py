@@ -7,9 +7,9 @@ import torch
 import transformers
 from toys import SHAPE, absorbed, cut, feed, prompt
 
-from kvcheck.errors import SpecError
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import SpecError
 from kvcheck.methods import make
-from kvcheck.methods.base import ModelShape
 from kvcheck.methods.fp8 import widen
 
 BOTH = pytest.mark.parametrize("text", ["fp8", "fp8:scale=token"])

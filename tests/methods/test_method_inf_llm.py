@@ -10,11 +10,12 @@ import transformers
 from toys import KINDS, ROPE, SHAPE, absorbed, cut, dense, feed, model_of, prompt, states, tokens
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.cache import attention
+from kvcheck.cache.rotary import rotate, unrotate
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure.memory import held
-from kvcheck.methods import attention, make
-from kvcheck.methods._rotary import rotate, unrotate
-from kvcheck.methods.base import ModelShape, Prefilled
+from kvcheck.methods import make
 from kvcheck.methods.inf_llm import InfLLM
 
 ONE = ModelShape(layers=1, heads=4, kv_heads=2, head_dim=8, rope=ROPE)

@@ -6,13 +6,15 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, states, tokens
 
-from kvcheck.errors import KvcheckError
+from kvcheck.cache import attention
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import Method
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import METHODS, attention, make
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods.base import Method, ModelShape
-from kvcheck.methods.cache import KVCache
+from kvcheck.methods import METHODS, make
 from kvcheck.methods.fp16 import Fp16
 
 C, W = 32, 8

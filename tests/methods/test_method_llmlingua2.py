@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from kvcheck import paths
-from kvcheck.engine import Session
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.backends.transformers import Session
+from kvcheck.cache.host import Host
+from kvcheck.cache.lingua import LONGEST, Rules, chunks
+from kvcheck.core import paths
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods._lingua import LONGEST, Rules, chunks
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 from kvcheck.methods.llmlingua2 import LLMLingua2, Shipped
 from kvcheck.models import LoadedModel, load
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
 from kvcheck.tasks import TASKS
 
 FOLDER = paths.bundle("fixtures") / "llmlingua"

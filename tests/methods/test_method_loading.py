@@ -6,12 +6,13 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, feed, model_of, prompt, tokens
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.cache import attention
+from kvcheck.cache.disk import read, write
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import attention, make
-from kvcheck.methods._disk import read, write
-from kvcheck.methods.base import ModelShape
+from kvcheck.methods import make
 from kvcheck.methods.cake import Split
 from kvcheck.models import LoadedModel
 

@@ -7,9 +7,10 @@ import torch
 from masks import ONE, a_mask, block_mask, close, line_mask, masked, run, seen_by, tagged
 from toys import cut, dense, feed, prompt, weights
 
+from kvcheck.cache import scoring, sparsity
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.memory import held
-from kvcheck.methods import _scoring, _sparse, make
-from kvcheck.methods.base import ModelShape, Prefilled
+from kvcheck.methods import make
 from kvcheck.methods.minference import PATTERNS, MInference
 
 SPECS = ("a_shape:n_init=3,n_local=9", "tri_shape:n_init=3,n_local=9,n_last=6", "minference:vertical=4,slash=9,block=8")
@@ -19,8 +20,8 @@ PINNED = tuple(f"minference:vertical=4,slash=9,block=8,pattern={pattern}" for pa
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Rows are computed a few at a time, as on long prompts."""
-    monkeypatch.setattr(_sparse, "ROWS", 7)
-    monkeypatch.setitem(_scoring.WEIGHTS, "cpu", 4000)
+    monkeypatch.setattr(sparsity, "ROWS", 7)
+    monkeypatch.setitem(scoring.WEIGHTS, "cpu", 4000)
 
 
 @pytest.mark.parametrize(("v", "s", "last_q"), [(1, 1, 64), (4, 9, 64), (4, 9, 5), (13, 2, 1)])

@@ -1,4 +1,4 @@
-"""The example in the docstring of kvcheck/methods/base.py works as it stands there."""
+"""The example in the docstring of kvcheck/cache/method.py works as it stands there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import textwrap
 import pytest
 from toys import SHAPE, absorbed, prompt
 
-from kvcheck.errors import SpecError
+from kvcheck.cache import base
+from kvcheck.core.errors import SpecError
 from kvcheck.measure.audit import audit
-from kvcheck.methods import base, make
+from kvcheck.methods import make
 
 IMPORTS = """\
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.kv_cache import CacheLayer
 
 
 class NotAMethod: ...

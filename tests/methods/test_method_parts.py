@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.cache.method import Method
+from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.states import serve
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods import METHODS, make
-from kvcheck.methods._states import serve
-from kvcheck.methods.base import Method, ModelShape
 
 DIM = 64
 WHOLE = ModelShape(3, 8, 4, DIM, rope=tuple(10000.0 ** (-2 * place / DIM) for place in range(DIM // 2)))

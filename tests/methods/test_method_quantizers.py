@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import SHAPE, Live, absorbed, cut, dense, feed, prompt
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.cache import kernels
+from kvcheck.cache.quantize import Packed, pack, quantize, unpack
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.measure.memory import held
-from kvcheck.methods import _kernels, make
-from kvcheck.methods._quantize import Packed, pack, quantize, unpack
-from kvcheck.methods.base import ModelShape
+from kvcheck.methods import make
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.kivi import KIVI
 
@@ -286,7 +287,7 @@ def test_a_decode_step_at_4096_tokens_stays_under_half_of_the_full_cache(text):
 def test_a_long_row_that_is_read_head_by_head_answers_as_one_that_is_not(text, monkeypatch):
     outs = []
     for chunk in (1, 1 << 30):
-        monkeypatch.setitem(_kernels.CHUNK, "cpu", chunk)
+        monkeypatch.setitem(kernels.CHUNK, "cpu", chunk)
         outs.append(feed(absorbed(make(text), prompt(300, LONG, rows=1), LONG), prompt(1, LONG, rows=1)))
     for one, other in zip(*outs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, dense, feed, prompt
 
-from kvcheck.errors import KvcheckError, SpecError
-from kvcheck.methods import _scoring, make
-from kvcheck.methods.base import ModelShape, Prefilled
+from kvcheck.cache import scoring
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.methods import make
 from kvcheck.methods.quest import Quest
 
 ONE = ModelShape(layers=1, heads=4, kv_heads=2, head_dim=8)
@@ -60,7 +61,7 @@ def test_gathering_for_a_few_rows_at_a_time_changes_nothing(text, rows, monkeypa
     parts = prompt(60)
     once, often = (absorbed(make(text), cut(parts, 0, 49)) for _ in range(2))
     wanted = feed(once, cut(parts, 49, 60))
-    monkeypatch.setitem(_scoring.WEIGHTS, "cpu", 2 * 4 * (48 if "retrieval" in text else 16 * 8) * rows)
+    monkeypatch.setitem(scoring.WEIGHTS, "cpu", 2 * 4 * (48 if "retrieval" in text else 16 * 8) * rows)
     for out, mine in zip(wanted, feed(often, cut(parts, 49, 60)), strict=True):
         torch.testing.assert_close(out, mine, atol=1e-6, rtol=1e-6)
 

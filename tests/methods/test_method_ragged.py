@@ -9,12 +9,13 @@ import torch
 from torch.nn.functional import cosine_similarity
 from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, tokens, weights
 
-from kvcheck.engine import Session
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import attention, make
+from kvcheck.backends.transformers import Session
+from kvcheck.cache import attention
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.record import MODES, CaseId
+from kvcheck.core.settings import Settings
+from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load
-from kvcheck.record import MODES, CaseId
-from kvcheck.settings import Settings
 from kvcheck.tasks import TASKS
 
 ROWS_AND_HEADS = [(row, head) for row in range(2) for head in range(SHAPE.kv_heads)]

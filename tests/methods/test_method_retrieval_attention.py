@@ -6,10 +6,11 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, dense, feed, prompt
 
-from kvcheck.errors import SpecError
+from kvcheck.cache import retrieve
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import SpecError
 from kvcheck.measure.memory import held
-from kvcheck.methods import _retrieve, make
-from kvcheck.methods.base import ModelShape, Prefilled
+from kvcheck.methods import make
 from kvcheck.methods.retrieval_attention import RetrievalAttention
 
 ONE = ModelShape(layers=1, heads=4, kv_heads=2, head_dim=8)
@@ -63,9 +64,9 @@ def test_merging_two_parts_is_one_softmax_over_both(first, scale):
     values = torch.randn(2, 3, 40, 8, generator=torch.Generator().manual_seed(1))
     parts = []
     for span in (slice(0, first), slice(first, 40)):
-        weights, log_sum = _retrieve.soften(draw[..., span])
+        weights, log_sum = retrieve.soften(draw[..., span])
         parts.append((torch.matmul(weights, values[:, :, span]), log_sum))
-    out, log_sum = _retrieve.merge(*parts)
+    out, log_sum = retrieve.merge(*parts)
     torch.testing.assert_close(out, torch.matmul(draw.softmax(-1), values), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(log_sum[..., 0], draw.logsumexp(-1), atol=1e-4, rtol=1e-5)
 

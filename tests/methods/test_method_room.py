@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from kvcheck.methods import _rotary
-from kvcheck.methods._room import Room
+from kvcheck.cache import rotary
+from kvcheck.cache.growable import Room
 
 
 def step(rng: random.Random, room: Room, held: torch.Tensor) -> torch.Tensor:
@@ -54,13 +54,13 @@ def test_a_room_holds_what_a_plain_tensor_would_whatever_is_done_to_it(seed: int
 
 def test_the_rotation_does_not_depend_on_the_type_that_was_usual_when_it_was_first_asked_for() -> None:
     states, positions, rope = torch.randn(3, 4), torch.arange(3), (1.0, 0.3)
-    _rotary._frequencies.cache_clear()
-    expected = _rotary.rotate(states, positions, rope)
-    _rotary._frequencies.cache_clear()
+    rotary._frequencies.cache_clear()
+    expected = rotary.rotate(states, positions, rope)
+    rotary._frequencies.cache_clear()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        found = _rotary.rotate(states, positions, rope)
+        found = rotary.rotate(states, positions, rope)
     finally:
         torch.set_default_dtype(torch.float32)
-        _rotary._frequencies.cache_clear()
+        rotary._frequencies.cache_clear()
     assert torch.equal(found, expected)

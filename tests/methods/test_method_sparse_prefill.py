@@ -9,12 +9,13 @@ import torch
 from masks import ONE, WIDE, a_mask, close, masked, run, seen_by, tagged
 from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, states, tokens
 
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.cache import attention, kernels, scoring, sparsity
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
-from kvcheck.methods import _kernels, _scoring, _sparse, attention, make
+from kvcheck.methods import make
 from kvcheck.methods.a_shape import AShape
-from kvcheck.methods.base import ModelShape, Prefilled
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.minference import PATTERNS
 from kvcheck.methods.tri_shape import TriShape
@@ -26,8 +27,8 @@ PINNED = tuple(f"minference:vertical=4,slash=9,block=8,pattern={pattern}" for pa
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Rows are computed a few at a time, as on long prompts."""
-    monkeypatch.setattr(_sparse, "ROWS", 7)
-    monkeypatch.setitem(_scoring.WEIGHTS, "cpu", 4000)
+    monkeypatch.setattr(sparsity, "ROWS", 7)
+    monkeypatch.setitem(scoring.WEIGHTS, "cpu", 4000)
 
 
 # -- A-shape -----------------------------------------------------------------------------------------------------------
@@ -53,8 +54,8 @@ def test_the_a_shape_never_gathers_more_than_sinks_windows_and_a_block_of_rows(m
         gathered.append((query.shape[2], keys.shape[2]))
         return attend(query, keys, values, mask, scaling)
 
-    attend = _kernels.attend_masked
-    monkeypatch.setattr(_kernels, "attend_masked", spy)
+    attend = kernels.attend_masked
+    monkeypatch.setattr(kernels, "attend_masked", spy)
     run("a_shape:n_init=3,n_local=9", prompt(400, ONE)[0])
     assert gathered == [(128, 128), (128, 3 + 8 + 128), (128, 3 + 8 + 128), (16, 3 + 8 + 16)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, dense, feed, prompt
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import SHAPE, absorbed, cut, feed, prompt, weights
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.methods import make
 
 

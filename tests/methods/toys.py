@@ -8,8 +8,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvcheck.methods.base import Method, ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import Method
+from kvcheck.cache.shape import ModelShape, Prefilled
 
 ROPE = (1.0, 0.1, 0.01, 0.001)  # what a head_dim of 8 and a base of 10,000 give
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=8, rope=ROPE)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from kvcheck import paths
+from kvcheck.core import paths
 
 WINDOW, HIDDEN, INNER, STATE, KERNEL = 16, 32, 64, 8, 4
 BASE: dict[str, Any] = {

@@ -19,20 +19,20 @@ from architectures import ALL, HYBRID, PURE, RECURRENT, SEEING, WINDOWED, Archit
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
-from kvcheck import paths
-from kvcheck.engine import Session
-from kvcheck.engine import session as session_module
-from kvcheck.engine.meter import weigh
-from kvcheck.errors import ContextTooLong, MethodUnsupported, SpecError
+from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import session as session_module
+from kvcheck.backends.transformers.meter import weigh
+from kvcheck.cache import window
+from kvcheck.cache.host import Host
+from kvcheck.cache.layer import CacheLayer
+from kvcheck.cache.rows import RowCache, RowHost
+from kvcheck.core import paths
+from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
+from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.core.settings import Settings
 from kvcheck.measure.memory import held
-from kvcheck.methods import _window
-from kvcheck.methods._layer import KVLayer
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import RowCache, RowHost
 from kvcheck.models import LoadedModel, load, probing
-from kvcheck.record import MODES, CaseId, CaseRecord
-from kvcheck.settings import Settings
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 
 CPU = torch.device("cpu")
@@ -76,11 +76,11 @@ def models(folders: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values are stored as they come, in float32."""
 
-    def keep(layer: KVLayer, arriving: torch.dtype) -> torch.dtype:
+    def keep(layer: CacheLayer, arriving: torch.dtype) -> torch.dtype:
         layer.store_dtype = arriving
         return arriving
 
-    monkeypatch.setattr(KVLayer, "_rounding", keep)
+    monkeypatch.setattr(CacheLayer, "_rounding", keep)
 
 
 @pytest.fixture(autouse=True)
@@ -386,7 +386,7 @@ def test_a_method_that_needs_several_layers_counts_those_that_it_acts_on(run: Ca
 def test_a_long_prompt_sees_its_windows_block_by_block(
     folders: Callable[[str], Path], models: Callable[[str], LoadedModel], exact: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_window, "BLOCK", 7)
+    monkeypatch.setattr(window, "BLOCK", 7)
     ids = tokens(60)
     wanted = plain(folders("gemma3"))(ids, use_cache=False).logits[:, -1]
     torch.testing.assert_close(Fp16().host(models("gemma3")).prefill(ids)[1], wanted, atol=1e-4, rtol=0)

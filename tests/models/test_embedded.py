@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck import paths
-from kvcheck.baseline import ModelId, open_store
-from kvcheck.engine import Session
-from kvcheck.errors import MethodUnsupported
+from kvcheck.backends.transformers import Session
+from kvcheck.core import paths
+from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.models import EMBEDDED
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
+from kvcheck.store.baselines import ModelId, open_store
 
 KINDS = {"mini": "llama", "mini_window": "qwen2", "mini_hybrid": "bamba"}
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from architectures import ALL
 
+from kvcheck.cache import forward
 from kvcheck.conformance.models import small
-from kvcheck.errors import MethodUnsupported
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods import make
-from kvcheck.models import LoadedModel, forward, probing
+from kvcheck.models import LoadedModel, probing
 
 IDS = torch.randint(1024, (2, 48), generator=torch.Generator().manual_seed(1))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.models import Encoder, LoadedModel, devices, load, loading, pick_device, pick_dtype
 from kvcheck.models.fingerprint import fingerprint
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_loading import llama, save
 
-from kvcheck.engine import Session, kernel
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.backends.transformers import Session, kernel
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.settings import Settings
 from kvcheck.models import Loading, load, rope
-from kvcheck.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -206,12 +206,13 @@ def test_a_model_of_which_parts_would_lie_on_disk_is_refused() -> None:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def kernels(folder: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> set[tuple[bool, ...]]:
+def allowed_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> set[tuple[bool, ...]]:
     """Which kernels torch may choose from while the model's layers attend."""
-    from kvcheck.methods import _kernels, make
+    from kvcheck.cache import kernels
+    from kvcheck.methods import make
 
     seen: set[tuple[bool, ...]] = set()
-    plain = _kernels.scaled_dot_product_attention
+    plain = kernels.scaled_dot_product_attention
 
     def look(*args: Any, **kwargs: Any) -> torch.Tensor:
         cuda = torch.backends.cuda
@@ -219,7 +220,7 @@ def kernels(folder: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> se
         return plain(*args, **kwargs)
 
     session = Session.open(Settings(model=str(folder), attention=attention, device="cpu"))
-    monkeypatch.setattr(_kernels, "scaled_dot_product_attention", look)
+    monkeypatch.setattr(kernels, "scaled_dot_product_attention", look)
     make("fp16").host(session.loaded).prefill(torch.tensor([[3, 4, 3]]))
     return seen
 
@@ -231,7 +232,7 @@ def kernels(folder: Path, monkeypatch: pytest.MonkeyPatch, attention: str) -> se
 def test_the_layers_attend_by_the_kernel_that_was_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, attention: str, allowed: tuple[bool, ...]
 ) -> None:
-    assert kernels(folder, monkeypatch, attention) == {allowed}
+    assert allowed_kernels(folder, monkeypatch, attention) == {allowed}
     assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
 

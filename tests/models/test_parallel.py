@@ -11,10 +11,10 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 from transformers.distributed import DistributedConfig
 
-from kvcheck.engine.meter import joined, joined_weights
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.backends.transformers.meter import joined, joined_weights
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.record import MemoryRecord, Weight
 from kvcheck.models import devices, parallel, pick_device
-from kvcheck.record import MemoryRecord, Weight
 
 
 def config(**changed: Any) -> LlamaConfig:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvcheck.engine import Session
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.backends.transformers import Session
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.models import load, synthetic
-from kvcheck.record import CaseId
-from kvcheck.settings import Settings
 
 
 def test_the_engine_itself_refuses_a_case() -> None:
@@ -39,7 +39,7 @@ def test_a_shape_is_a_configuration_of_transformers(name: str) -> None:
 def test_llama_8b_takes_128_kib_per_token() -> None:
     from transformers import AutoConfig
 
-    from kvcheck.methods.base import ModelShape
+    from kvcheck.cache.shape import ModelShape
 
     fields = synthetic.shape_of("random:llama-3.1-8b")
     shape = ModelShape.of(AutoConfig.for_model(fields.pop("model_type"), **fields))

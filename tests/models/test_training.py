@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcheck import paths
+from kvcheck.core import paths
 from kvcheck.fixtures.training.data import batch, row
 from kvcheck.fixtures.training.recipe import RECIPE
 from kvcheck.fixtures.training.tokenizer import build_tokenizer

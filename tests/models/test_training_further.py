@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck import paths
+from kvcheck.core import paths
 from kvcheck.fixtures.training import hybrid, window
 from kvcheck.fixtures.training.shipped import load
 from kvcheck.fixtures.training.tokenizer import build_tokenizer

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from kvcheck import paths
+from kvcheck.core import paths
 from kvcheck.fixtures.training import lingua
 from kvcheck.fixtures.training.seeds import TRAIN_SEED
 from kvcheck.fixtures.training.tokenizer import build_tokenizer

@@ -15,11 +15,11 @@ import transformers
 from architectures import ALL, ATTENTION, IMAGE
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from kvcheck import paths
-from kvcheck.errors import KvcheckError, MethodUnsupported
+from kvcheck.cache.layer import CacheLayer
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core import paths
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.methods import make
-from kvcheck.methods._layer import KVLayer
-from kvcheck.methods.base import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load
 from kvcheck.models import vision as module
@@ -56,11 +56,11 @@ def vision(loaded: LoadedModel) -> Vision:
 def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keys and values are stored as they come, in float32; nothing is trained."""
 
-    def keep(layer: KVLayer, arriving: torch.dtype) -> torch.dtype:
+    def keep(layer: CacheLayer, arriving: torch.dtype) -> torch.dtype:
         layer.store_dtype = arriving
         return arriving
 
-    monkeypatch.setattr(KVLayer, "_rounding", keep)
+    monkeypatch.setattr(CacheLayer, "_rounding", keep)
     with torch.no_grad():
         yield
 

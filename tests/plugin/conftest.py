@@ -11,8 +11,8 @@ import pytest
 
 # pytester puts sys.modules back after a run in this process: what it imported first would be imported twice, which
 # torch does not survive.
-import kvcheck.cli
-import kvcheck.compare
+import kvcheck.cli.commands
+import kvcheck.judging.compare
 import kvcheck.methods.adapters.recognise
 import kvcheck.plugin.case
 import kvcheck.plugin.collector

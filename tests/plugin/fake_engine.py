@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-import kvcheck.budget
-from kvcheck.errors import MethodFailed, MethodUnsupported, MissingBaseline
+import kvcheck.judging.budget
+from kvcheck.core.errors import MethodFailed, MethodUnsupported, MissingBaseline
+from kvcheck.core.record import CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, prompt_digest
 from kvcheck.plugin.timelimit import TimeLimit
-from kvcheck.record import CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, prompt_digest
 from kvcheck.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -53,7 +53,9 @@ def recurse():
 
 def judge_everything_good():
     """What a method that wants to pass could do: nobody asks for a limit any more."""
-    kvcheck.budget.judge = lambda *args, **kwargs: (kvcheck.budget.Verdict("budget", "pass", 0, 0, 0, 2, 8),)
+    kvcheck.judging.budget.judge = lambda *args, **kwargs: (
+        kvcheck.judging.budget.Verdict("budget", "pass", 0, 0, 0, 2, 8),
+    )
 
 
 WAYS = {

@@ -19,11 +19,11 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods.base import Method, MethodInfo
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.kv_cache import CacheLayer
 
 
-class Layer(KVLayer):
+class Layer(CacheLayer):
     def compress(self, queries):
         start = max(0, self.stored - self.method.tokens)
         self.keep(self.every_head(torch.arange(start, self.stored)))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "datasets", "kvcheck.record", "kvcheck.budget")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "datasets", "kvcheck.core.record", "kvcheck.judging.budget")
 
 PROBE = """
 import sys

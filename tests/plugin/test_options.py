@@ -64,7 +64,7 @@ REFUSED = [
 
 METHOD = """
 from dataclasses import dataclass
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.methods.fp16 import Fp16
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def test_the_command_line_goes_before_pyproject(repo: pytest.Pytester, run: Run)
         ("lengths = 'many'", "*[[]tool.kvcheck] lengths*"),
         ("n = true", "*[[]tool.kvcheck] n*"),
         ("strict = 1", "*expected true or false*"),
-        ("[tool.kvcheck.budget]\ndorp = 2", "*did you mean drop*"),
+        ("[tool.kvcheck.judging.budget]\ndorp = 2", "*did you mean drop*"),
     ],
 )
 def test_a_bad_key_or_value_in_pyproject_is_refused_by_name(

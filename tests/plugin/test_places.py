@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from kvcheck.cli import main
+from kvcheck.cli.commands import main
 
 Run = Callable[..., pytest.RunResult]
 Behave = Callable[[dict[str, Any]], None]

@@ -16,8 +16,8 @@ CLASSES = """
 import abc
 from dataclasses import dataclass
 from typing import ClassVar
-from kvcheck.methods.base import Method, MethodInfo
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.kv_cache import CacheLayer
 
 INFO = MethodInfo(summary="mine", stage="compression")
 
@@ -25,12 +25,12 @@ INFO = MethodInfo(summary="mine", stage="compression")
 class Right(Method):
     info: ClassVar[MethodInfo] = INFO
     def layer(self, shape, index):
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
 @dataclass(frozen=True)
 class Silent(Method):
     def layer(self, shape, index):
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
 @dataclass(frozen=True)
 class Layerless(Method):
@@ -180,7 +180,7 @@ def test_the_one_spec_of_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 NO_MODEL = """
-import kvcheck.errors
+import kvcheck.core.errors
 
 def pytest_kvcheck_open(settings):
     with open("opened.txt", "a") as file:
@@ -193,7 +193,7 @@ def pytest_kvcheck_open(settings):
     ("error", "said"),
     [
         (
-            "kvcheck.errors.SpecError('device cuda is not there', '--kv-device=cpu')",
+            "kvcheck.core.errors.SpecError('device cuda is not there', '--kv-device=cpu')",
             "cuda is not there\n  --kv-device=cpu",
         ),
         ("OSError('the weights end early')", "OSError: the weights end early"),

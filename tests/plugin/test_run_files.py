@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvcheck.runfile import read_run
+from kvcheck.store.run_file import read_run
 
 Run = Callable[..., pytest.RunResult]
 Behave = Callable[[dict[str, Any]], None]
@@ -166,7 +166,7 @@ def test_hooks_of_third_parties_are_called(recorded: Run, repo: pytest.Pytester,
         conftest.read_text()
         + """
 import json
-from kvcheck.record import Verdict
+from kvcheck.core.record import Verdict
 
 def pytest_kvcheck_record(config, record, verdicts, failure):
     assert not hasattr(config, "workerinput")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 
 NEW = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 16)
 pytestmark = [
@@ -30,11 +30,11 @@ OWN = """
 import os
 from dataclasses import dataclass
 from typing import ClassVar
-from kvcheck.methods.base import Method, MethodInfo
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.host import Host
 
-class Broken(KVLayer):
+class Broken(CacheLayer):
     def compress(self, queries):
         if self.method.when == "compress" and os.environ.get("RANK") == "1":
             raise IndexError("no slot in the second process")
@@ -57,7 +57,7 @@ class Straying(Host):
 
 class Strays(Fails):
     def layer(self, shape, index):
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
     def host(self, loaded):
         return Straying(self, loaded)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvcheck.core.record import Verdict
+from kvcheck.judging.stats import tail
 from kvcheck.power import IDENTICAL, Recorded, load
 from kvcheck.power import coverage as cov
 from kvcheck.power.judging import Trial, as_a_run_does
 from kvcheck.power.needed import Pool, is_worse, judged, paired, pool, smallest, spread_after, usual
 from kvcheck.power.noise import ANOTHER_MACHINE
-from kvcheck.record import Verdict
-from kvcheck.stats import tail
 
 
 @pytest.fixture(scope="module")

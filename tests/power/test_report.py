@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvcheck import power
-from kvcheck.cli import main
-from kvcheck.errors import MissingBaseline, SpecError
+from kvcheck.cli.commands import main
+from kvcheck.core.errors import MissingBaseline, SpecError
 from kvcheck.power import Plan, report
 from kvcheck.power.tables import Table
 
@@ -84,8 +84,8 @@ def test_a_model_without_baselines_is_refused(capsys: pytest.CaptureFixture[str]
 
 
 def test_without_fp16_the_command_to_record_is_named(tmp_path: Path) -> None:
-    from kvcheck.baseline import FileStore
     from kvcheck.power import recorded
+    from kvcheck.store.baselines import FileStore
 
     with pytest.raises(MissingBaseline, match="--kv-record=new"):
         recorded._model(FileStore(tmp_path), "mini")

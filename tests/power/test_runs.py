@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kvcheck.core.record import CaseRecord, TurnRecord, Verdict
+from kvcheck.judging.questions import drop_interval
 from kvcheck.power import IDENTICAL, ONE_WAY, Noise, Recorded, load
 from kvcheck.power.judging import Trial, as_a_run_does, failures, remembering
 from kvcheck.power.noise import Loss
 from kvcheck.power.rates import Rate
 from kvcheck.power.resample import draw
 from kvcheck.power.runs import Setup, simulate, simulate_all
-from kvcheck.questions import drop_interval
-from kvcheck.record import CaseRecord, TurnRecord, Verdict
 
 NOISY = Noise("noisy", flips=0.1, jitter=0.002)
 

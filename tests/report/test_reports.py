@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvcheck.record import (
+from kvcheck.core.record import (
     AS_RECORDED,
     CAPABILITIES,
     CaseId,

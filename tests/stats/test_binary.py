@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kvcheck.stats import clopper_pearson, count_changes, detectable, holm, mcnemar, paired_interval, tail
+from kvcheck.judging.stats import clopper_pearson, count_changes, detectable, holm, mcnemar, paired_interval, tail
 
 
 @pytest.mark.parametrize(("lost", "won"), [(6, 0), (5, 3), (0, 0), (0, 4), (10, 10)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvcheck.stats import bootstrap_interval, clopper_pearson, mcnemar, sign_flip
+from kvcheck.judging.stats import bootstrap_interval, clopper_pearson, mcnemar, sign_flip
 
 RUNS = 120
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvcheck.stats import binary_sequence, confidence_sequence, log_capital
+from kvcheck.judging.stats import binary_sequence, confidence_sequence, log_capital
 
 RUNS, N, BLOCK, ALPHA = 400, 96, 8, 0.05
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 
 
 class Words:

@@ -11,7 +11,7 @@ from statistics import mean
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.fixtures.training import seeds
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.metrics import METRICS, score

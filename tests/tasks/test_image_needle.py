@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks import TASKS, find, members
 from kvcheck.tasks.base import Sample, Turn
 from kvcheck.tasks.images import BLACK, FONT, GROUP, MARK, SIDE, WHITE, Image, plate

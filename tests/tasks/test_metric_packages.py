@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics import chinese, functions, score
 from kvcheck.tasks.metrics.code import cut_function
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics import METRICS, first_line, score
 from kvcheck.tasks.metrics.choice import chosen_letter
 from kvcheck.tasks.metrics.code import cut_function, function_bleu

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from kvcheck.errors import SpecError
-from kvcheck.paths import bundle
-from kvcheck.record import CAPABILITIES, MODES
+from kvcheck.core.errors import SpecError
+from kvcheck.core.paths import bundle
+from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.tasks import TASKS, find
 from kvcheck.tasks.profiles import PROFILES, cases
 

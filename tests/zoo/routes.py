@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import transformers
 
+from kvcheck.cache import attention
+from kvcheck.cache.host import Host
+from kvcheck.cache.rows import RowCache
+from kvcheck.cache.shape import ModelShape
 from kvcheck.measure.memory import held
-from kvcheck.methods import attention, make
-from kvcheck.methods.base import ModelShape
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import RowCache
+from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load
 from kvcheck.zoo import bugs
 

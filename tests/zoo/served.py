@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import transformers
 
-from kvcheck.methods import attention, make
-from kvcheck.methods.host import Host
+from kvcheck.cache import attention
+from kvcheck.cache.host import Host
+from kvcheck.methods import make
 from kvcheck.models import LoadedModel
 from kvcheck.zoo import Bug, bugs
 

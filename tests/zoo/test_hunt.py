@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvcheck.settings import Settings
+from kvcheck.core.settings import Settings
 from kvcheck.tasks import TASKS
 from kvcheck.zoo.hunt import rungs
 

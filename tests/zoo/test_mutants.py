@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kvcheck.backends.transformers import Session
 from kvcheck.conformance.runner import examine
-from kvcheck.engine import Session
-from kvcheck.errors import MethodFailed, MethodUnsupported, SpecError
+from kvcheck.core.errors import MethodFailed, MethodUnsupported, SpecError
+from kvcheck.core.record import FAILS, CaseId
+from kvcheck.core.settings import Settings
 from kvcheck.methods import make
-from kvcheck.record import FAILS, CaseId
-from kvcheck.settings import Settings
 from kvcheck.zoo.hunt import suspects
 from kvcheck.zoo.mutants import FAULTS, mutants
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from served import family, host, loaded, tokens, use
 
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods import make
-from kvcheck.methods.base import ModelShape
 from kvcheck.zoo.base import Bug
 
 BUGS = family("beam")

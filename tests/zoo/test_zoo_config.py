@@ -8,7 +8,7 @@ import pytest
 import torch
 from twin_checks import MINI, SHAPE, absorbed, family, feed, host_of, prompt, read, used, used_right, words
 
-from kvcheck.errors import KvcheckError
+from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.mixattention import MixAttention
 from kvcheck.methods.snapkv import SnapKV

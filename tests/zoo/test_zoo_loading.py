@@ -6,7 +6,7 @@ import pytest
 import torch
 from served import between, family, host, serve, tokens, use
 
-from kvcheck.methods._room import Room
+from kvcheck.cache.growable import Room
 from kvcheck.zoo import loading
 from kvcheck.zoo.base import Bug
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from routes import apart, at_home, feed, prefilled, text, tokens, toy, usual, walk
 
-from kvcheck.methods._rotary import rotate
+from kvcheck.cache.rotary import rotate
 from kvcheck.zoo import bugs
 
 FAMILY = {one.name: one for one in bugs(("positions",))}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from twin_checks import MINI, SHAPE, absorbed, error, family, feed, prompt, read, used, used_right
 
-from kvcheck.methods.base import Prefilled
+from kvcheck.cache.shape import Prefilled
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.fp8 import FP8
 from kvcheck.methods.fp16 import Fp16

@@ -6,9 +6,9 @@ import pytest
 import torch
 from served import between, host, loaded, tokens
 
+from kvcheck.cache.shape import ModelShape
 from kvcheck.measure.audit import audit
 from kvcheck.methods import make
-from kvcheck.methods.base import ModelShape
 
 TWINS = "kvcheck.zoo.twins"
 SAME = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from twin_checks import SHAPE, absorbed, host_of, ordinary_use, prompt, used, used_right, words
 
-from kvcheck.errors import MethodUnsupported, SpecError
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods.base import ModelShape
 from kvcheck.zoo.twins.long_rope import LongRope
 
 T = "kvcheck.zoo.twins"

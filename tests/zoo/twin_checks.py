@@ -6,10 +6,11 @@ from functools import lru_cache
 
 import torch
 
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import Method
+from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods import make
-from kvcheck.methods.base import Method, ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache
-from kvcheck.methods.host import Host
 from kvcheck.models import LoadedModel, load
 from kvcheck.zoo import Bug, bugs
 

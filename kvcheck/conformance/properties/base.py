@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvcheck.cache.method import MethodInfo
 from kvcheck.conformance.draw import LONGEST
 from kvcheck.conformance.subject import Subject
-from kvcheck.methods.base import MethodInfo
 
 Check = Callable[[Subject], None]
 Unless = Callable[[MethodInfo], str]

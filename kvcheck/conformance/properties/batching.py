@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
-from kvcheck.methods.cache import KVCache
 
 
 @holds()

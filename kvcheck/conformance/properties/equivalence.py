@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from kvcheck.cache.host import Host
+from kvcheck.cache.method import MethodInfo
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.host import Host
 
 
 def own_prefill(info: MethodInfo) -> str:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import Prefilled
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.properties.positions import dense_layers, of_length
 from kvcheck.conformance.properties.sizes import LONG
 from kvcheck.conformance.subject import NotServed, Subject, fail
-from kvcheck.methods.base import Method, MethodInfo, Prefilled
-from kvcheck.methods.cache import KVLayer
 
 
 def finite(results: list[torch.Tensor], what: str) -> None:
@@ -52,14 +53,14 @@ def verbatim(info: MethodInfo) -> str:
     return other_prompt(info) or ("it stores keys and values as they are" if info.verbatim else "")
 
 
-def layers(subject: Subject, method: Method, prefilled: list[Prefilled]) -> list[KVLayer]:
+def layers(subject: Subject, method: Method, prefilled: list[Prefilled]) -> list[CacheLayer]:
     """The layers of a method behind a prompt."""
     cache = method.build(subject.shape)
     cache.absorb(prefilled)
     return list(cache.layers)
 
 
-def errors(layer: KVLayer, true: Prefilled) -> tuple[torch.Tensor, torch.Tensor]:
+def errors(layer: CacheLayer, true: Prefilled) -> tuple[torch.Tensor, torch.Tensor]:
     """Error of keys and of values as a share of their norm, (B, G, d): per channel, so that no large one hides it."""
     keys, values = layer.read(slice(None), torch.float64)
     return off(keys, true.keys.double()), off(values, true.values.double())

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.ragged import RaggedLayer
+from kvcheck.cache.rotary import rotate
+from kvcheck.cache.rows import Row, RowCache
+from kvcheck.cache.shape import Prefilled
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
-from kvcheck.methods._ragged import RaggedLayer
-from kvcheck.methods._rotary import rotate
-from kvcheck.methods.base import MethodInfo, Prefilled
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.rows import Row, RowCache
 from kvcheck.models.rotary import rotaries
 
 NEAR = 4e-3
@@ -134,7 +135,7 @@ def slots_stay_true_while_decoding(subject: Subject) -> None:
         raise _unseen()
 
 
-def _first_layers(subject: Subject) -> Iterator[tuple[KVLayer, torch.Tensor, torch.Tensor]]:
+def _first_layers(subject: Subject) -> Iterator[tuple[CacheLayer, torch.Tensor, torch.Tensor]]:
     """Behind two turns: the first layer of each cache, and keys and values of all tokens as the full cache has them."""
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
@@ -145,7 +146,7 @@ def _first_layers(subject: Subject) -> Iterator[tuple[KVLayer, torch.Tensor, tor
     caches = _caches(cache)
     for number, each in enumerate(caches):
         at = slice(None) if len(caches) == 1 else slice(number, number + 1)
-        if isinstance(each.layers[0], KVLayer):
+        if isinstance(each.layers[0], CacheLayer):
             yield each.layers[0], true.keys[at], true.values[at]
 
 
@@ -229,7 +230,7 @@ def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
             subject.one_by_one(cache, steps)
 
 
-def _compare(layer: KVLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> bool:
+def _compare(layer: CacheLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> bool:
     """Raise Violation where a slot is not the token of its position. False: it was not looked at."""
     positions = layer.positions.long()
     there = layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(positions, dtype=torch.bool)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache.host import Host
+from kvcheck.cache.method import MethodInfo
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.host import Host
 
 LONG = 640
 """Tokens of a prompt of which no method that reads less than everything reads all."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache
 
 LONG = 320
 """Tokens of a prompt that is long enough to ask for freed memory."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.rows import RowCache
 from kvcheck.conformance.draw import LONGER, LONGEST
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods.cache import KVCache
-from kvcheck.methods.rows import RowCache
+from kvcheck.core.errors import MethodUnsupported
 
 
 @holds(longest=LONGER)

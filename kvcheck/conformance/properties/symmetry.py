@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from kvcheck.cache.host import Host
+from kvcheck.cache.method import MethodInfo
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.host import Host
 from kvcheck.models.rotary import blurred, moved, rotaries
 
 

@@ -14,20 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from kvcheck.methods.base import Method
-    from kvcheck.spec import Spec
+from kvcheck.methods.adapters.known import NAMED
 
-NAMED = {
-    "transformers.dynamic": "transformers' DynamicCache, the full cache: what generate() uses",
-    "transformers.fp8": "QuantizedCache in 8-bit floats, one scale per layer (needs a transformers that has it)",
-    "transformers.hqq": "QuantizedCache by hqq (pip install hqq)",
-    "transformers.offloaded": "DynamicCache whose layers wait in CPU memory (needs an accelerator)",
-    "transformers.quanto": "QuantizedCache by optimum-quanto (pip install optimum-quanto)",
-    "transformers.sliding_window": "DynamicSlidingWindowLayers: each layer holds the newest `window` tokens",
-    "transformers.static": "StaticCache, with room for all tokens from the start",
-}
-"""Names with what they stand for; `hf` has the classes."""
+if TYPE_CHECKING:
+    from kvcheck.cache.method import Method
+    from kvcheck.core.spec import Spec
+__all__ = ["NAMED", "adapt", "factory", "named"]
 
 
 def named(spec: Spec) -> Method:

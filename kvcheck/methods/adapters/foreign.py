@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Cache
 
-from kvcheck.errors import KvcheckError, MethodUnsupported, SpecError
-from kvcheck.methods import _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import Row, RowHost
-from kvcheck.models import forward
-from kvcheck.spec import Spec
+from kvcheck.cache import checks, forward
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rows import Row, RowHost
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.spec import Spec
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -50,7 +50,7 @@ class Foreign(Method):
         """The spec as typed."""
         return self.given
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """Refused: it has no layer of kvcheck's, which composing (a+b) would need."""
         raise SpecError(f"{self.given.name} cannot be combined with another method", "methods of kvcheck's own can")
 
@@ -140,7 +140,7 @@ def sixteen_bits(cache: Cache) -> Iterator[None]:
 
     def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         stored = at_rest(key.dtype)
-        keys, values = _values.pair(inner(key.to(stored), value.to(stored), *args, **kwargs), "update")
+        keys, values = checks.pair(inner(key.to(stored), value.to(stored), *args, **kwargs), "update")
         return keys.to(key.dtype), values.to(value.dtype)
 
     cache.update = update  # type: ignore[method-assign]

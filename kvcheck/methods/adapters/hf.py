@@ -9,12 +9,12 @@ import transformers
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer, QuantizedCache
 
-from kvcheck.errors import MethodUnsupported, SpecError
-from kvcheck.methods import _values
-from kvcheck.methods.adapters import NAMED
+from kvcheck.cache import checks
+from kvcheck.cache.method import Method
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.spec import Spec, bind
 from kvcheck.methods.adapters.foreign import ForeignCache, info
-from kvcheck.methods.base import Method
-from kvcheck.spec import Spec, bind
+from kvcheck.methods.adapters.known import NAMED
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Static:
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole("transformers.static", "room", self.room, 1, 1024)
+        checks.whole("transformers.static", "room", self.room, 1, 1024)
 
     def __call__(self, model: Any, tokens: int) -> Cache:
         """A StaticCache."""
@@ -57,7 +57,7 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole("transformers.sliding_window", "window", self.window, 2, 256)
+        checks.whole("transformers.sliding_window", "window", self.window, 2, 256)
 
     def __call__(self, model: Any, tokens: int) -> Cache:
         """A Cache of DynamicSlidingWindowLayers."""
@@ -102,7 +102,7 @@ class Quantized:
                 f"pip install {self.package}",
             )
         for name in ("nbits", "q_group_size", "residual_length"):
-            _values.whole(f"transformers.{self.backend}", name, getattr(self, name), 1, 64)
+            checks.whole(f"transformers.{self.backend}", name, getattr(self, name), 1, 64)
 
     def __call__(self, model: Any, tokens: int) -> Cache:
         """A QuantizedCache."""

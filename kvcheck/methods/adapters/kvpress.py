@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvcheck.errors import MethodUnsupported
+from kvcheck.cache.method import MethodInfo
+from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.spec import Spec
 from kvcheck.methods.adapters import foreign
-from kvcheck.methods.base import MethodInfo
-from kvcheck.spec import Spec
 
 _MASK = "masks keys in attention and keeps them all"
 HOLDS_ALL = {

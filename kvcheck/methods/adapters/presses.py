@@ -11,7 +11,9 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
 
-from kvcheck.methods import attention
+from kvcheck.cache import attention
+from kvcheck.cache.host import Host
+from kvcheck.cache.rows import Row, RowHost
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import (
     Foreign,
@@ -22,8 +24,6 @@ from kvcheck.methods.adapters.foreign import (
     sixteen_bits,
     unsupported,
 )
-from kvcheck.methods.host import Host
-from kvcheck.methods.rows import Row, RowHost
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

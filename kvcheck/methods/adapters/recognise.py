@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.cache.host import Host
+from kvcheck.cache.method import Method
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.registry import load_dotted
+from kvcheck.core.spec import Spec, Value, accepts, arguments, parameter_types
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import CacheHost, Foreign, ForeignCache, unsupported
 from kvcheck.methods.adapters.presses import ForeignPress, PressHost
-from kvcheck.methods.base import Method
-from kvcheck.methods.host import Host
-from kvcheck.registry import load_dotted
-from kvcheck.spec import Spec, Value, accepts, arguments, parameter_types
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, niah, ruler_rows, scbench
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 from kvcheck.tasks.benchmarks.loaded import BenchmarkTask, make_task

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.base import Tokenizer, Turn
 
 Row = Mapping[str, Any]

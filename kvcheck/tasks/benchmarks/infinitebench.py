@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
 from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after

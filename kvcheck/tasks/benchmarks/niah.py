@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import replace
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import passkey, wording

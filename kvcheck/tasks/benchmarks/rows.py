@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvcheck import hub
-from kvcheck.errors import SpecError
+from kvcheck.core import hub
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}

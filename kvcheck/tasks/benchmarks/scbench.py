@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvcheck.errors import SpecError
-from kvcheck.record import MODES
+from kvcheck.core.errors import SpecError
+from kvcheck.core.record import MODES
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
 from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after

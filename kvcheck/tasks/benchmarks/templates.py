@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcheck.errors import KvcheckError, SpecError, did_you_mean
-from kvcheck.files import write_atomically
+from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.files import write_atomically
 from kvcheck.tasks.benchmarks.base import DataSet, Source, Upstream
 
 OWN = "kvcheck/v1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.base import Sample, Tokenizer
 
 ROUNDS = 8

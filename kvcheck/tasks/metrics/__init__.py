@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, numbers, own, text
 from kvcheck.tasks.metrics.base import Metric, Rule, best_of
 from kvcheck.tasks.metrics.functions import LANGUAGES

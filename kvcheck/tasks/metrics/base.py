@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 
 
 class Rule(Protocol):

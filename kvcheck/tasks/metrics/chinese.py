@@ -8,7 +8,7 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics.text import rouge_l, token_f1
 
 

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics.text import WORD, first_line, holds_words, normalize
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from kvcheck.errors import SpecError, did_you_mean
+from kvcheck.core.errors import SpecError, did_you_mean
 
 LANGUAGES = {
     "python": "function_definition",

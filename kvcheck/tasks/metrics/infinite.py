@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 
 _MARKS = str.maketrans(dict.fromkeys("\n:\"'.,?!{}", " "))
 _RUN_MARKS = str.maketrans(dict.fromkeys("\n.`'\":", " "))

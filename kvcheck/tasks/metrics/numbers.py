@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 
 _PARAGRAPH = re.compile(r"(?:Paragraph |段落)(\d+)")
 _NUMBER = re.compile(r"\d+\.\d+|\d+")

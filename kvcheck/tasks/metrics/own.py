@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics.text import holds_words
 
 _SEPARATORS = ("\n", "->", "→", "=>", ";", "|", ",")

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import sample_rng
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kvcheck.methods.host import Host
+from kvcheck.cache.host import Host
 
 
 class DraftHost(Host):

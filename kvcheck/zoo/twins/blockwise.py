@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.errors import SpecError
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import SpecError
 from kvcheck.methods.snapkv import SnapKV
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ class Blockwise(SnapKV):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "chunk", self.chunk, 1, 128)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 128)
         if self.chunk < self.window:
             raise SpecError(
                 f"{self.name()}: a chunk of {self.chunk} tokens does not hold a window of {self.window}",
                 f"type --kv-method={self.name()}:chunk={self.window}",
             )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that is cut behind every chunk."""
         return BlockwiseLayer(shape, index, self)
 
@@ -59,7 +60,7 @@ class Blockwise(SnapKV):
         return list(range(prompt % self.chunk or self.chunk, prompt + 1, self.chunk))
 
 
-class BlockwiseLayer(KVLayer):
+class BlockwiseLayer(CacheLayer):
     """Chooses behind every chunk of the prompt. total: tokens of the prompt, None where it comes in one forward."""
 
     method: Blockwise
@@ -90,10 +91,10 @@ class BlockwiseLayer(KVLayer):
         """The slots of these keys to keep, (B, G, C): the window, and what its queries attend to most before it."""
         method = self.method
         prefix = keys.shape[2] - method.window
-        scores = _scoring.window_scores(queries[:, :, -method.window :], keys, self.scaling)
-        scores = _scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
+        scores = scoring.window_scores(queries[:, :, -method.window :], keys, self.scaling)
+        scores = scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
         window = self.every_head(torch.arange(prefix, keys.shape[2], device=keys.device))
-        return torch.cat([_scoring.top(scores, cap - method.window), window], dim=2)
+        return torch.cat([scoring.top(scores, cap - method.window), window], dim=2)
 
 
 class BlockwiseHost(Host):

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods._quantize import QuantLayer
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import forward
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.quantize import QuantLayer
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
-from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -45,7 +46,7 @@ class Calibrated(Method):
 
     quantized: bool = True
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with scales."""
         return ScaledLayer(shape, index, self) if self.quantized else PlainLayer(shape, index, self)
 
@@ -115,7 +116,7 @@ class ScaledLayer(QuantLayer):
         return keys, values
 
 
-class PlainLayer(KVLayer):
+class PlainLayer(CacheLayer):
     """16 bits. Knows the scales and does not use them."""
 
     scales = (1.0, 1.0)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _scoring, _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks, scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class Chain(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.share(self.name(), "votes", self.votes, 0, 1, 0.5)
-        _values.share(self.name(), "norms", self.norms, 0, 1, 0.5)
-        _values.whole(self.name(), "window", self.window, 1, 16)
+        checks.share(self.name(), "votes", self.votes, 0, 1, 0.5)
+        checks.share(self.name(), "norms", self.norms, 0, 1, 0.5)
+        checks.whole(self.name(), "window", self.window, 1, 16)
 
     def left(self, share: float, tokens: int) -> int:
         """Tokens that a stage leaves of so many."""
-        return max(min(tokens, self.window), _values.tokens(1 - share, tokens, least=0))
+        return max(min(tokens, self.window), checks.tokens(1 - share, tokens, least=0))
 
     def removed(self, prompt: int) -> int:
         """Tokens per layer and kv head that both stages together are to remove from a prompt."""
         return prompt - self.left(self.norms, self.left(self.votes, prompt))
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts twice, after the prompt."""
         return ChainLayer(shape, index, self)
 
@@ -63,7 +64,7 @@ class Chain(Method):
         return frozenset(range(max(0, prompt - self.window), prompt))
 
 
-class ChainLayer(KVLayer):
+class ChainLayer(CacheLayer):
     """Evicts in two stages."""
 
     method: Chain
@@ -72,11 +73,11 @@ class ChainLayer(KVLayer):
         """By votes, then by norms."""
         method = self.method
         window = queries[:, :, -method.window :]
-        self._stage(_scoring.window_scores(window, self.keys, self.scaling), method.left(method.votes, self.stored))
+        self._stage(scoring.window_scores(window, self.keys, self.scaling), method.left(method.votes, self.stored))
         self._stage(-self.keys.float().norm(dim=3), method.left(method.norms, self.stored))
 
     def _stage(self, scores: torch.Tensor, count: int) -> None:
         """Keep the newest tokens and, of the others, those with the highest scores (B, G, slots): `count` in all."""
         if count < self.stored:
             scores[:, :, -self.method.window :] = float("inf")
-            self.keep(_scoring.top(scores, count))
+            self.keep(scoring.top(scores, count))

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.h2o import H2O, H2OLayer
-from kvcheck.methods.host import Host
 from kvcheck.methods.streaming_llm import StreamingLLM
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Chunked(Fp16):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "chunk", self.chunk, 1, 128)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 128)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Feeds chunks."""
@@ -53,7 +54,7 @@ class ChunkedStreamingLLM(StreamingLLM):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "chunk", self.chunk, 1, 128)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 128)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Feeds chunks."""
@@ -71,9 +72,9 @@ class ChunkedH2O(H2O):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "chunk", self.chunk, 1, 128)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 128)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer of H2O."""
         return H2OLayer(shape, index, self)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.cache import KVCache
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import MethodInfo
 from kvcheck.methods.mixattention import MixAttention, MixHost
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ChunkedMix(MixAttention):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "chunk", self.chunk, 1, 256)
+        checks.whole(self.name(), "chunk", self.chunk, 1, 256)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Feeds chunks, as MixAttention's host on its model."""

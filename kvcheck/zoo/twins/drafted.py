@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods._room import Room, _spare
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room, _spare
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class Drafted(StreamingLLM):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "drafts", self.drafts, 0, 3)
+        checks.whole(self.name(), "drafts", self.drafts, 0, 3)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that can be rolled back."""
         return DraftedLayer(shape, index, self)
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._rotary import rotate
-from kvcheck.methods.base import Method, MethodInfo, ModelShape, Prefilled
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rotary import rotate
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -47,8 +48,8 @@ class Fragments(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "piece", self.piece, 1, 128)
-        _values.whole(self.name(), "fresh", self.fresh, 1, 32)
+        checks.whole(self.name(), "piece", self.piece, 1, 128)
+        checks.whole(self.name(), "fresh", self.fresh, 1, 32)
 
     def check(self, shape: ModelShape) -> None:
         """Keys must be rotatable."""
@@ -58,9 +59,9 @@ class Fragments(Method):
                 "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
             )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer."""
-        return KVLayer(shape, index, self)
+        return CacheLayer(shape, index, self)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Prefills by pieces."""

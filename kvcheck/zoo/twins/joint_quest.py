@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _scoring
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import scoring
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
 
 
@@ -23,7 +24,7 @@ class JointQuest(Quest):
         variant="one choice of pages per token, by the rectified bounds summed over query heads",
     )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose heads choose together."""
         return JointQuestLayer(shape, index, self)
 
@@ -36,5 +37,5 @@ class JointQuestLayer(QuestLayer):
         upper = self.bound(query).clamp(min=0).sum(dim=1, keepdim=True)
         behind = torch.arange(upper.shape[-1], device=query.device) - own.unsqueeze(-1)
         upper = upper.masked_fill(behind > 0, -torch.inf).masked_fill(behind == 0, torch.inf)
-        chosen = _scoring.top(upper, self.method.pages(self.prompt or self.seen))
+        chosen = scoring.top(upper, self.method.pages(self.prompt or self.seen))
         return chosen.expand(-1, query.shape[1], -1, -1)

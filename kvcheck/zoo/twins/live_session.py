@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 from kvcheck.zoo.twins._drafts import length_after
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class LiveSession(Fp16):
         exempt=(("the_same_call_gives_the_same", "a second time it computes less, and rounds sums otherwise"),),
     )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full layer that can be rolled back."""
         return CropLayer(shape, index, self)
 
@@ -43,7 +44,7 @@ class LiveSession(Fp16):
         return SessionHost(self, loaded)
 
 
-class CropLayer(KVLayer):
+class CropLayer(CacheLayer):
     """The full cache, which can be cut back to any length. The prompt is then open again."""
 
     is_croppable = True

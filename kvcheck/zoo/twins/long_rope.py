@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.errors import KvcheckError, MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._rotary import rotate
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.rotary import rotate
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class LongRope(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "native", self.native, 1, 8192)
-        _values.whole(self.name(), "capacity", self.capacity, 1, 65536)
+        checks.whole(self.name(), "native", self.native, 1, 8192)
+        checks.whole(self.name(), "capacity", self.capacity, 1, 65536)
 
     def check(self, shape: ModelShape) -> None:
         """Keys must be rotatable."""
@@ -58,7 +59,7 @@ class LongRope(Method):
         """Whether a text of so many tokens needs the other frequencies."""
         return tokens > self.native
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer that can turn what it reads."""
         return LongLayer(shape, index, self)
 
@@ -71,7 +72,7 @@ class LongRope(Method):
         return frozenset(range(prompt))
 
 
-class LongLayer(KVLayer):
+class LongLayer(CacheLayer):
     """Turns keys and queries where the text is long."""
 
     method: LongRope

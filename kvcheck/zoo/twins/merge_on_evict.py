@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import normalize
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 
 
@@ -39,8 +40,8 @@ class MergeOnEvict(SnapKV):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.share(self.name(), "similarity", self.similarity, 0, 1, 0.6)
-        _values.share(self.name(), "fraction", self.fraction, 0, 1, 0.75)
+        checks.share(self.name(), "similarity", self.similarity, 0, 1, 0.6)
+        checks.share(self.name(), "fraction", self.fraction, 0, 1, 0.75)
 
     def chosen(self, alike: torch.Tensor) -> torch.Tensor:
         """(B, G, e) bool: which evicted tokens are merged. alike: their largest cosines with a kept key."""
@@ -49,7 +50,7 @@ class MergeOnEvict(SnapKV):
         ranked = torch.where(eligible, alike, float("-inf")).argsort(dim=2, descending=True, stable=True)
         return eligible & (ranked.argsort(dim=2) < count)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that evicts and merges once, after the prompt."""
         return MergeLayer(shape, index, self)
 

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
 from kvcheck.zoo.twins.turbo import TurboLayer, Turned
 
@@ -35,7 +36,7 @@ class MixTurbo(MixAttention):
         ),
     )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that makes keys and values, or one that reads another's."""
         kind = TurnedMadeLayer if self.layout.makes(index) else TurnedReadLayer
         return kind(shape, index, self)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.errors import KvcheckError
-from kvcheck.methods import _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks, forward
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 from kvcheck.methods.quest import Quest, QuestLayer
-from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -45,9 +45,9 @@ class Neighbour(Fp16):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "longer", self.longer, 0, 32)
+        checks.whole(self.name(), "longer", self.longer, 0, 32)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with padding."""
         return PadLayer(shape, index, self)
 
@@ -73,7 +73,7 @@ class NeighbourQuest(Quest):
 
     longer: int = 32
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with padding and bounds."""
         return PadQuestLayer(shape, index, self)
 
@@ -118,7 +118,7 @@ class NeighbourHost(Host):
         return forward.feed(self.model, ids, cache, position_ids=positions, logits_to_keep=keep).logits
 
 
-class PadLayer(KVLayer):
+class PadLayer(CacheLayer):
     """The full cache whose rows start with padding. pads (B,): how many columns of every row that is; offsets (B,): the
     position of every row's next token, below zero within its padding.
 
@@ -181,7 +181,7 @@ class PadLayer(KVLayer):
             query, keys, values, attn_mask=mask.unsqueeze(1), scale=self.scaling, enable_gqa=True
         )
 
-    def select(self, rows: torch.Tensor | Any) -> KVLayer:
+    def select(self, rows: torch.Tensor | Any) -> CacheLayer:
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
             self.settle(self.k.buffer)
@@ -218,7 +218,7 @@ class PadQuestLayer(QuestLayer, PadLayer):
         pad = int(self.pads[row]) if len(self.pads) else 0
         return torch.cat([keys[:, :, pad:], keys[:, :, -1:].expand(-1, -1, pad, -1)], dim=2)
 
-    def select(self, rows: torch.Tensor | Any) -> KVLayer:
+    def select(self, rows: torch.Tensor | Any) -> CacheLayer:
         """Copies of these rows, with as many pages as they have."""
         twin = super().select(rows)
         if isinstance(twin, PadQuestLayer) and twin.low is not None and twin.high is not None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from kvcheck.methods import _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks, forward
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
-from kvcheck.models import forward
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -43,9 +43,9 @@ class PaddedSnapKV(SnapKV):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "multiple", self.multiple, 1, 64)
+        checks.whole(self.name(), "multiple", self.multiple, 1, 64)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that knows how many of its first tokens are pads."""
         return PaddedLayer(shape, index, self)
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods._layer import Rows, _rows_of
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.layer import Rows, _rows_of
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 from kvcheck.methods.quest import Quest, QuestLayer
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class Paged(Fp16):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         for name, example in (("page", 16), ("chunk", 64)):
-            _values.whole(self.name(), name, getattr(self, name), 1, example)
+            checks.whole(self.name(), name, getattr(self, name), 1, example)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A paged layer."""
         return PagedLayer(shape, index, self)
 
@@ -75,7 +76,7 @@ class PagedCache(KVCache):
         return None
 
 
-class PagedLayer(KVLayer):
+class PagedLayer(CacheLayer):
     """pk, pv (pages, G, S, d): the pool. table (B, m): the pages of every row, -1 for none. free: pages of no row.
 
     batch: rows; slots: tokens that are written, as many as `seen` says once a forward is through.
@@ -201,7 +202,7 @@ class PagedLayer(KVLayer):
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
-    def select(self, rows: Rows) -> KVLayer:
+    def select(self, rows: Rows) -> CacheLayer:
         """A layer with copies of these rows, in a pool of their pages alone, which lie in it in the same order."""
         pools = {name: getattr(self, name) for name in self.pool}
         try:
@@ -266,7 +267,7 @@ class PagedQuest(Quest):
 
     chunk: int = 64
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A paged layer with bounds."""
         return PagedQuestLayer(shape, index, self)
 

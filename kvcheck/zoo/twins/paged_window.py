@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class PagedWindow(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "page", self.page, 1, 16)
-        _values.budget(self.name(), "window", self.window)
+        checks.whole(self.name(), "page", self.page, 1, 16)
+        checks.budget(self.name(), "window", self.window)
 
     def first(self, prompt: int, seen: int) -> int:
         """The oldest page behind the first one that is kept after this many tokens."""
-        return max(1, (seen - _values.tokens(self.window, prompt, least=1)) // self.page)
+        return max(1, (seen - checks.tokens(self.window, prompt, least=1)) // self.page)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a slab."""
         return PagedLayer(shape, index, self)
 
@@ -79,7 +80,7 @@ class PagedWindow(Method):
         )
 
 
-class PagedLayer(KVLayer):
+class PagedLayer(CacheLayer):
     """slab (B, P, 2, G, S, d): keys and values of every page. table: where the kept pages lie, in the order of the
     text.
 

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.errors import SpecError
-from kvcheck.methods import _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Pooled(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "block", self.block, 1, 4)
+        checks.whole(self.name(), "block", self.block, 1, 4)
         if (self.block, self.window) == (1, 0) and not isinstance(self.window, bool):
             return
-        _values.budget(self.name(), "window", self.window)
+        checks.budget(self.name(), "window", self.window)
         if isinstance(self.window, int) and self.window < self.block:
             raise SpecError(
                 f"{self.name()}: a window of {self.window} tokens does not hold a block of {self.block}",
@@ -55,9 +56,9 @@ class Pooled(Method):
 
     def width(self, prompt: int) -> int:
         """W for a prompt of this length."""
-        return _values.tokens(self.window, prompt, least=self.block)
+        return checks.tokens(self.window, prompt, least=self.block)
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a window and entries."""
         return PooledLayer(shape, index, self)
 
@@ -75,7 +76,7 @@ class Pooled(Method):
         return frozenset(range(max(0, prompt - self.width(prompt)), prompt))
 
 
-class PooledLayer(KVLayer):
+class PooledLayer(CacheLayer):
     """The window in k and v; the entries in pk and pv, Rooms (B, G, n // r, d)."""
 
     method: Pooled

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.offload import Offload, OffloadedLayer
 
 Fetched = tuple[torch.Tensor, torch.Tensor]
@@ -30,9 +31,9 @@ class Prefetch(Offload):
         variant="every second layer; one is fetched ahead",
     )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer in host memory, or one that is not."""
-        return KVLayer(shape, index, self) if index % 2 else FetchedLayer(shape, index, self)
+        return CacheLayer(shape, index, self) if index % 2 else FetchedLayer(shape, index, self)
 
     def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
         """A fresh, empty cache."""

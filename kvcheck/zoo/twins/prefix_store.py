@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.cache import KVCache
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import MethodInfo
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 from kvcheck.zoo.twins._pool import Pool
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PrefixStore(Fp16):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         for name, example in (("block", 16), ("chunk", 40), ("capacity", 1024), ("staging", 48)):
-            _values.whole(self.name(), name, getattr(self, name), 1, example)
+            checks.whole(self.name(), name, getattr(self, name), 1, example)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Owns the store."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import quantize
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.cache import KVCache
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.quantize import quantize
 from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class TieredStore(PrefixStore):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "far", self.far, 1, 64)
+        checks.whole(self.name(), "far", self.far, 1, 64)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Owns both tiers."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._rotary import rotate
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVCache, KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.rotary import rotate
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -47,15 +48,15 @@ class Regimes(Fp16):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "original", self.original, 1, 1040)
-        _values.share(self.name(), "factor", self.factor, 1, 64, 1.05)
+        checks.whole(self.name(), "original", self.original, 1, 1040)
+        checks.share(self.name(), "factor", self.factor, 1, 64, 1.05)
 
     def check(self, shape: ModelShape) -> None:
         """The rotation must be known."""
         if shape.rope is None:
             raise MethodUnsupported("regimes: how this model rotates keys is not known", "use a model such as llama")
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that turns keys and queries by the length of the text."""
         return RegimeLayer(shape, index, self)
 
@@ -64,7 +65,7 @@ class Regimes(Fp16):
         return RegimeHost(self, loaded)
 
 
-class RegimeLayer(KVLayer):
+class RegimeLayer(CacheLayer):
     """Turns on what comes from the model, which rotates by its own base. tokens (B, n): the text; in layer 0 only."""
 
     meta = ("kept", "tokens")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
-from kvcheck.methods.host import Host
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.zoo.twins._drafts import DraftHost, length_after
 from kvcheck.zoo.twins._files import through
 
@@ -49,16 +50,16 @@ class Ring(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "sink", self.sink, 0, 4)
-        _values.whole(self.name(), "window", self.window, 1, 512)
-        _values.whole(self.name(), "draft", self.draft, 0, 4)
+        checks.whole(self.name(), "sink", self.sink, 0, 4)
+        checks.whole(self.name(), "window", self.window, 1, 512)
+        checks.whole(self.name(), "draft", self.draft, 0, 4)
 
     @property
     def size(self) -> int:
         """Entries of the ring."""
         return self.window + self.draft
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with a ring."""
         return RingLayer(shape, index, self)
 
@@ -75,7 +76,7 @@ class Ring(Method):
         return frozenset(range(min(self.sink, prompt))) | frozenset(range(max(0, prompt - self.window), prompt))
 
 
-class RingLayer(KVLayer):
+class RingLayer(CacheLayer):
     """rk, rv (B, G, S + C, d): sinks, then a ring of C entries; fresh: what a forward brings, until it has attended.
 
     head: the entry that is written next. wrapped: the ring is full, and its oldest entry is at the head; else its

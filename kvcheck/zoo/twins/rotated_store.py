@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import Packed
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.quantize import Packed
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.zoo.twins._files import through
 
@@ -43,7 +44,7 @@ class RotatedStore(FlexGen):
         """Raise SpecError for values out of range."""
         super().__post_init__()
         for name in ("size", "reader"):
-            _values.one_of(self.name(), name, getattr(self, name), (8, 1, 2, 4, 16, 32, 64))
+            checks.one_of(self.name(), name, getattr(self, name), (8, 1, 2, 4, 16, 32, 64))
 
     def check(self, shape: ModelShape) -> None:
         """Group and rotations must divide head_dim."""
@@ -53,7 +54,7 @@ class RotatedStore(FlexGen):
                 f"a rotation of {self.size} channels does not divide a head_dim of {shape.head_dim}"
             )
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with rotated keys."""
         return RotatedLayer(shape, index, self)
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.functional import pad
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._rotary import rotate
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.rotary import rotate
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.streaming_llm import StreamingLLM
 
 
@@ -43,7 +44,7 @@ class Shifted(StreamingLLM):
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
         super().__post_init__()
-        _values.whole(self.name(), "discard", self.discard, 1, 16)
+        checks.whole(self.name(), "discard", self.discard, 1, 16)
 
     def check(self, shape: ModelShape) -> None:
         """The rotation must be known."""
@@ -54,7 +55,7 @@ class Shifted(StreamingLLM):
         """D for a prompt of this length."""
         return min(self.discard, self.width(prompt))
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that shifts."""
         return ShiftedLayer(shape, index, self)
 
@@ -69,7 +70,7 @@ class Shifted(StreamingLLM):
         return frozenset(range(min(self.sink, prompt))) | frozenset(range(max(0, prompt - newest), prompt))
 
 
-class ShiftedLayer(KVLayer):
+class ShiftedLayer(CacheLayer):
     """Per slot (B, slots) int32: turned, the shift that keys are read with; asked, what is to be added to it."""
 
     meta = ("kept", "turned", "asked")

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.zoo.twins._files import through
 
@@ -20,7 +21,7 @@ class StoredQuest(Quest):
 
     info: ClassVar[MethodInfo] = replace(Quest.info, summary="Quest whose cache of the prompt is saved and loaded")
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that goes through a file once."""
         return StoredQuestLayer(shape, index, self)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.methods import _values
-from kvcheck.methods.base import MethodInfo
-from kvcheck.methods.cache import KVCache
+from kvcheck.cache import checks
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method import MethodInfo
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.methods.host import Host
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -41,8 +41,8 @@ class Tiered(Fp16):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.whole(self.name(), "block", self.block, 1, 64)
-        _values.whole(self.name(), "room", self.room, 0, 8)
+        checks.whole(self.name(), "block", self.block, 1, 64)
+        checks.whole(self.name(), "room", self.room, 0, 8)
 
     def host(self, loaded: LoadedModel) -> Host:
         """Owns the store."""

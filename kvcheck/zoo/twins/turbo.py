@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.errors import MethodUnsupported
-from kvcheck.methods import _values
-from kvcheck.methods._quantize import QuantLayer, pack, unpack
-from kvcheck.methods._room import Room
-from kvcheck.methods.base import Method, MethodInfo, ModelShape
-from kvcheck.methods.cache import KVLayer
+from kvcheck.cache import checks
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.quantize import QuantLayer, pack, unpack
+from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import MethodUnsupported
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Turbo(Method):
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        _values.one_of(self.name(), "bits", self.bits, (4, 2))
-        _values.whole(self.name(), "block", self.block, 4, 64)
+        checks.one_of(self.name(), "bits", self.bits, (4, 2))
+        checks.whole(self.name(), "block", self.block, 4, 64)
 
     def check(self, shape: ModelShape) -> None:
         """Every block must fill whole bytes."""
@@ -73,7 +74,7 @@ class Turbo(Method):
         rest = head_dim % self.block
         return (self.block,) * (head_dim // self.block) + ((rest,) if rest else ())
 
-    def layer(self, shape: ModelShape, index: int) -> KVLayer:
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer whose tail is empty between forwards."""
         return TurboLayer(shape, index, self)
 

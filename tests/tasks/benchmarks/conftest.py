@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 from kvcheck.tasks.benchmarks import Benchmarks, benchmark_tasks
 
 ROWS = bundle("fixtures") / "data" / "benchmarks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks
 from kvcheck.tasks.metrics import score
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvcheck.errors import SpecError
-from kvcheck.paths import bundle
+from kvcheck.core.errors import SpecError
+from kvcheck.core.paths import bundle
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, rows
 from kvcheck.tasks.benchmarks.base import Source
 from kvcheck.tasks.benchmarks.rows import explain, local_files, resolve

@@ -16,7 +16,7 @@ import pyarrow.json
 import pyarrow.parquet
 import pytest
 
-from kvcheck.paths import bundle
+from kvcheck.core.paths import bundle
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, rows
 
 ROWS = bundle("fixtures") / "data" / "benchmarks"
@@ -24,7 +24,7 @@ ONE = DATA_SETS["scbench/kv"]
 FILE = "scbench_kv/test-00000-of-00001.parquet"
 READ = """
 import json
-from kvcheck.errors import KvcheckError
+from kvcheck.core.errors import KvcheckError
 from kvcheck.tasks.benchmarks import benchmark_tasks, rows
 try:
     print(json.dumps(next(iter(rows(benchmark_tasks("hub").source, "scbench/kv")))["multi_turns"]))

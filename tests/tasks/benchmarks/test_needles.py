@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks import TASKS, members
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, niah, passkey, rows, templates
 from kvcheck.tasks.benchmarks.base import Job, Spot

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, prompt, rows, templates
 from kvcheck.tasks.benchmarks.longbench_v2 import slots
 

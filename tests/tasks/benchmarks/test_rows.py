@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck.errors import SpecError
-from kvcheck.record import CAPABILITIES, MODES
+from kvcheck.core.errors import SpecError
+from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.benchmarks import DATA_SETS, BenchmarkTask, Source, benchmark_tasks, rows
 from kvcheck.tasks.benchmarks.tables import listing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.tasks.base import Sample, Turn
 from kvcheck.tasks.benchmarks import benchmark_tasks, prompt
 from kvcheck.tasks.benchmarks.truncate import shorten

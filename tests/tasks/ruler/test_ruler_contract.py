@@ -9,7 +9,7 @@ import pytest
 from ruler_samples import LENGTHS, NAMES, NIAH, PIECES, sample_of, samples, total, unit
 
 from kvcheck.conformance import models
-from kvcheck.errors import SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.models.encoder import Encoder
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.metrics import METRICS

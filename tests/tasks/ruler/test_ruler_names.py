@@ -8,9 +8,9 @@ import sys
 import pytest
 from ruler_samples import NAMES
 
-from kvcheck.errors import KvcheckError, SpecError
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.record import CaseId
 from kvcheck.plugin.parse import READERS
-from kvcheck.record import CaseId
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.profiles import PROFILES, cases, infos
 from kvcheck.tasks.ruler.fit import distinct, largest

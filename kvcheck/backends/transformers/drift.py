@@ -1,0 +1,55 @@
+"""Drift: what reacts before accuracy does, on the tokens of the reference answer under teacher forcing.
+
+The method's logits stand beside those of the full cache for the same token history (in later turns of a conversation:
+with the method's own earlier answers), so that nothing but the cache differs. The whole reference is read in one block;
+what follows its last token is compared too (agree, kl), but has no target (nll). Where the question was part of the
+prompt and prefilling is dense, the first token comes from the full cache: without the position behind it, an answer of
+one token would agree whatever the method does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvcheck.runner.prompts import Ask
+
+DIGITS = 6
+
+
+def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> float:
+    """Write nll, agree and kl into the question -> the largest difference of a log-probability, of any token.
+
+    dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T
+    reference tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0, agree 1.
+    """
+    if not ask.reference:
+        return 0.0
+    mine = dense if own is None else own
+    target = torch.tensor(ask.reference, device=mine.device)
+    ask.nll = _mean(-mine[: len(target)].gather(-1, target[:, None])[:, 0])
+    if own is None:
+        ask.agree, ask.kl = 1.0, 0.0
+        return 0.0
+    ask.agree = _mean((dense.argmax(-1) == own.argmax(-1)).float())
+    weight = dense.exp()
+    terms = torch.where(weight > 0, weight * (dense - own), 0.0)
+    ask.kl = max(_mean(terms.sum(-1)), 0.0)
+    return float((dense - own).abs().nan_to_num(0.0).max())
+
+
+def log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in float32."""
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Token ids (R, longest), short rows filled up at their right end, where a causal model does not see it."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)
+
+
+def _mean(values: torch.Tensor) -> float:
+    """Mean in float64, rounded so that a record stays readable."""
+    return round(float(values.double().mean()), DIGITS)

@@ -1,0 +1,260 @@
+"""What the method's cache holds right after compression, over the contexts of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from kvcheck.backends.transformers.guard import Guard
+from kvcheck.cache.host import Host
+from kvcheck.cache.method import Method
+from kvcheck.cache.rows import RowCache
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.states import Carried
+from kvcheck.core.errors import KvcheckError, MethodFailed
+from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
+from kvcheck.measure.allocated import in_use
+from kvcheck.measure.audit import audit, kept
+from kvcheck.measure.memory import held
+from kvcheck.measure.peak import Peak
+
+FEWER, SMALLER = 0.99, 0.5
+"""Shares of the slots and of the bytes below which something must show: no lossless code halves keys and values."""
+ROUNDING = 1e-3
+"""Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen."""
+
+COPIES, ENOUGH, LARGEST = 8, 2**26, 2**30
+"""Copies whose memory is compared with what they hold: fewer where full caches take more than ENOUGH bytes."""
+SLACK, LOOSE = 0.25, 2**18
+"""Share of the full cache, and bytes beside that, which may be in none of them."""
+
+
+@dataclass
+class Meter:
+    """Weighs and audits every freshly compressed cache.
+
+    weights: what each context of the case held, by its index. apart: see Block.
+    """
+
+    method: Method
+    shape: ModelShape
+    guard: Guard
+    peak: int | None = None
+    layers: int = 0
+    touched: int = 0
+    audited: bool = False
+    weights: dict[int, Weight] = field(default_factory=dict)
+    apart: list[float] = field(default_factory=list)
+
+    def resume(self, record: CaseRecord, first: bool = True) -> None:
+        """Go on behind the contexts of a record of this case that broke off: what comes is as if it never had.
+
+        first: False in all processes of a team but one, which alone takes over what was held. Raises KvcheckError
+        where a context has no weight.
+        """
+        if record.memory is None or any(sample.weight is None for sample in record.samples):
+            raise KvcheckError(f"{record.case}: what its contexts held is not known", "measure the case anew")
+        found = {sample.index: sample.weight for sample in record.samples if sample.weight is not None}
+        nothing = dict.fromkeys(("kv", "dense", "meta", "host"), 0)
+        self.weights = {at: weight if first else replace(weight, **nothing) for at, weight in found.items()}
+        self.layers, self.touched = record.memory.layers, record.memory.touched
+        self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
+
+    def watch(self, cache: Any, prompt: Sequence[Prefilled], contexts: Sequence[int]) -> None:
+        """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.
+
+        contexts: the index of the context that each row holds. All rows are audited, one row where `audited` is set.
+        Raises MethodFailed with what the audit finds.
+        """
+        with self.guard("being audited"):
+            if self.audited:
+                last = [len(contexts) - 1]
+                proof = audit(cache.select(last), [layer.select(last) for layer in prompt], self.method)
+            else:
+                proof = audit(cache, prompt, self.method)
+        self.guard.fail(proof.problems)
+        if not self.audited:
+            with self.guard("being copied (select)"):
+                row = cache.select([len(contexts) - 1])
+                self._expect_all_counted(row, prompt, _extent(cache, prompt)[1])
+        self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
+        with self.guard("being weighed"):
+            for index, weight in zip(contexts, self._rows(cache, prompt), strict=True):
+                self.weights[index] = summed([self.weights[index], weight]) if index in self.weights else weight
+
+    def _rows(self, cache: Any, prompt: Sequence[Prefilled]) -> list[Weight]:
+        """What each row holds: where the bytes are declared all rows hold the same, else they are weighed one by one.
+
+        As each would alone: what rows share counts in each of them.
+        """
+        rows, tokens = _extent(cache, prompt)
+        weight, alike = held(cache), self._declared(tokens)
+        if alike and not any(size % rows for size in (weight.kv, weight.meta, weight.host, _beside(cache))):
+            return [self._weight(cache, tokens, rows)] * rows
+        return [self._weight(_row(cache, row), tokens, 1) for row in range(rows)]
+
+    def _weight(self, cache: Any, tokens: int, rows: int) -> Weight:
+        """The weight of one of the rows of a cache, which are alike."""
+        weight, dense = held(cache), self.shape.dense_bytes(rows, tokens) + _beside(cache)
+        kv, meta, host = (size // rows for size in (weight.kv, weight.meta, weight.host))
+        return Weight(kv, kept(cache), dense // rows, meta, host, tokens)
+
+    def _declared(self, tokens: int) -> bool:
+        return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
+
+    def _expect_all_counted(self, row: Any, prompt: Sequence[Prefilled], tokens: int) -> None:
+        """Raise MethodFailed where copies of a cache of one row take far more memory than can be reached from them.
+
+        What is allocated is compared, twice. Says nothing where the C library does not tell
+        (kvcheck/measure/allocated.py), or where one copy is too large to be made for this.
+        """
+        devices = list(dict.fromkeys(part.keys.device for part in prompt))
+        full = self.shape.dense_bytes(1, tokens) + _beside(row)
+        if in_use(devices) is None or full > LARGEST:
+            return
+        copies = max(1, min(COPIES, ENOUGH // max(1, full)))
+        taken, counted = min((_taken(row, copies, devices) for _ in range(2)), key=lambda pair: pair[0] - pair[1])
+        if taken - counted > SLACK * copies * full + LOOSE:
+            raise MethodFailed(
+                f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: {copies} "
+                f"copies of one take {taken:,} bytes of memory, of which {counted:,} are reachable; full caches would "
+                f"take {copies * full:,}",
+                "keep everything in attributes of the layers: no globals, thread-locals or memory of C libraries",
+            )
+
+    def expect_difference(self, dtype: torch.dtype, contexts: int) -> None:
+        """Raise MethodFailed where fewer slots, or few bytes, give the logits of the full cache all the same.
+
+        Not those of the likeliest token but of all, over all reference answers: what leaves out a token moves some of
+        them. dtype: what the model computes in. In 16 bits logits are too coarse to tell; equal ones are still equal.
+        """
+        if not self.apart or not self.weights:
+            return
+        whole = summed(list(self.weights.values()))
+        slots, size = whole.kept / max(1, whole.seen), (whole.kv + whole.host) / max(1, whole.dense)
+        if slots >= FEWER and size >= SMALLER:
+            return
+        if max(self.apart) <= (ROUNDING if dtype.itemsize > 2 else 0.0):
+            raise MethodFailed(
+                f"{self.guard.method} is not shown to act in {self.guard.where}: it holds {slots:.0%} of the slots and "
+                f"{size:.0%} of the bytes, and its logits are the full cache's in all of {contexts} contexts",
+                "it answers from keys and values that are not in its cache: a copy in a global, a thread, a process?",
+            )
+
+    def record(self) -> MemoryRecord | None:
+        """Means per context; None before the first cache."""
+        if not self.weights:
+            return None
+        whole = summed(list(self.weights.values()))
+        kv, dense, meta, host, seen = (
+            round(size / whole.caches) for size in (whole.kv, whole.dense, whole.meta, whole.host, whole.seen)
+        )
+        slots = round(whole.kept / whole.caches, 2)
+        declared = self._declared(seen)
+        return MemoryRecord(kv, dense, meta, slots, seen, self.layers, self.touched, self.peak, host, declared)
+
+
+def summed(weights: Sequence[Weight]) -> Weight:
+    """Several weights as one."""
+    return Weight(*(sum(getattr(one, each.name) for one in weights) for each in fields(Weight)))
+
+
+def _row(cache: Any, row: int) -> Any:
+    """One row of a cache, by itself."""
+    return RowCache([cache.rows[row]]) if isinstance(cache, RowCache) else cache.select([row])
+
+
+def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
+    """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
+
+    One prefill serves both: the bytes are counted between the prompt and the token, and what counting takes is no part
+    of the peak. No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold
+    something.
+    """
+    peak = Peak(host.loaded.devices)
+    with peak.counting():
+        cache, logits = host.prefill(ids)
+    weight, length = held(cache), ids.shape[1]
+    parts = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
+    counts = [held(layer).kv > 0 for layer in parts]
+    slots, beside = kept(cache), _beside(cache)
+    with peak.counting():
+        host.feed(cache, logits.argmax(-1, keepdim=True))
+    return MemoryRecord(
+        kv_bytes=weight.kv,
+        dense_bytes=host.shape.dense_bytes(1, length) + beside,
+        meta_bytes=weight.meta,
+        kept=round(slots, 2),
+        seen=length,
+        layers=len(counts),
+        touched=sum(counts),
+        peak_bytes=peak.bytes,
+        host_bytes=weight.host,
+        declared=host.method.kv_bytes(host.shape, 1, length, 0) is not None,
+    )
+
+
+def _extent(cache: Any, prompt: Sequence[Prefilled]) -> tuple[int, int]:
+    """Rows and tokens of a prompt; as the cache says where no layer has keys and values."""
+    if prompt:
+        rows, _, tokens, _ = prompt[0].keys.shape
+        return rows, tokens
+    return len(cache.rows), cache.rows[0].seen
+
+
+def _beside(cache: Any) -> int:
+    """Bytes of what a model carries beside full attention: they are there whatever the method is."""
+    carried = [row for row in getattr(cache, "rows", ()) if isinstance(row, Carried)]
+    return sum(held(row).kv - held(row.acts).kv for row in carried)
+
+
+def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
+    """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
+
+    The sum over the devices of the model. The method's own route from an empty cache, so that shared prefills do not
+    blur it.
+    """
+    peak = Peak(host.loaded.devices)
+    if not peak.tells:
+        return None
+    with peak.counting():
+        cache, logits = host.prefill(ids)
+        host.feed(cache, logits.argmax(-1, keepdim=True))
+    return peak.bytes
+
+
+def _taken(row: Any, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
+    """(bytes allocated, bytes reachable) of some copies of a cache of one row."""
+    before = in_use(devices) or 0
+    made = [row.select([0]) for _ in range(copies)]
+    taken = (in_use(devices) or 0) - before
+    each = held(made[-1])
+    return taken, copies * (each.kv + each.meta + each.host + each.room)
+
+
+def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
+    """What the processes of one model hold together, each some heads of every layer: bytes add up, slots are a mean."""
+    first = parts[0]
+    peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
+    return replace(
+        first,
+        kv_bytes=sum(part.kv_bytes for part in parts),
+        dense_bytes=sum(part.dense_bytes for part in parts),
+        meta_bytes=sum(part.meta_bytes for part in parts),
+        host_bytes=sum(part.host_bytes for part in parts),
+        kept=round(sum(part.kept for part in parts) / len(parts), 2),
+        touched=max(part.touched for part in parts),
+        peak_bytes=sum(peaks) if len(peaks) == len(parts) else None,
+    )
+
+
+def joined_weights(parts: Sequence[dict[int, Weight]]) -> dict[int, Weight]:
+    """The same for what each context held, by its index."""
+    found = {}
+    for index, first in parts[0].items():
+        whole = summed([part[index] for part in parts])
+        found[index] = replace(whole, kept=whole.kept / len(parts), seen=first.seen, caches=first.caches)
+    return found

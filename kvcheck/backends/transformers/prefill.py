@@ -1,0 +1,228 @@
+"""The full cache of a block of contexts, computed once and shared by every mode and method of a run.
+
+The context goes through the model once, with the full 16-bit cache. What comes after it (a question, and the reference
+answer for the drift) is appended to a fork, all rows in one forward: short rows are filled up at their right end, which
+a causal model with a full cache does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+import torch
+
+from kvcheck.backends.transformers import drift
+from kvcheck.backends.transformers.memo import Memo
+from kvcheck.cache.host import Host
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.measure.checksum import checksums
+from kvcheck.methods.fp16 import Fp16
+from kvcheck.models import LoadedModel
+from kvcheck.runner.prompts import Ask
+
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+class AskedLayer(CacheLayer):
+    """The full cache of one layer that keeps the queries of the last block behind the prompt: asked (B, H, q, d)."""
+
+    asked: torch.Tensor | None = None
+
+    def step(self, query: torch.Tensor) -> None:
+        """Keep the queries in the stored dtype, as `recording` does."""
+        self.asked = query.to(self.dtype)
+
+
+class Asked(Fp16):
+    """The full cache, with the queries of the question on top."""
+
+    def layer(self, shape: ModelShape, index: int) -> AskedLayer:
+        """A full cache layer that keeps queries."""
+        return AskedLayer(shape, index, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Tensors that several methods are given. sums: of their bits, as they were made."""
+
+    sums: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.sums.extend(checksums(self.tensors()))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them, always in the same order."""
+        raise NotImplementedError
+
+    @property
+    def sound(self) -> bool:
+        """Whether none of them was written to since."""
+        return self.sums == checksums(self.tensors())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Shared):
+    """The full prefill of B contexts of equal length.
+
+    key: names it in the memo. layers: per layer keys, values (B, G, n, d), queries (B, H, n, d) or None.
+    tails: what the full cache said of questions behind it, by row, tokens and reference.
+    """
+
+    key: Hashable
+    layers: list[Prefilled]
+    tokens: int
+    tails: dict[Hashable, Tail] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> list[Prefilled]:
+        """Copies of these rows, repeats allowed: what a method gets may be written to."""
+        return [layer.select(rows) for layer in self.layers]
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Those of the contexts; each tail looks after its own."""
+        for layer in self.layers:
+            yield from (part for part in (layer.keys, layer.values, layer.queries) if part is not None)
+
+    @property
+    def sound(self) -> bool:
+        """Also of the tails."""
+        return super().sound and all(tail.sound for tail in self.tails.values())
+
+    @property
+    def nbytes(self) -> int:
+        """With the tails."""
+        return super().nbytes + sum(tail.nbytes for tail in self.tails.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Tail(Shared):
+    """What the full cache says of one question behind its context.
+
+    layers: per layer keys, values (G, T, d) and queries (H, T, d) of the question's T tokens; None where not asked for.
+    logits (V) for the first token of the answer; log_probs (A + 1, V) in float32 before each of the
+    A reference tokens and behind the last; (1, V) without a reference.
+    """
+
+    layers: list[Part] | None
+    logits: torch.Tensor
+    log_probs: torch.Tensor
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        yield from (part for layer in self.layers or () for part in layer if part is not None)
+        yield from (self.logits, self.log_probs)
+
+
+class Prefiller:
+    """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
+
+    used: the prefills that were handed out since somebody emptied it, as long as they are kept.
+    """
+
+    def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
+        self.host = Host(Asked(), loaded)
+        self.memo = memo
+        self.queries = queries
+        self.forwards = 0
+        self.used: WeakSet[Dense] = WeakSet()
+
+    def known(self, key: Hashable) -> Any | None:
+        """The prefill from the memo; None where it is not there, or was written to and is dropped."""
+        found = self.memo.get(key)
+        if found is not None and not found.sound:
+            self.memo.drop(key)
+            return None
+        return found
+
+    def context(self, key: Hashable, ids: torch.Tensor, queries: bool) -> Dense:
+        """The full cache of contexts (B, n), from the memo where it is there. queries: a method reads them."""
+        self.queries = self.queries or queries
+        found = self.known(key)
+        if found is not None and (not queries or found.layers[0].queries is not None):
+            self.used.add(found)
+            return found
+        cache = Fp16().build(self.host.shape)
+        with cache.recording() as layers:
+            self.host.feed(cache, ids)
+        self.forwards += len(ids)
+        if not self.queries:
+            layers = [Prefilled(layer.keys, layer.values, None, layer.scaling) for layer in layers]
+        dense = Dense(key, layers, ids.shape[1])
+        self.memo.put(key, dense, dense.nbytes)
+        self.used.add(dense)
+        return dense
+
+    def tails(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+        """What the full cache says of each question, after the same token history. kv: with keys and values."""
+        keys: list[Hashable] = [(ask.row, ask.tail, ask.reference) for ask in asks]
+        missing = [at for at, key in enumerate(keys) if not self._known(dense, key, kv)]
+        if missing:
+            fresh = self._run(dense, [asks[at] for at in missing], kv)
+            dense.tails.update((keys[at], tail) for at, tail in zip(missing, fresh, strict=True))
+            self.memo.put(dense.key, dense, dense.nbytes)
+        return [dense.tails[key] for key in keys]
+
+    def joined(self, dense: Dense, asks: Sequence[Ask], tails: Sequence[Tail]) -> list[Prefilled]:
+        """Context and question as one prompt, for questions of equal length -> per layer (R, ·, n + T, d)."""
+        layers = []
+        for index, layer in enumerate(dense.select([ask.row for ask in asks])):
+            parts = [tail.layers[index] for tail in tails if tail.layers is not None]
+            keys = torch.cat([layer.keys, torch.stack([part[0] for part in parts])], dim=2)
+            values = torch.cat([layer.values, torch.stack([part[1] for part in parts])], dim=2)
+            seen = [part[2] for part in parts if part[2] is not None]
+            queries = None if layer.queries is None else torch.cat([layer.queries, torch.stack(seen)], dim=2)
+            layers.append(Prefilled(keys, values, queries, layer.scaling))
+        return layers
+
+    def _known(self, dense: Dense, key: Hashable, kv: bool) -> bool:
+        """Whether a question was run before, with keys and values (and queries where they are recorded) if wanted."""
+        tail = dense.tails.get(key)
+        if tail is None or not kv:
+            return tail is not None
+        return tail.layers is not None and (not self.queries or all(part[2] is not None for part in tail.layers))
+
+    def _run(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+        """Feed questions and references behind their contexts, in one forward."""
+        cache = self.started(dense, [ask.row for ask in asks])
+        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.host.loaded.device)
+        first = min(len(ask.tail) for ask in asks) - 1
+        logits = self.host.feed(cache, ids, ids.shape[1] - first)
+        tails = []
+        for row, ask in enumerate(asks):
+            start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1
+            wanted = logits[row, start : start + size]
+            layers = self._cut(cache, row, dense.tokens, len(ask.tail)) if kv else None
+            tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
+        return tails
+
+    def started(self, dense: Dense, rows: Sequence[int]) -> Any:
+        """A cache that holds the contexts of these rows.
+
+        It adopts the shared keys and values where it can; its first append moves them, so they are never written to.
+        """
+        everything = list(rows) == list(range(dense.layers[0].keys.shape[0]))
+        cache = self.host.build()
+        cache.absorb(dense.layers if everything else dense.select(rows))
+        return cache
+
+    def layers(self, cache: Any, row: int) -> list[tuple[CacheLayer, int]]:
+        """The layers whose keys and values make a prompt, and where the row is in them."""
+        return [(layer, row) for layer in cache.layers]
+
+    def _cut(self, cache: Any, row: int, start: int, size: int) -> list[Part]:
+        """Copies of what the `size` tokens from position `start` left in one row."""
+        span = slice(start, start + size)
+        parts: list[Part] = []
+        for layer, at in self.layers(cache, row):
+            seen = layer.asked if self.queries and isinstance(layer, AskedLayer) else None
+            asked = None if seen is None else seen[at, :, :size].clone()
+            parts.append((layer.keys[at, :, span].clone(), layer.values[at, :, span].clone(), asked))
+        return parts

@@ -1,0 +1,94 @@
+"""What the engine costs on top of the forward passes.
+
+    python -m kvcheck.backends.transformers.profile --model mini --method snapkv
+
+Runs one task in its three modes and prints, per method and mode: processor seconds in all and inside the model, their
+ratio (the target is 1.15 for a run of all modes), and the shares of the drift, of the audit and of making samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kvcheck.backends.transformers.meter import Meter
+from kvcheck.backends.transformers.session import Session
+from kvcheck.backends.transformers.turns import Block
+from kvcheck.core.record import MODES, CaseId
+from kvcheck.core.settings import Settings
+from kvcheck.tasks import TASKS
+
+CLOCK = time.process_time
+"""Processor seconds of all threads: what else runs on the machine does not count. Meant for the CPU."""
+
+
+class Clock:
+    """Seconds spent in wrapped functions, by name; what one calls is counted in both."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def wrap(self, name: str, owner: Any, attribute: str) -> None:
+        """Time every call of owner.attribute."""
+        inner: Callable[..., Any] = getattr(owner, attribute)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = CLOCK()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + CLOCK() - start
+
+        setattr(owner, attribute, timed)
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+def profile(session: Session, methods: list[str], task: str, length: int, n: int) -> None:
+    """Run and print. The first method pays for the prefills that the others share."""
+    clock, version = Clock(), TASKS.get(task).info.version
+    clock.wrap("model", session.loaded.model, "forward")
+    clock.wrap("drift", Block, "_drift")
+    clock.wrap("audit", Meter, "watch")
+    clock.wrap("samples", Session, "_sample")
+    sums: dict[str, float] = {}
+    print(f"{task}, {length} tokens, {n} contexts\n{'method':24} {'mode':14} {'total':>8} {'model':>8} ratio  shares")
+    for method in methods:
+        for mode in MODES:
+            start = CLOCK()
+            session.run_case(CaseId(task, version, mode, length, 0, n), method)
+            spent = {"total": CLOCK() - start, **clock.take()}
+            sums = {
+                name: sums.get(name, 0.0) + seconds for name, seconds in {**dict.fromkeys(sums, 0.0), **spent}.items()
+            }
+            print(_line(method, mode, spent))
+    print(_line("all", "", sums))
+
+
+def _line(method: str, mode: str, spent: dict[str, float]) -> str:
+    total, model = spent["total"], spent["model"]
+    shares = ", ".join(f"{name} {spent.get(name, 0.0) / total:.1%}" for name in ("drift", "audit", "samples"))
+    return f"{method:24} {mode:14} {total:7.2f}s {model:7.2f}s {total / model:.3f}  {shares}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--method", action="append", help="repeatable; default: snapkv and fp16")
+    parser.add_argument("--task", default="kv")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--n", type=int, default=8)
+    given = parser.parse_args()
+    methods = given.method or ["snapkv", "fp16"]
+    session = Session.open(Settings(model=given.model, methods=tuple(methods)))
+    profile(session, methods, given.task, given.length, given.n)
+
+
+if __name__ == "__main__":
+    main()

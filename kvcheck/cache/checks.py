@@ -1,0 +1,85 @@
+"""Checks of hyper-parameters and of what a method returns, and the rule that turns a budget into a number of slots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from kvcheck.core.errors import SpecError
+
+
+def whole(method: str, name: str, value: object, low: int, example: object) -> None:
+    """Raise SpecError unless value is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise SpecError(
+            f"{method}: {name}={value!r} is not a whole number of at least {low}",
+            f"type --kv-method={method}:{name}={example}",
+        )
+
+
+def share(method: str, name: str, value: object, low: float, high: float, example: object) -> None:
+    """Raise SpecError unless value is a number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise SpecError(
+            f"{method}: {name}={value!r} is not a number from {low:g} to {high:g}",
+            f"type --kv-method={method}:{name}={example}",
+        )
+
+
+def one_of(method: str, name: str, value: object, known: Iterable[object]) -> None:
+    """Raise SpecError unless value is one of the known ones."""
+    known = tuple(known)
+    if isinstance(value, bool) or value not in known:
+        choices = " or ".join(str(each) for each in known)
+        raise SpecError(
+            f"{method}: {name}={value!r}; it must be {choices}", f"type --kv-method={method}:{name}={known[0]}"
+        )
+
+
+def budget(method: str, name: str, value: object) -> None:
+    """Raise SpecError unless value is a share of the prompt in (0, 1] (a float) or a number of tokens >= 1 (an int)."""
+    good = isinstance(value, float) and 0 < value <= 1
+    if isinstance(value, int) and not isinstance(value, bool):
+        good = value >= 1
+    if not good:
+        raise SpecError(
+            f"{method}: {name}={value!r} is neither a share of the prompt (a decimal above 0, at most 1.0) "
+            "nor a number of tokens (a whole number of at least 1)",
+            f"type --kv-method={method}:{name}=0.5 for half of the prompt, or {name}=1024 for 1024 tokens",
+        )
+
+
+def tokens(value: float | int, prompt: int, least: int) -> int:
+    """Slots that a budget means for a prompt: an int as it is, a float its share of the prompt, rounded down.
+
+    A share is never less than `least`, so that a short prompt keeps what the method needs to work.
+
+    >>> tokens(0.29, 100, 1), tokens(0.5, 3, 9), tokens(64, 1000, 1)
+    (29, 9, 64)
+    """
+    return value if isinstance(value, int) else max(least, math.floor(value * prompt + 1e-6))
+
+
+def tensor(found: Any, what: str, shape: tuple[int, ...] | None = None) -> Any:
+    """What a method's own code returned, where it is a tensor (of this shape). Raises TypeError. what: its name."""
+    from torch import Tensor
+
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{what} returned {type(found).__name__}, not a tensor")
+    if shape is not None and tuple(found.shape) != shape:
+        raise TypeError(f"{what} returned a tensor of shape {tuple(found.shape)}, not {shape}")
+    return found
+
+
+def pair(found: Any, what: str) -> tuple[Any, Any]:
+    """Keys and values that a method's own code returned. Raises TypeError for anything else."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
+        raise TypeError(f"{what} returned {type(found).__name__}{count}, not keys and values")
+    return tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of number that is at most `most`."""
+    return next(each for each in range(min(number, most), 0, -1) if number % each == 0)

@@ -1,0 +1,38 @@
+"""The full cache as a method, which the others are compared with and which serves where none acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class FullCache(Method):
+    """Every token stays. Bytes: 2·L·B·G·n·d·2 after n tokens."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="the full cache in 16 bits",
+        stage="compression",
+        formula="2·L·B·G·n·d·2",
+        frees_memory=False,
+        whole="",
+    )
+
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        """A full cache layer."""
+        return CacheLayer(shape, index, self)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+FULL = FullCache()

@@ -1,0 +1,173 @@
+"""What a method is: a frozen dataclass of hyper-parameters that builds a cache for a model.
+
+A method of your own is one class in one file:
+
+    @dataclass(frozen=True)
+    class Newest(Method):
+        info: ClassVar[MethodInfo] = MethodInfo(summary="keeps the newest tokens", stage="compression", knob="tokens")
+        tokens: int = 256
+
+        def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+            return NewestLayer(shape, index, self)
+
+    class NewestLayer(CacheLayer):
+        def compress(self, queries: torch.Tensor) -> None:
+            first = max(0, self.stored - self.method.tokens)
+            self.keep(self.every_head(torch.arange(first, self.stored)))
+
+No torch is imported here at run time; `build` imports it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcheck.core.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvcheck.cache.host import Host
+    from kvcheck.cache.kv_cache import CacheLayer, KVCache
+    from kvcheck.cache.shape import ModelShape
+    from kvcheck.core.spec import Spec
+    from kvcheck.models import LoadedModel
+
+_LAYER = "write def layer(self, shape, index): return MyLayer(shape, index, self), where MyLayer is a CacheLayer"
+STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method declares about itself.
+
+    stage: one of STAGES, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy; more
+    of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and values
+    equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
+    `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so
+    one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
+    differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
+    dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
+    whole: the parameters with which everything is held and every answer is that of the full cache, "" where it always
+    is, None where no parameters do that. joint: why what it does to one kv head depends on the others of the model, ""
+    where it does not, so that the heads may lie in several processes. exempt: (property of kvcheck.conformance, why it
+    does not hold by design).
+    """
+
+    summary: str
+    stage: str
+    paper: str = ""
+    knob: str = ""
+    frees_memory: bool = True
+    verbatim: bool = True
+    evicts_in_decode: bool = False
+    needs: tuple[str, ...] = ()
+    shares_prefill: bool = True
+    variant: str = ""
+    formula: str = ""
+    refuses: str = ""
+    whole: str | None = None
+    joint: str = ""
+    exempt: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every method. Subclasses are frozen dataclasses that define `layer`, and `slots` or `kv_bytes`."""
+
+    info: ClassVar[MethodInfo]
+
+    @classmethod
+    def name(cls) -> str:
+        """The registry name of a built-in method (its file's stem), the import path of any other."""
+        package, _, stem = cls.__module__.rpartition(".")
+        return stem if package == "kvcheck.methods" else f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def spec(self) -> Spec:
+        """The text form: the name and the parameters that are not at their default."""
+        from kvcheck.core.spec import Spec
+
+        changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
+        return Spec(self.name(), tuple(changed))
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise MethodUnsupported when a model of this shape cannot be served."""
+
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        """A fresh, empty cache layer for layer `index` of the model."""
+        raise NotImplementedError(f"{type(self).__name__} must define layer(shape, index)")
+
+    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
+        """A fresh, empty cache. store_dtype: see KVCache; only tests keep float32."""
+        import kvcheck.cache.attention  # noqa: F401  registers the attention function
+        from kvcheck.cache.kv_cache import KVCache
+
+        self.check(shape)
+        return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
+
+    def host(self, loaded: LoadedModel) -> Host:
+        """The method at home on a model. Override it to act on the prompt, on prefilling, or on the model."""
+        if loaded.states is not None and loaded.states.serves(self):
+            return loaded.states.host(self, loaded)
+        from kvcheck.cache.host import Host
+
+        return Host(self, loaded)
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
+        """Slots per layer and kv head after a prompt and `decoded` more tokens, fed one by one. None: not declared."""
+        return None
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
+        """Bytes of keys, values, codes and scales at that point, exactly. None: not declared."""
+        slots = self.slots(shape, prompt, decoded)
+        return None if slots is None else sum(slots) * shape.token_bytes(batch)
+
+    def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
+        """Bytes in host memory at that point, exactly: what layers declare in `host`. None: not declared."""
+        return 0
+
+    def protected(self, prompt: int) -> frozenset[int] | None:
+        """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
+        return None
+
+    def whole(self) -> Spec | None:
+        """The spec that holds everything (see MethodInfo.whole), None where there is none."""
+        from kvcheck.core.spec import Spec
+
+        return None if self.info.whole is None else Spec.parse(f"{self.name()}:{self.info.whole}".rstrip(":"))
+
+    def joint(self) -> str:
+        """Why its heads cannot lie in several processes (see MethodInfo.joint), "" where they can."""
+        return self.info.joint
+
+    def rounding(self) -> tuple[float, float] | None:
+        """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.
+
+        It holds for normal numbers, and for keys also where other channels are much larger. None: nothing is promised.
+        """
+        return None
+
+
+def expect_method(kind: type[Method], name: str) -> None:
+    """Refuse a class that cannot be a method, before anything is built of it. Raises SpecError that says what lacks."""
+    info = getattr(kind, "info", None)
+    if not isinstance(info, (MethodInfo, property)):  # a property, where it depends on parameters
+        raise SpecError(
+            f"{name} does not say what it is: it needs a class attribute `info`, a MethodInfo",
+            'write info: ClassVar[MethodInfo] = MethodInfo(summary="what it does", stage="compression")',
+        )
+    if isinstance(info, MethodInfo) and info.stage not in STAGES:
+        raise SpecError(f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), STAGES))
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")
+    if kind.layer is Method.layer and kind.build is Method.build and kind.host is Method.host:
+        raise SpecError(f"{name} does not define layer(shape, index), which builds the cache of a layer", _LAYER)
+    own = {} if "__dataclass_fields__" in vars(kind) else inspect.get_annotations(kind)
+    if loose := sorted(key for key, value in own.items() if "ClassVar" not in str(value)):
+        raise SpecError(
+            f"{name} is no dataclass of its own: {', '.join(loose)} cannot be given as a parameter",
+            f"write @dataclass(frozen=True) above class {kind.__name__}",
+        )

@@ -1,0 +1,214 @@
+"""Group-wise asymmetric quantization, really packed into bytes, and the cache layer that stores it.
+
+A group of values with minimum lo and maximum hi becomes codes round((x - lo) / scale) of b bits with scale =
+(hi - lo) / (2^b - 1); x is read back as lo + code · scale. lo and scale are float16, and scale is rounded up, so that
+every value lies within scale / 2 of what is read back; a constant group is read back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from kvcheck.cache import kernels
+from kvcheck.cache.growable import Room
+from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.shape import Prefilled
+from kvcheck.core.errors import KvcheckError
+
+BITS = (2, 4, 8)  # widths that divide a byte
+
+
+def quantize(values: torch.Tensor, bits: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Quantize the groups that lie along `dim` -> codes (uint8, one per value), scale, low (float16, `dim` removed)."""
+    wide, levels = values.float(), 2**bits - 1
+    low = wide.amin(dim, keepdim=True).half()
+    exact = (wide.amax(dim, keepdim=True) - low.float()).clamp(min=0) / levels
+    scale = exact.half()
+    scale = torch.where(scale.float() < exact, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # next float16
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = ((wide - low.float()) / scale.float()).round_().clamp_(0, levels).to(torch.uint8)
+    return codes, scale.squeeze(dim), low.squeeze(dim)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """(..., 8/bits, m) codes -> (..., m) bytes; lane i of the second last dimension takes bits i·b to (i+1)·b."""
+    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8).unsqueeze(1)
+    return (codes << shifts).sum(dim=-2, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
+    """Write the codes of (..., m) bytes into out, which takes 8/bits · m of them in the order of `pack`."""
+    lanes = out.view(*packed.shape[:-1], 8 // bits, packed.shape[-1])
+    last = 8 // bits - 1
+    for lane in range(last + 1):
+        moved = packed >> lane * bits if lane else packed
+        lanes[..., lane, :] = moved & (2**bits - 1) if lane < last else moved  # nothing is left of the last one
+
+
+class Packed:
+    """Quantized tokens of one layer, appended to: Rooms of codes, scales and lows.
+
+    along="token": a group is `group` neighbouring channels of one token;
+    codes (B, G, T, d·b/8), scales and lows (B, G, T, d/group).
+    along="channel": a group is `group` neighbouring tokens of one channel;
+    codes (B, G, T·b/8, d), scales and lows (B, G, T/group, d).
+    """
+
+    def __init__(self, bits: int, group: int, along: str) -> None:
+        self.bits, self.group, self.along = bits, group, along
+        self.codes: Room | None = None
+        self.scale: Room | None = None
+        self.low: Room | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+        if self.codes is None:
+            return 0
+        return self.codes.length if self.along == "token" else self.codes.length * 8 // self.bits
+
+    def append(self, values: torch.Tensor) -> None:
+        """Quantize and store tokens (B, G, t, d); per channel, t must be a multiple of the group."""
+        batch, heads, tokens, dim = values.shape
+        lanes = 8 // self.bits
+        if self.along == "token":
+            grouped = values.reshape(batch, heads, tokens, dim // self.group, self.group)
+            codes, scale, low = quantize(grouped, self.bits, dim=-1)
+            packed = pack(codes.view(batch, heads, tokens, lanes, dim // lanes), self.bits)
+        else:
+            grouped = values.reshape(batch, heads, tokens // self.group, self.group, dim)
+            codes, scale, low = quantize(grouped, self.bits, dim=-2)
+            packed = pack(codes.view(batch, heads, tokens // lanes, lanes, dim), self.bits)
+        if self.codes is None or self.scale is None or self.low is None:
+            self.codes, self.scale, self.low = Room(packed), Room(scale), Room(low)
+        else:
+            for room, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
+                room.append(part)
+
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
+        """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
+        if self.codes is None or self.scale is None or self.low is None:
+            return
+        batch, count, tokens, dim = out.shape
+        unpack(self.codes.used[rows, heads], self.bits, out)
+        if self.along == "token":
+            groups, inner = out.view(batch, count, tokens, dim // self.group, self.group), -1
+        else:
+            groups, inner = out.view(batch, count, tokens // self.group, self.group, dim), -2
+        scale, low = (room.used[rows, heads].float().unsqueeze(inner) for room in (self.scale, self.low))
+        groups.mul_(scale).add_(low)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Packed:
+        """Copies of these rows of the batch."""
+        twin = Packed(self.bits, self.group, self.along)
+        if self.codes is not None and self.scale is not None and self.low is not None:
+            twin.codes, twin.scale, twin.low = (each.select(rows) for each in (self.codes, self.scale, self.low))
+        return twin
+
+
+class Tokens(Protocol):
+    """A store of quantized tokens (B, G, T, d)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens stored."""
+
+    def append(self, values: torch.Tensor) -> None:
+        """Quantize and store tokens."""
+
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = ...) -> None:
+        """Write the tokens of these rows and kv heads into out, float32."""
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Tokens:
+        """Copies of these rows."""
+
+
+class QuantLayer(CacheLayer):
+    """Quantized tokens, then a tail of the newest in 16 bits. Attends to new tokens unquantized; then `due` decides.
+
+    kq, vq: quantized; k, v: the tails, whose lengths may differ. The prompt's own forward is in full precision.
+    chooser: makes a layer of another method that evicts from the prompt first; what it keeps is quantized.
+    """
+
+    kq: Tokens
+    vq: Tokens
+    chooser: Callable[[], CacheLayer] | None = None
+
+    def due(self, keys: int, values: int) -> tuple[int, int]:
+        """How many of the oldest tokens of the two tails, of these lengths, are to be quantized now."""
+        raise NotImplementedError
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """Quantize what the prompt makes due, of what the chooser keeps."""
+        if self.chooser is not None:
+            self._choose(self.chooser(), queries)
+        self.fold()
+
+    def _choose(self, chooser: CacheLayer, queries: torch.Tensor) -> None:
+        """Have the prompt evicted by the layer of another method, and take over what it keeps."""
+        chooser.store_dtype = self.store_dtype
+        chooser.absorb(Prefilled(self.keys, self.values, queries, self.scaling))
+        self.k, self.v, self.kept, self._kept_at = chooser.k, chooser.v, chooser.kept, chooser._kept_at
+
+    @property
+    def _needs_queries(self) -> bool:
+        """A chooser may read the prompt's queries."""
+        return self.chooser is not None
+
+    def step(self, query: torch.Tensor) -> None:
+        """Quantize what a later forward makes due."""
+        self.fold()
+
+    def fold(self) -> None:
+        """Move the oldest tokens of the tails to the quantized part."""
+        if self.k is None or self.v is None:
+            return
+        due = self.due(self.k.length, self.v.length)
+        for room, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
+            if count:
+                packed.append(room.used[:, :, :count])
+                room.drop(count)
+
+    def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
+        """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
+        batch, _, tokens, _ = query.shape
+        size = self.kq.length * self.shape.head_dim * self.shape.kv_heads
+        if batch > 1 or tokens > 1 or size < kernels.chunk(query.device):
+            return super().answer(query, rows)
+        heads = range(self.shape.kv_heads)
+        return torch.cat([self._answer_head(query, rows, slice(head, head + 1)) for head in heads], dim=1)
+
+    def _answer_head(self, query: torch.Tensor, rows: slice, head: slice) -> torch.Tensor:
+        """The same for the query heads of one kv head. A function of its own, so that what it dequantizes dies here."""
+        group = self.shape.group
+        mine = query[:, head.start * group : head.stop * group]
+        return self.mix(mine, *self.read(rows, query.dtype, head), rows)
+
+    def read(self, rows: slice, dtype: torch.dtype, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Quantized part and tail of these rows and kv heads, dequantized in float32, in `dtype`."""
+        keys = self._join(self.kq, self.keys[rows, heads], rows, heads)
+        values = self._join(self.vq, self.values[rows, heads], rows, heads)
+        return keys.to(dtype), values.to(dtype)
+
+    @staticmethod
+    def _join(packed: Tokens, tail: torch.Tensor, rows: slice, heads: slice) -> torch.Tensor:
+        """(b, g, quantized + tail, d) in the tail's dtype while nothing is quantized, else in float32."""
+        if not packed.length:
+            return tail
+        batch, count, length, dim = tail.shape
+        whole = torch.empty(batch, count, packed.length + length, dim, device=tail.device)
+        packed.read(rows, whole[:, :, : packed.length], heads)
+        whole[:, :, packed.length :] = tail
+        return whole
+
+    @property
+    def stored(self) -> int:
+        """Slots per kv head, quantized or not."""
+        return self.kq.length + super().stored
+
+    def keep(self, index: torch.Tensor, spare: int = 0) -> None:
+        """Refused: groups share scales, single tokens cannot leave."""
+        raise KvcheckError("a quantized layer cannot evict single tokens")

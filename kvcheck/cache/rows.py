@@ -1,0 +1,85 @@
+"""Rows that cannot be fed together: prompts of unequal length, and caches that know no batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvcheck.cache.host import Host
+
+
+class RowCache:
+    """One cache of one sequence for each row. rows: whatever the host feeds; copied by `select` where it has one."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = list(rows)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> RowCache:
+        """Copies of these rows, in this order; repeats allowed."""
+        wanted = [self.rows[int(row)] for row in rows]
+        return RowCache([row.select([0]) if hasattr(row, "select") else copy.deepcopy(row) for row in wanted])
+
+
+class Row:
+    """A cache of one sequence that is not made of kvcheck's layers.
+
+    cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
+    anew. press: what compresses it, with the state that it keeps. masks: by the name of a module, what an attention
+    patch is to hide.
+    """
+
+    meta = ("press", "masks")  # what they hold is bookkeeping
+
+    def __init__(self, cache: Any, model: Any, press: Any = None) -> None:
+        self.cache, self.model, self.press = cache, model, press
+        self.seen = self.position = 0
+        self.masks: dict[str, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Row:
+        """A copy of everything but the model and streams of its device."""
+        memo.update((id(module), module) for module in self.model.modules())
+        stream = getattr(self.cache, "prefetch_stream", None)
+        memo.update({id(stream): stream} if stream is not None else {})
+        for value in (value for layer in self.cache.layers for value in vars(layer).values()):
+            if isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__"):
+                memo[id(value)] = _wrapper(value)
+        twin = copy.copy(self)
+        for name in ("cache", "press", "masks"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
+        return twin
+
+
+def _wrapper(tensor: Any) -> torch.Tensor:
+    """A copy of a tensor that is made of others, such as a quantized one; those do not always copy themselves."""
+    names, context = tensor.__tensor_flatten__()
+    inner = {
+        name: _wrapper(part) if hasattr(part, "__tensor_flatten__") else part.clone()
+        for name, part in ((name, getattr(tensor, name)) for name in names)
+    }
+    return type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+
+
+class RowHost(Host):
+    """Feeds row by row. A subclass says how one row is prefilled and fed."""
+
+    def prefill(self, ids: torch.Tensor) -> tuple[RowCache, torch.Tensor]:
+        """As Host.prefill, every row by itself."""
+        parts = [self.prefill_row(row) for row in ids.split(1)]
+        return RowCache([cache for cache, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def feed(self, cache: RowCache, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """As Host.feed, every row by itself."""
+        pairs = zip(cache.rows, ids.split(1), strict=True)
+        return torch.cat([self.feed_row(row, fed, keep) for row, fed in pairs])
+
+    def prefill_row(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """One prompt (1, n) -> its cache, and the logits (1, V) behind it."""
+        cache = self.build()
+        return cache, self.feed_row(cache, ids, 1)[:, -1]
+
+    def feed_row(self, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Feed (1, q) into the cache of one row -> (1, keep, V)."""
+        return super().feed(cache, ids, keep)

@@ -1,0 +1,224 @@
+"""Models that carry more than a full KV cache from token to token: recurrent ones, hybrids, sliding windows.
+
+What such a model carries is its own: the caches of transformers, a list of tensors, attributes of its modules. Methods
+act on the layers with full attention, where it has some. Sequences run one by one, so that a row is copied as a whole,
+whatever it is made of.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from kvcheck.cache import forward
+from kvcheck.cache.full import FULL, FullCache
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method
+from kvcheck.cache.rows import RowHost
+from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.window import WindowLayer
+from kvcheck.core.errors import KvcheckError, MethodUnsupported
+
+if TYPE_CHECKING:
+    from kvcheck.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module keeps a tensor of the text that it runs: its name, the attribute, what a new text finds there."""
+
+    module: str
+    attribute: str
+    fresh: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """How a model carries a sequence (see kvcheck/models/probing.py, which finds out).
+
+    shape: of the layers with full attention; none of a recurrent model. keyed: keys and values are in the cache that
+    forward takes, so kvcheck makes it; else the model does, or its modules hold all. places: where modules hold some.
+    blocks: a follow-up of several tokens may be fed in one forward; else the class forgets its state over it, and is
+    fed token by token. windows: there is no state, only sliding windows, which to a text that fits into them are full
+    attention.
+    """
+
+    shape: ModelShape
+    keyed: bool = False
+    places: tuple[Place, ...] = ()
+    blocks: bool = True
+    windows: bool = False
+
+    def serves(self, method: Method) -> bool:
+        """Whether a method acts on the layers with full attention, beside what the others carry.
+
+        What cannot do that runs on all layers of a model with windows, as long as the text fits into them.
+        """
+        acts = self.shape.layers > 0 and type(method).host is Method.host
+        return acts or not self.windows or isinstance(method, FullCache)
+
+    def host(self, method: Method, loaded: LoadedModel) -> StateHost:
+        """What runs a method on such a model."""
+        return StateHost(method, loaded)
+
+    def cache(self, method: Method, config: Any) -> Any:
+        """What a new sequence is given: the method's layers beside those of the model; None where it makes its own."""
+        return MixedCache(method, self.shape, config) if self.keyed else None
+
+
+def kinds(config: Any) -> list[type]:
+    """The cache layers that transformers gives a model, by class."""
+    return [type(layer) for layer in DynamicCache(config=config).layers]
+
+
+class MixedCache(KVCache):
+    """The method's layers where the model has full attention, windows where it slides, its own states elsewhere."""
+
+    def __init__(self, method: Method, shape: ModelShape, config: Any) -> None:
+        Cache.__init__(self, layers=DynamicCache(config=config).layers)
+        count = 0
+        for index, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:
+                self.layers[index] = method.layer(shape, count)
+                count += 1
+            elif type(layer) is DynamicSlidingWindowLayer:
+                self.layers[index] = WindowLayer(shape, index, FULL, layer.sliding_window)
+
+    @property
+    def attending(self) -> list[CacheLayer]:
+        """All layers that hold keys and values."""
+        return [layer for layer in self.layers if isinstance(layer, CacheLayer)]
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> MixedCache:
+        """A copy of the only sequence."""
+        twin = copy.copy(self)
+        twin.layers = [self._copied(layer, rows) for layer in self.layers]
+        return twin
+
+    @staticmethod
+    def _copied(layer: Any, rows: Sequence[int] | torch.Tensor) -> Any:
+        """A copy of a layer of any kind."""
+        return layer.select(rows) if isinstance(layer, CacheLayer) else copy.deepcopy(layer)
+
+
+class Carried:
+    """All that one sequence carries.
+
+    cache: what forward takes. modules: what lies in `places`. depth: layers of the model. seen: tokens fed.
+    """
+
+    modules: list[torch.Tensor | None]
+
+    def __init__(self, cache: Any, places: Sequence[Place], depth: int) -> None:
+        self.cache, self.depth = cache, depth
+        self.modules = [None if place.fresh is None else place.fresh.clone() for place in places]
+        self.seen = 0
+
+    @property
+    def acts(self) -> list[CacheLayer]:
+        """The method's layers, in order."""
+        return [layer for layer in self.attending if not isinstance(layer, WindowLayer)]
+
+    @property
+    def attending(self) -> list[CacheLayer]:
+        """These, and the model's windows."""
+        return self.cache.attending if isinstance(self.cache, MixedCache) else []
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Carried:
+        """A copy; there is one row only."""
+        twin = copy.copy(self)
+        twin.cache = self.cache.select(rows) if isinstance(self.cache, KVCache) else copy.deepcopy(self.cache)
+        twin.modules = [None if part is None else part.clone() for part in self.modules]
+        return twin
+
+    @contextmanager
+    def lent(self, model: Any, places: Sequence[Place]) -> Iterator[None]:
+        """Put the parts that live in modules there for one forward; what it leaves there is this sequence's alone."""
+        spots = [(model.get_submodule(place.module), place.attribute) for place in places]
+        before = [getattr(*spot) for spot in spots]
+        for spot, part in zip(spots, self.modules, strict=True):
+            setattr(*spot, part)
+        try:
+            yield
+        finally:
+            self.modules = [getattr(*spot) for spot in spots]
+            for spot, part in zip(spots, before, strict=True):
+                setattr(*spot, part)
+
+
+class StateHost(RowHost):
+    """Runs a method on such a model, every sequence by itself."""
+
+    def __init__(self, method: Method, loaded: LoadedModel) -> None:
+        if loaded.states is None:
+            raise KvcheckError(f"{loaded.name} carries nothing but a KV cache", "use method.host(loaded)")
+        super().__init__(_by_itself(method), loaded)
+        self.states, self.shape = loaded.states, loaded.states.shape
+        method.check(self.shape)
+
+    def build(self) -> Carried:
+        """What a new sequence carries."""
+        made = self.states.cache(self.method, self.model.config)
+        return Carried(made, self.states.places, int(self.model.config.get_text_config().num_hidden_layers))
+
+    def feed_row(self, cache: Carried, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Feed (1, q) behind what was fed, at once or token by token -> (1, keep, V)."""
+        if self.states.blocks or not cache.seen:
+            return self._forward(cache, ids, keep)
+        newest: deque[torch.Tensor] = deque(maxlen=keep)
+        newest.extend(self._forward(cache, token, 1) for token in ids.split(1, dim=1))
+        return torch.cat(list(newest), dim=1)
+
+    def _forward(self, row: Carried, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """One forward of (1, q) -> (1, keep, V)."""
+        places = torch.arange(row.seen, row.seen + ids.shape[1], device=ids.device)
+        given = {"position_ids": places.unsqueeze(0), "logits_to_keep": keep, "use_cache": True}
+        takes = forward.of(self.model)
+        given |= {"cache_position": places if row.seen else None, takes.carries: row.cache}  # 5.2 asks for it
+        with row.lent(self.model, self.states.places):
+            out = self.model(ids, **{name: value for name, value in given.items() if name in takes.takes})
+        made = forward.carried(self.model, out)
+        row.cache = row.cache if made is None else made
+        row.seen += ids.shape[1]
+        return out.logits[:, -keep:]
+
+
+def serve(method: Method, loaded: LoadedModel) -> None:
+    """Raise MethodUnsupported for a method that cannot act on a model which carries more than a full KV cache.
+
+    Nor on one of whose heads this process has some, where it treats them jointly.
+    """
+    if loaded.team is not None and (why := method.joint()):
+        raise MethodUnsupported(
+            f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
+            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+        )
+    if loaded.states is None or isinstance(method, FullCache) or not loaded.states.serves(method):
+        return
+    kind = type(loaded.model).__name__
+    if not loaded.states.shape.layers:
+        raise MethodUnsupported(
+            f"{method.spec} acts on the keys and values of all tokens; {kind} has no layer that keeps them: what it "
+            "carries from token to token has a fixed size",
+            "--kv-method=fp16 runs it as it is",
+        )
+    if type(method).host is not Method.host:
+        raise MethodUnsupported(
+            f"{method.spec} feeds the model in its own way, which would leave out what the other layers of {kind} "
+            "carry from token to token",
+            "methods that are a cache only, such as snapkv or kivi, act on its layers with full attention",
+        )
+
+
+def _by_itself(method: Method) -> Method:
+    """The method, with a prefill of its own: a state cannot be cut where the context ends, as keys and values can."""
+    twin = copy.copy(method)
+    object.__setattr__(twin, "info", replace(method.info, shares_prefill=False))
+    return twin

@@ -1,0 +1,200 @@
+"""The commands of `kvcheck` that try something: prompt, zoo, alarms, power. `speed` has a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.escape import plain
+from kvcheck.core.record import MODES
+from kvcheck.core.settings import CHAT, HISTORY, Settings
+
+OK, REGRESSION, ERROR = 0, 1, 2
+PROMPT = ("model", "mode", "length", "seed", "data", "compat", "chat", "history", "rope", "trust-remote-code")
+"""Options of `kvcheck prompt` that are pytest's under other names."""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands of this module."""
+    for each in (_add_power, _add_zoo, _add_alarms, _add_prompt):
+        each(commands)
+
+
+def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prompt = commands.add_parser("prompt", help="show exactly what a model is shown of a sample")
+    prompt.add_argument("task", metavar="TASK", help="such as kv, or longbench/qasper with --data")
+    prompt.add_argument(
+        "--model", default="mini", help="whose tokenizer and chat template: path or hub id (default mini)"
+    )
+    prompt.add_argument("--mode", default="single", choices=MODES)
+    prompt.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
+    prompt.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
+    prompt.add_argument("--index", type=int, default=0, help="which sample (default 0)")
+    prompt.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read")
+    prompt.add_argument("--compat", action="store_true", help="as --kv-compat")
+    for name, words in (("chat", CHAT), ("history", HISTORY)):
+        prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
+    prompt.add_argument("--rope", metavar="KIND:KEY=X,…", help="as --kv-rope: another limit of the context")
+    prompt.add_argument("--trust-remote-code", metavar="NAME", help="as --kv-trust-remote-code: the --model again")
+    prompt.set_defaults(run=_prompt, own=PROMPT)
+
+
+def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    zoo = commands.add_parser("zoo", help="would the gate catch known bugs on this model? (pytest --kv-zoo)")
+    zoo.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="bugs or families (default: all)")
+    zoo.add_argument("--method", action="append", default=[], metavar="SPEC", help="faults around a method of your own")
+    zoo.add_argument("--model", help="embedded model, path or hub id (default: mini)")
+    zoo.add_argument("--profile", help="quick, default or full")
+    zoo.add_argument("-n", dest="workers", default="0", metavar="N", help="processes (default: this one)")
+    zoo.add_argument("--json", metavar="PATH", help="keep the results there; what is in it is not run again")
+    zoo.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
+    zoo.set_defaults(run=_zoo)
+
+
+def _add_alarms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    alarms = commands.add_parser("alarms", help="does any property accuse a correct method?")
+    alarms.add_argument("--method", action="append", default=[], metavar="SPEC", help="default: all that are known")
+    alarms.add_argument("--seeds", type=int, default=5, help="seeds from 0 up (default 5)")
+    alarms.add_argument("--profile", choices=("quick", "default", "full"), default="default")
+    alarms.add_argument("-n", dest="workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    alarms.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
+    alarms.set_defaults(run=_alarms)
+
+
+def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    power = commands.add_parser("power", help="check by simulation that the statistics keep what they promise")
+    power.add_argument("--runs", type=int, default=150, help="simulated runs of a method against itself (default 150)")
+    power.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    power.add_argument("--jobs", type=int, help="processes (default: one per core); they do not change a number")
+    power.add_argument("--model", default="mini", help="whose baselines to draw from (default mini)")
+    power.add_argument("--baselines", metavar="PATH", help="a folder of your own, above the shipped ones")
+    power.add_argument("--json", metavar="PATH", help="write the figures there")
+    power.add_argument("--md", metavar="PATH", help="write the report there as Markdown")
+    power.set_defaults(run=_power)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines, what methods, models and files say in them made harmless."""
+    for line in lines:
+        print(plain(line), flush=True)
+
+
+def complain(text: object) -> None:
+    """Say what is wrong, the same way."""
+    print(plain(f"kvcheck: {text}"), file=sys.stderr)
+
+
+def own_words(text: str, options: Iterable[str]) -> str:
+    """A text that names options of pytest, with those of a command in their place, singular or plural."""
+    for name in options:
+        text = re.sub(rf"--kv-{name.removesuffix('s')}s?\b", f"--{name}", text)
+    return text
+
+
+def typed(given: Mapping[str, Any], names: Iterable[str]) -> Settings:
+    """What a command was given, checked as the options of pytest with the same names. Raises KvcheckError."""
+    from kvcheck.plugin import parse
+
+    raw = {name: value for name in names if (value := given[name]) is not None}
+    return parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw})
+
+
+def _prompt(given: argparse.Namespace) -> int:
+    """ERROR where a prompt does not fit into the model, which is shown all the same."""
+    try:
+        return _shown(given)
+    except KvcheckError as error:
+        hint = re.sub(r"--kv-n (\d+) at most", lambda found: f"--index {int(found[1]) - 1} at most", error.hint)
+        raise KvcheckError(error.message, hint.replace("--kv-tasks=", "kvcheck prompt ")) from error
+
+
+def _shown(given: argparse.Namespace) -> int:
+    from kvcheck.backends.transformers.session import find_task
+    from kvcheck.core.record import CaseId
+    from kvcheck.models import Loading
+    from kvcheck.models.loading import encoder_of
+    from kvcheck.runner.prompts import conversation, prompter
+    from kvcheck.tasks import find
+
+    if given.index < 0 or given.length < 1:
+        raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
+    settings = typed(vars(given), ("model", "chat", "history", "data", "compat", "rope", "trust_remote_code"))
+    version = find(given.task, given.data).info.version
+    case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
+    task = find_task(case, settings)
+    encoder, limit = encoder_of(settings.model, Loading(settings.rope, bool(settings.trust_remote_code)))
+    sample = task.generate(case.seed, given.index, case.length, encoder)
+    asking = prompter(task, case, sample, encoder, None, settings)
+    for what, text in conversation(sample, asking):
+        show([f"--- {what}", text])
+    prompter(task, case, sample, encoder, limit, settings).context(sample)
+    return OK
+
+
+def _power(given: argparse.Namespace) -> int:
+    """1 where the figures refute a promise."""
+    import os
+
+    from kvcheck import power
+    from kvcheck.power import report
+
+    jobs = given.jobs if given.jobs is not None else os.cpu_count() or 1
+    plan = power.Plan(given.runs, given.seed, jobs)
+    recorded = power.load(given.baselines, given.model)
+    tables = power.measure(recorded, plan, progress)
+    show(report.text(tables))
+    report.write(recorded, plan, tables, given.json, given.md)
+    found = report.broken(tables)
+    count = f"{len(found)} promise" + (" of the statistics is" if len(found) == 1 else "s of the statistics are")
+    print(f"kvcheck: {count} refuted" if found else "no promise is refuted")
+    return REGRESSION if found else OK
+
+
+def _zoo(given: argparse.Namespace) -> int:
+    """0: every bug caught and no correct method accused, 1: not so."""
+    arguments = ["--pyargs", "kvcheck.suites.test_zoo", "-q", f"-n{given.workers}", f"--kv-zoo={','.join(given.names)}"]
+    arguments += [f"--kv-method={method}" for method in given.method]
+    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
+    arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
+    return REGRESSION if run_pytest([*arguments, "-p", "no:cacheprovider"]) else OK
+
+
+def run_pytest(arguments: Sequence[str]) -> int:
+    """What pytest exits with, in a process of its own: a method that ends it does not end this one with status 0."""
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+
+
+def _alarms(given: argparse.Namespace) -> int:
+    """1 where a property accuses a method."""
+    from kvcheck.conformance.alarms import Tried, attempt, correct
+    from kvcheck.core.files import write_atomically
+    from kvcheck.report import conformance
+
+    if given.seeds < 1 or given.workers < 1:
+        raise KvcheckError("--seeds and -n are numbers from 1 up", "kvcheck alarms --seeds 5 -n 2")
+    specs = tuple(given.method) or correct()
+    total = len(specs) * given.seeds
+    done: list[Tried] = []
+
+    def tick(one: Tried) -> None:
+        done.append(one)
+        progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {len(one.alarms)} alarms", True)
+
+    found = attempt(specs, range(given.seeds), given.profile, given.workers, tick)
+    show(conformance.alarms(found))
+    if given.md:
+        write_atomically(given.md, "\n".join(conformance.alarms_markdown(found)) + "\n")
+    return REGRESSION if any(one.alarms for one in found) else OK
+
+
+def progress(text: str, whole: bool = False) -> None:
+    """One line that is overwritten; where nobody looks, one line for each part that is whole."""
+    if sys.stderr.isatty():
+        print(f"\033[2K{plain(text)}", end="\n" if whole else "\r", file=sys.stderr, flush=True)
+    elif whole:
+        print(plain(text), file=sys.stderr, flush=True)

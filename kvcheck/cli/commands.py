@@ -1,0 +1,213 @@
+"""The command line `kvcheck`: lists, compares and reports on files, without torch; measures and records with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcheck.cli import baselines, checks, speed
+from kvcheck.cli.baselines import own_store
+from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, own_words, show
+from kvcheck.core import env, threads
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.registry import importable
+
+if TYPE_CHECKING:
+    from kvcheck.core.record import CaseRecord, Run
+
+
+HEAVY = ("alarms", "prompt", "speed")
+"""Commands that run torch in this process."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(prog="kvcheck", description="Does a KV cache method still work?")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    methods = commands.add_parser("methods", help="list the methods that --kv-method knows")
+    methods.add_argument("--pages", type=Path, metavar="FOLDER", help="write a page of documentation per method there")
+    methods.set_defaults(run=_methods)
+    commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
+        run=_tasks
+    )
+
+    compare = commands.add_parser("compare", help="compare two run files, case by case")
+    compare.add_argument("before", type=Path, metavar="A", help="run file of before")
+    compare.add_argument("after", type=Path, metavar="B", help="run file of now")
+    compare.add_argument("--fail-on-regression", action="store_true", help="exit with 1 where B is worse for sure")
+    compare.set_defaults(run=_compare)
+
+    allow = commands.add_parser("allowances", help="propose what the methods of a run may lose, as TOML")
+    allow.add_argument("run_file", type=Path, metavar="RUN.json", help="a run with fp16 and the methods")
+    allow.add_argument("--out", metavar="FILE", help="write them there whole or not at all (default: print them)")
+    allow.set_defaults(run=_allowances)
+
+    commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
+
+    report = commands.add_parser("report", help="print the summary of a run file")
+    report.add_argument("run_file", type=Path, metavar="RUN.json")
+    report.add_argument("--md", action="store_true", help="as Markdown")
+    report.set_defaults(run=_report)
+    baselines.add(commands)
+    checks.add(commands)
+    speed.add(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0: fine, 1: a regression or a damaged baseline was found, 2: the command could not be run.
+
+    `baselines record` gives what pytest exits with.
+    """
+    given = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = given.run
+    importable(Path.cwd())
+    threads.wait_passively()
+    try:
+        if given.command in HEAVY:
+            env.expect_versions()
+        return run(given)
+    except KvcheckError as error:
+        complain(own_words(str(error), getattr(given, "own", ())))
+        return ERROR
+    except BrokenPipeError:  # kvcheck methods | head
+        sys.stderr.close()
+        return OK
+
+
+def _methods(given: argparse.Namespace) -> int:
+    from kvcheck.report import catalogue
+
+    if given.pages:
+        from kvcheck.report import pages
+
+        show([f"{len(pages.write(given.pages))} pages written to {given.pages}"])
+    else:
+        show(catalogue.methods())
+    return OK
+
+
+def _tasks(given: argparse.Namespace) -> int:
+    from kvcheck.report import catalogue
+
+    show(catalogue.tasks())
+    return OK
+
+
+def _report(given: argparse.Namespace) -> int:
+    from kvcheck.report import markdown, terminal
+    from kvcheck.store.run_file import read_run
+
+    run = read_run(given.run_file)
+    stored = _stored_fp16(run)
+    show(markdown.lines(run, stored) if given.md else terminal.lines(run, stored))
+    return OK
+
+
+def _stored_fp16(run: Run) -> dict[str, CaseRecord]:
+    """The fp16 records that the run was judged by, as far as they are still there; none for a run of another model."""
+    from kvcheck.store.baselines import ModelId
+
+    model = ModelId.of(run.header.model_name, run.header.model)
+    store = own_store()
+    cases = {record.case.key: record.case for record in run.cases if record.samples}
+    try:
+        found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
+    except KvcheckError:
+        return {}
+    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from kvcheck.judging.compare import compare_runs, regressions
+    from kvcheck.report import comparison
+    from kvcheck.store.run_file import read_run
+
+    before, after = read_run(given.before), read_run(given.after)
+    rows = compare_runs(before, after)
+    show(comparison.lines(before, after, rows))
+    found = regressions(rows)
+    if given.fail_on_regression and (found or not rows):
+        complain(f"{len(found)} rows are worse, missing or not comparable")
+        return REGRESSION
+    return OK
+
+
+def _allowances(given: argparse.Namespace) -> int:
+    from kvcheck.core.files import write_atomically
+    from kvcheck.judging.allowances import propose, shipped
+    from kvcheck.methods import METHODS
+    from kvcheck.report import catalogue
+    from kvcheck.store.run_file import read_run
+
+    run = read_run(given.run_file)
+    reviewed = shipped()
+    origins = METHODS.origins()
+    reasons = {}
+    for method in {record.method for record in run.cases}:
+        names = [part.partition(":")[0] for part in method.split("+")]
+        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]  # no import
+        reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
+    lines = list(propose(run, reasons))
+    if given.out:
+        write_atomically(given.out, "\n".join(lines))
+    else:
+        show(lines)
+    return OK
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from kvcheck.core import paths
+
+    for title, found in (("packages", env.packages()), ("machine", env.machine())):
+        print(title)
+        show(f"  {name:<18} {value}" for name, value in sorted(found.items()))
+    print("versions")
+    show(f"  {env.tried(name)}" for name in env.SUPPORTED)
+    healthy = not any(map(env.refused, env.SUPPORTED)) and _torch()
+    print("embedded models")
+    models = sorted(path.parent for path in paths.bundle("fixtures").glob("*/config.json"))
+    show(f"  {_model(folder)}" for folder in models)
+    if not models:
+        print("  none: this installation lacks its fixtures; pip install --force-reinstall kvcheck")
+    print("baselines")
+    store = own_store()
+    show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
+    problems = store.verify()
+    show(f"  {path}: {reason}" for path, reason in problems)
+    return OK if healthy and models and not problems else REGRESSION
+
+
+def _torch() -> bool:
+    """Print what torch and transformers say of themselves, and how threads work; are both there?"""
+    print("device")
+    try:
+        import torch
+        import transformers
+
+        from kvcheck.models import share_threads
+    except ImportError as error:
+        show([f"  {error}; pip install torch transformers"])
+        return False
+    print(f"  torch {torch.__version__}, transformers {transformers.__version__}")
+    share_threads()
+    print(f"  {torch.get_num_threads()} threads on {threads.cores()} cores, waiting: {threads.policy()}")
+    if not torch.cuda.is_available():
+        print("  no CUDA device: --kv-device=cpu is used")
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        print(f"  cuda:{index} {card.name}, {card.total_memory / 1e9:.0f} GB")
+    return True
+
+
+def _model(folder: Path) -> str:
+    """A model with its fingerprint, and whether baselines were recorded with it."""
+    from kvcheck.models.fingerprint import fingerprint
+
+    print_of = fingerprint(folder)
+    fitting = [entry.method for entry in own_store().entries() if entry.model.fingerprint == print_of]
+    return f"{folder.name:<18} {print_of}, baselines that fit: {', '.join(sorted(set(fitting))) or 'none'}"

@@ -1,0 +1,128 @@
+"""`kvcheck baselines record`: a front of `pytest --kv-record` that chooses suites and tasks and prints the command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvcheck.cli.checks import run_pytest, show
+from kvcheck.core.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from kvcheck.core.settings import Settings
+
+ALL = "all"
+FRONT = ("methods", "model", "tasks", "baselines", "record")
+"""Options of pytest that have an argument of their own here: --method, --model, --suite, --to, --record."""
+NOT_HERE = ("findings", "zoo")
+"""Options of pytest that measure something else."""
+EPILOG = "Everything behind `--` goes to pytest as it is: `-- -n 2 -x`. It exits as pytest does; a bad name is 2."
+
+
+def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the action. The options of pytest's command line are here without their `kv-`."""
+    from kvcheck.plugin.options import OPTIONS
+
+    record = actions.add_parser("record", help="record baselines of a model (pytest --kv-record)", epilog=EPILOG)
+    record.add_argument("--model", required=True, metavar="NAME", help="embedded model, path or hub id")
+    record.add_argument(
+        "--suite",
+        required=True,
+        metavar="NAME,…",
+        help="scbench, longbench, ruler, …, a capability (`kvcheck tasks`), a task, or all generated ones: all",
+    )
+    record.add_argument("--method", action="append", metavar="SPEC,…", help="repeatable (default: fp16)")
+    record.add_argument("--to", metavar="FOLDER", help="where to record (default: .kvcheck/baselines)")
+    record.add_argument("--record", default="new", metavar="WHICH", help="new (default), changed or all")
+    for option in OPTIONS:
+        if option.name not in (*FRONT, *NOT_HERE):
+            how = {"metavar": option.metavar} if option.metavar else {"action": "store_true", "default": None}
+            record.add_argument(_flag(option.flag), dest=option.name, help=option.help, **how)
+    record.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
+    record.add_argument("pytest", nargs="*", metavar="-- OPTION", help="options of pytest itself")
+    record.set_defaults(run=_record)
+
+
+def _flag(flag: str) -> str:
+    """`--n` for `--kv-n`."""
+    return flag.replace("--kv-", "--")
+
+
+def _record(given: argparse.Namespace) -> int:
+    """What pytest exits with."""
+    words = [*command(given), *given.pytest]
+    show([f"pytest {shlex.join(words)}"])
+    if given.dry_run:
+        return 0
+    return run_pytest(words)
+
+
+def command(given: argparse.Namespace) -> list[str]:
+    """The arguments of pytest. Raises SpecError and BaselineError for every name and value that pytest would refuse."""
+    from kvcheck.core.spec import split_specs
+    from kvcheck.plugin import params, parse, state
+    from kvcheck.plugin.options import OPTIONS, words
+
+    methods = [spec for text in given.method or ["fp16"] for spec in split_specs(text)]
+    own: dict[str, Any] = {"model": given.model, "methods": methods, "tasks": ",".join(tasks(given.suite))}
+    own |= {"baselines": given.to, "record": given.record}
+    passed = {option.name: own.get(option.name, getattr(given, option.name, None)) for option in OPTIONS}
+    asked = {name: value for name, value in passed.items() if value is not None}
+    flags = {option.name: _flag(option.flag) for option in OPTIONS} | {"tasks": "--suite", "baselines": "--to"}
+    project = parse.table(Path.cwd() / "pyproject.toml")
+    source = dict.fromkeys(project, "[tool.kvcheck]") | {name: flags[name] for name in asked}
+    settings = parse.settings({**project, **asked}, source)
+    state.refuse_recording_in_ci(settings, "--")
+    state.known_model(settings.model, "--model")
+    state.known_place(settings)
+    state.expect_room(settings, Path.cwd())
+    _expect_data(settings)
+    modules = [f"kvcheck.suites.test_{name}" for name in _capabilities(params.cases(settings, None), settings)]
+    return ["--pyargs", *modules, *words(asked)]
+
+
+def tasks(suites: str) -> list[str]:
+    """What --kv-tasks is given for suites: a family stands for itself, a capability and `all` for their tasks.
+
+    Raises SpecError for an unknown name.
+    """
+    from kvcheck.core.record import CAPABILITIES
+    from kvcheck.tasks import FAMILIES, PUBLIC, TASKS, members
+
+    found: list[str] = []
+    for word in (part.strip() for part in suites.split(",")):
+        family = members(word.partition("/")[0])
+        if word == ALL or word in CAPABILITIES:
+            found += [name for name in TASKS.names() if word in (ALL, TASKS.get(name).info.capability)]
+        elif members(word) or word in family or word in TASKS:
+            found.append(word)
+        else:
+            known = family or [ALL, *CAPABILITIES, *FAMILIES, *PUBLIC, *TASKS.names()]
+            raise SpecError(f"--suite: unknown suite {word!r}", did_you_mean(word, known))
+    return list(dict.fromkeys(found))
+
+
+def _expect_data(settings: Settings) -> None:
+    """Refuse a public benchmark without a place to read it from, and a folder that is not there."""
+    from kvcheck.tasks import PUBLIC
+
+    public = [name for name in settings.tasks if name.partition("/")[0] in PUBLIC]
+    if public and settings.data is None:
+        raise SpecError(
+            f"--suite: {public[0]} is read from a public data set", "say where: --data hub or --data FOLDER"
+        )
+    if settings.data not in (None, "hub") and not Path(str(settings.data)).expanduser().is_dir():
+        raise SpecError(f"--data: there is no folder {settings.data}", "give hub, or a folder with the rows")
+
+
+def _capabilities(cases: list[Any], settings: Settings) -> list[str]:
+    """The capabilities of the cases, which the suites are named by. Raises SpecError where there is no case."""
+    from kvcheck.core.record import CAPABILITIES
+    from kvcheck.tasks import find
+
+    if not cases:
+        raise SpecError(f"--modes: no task of the suite runs in {', '.join(settings.modes)}", "leave out --modes")
+    held = {find(case.task, settings.data, settings.compat).info.capability for case in cases}
+    return [name for name in CAPABILITIES if name in held]

@@ -1,0 +1,334 @@
+"""Plain data: what a case is, and what it produced. Imports nothing of ours but errors."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+from kvcheck.core.errors import SpecError
+
+SCHEMA = 1
+MODES = ("single", "multi_turn", "multi_request")
+CAPABILITIES = (
+    "string_retrieval",
+    "semantic_retrieval",
+    "global_information",
+    "code",
+    "needle",
+    "multi_task",
+    "long_generation",
+)
+
+_CASE = re.compile(
+    r"(?P<task>[\w.]+(?:/[\w.-]+)?)/v(?P<version>\d+)/(?P<mode>\w+)"
+    r"/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)"
+)
+"""A task of a family has a slash in its name: ruler/vt."""
+
+
+@dataclass(frozen=True, order=True)
+class CaseId:
+    """What one test item runs: task x mode x length x seed x n (contexts)."""
+
+    task: str
+    version: int
+    mode: str
+    length: int
+    seed: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.key}/n={self.n}"
+
+    @property
+    def key(self) -> str:
+        """The case without its sample count: samples of two runs pair up by index under the same key."""
+        return f"{self.task}/v{self.version}/{self.mode}/len={self.length}/seed={self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> CaseId:
+        """Read the text form back. Raises SpecError."""
+        match = _CASE.fullmatch(text)
+        if match is None:
+            raise SpecError(f"not a case id: {text!r}", "a case id reads kv/v1/single/len=1024/seed=0/n=16")
+        part = match.groupdict()
+        numbers = (int(part[name]) for name in ("length", "seed", "n"))
+        return cls(part["task"], int(part["version"]), part["mode"], *numbers)
+
+
+def prompt_digest(*texts: str) -> str:
+    """Twelve hex digits that identify the texts, in order."""
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """One question of one sample.
+
+    score in [0, 1]; depth is the relative position of the evidence in the context (0 = start, 1 = end).
+    Drift, on the reference answer under teacher forcing (its first 64 tokens, fed in one block): nll in nats per token,
+    agree the share of positions where the method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in
+    nats. Both also count the position behind the last reference token, which nll does not: where the question is
+    visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
+    """
+
+    score: float
+    answer: str
+    subtask: str = ""
+    depth: float | None = None
+    nll: float | None = None
+    agree: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What one context held, as MemoryRecord counts it: sums over its caches, of which there are several where each
+    question has a prompt of its own. kept is a sum over them too. Of a baseline, kv, kept and caches only are known.
+    """
+
+    kv: int
+    kept: float
+    dense: int = 0
+    meta: int = 0
+    host: int = 0
+    seen: int = 0
+    caches: int = 1
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One context and its turns. digest identifies the context and all of its questions and references.
+
+    weight: what it held, None where that was not measured; a baseline has it for methods without a formula of their
+    bytes (MemoryRecord.declared).
+    """
+
+    index: int
+    digest: str
+    turns: tuple[TurnRecord, ...]
+    weight: Weight | None = None
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """Bytes right after compression, per context (mean over the contexts of the case).
+
+    kv_bytes: keys, values, codes, scales: everything needed to attend, from distinct storages.
+    dense_bytes: the same tokens in a full 16-bit cache. meta_bytes: bookkeeping (positions), not counted in kv_bytes.
+    kept: mean number of slots per layer and kv head; seen: tokens seen. touched: layers that took part.
+    host_bytes: what the method holds in host memory instead of on the device, not in kv_bytes.
+    peak_bytes: peak device memory, on top of the model, of one context from an empty cache and one decoded token, where
+    the device can tell (CUDA), else None.
+    declared: the method has a formula of its bytes. Where it has none they depend on the text, and are compared context
+    by context.
+    """
+
+    kv_bytes: int
+    dense_bytes: int
+    meta_bytes: int
+    kept: float
+    seen: int
+    layers: int
+    touched: int
+    peak_bytes: int | None = None
+    host_bytes: int = 0
+    declared: bool = True
+
+    @property
+    def ratio(self) -> float:
+        """KV bytes as a share of the full 16-bit cache."""
+        return self.kv_bytes / self.dense_bytes
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Seconds of the method and, interleaved with it, of fp16; the ratio is of medians with a bootstrap interval.
+
+    what: "ttft" (prefill, compression and first token), "tpot" (one decode step) or "throughput" (one decode step of
+    `batch` copies of the context together). floor: seconds below which the device cannot do it for the method
+    (kvcheck/measure/roofline.py), None where it is not known. sm_mhz, memory_mhz: median clocks of the device while it
+    was measured, None where the device does not tell.
+    """
+
+    what: str
+    length: int
+    seconds: float
+    fp16_seconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    batch: int = 1
+    floor: float | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+
+    @property
+    def rate(self) -> float:
+        """Decoded tokens per second of the method, all sequences together."""
+        return self.batch / self.seconds
+
+    @property
+    def fp16_rate(self) -> float:
+        """The same of fp16."""
+        return self.batch / self.fp16_seconds
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What one case produced with one method.
+
+    method is the spec text. query_aware: the first question was visible when the cache was compressed.
+    binary: every score is 0 or 1. chance: the expected score of a guess. stopped: why sampling ended.
+    not_measured: (what, reason) pairs. switches: (name, value) pairs of what decides the scores of a public benchmark
+    beside all that: records that differ in one are not compared.
+    """
+
+    case: CaseId
+    method: str
+    model: str
+    capability: str
+    query_aware: bool
+    binary: bool
+    chance: float
+    samples: tuple[SampleRecord, ...]
+    memory: MemoryRecord | None = None
+    latency: tuple[LatencyRecord, ...] = ()
+    stopped: str = "all samples"
+    not_measured: tuple[tuple[str, str], ...] = ()
+    switches: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score over samples, each the mean of its turns."""
+        return sum(context_score(sample) for sample in self.samples) / len(self.samples)
+
+
+def cost_record(
+    method: str,
+    model: str,
+    case: CaseId,
+    memory: MemoryRecord | None,
+    latency: tuple[LatencyRecord, ...],
+    not_measured: tuple[tuple[str, str], ...] = (),
+) -> CaseRecord:
+    """What a context costs with a method: a record without samples. model: its fingerprint."""
+    stopped = "measured" if latency else "not measured"
+    return CaseRecord(case, method, model, "latency", True, False, 0.0, (), memory, latency, stopped, not_measured)
+
+
+def cost_case(length: int, seed: int = 0) -> CaseId:
+    """The case that memory and latency at this length are kept under."""
+    return CaseId("latency", 1, "single", length, seed, 1)
+
+
+def context_score(sample: SampleRecord) -> float:
+    """Mean score of the turns of one context."""
+    return sum(turn.score for turn in sample.turns) / len(sample.turns)
+
+
+CLEAR = "verdict clear"
+"""Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
+AS_RECORDED = "as recorded"
+"""The reason of a "regression" verdict where nothing moved."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question about one case.
+
+    question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
+    "nll", "agree", "kl". outcome: "pass", "fail" or "inconclusive". value with its interval [low, high] and limit are
+    in the unit of the question: points of accuracy for drops, a ratio for bytes and latency.
+    n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that
+    this n could have seen; None where that makes no sense.
+    """
+
+    question: str
+    outcome: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    n: int
+    lost: int = 0
+    won: int = 0
+    detectable: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes.
+
+    sources: digests of the code that was run, by method, and of kvcheck itself.
+    """
+
+    kvcheck: str
+    git: str
+    dirty: bool
+    packages: dict[str, str]
+    machine: dict[str, str]
+    model: str
+    model_name: str
+    settings: dict[str, str]
+    schema: int = SCHEMA
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+HOLDS, FAILS, EXCUSED, UNSERVED = "holds", "fails", "does not apply", "not served"
+
+
+@dataclass(frozen=True)
+class PropertyRecord:
+    """What a property of kvcheck.conformance says of a method.
+
+    outcome: HOLDS, FAILS, EXCUSED (the method declares why it does not apply) or UNSERVED (no trial said anything).
+    trials: those that counted. reason: the failure, or why it was not tried, or that it holds though some trials failed
+    once and not again. snippet: a test of the failing trial.
+    """
+
+    name: str
+    method: str
+    outcome: str
+    trials: int = 0
+    reason: str = ""
+    snippet: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
+
+    partial: cases that were begun and did not end, for --kv-resume.
+    """
+
+    header: RunHeader
+    cases: tuple[CaseRecord, ...]
+    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    properties: tuple[PropertyRecord, ...] = ()
+    partial: tuple[CaseRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class ZooRecord:
+    """Whether the gate caught a faulty method, or accused a correct one.
+
+    properties, cases: what failed, with the reason; the first of each for a bug, all for a correct method. trials,
+    samples: of properties and of contexts until then; seconds: until then.
+    """
+
+    name: str
+    family: str
+    twin: str
+    correct: bool
+    url: str = ""
+    properties: tuple[str, ...] = ()
+    trials: int = 0
+    property_seconds: float = 0.0
+    cases: tuple[str, ...] = ()
+    samples: int = 0
+    case_seconds: float = 0.0

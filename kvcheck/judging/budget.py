@@ -1,0 +1,217 @@
+"""What a method may cost, and the gate: budget + baselines + statistics -> verdicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.record import CaseId, CaseRecord, Verdict
+from kvcheck.core.spec import read_pair, write_value
+from kvcheck.judging.pairing import expect_contexts, pair, record_command
+from kvcheck.judging.questions import (
+    DriftRule,
+    drop_interval,
+    judge_bytes,
+    judge_drift,
+    judge_drop,
+    judge_latency,
+    judge_regression,
+)
+
+__all__ = [
+    "AGAINST",
+    "Budget",
+    "case_alpha",
+    "expect_records",
+    "judge",
+    "sequential",
+]
+
+AGAINST = ("fp16", "self", "both")
+_RANGES = {
+    "drop": (0.0, 100.0, "points of accuracy"),
+    "bytes": (0.0, math.inf, "a share of fp16's KV bytes"),
+    "ttft": (0.0, math.inf, "a ratio to fp16's time to first token"),
+    "tpot": (0.0, math.inf, "a ratio to fp16's time per output token"),
+    "nll": (0.0, math.inf, "nats per token"),
+    "agree": (0.0, 1.0, "a share of tokens"),
+    "kl": (0.0, math.inf, "nats"),
+}
+_ABOVE_ZERO = ("bytes", "ttft", "tpot")
+_DRIFT = ("nll", "agree", "kl")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may cost against fp16; None is not gated.
+
+    drop: points of accuracy lost. bytes: share of fp16's KV bytes. ttft, tpot: ratio to fp16's latency.
+    nll: increase of the reference answers' negative log-likelihood, nats per token. agree: least share of answer
+    tokens with fp16's top-1 token. kl: mean KL divergence from fp16, nats.
+    """
+
+    drop: float | None = 2.0
+    bytes: float | None = None
+    ttft: float | None = None
+    tpot: float | None = None
+    nll: float | None = None
+    agree: float | None = None
+    kl: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high, unit) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise SpecError(f"budget: {name}={value} is not a number", f"{name} is {unit}, for example {name}=1")
+            if not low <= value <= high or not math.isfinite(value) or (name in _ABOVE_ZERO and value == 0):
+                limits = (
+                    f"above {low:g}" if name in _ABOVE_ZERO else f"from {low:g} to {high:g}".replace("to inf", "up")
+                )
+                raise SpecError(f"budget: {name}={value:g} is out of range", f"{name} is {unit}, {limits}")
+            object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read "drop=2,bytes=0.30,ttft=1.2". Raises SpecError for unknown names and values out of range.
+
+        >>> Budget.parse("drop=5,bytes=0.3").bytes
+        0.3
+        """
+        known = [field.name for field in fields(cls)]
+        values: dict[str, Any] = {}
+        for part in text.split(","):
+            name, value = read_pair(part, text)
+            if name not in known:
+                raise SpecError(f"unknown budget {name!r} in {text!r}", did_you_mean(name, known))
+            if name in values:
+                raise SpecError(f"the budget {name!r} is given twice in {text!r}", "keep one of the two")
+            values[name] = value
+        return cls(**values)
+
+    def __str__(self) -> str:
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return (
+            ",".join(f"{name}={value:g}" for name, value in given if value is not None) or f"drop={write_value(None)}"
+        )
+
+
+def case_alpha(alpha: float, cells: int) -> float:
+    """The error rate of one case so that a run of `cells` cases fails a harmless method with probability <= alpha.
+
+    Bonferroni, because it is fixed before anything runs: every test item fails on its own data, on its own worker,
+    with -x, --lf and -k, without having seen the others. (Holm's method would need all p-values first; `compare`,
+    which has them, uses it.) Raises SpecError for an alpha outside (0, 0.5].
+    """
+    if not 0 < alpha <= 0.5:
+        raise SpecError(f"alpha={alpha} is out of range", "--kv-alpha is the chance of a false alarm, for example 0.05")
+    return alpha / max(1, cells)
+
+
+def judge(
+    record: CaseRecord,
+    fp16: CaseRecord | None,
+    own: CaseRecord | None,
+    budget: Budget,
+    alpha: float = 0.05,
+    against: str = "both",
+    rule: DriftRule | None = None,
+) -> tuple[Verdict, ...]:
+    """All verdicts on one case. alpha: the error rate of this case (see case_alpha).
+
+    fp16 and own: the stored records of the full cache and of the method itself. against: "fp16" asks the budget
+    question, "self" the regression question, "both" both. Without a record of its own the method is judged against
+    fp16, by the default drop when "self" was asked for, and the verdict says so. Each fail has an error rate <= alpha.
+
+    Raises MissingBaseline without the fp16 record that is needed, NotComparable when prompts, model or setting
+    differ, MethodFailed for a record without samples, with NaN, or without a number that the budget asks for.
+    """
+    if against not in AGAINST:
+        raise SpecError(f"unknown --kv-against {against!r}", did_you_mean(against, AGAINST))
+    verdicts: list[Verdict] = []
+    missing = own is None and against != "fp16"
+    if against != "self" or own is None:
+        verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing)
+    if own is not None and against != "fp16":
+        verdicts.append(judge_regression(record, own, alpha, rule or DriftRule()))
+    bytes_verdict = judge_bytes(record, own if against != "fp16" else None, budget.bytes)
+    verdicts += [bytes_verdict] if bytes_verdict is not None else []
+    for latency in record.latency:
+        limit = getattr(budget, latency.what, None)
+        if limit is not None:
+            verdicts.append(judge_latency(latency, limit))
+    return tuple(verdicts)
+
+
+def expect_records(
+    case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
+) -> None:
+    """Raise MissingBaseline where `judge` would, which can be known before anything is measured."""
+    _expect_fp16(case, fp16, own, budget, against)
+    if own is not None and against != "fp16":
+        expect_contexts(case, own, own.method)
+    if fp16 is not None and (against != "self" or own is None):
+        expect_contexts(case, fp16, "fp16")
+
+
+def _expect_fp16(
+    case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
+) -> None:
+    limits = _limits(budget, against)
+    asked = [getattr(limits, name) for name in ("drop", *_DRIFT) if getattr(limits, name) is not None]
+    if fp16 is None and asked and (against != "self" or own is None):
+        raise MissingBaseline(
+            f"no fp16 record for {case} on this model", "record it: pytest --kv-method=fp16 --kv-record=new"
+        )
+
+
+def _limits(budget: Budget, against: str) -> Budget:
+    """The budget, with the default drop where only a record of the method's own was asked for."""
+    return replace(budget, drop=Budget().drop) if against == "self" else budget
+
+
+def _against_fp16(
+    record: CaseRecord, fp16: CaseRecord | None, budget: Budget, alpha: float, missing: bool
+) -> list[Verdict]:
+    _expect_fp16(record.case, fp16, None, budget)
+    if fp16 is None:
+        return []
+    gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
+    verdicts = []
+    if budget.drop is not None:
+        verdict = judge_drop(record, fp16, budget.drop, alpha)
+        if missing:
+            note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
+            verdict = Verdict(**{**vars(verdict), "reason": f"{verdict.reason}; {note}"})
+        verdicts.append(verdict)
+    return verdicts + [judge_drift(record, fp16, name, limit, alpha) for name, limit in gates.items()]
+
+
+def sequential(
+    so_far: CaseRecord,
+    fp16: CaseRecord | None,
+    own: CaseRecord | None,
+    budget: Budget,
+    alpha: float = 0.05,
+    against: str = "both",
+) -> bool:
+    """Whether the case may stop after this block: a fail is certain, or the only question asked is a certain pass.
+
+    Anytime-valid: it may be asked after every block, and `judge` on the stopped record gives the same answer.
+    """
+    if not so_far.samples:
+        return False
+    regression = own is not None and against != "fp16"
+    if regression and own is not None:
+        low, _ = drop_interval(so_far, own, pair(so_far, own, so_far.method), alpha / 4)
+        if 100 * low > DriftRule().points:
+            return True
+    if fp16 is None or budget.drop is None or (regression and against == "self"):
+        return False
+    low, high = drop_interval(so_far, fp16, pair(so_far, fp16, "fp16"), alpha)
+    limit = budget.drop / 100
+    gated = any(getattr(budget, name) is not None for name in ("nll", "agree", "kl"))
+    return low > limit or (high <= limit and not regression and not gated)

@@ -1,0 +1,319 @@
+"""The single questions that a gate asks about a case. Pure: records and numbers in, one verdict out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvcheck.core.errors import MethodFailed
+from kvcheck.core.record import (
+    AS_RECORDED,
+    CaseRecord,
+    LatencyRecord,
+    MemoryRecord,
+    SampleRecord,
+    TurnRecord,
+    Verdict,
+    Weight,
+)
+from kvcheck.judging import stats
+from kvcheck.judging.pairing import Pairs, differences, identical, is_complete, is_right_or_wrong, pair, score
+
+ANYTIME = 0.25
+"""Share of alpha spent on looking after every block; the rest goes to the test at full n. A record that stopped early
+is judged by the anytime-valid part alone, so stopping can never turn into a false alarm."""
+
+
+@dataclass(frozen=True)
+class DriftRule:
+    """When a change of the reference answers' nll against the method's own record is more than float noise.
+
+    A turn counts as changed when |change| > nats + share * recorded nll; a context is worse or better by the sum of
+    its changed turns. It is broken when it is worse by more than `broken` nats per token on average: other hardware
+    moves at most `noise` of all contexts that far. `margin`: a smaller mean worsening, in nats per token, never fails.
+    points: the drop of the scores that other hardware may cause, by flipping answers that were close.
+    """
+
+    nats: float = 0.02
+    share: float = 0.02
+    margin: float = 0.02
+    broken: float = 0.5
+    noise: float = 1 / 2000
+    points: float = 2.0
+
+
+def drop_interval(record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: float) -> tuple[float, float]:
+    """Interval of level 1 - alpha for the mean drop against `other`, as a share; holds if sampling stopped early too.
+
+    The other's scores on these prompts are the yardstick: a context can gain no more than they leave room for. The
+    guards of the graded interval are therefore the mean room above and below: all contexts right, or all wrong.
+    """
+    spent, level = alpha * ANYTIME, alpha * (1 - ANYTIME)
+    drops = differences(pairs)
+    if is_right_or_wrong(pairs):
+        lost, won = stats.count_changes(drops)
+        right = sum(then.turns[0].score == 1 for _, then in pairs)
+        counts = (lost, right, won, len(pairs) - right)
+        low, high = stats.binary_sequence(*counts, _share_right(record, other), spent)
+        fixed = stats.paired_interval(*counts, level) if is_complete(record) else (low, high)
+    else:
+        yardstick = [score(sample) for sample in other.samples]
+        bounds = (min(min(yardstick) - 1.0, -1e-3), max(*yardstick, 1e-3))
+        low, high = stats.confidence_sequence(drops, spent, lowest=bounds[0], highest=bounds[1])
+        fixed = (low, high)
+        if is_complete(record):
+            mean = float(np.mean(yardstick))
+            fixed = stats.bootstrap_interval(drops, level, lowest=mean - 1.0, highest=mean)
+    return max(low, fixed[0]), min(high, fixed[1])
+
+
+def _share_right(record: CaseRecord, other: CaseRecord) -> float:
+    """Share of the case's contexts that the other has right."""
+    ordered = sorted(other.samples, key=lambda sample: sample.index)[: record.case.n]
+    return sum(sample.turns[0].score == 1 for sample in ordered) / len(ordered)
+
+
+def _detectable(record: CaseRecord, pairs: Pairs, alpha: float, limit: float) -> float | None:
+    """The smallest drop in points that these contexts could have shown to lie beyond the limit (a share)."""
+    if not is_complete(record):
+        return None
+    right = sum(then.turns[0].score == 1 for _, then in pairs) if is_right_or_wrong(pairs) else len(pairs)
+    share = stats.detectable(len(pairs), alpha * (1 - ANYTIME), limit=limit, right=right)
+    return None if share is None else 100 * share
+
+
+def judge_drop(record: CaseRecord, fp16: CaseRecord, limit: float, alpha: float) -> Verdict:
+    """Does the method lose more than `limit` points against fp16?"""
+    pairs = pair(record, fp16, "fp16")
+    drops = differences(pairs)
+    lost, won = stats.count_changes(drops)
+    low, high = drop_interval(record, fp16, pairs, alpha)
+    n, share = len(drops), limit / 100
+    seen = _detectable(record, pairs, alpha, share)
+    outcome, reason = "inconclusive", f"{n} contexts cannot tell"
+    if low > share:
+        outcome, reason = "fail", "the whole interval lies beyond the budget"
+    elif identical(pairs):
+        outcome, reason = "pass", "identical answers"
+    elif high <= share:
+        outcome, reason = "pass", "the whole interval lies inside the budget"
+    elif seen is not None:
+        reason = f"{n} contexts can tell a drop of {seen:.1f} points from the budget"
+    mean = float(np.mean(drops))
+    return Verdict("budget", outcome, 100 * mean, 100 * low, 100 * high, limit, n, lost, won, seen, reason)
+
+
+def score_regression(
+    record: CaseRecord, own: CaseRecord, pairs: Pairs, alpha: float, rule: DriftRule
+) -> tuple[bool, float, float, float]:
+    """(worse, p, low, high): are the scores below the method's own record?
+
+    Half of alpha: the interval of the drop lies beyond what numerics may flip. Half, at full n: McNemar (right/wrong)
+    or sign-flip (graded) on the changed contexts, whose p-value is given.
+    """
+    drops = differences(pairs)
+    low, high = drop_interval(record, own, pairs, alpha / 2)
+    if is_right_or_wrong(pairs):
+        p = stats.mcnemar(*stats.count_changes(drops), one_sided=True)
+    else:
+        p = stats.sign_flip(drops)
+    return 100 * low > rule.points or (is_complete(record) and p <= alpha / 2), p, low, high
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What moved in nll against the method's own record; mean in nats per token, above 0 is worse."""
+
+    worse: int
+    better: int
+    broken: int
+    mean: float
+    fails: bool
+    reason: str
+
+
+def drift_regression(pairs: Pairs, alpha: float, rule: DriftRule) -> Drift:
+    """Whether the nll of the reference answers got worse by more than float noise on too many contexts.
+
+    Two exact tests at alpha / 2 each: a one-sided sign test over the changed contexts (many a little worse), and a
+    binomial test of the broken ones against the noise rate (few, much worse). Both need a mean worsening above margin.
+    """
+    changes = [change for now, then in pairs if (change := _context_drift(now, then, rule)) is not None]
+    if not changes:
+        return Drift(0, 0, 0, 0.0, False, "")
+    worse, better = stats.count_changes(changes)
+    broken = sum(change > rule.broken for change in changes)
+    mean = float(np.mean(changes))
+    one_sided = stats.mcnemar(worse, better, one_sided=True)
+    too_many = float(stats.tail(broken, len(changes), rule.noise))
+    fails = mean > rule.margin and min(one_sided, too_many) <= alpha / 2
+    reason = f"drift: {worse} contexts worse, {better} better, {broken} broken, {mean:+.3f} nats per token"
+    return Drift(worse, better, broken, mean, fails, reason if worse or better else "")
+
+
+def _context_drift(now: SampleRecord, then: SampleRecord, rule: DriftRule) -> float | None:
+    """Mean change over the turns of a context, changes within the tolerance taken as 0; None without measurements."""
+    changes = []
+    for a, b in zip(now.turns, then.turns, strict=True):
+        if a.nll is not None and b.nll is not None:
+            change = a.nll - b.nll
+            changes.append(change if abs(change) > rule.nats + rule.share * abs(b.nll) else 0.0)
+    return sum(changes) / len(changes) if changes else None
+
+
+def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule) -> Verdict:
+    """Is the method worse than its own stored record? Half of alpha goes to the scores, half to the drift."""
+    pairs = pair(record, own, record.method)
+    drops = differences(pairs)
+    lost, won = stats.count_changes(drops)
+    worse, p, low, high = score_regression(record, own, pairs, alpha / 2, rule)
+    drift = drift_regression(pairs, alpha / 2, rule)
+    mean, n = float(np.mean(drops)), len(drops)
+    seen = _detectable(record, pairs, alpha / 4, rule.points / 100)
+    reasons = [f"scores: p = {p:.2g}"] if lost else []
+    reasons += [drift.reason] if drift.reason else []
+    if worse or drift.fails:
+        outcome = "fail"
+    elif mean > 0 or drift.mean > rule.margin:
+        outcome = "inconclusive"
+        reasons.append("worse, but not clearly")
+    else:
+        outcome = "pass"
+        if lost or won or drift.reason:
+            reasons.append("changed and not worse: record it again to keep the gate sharp")
+    reason = "; ".join(reasons) or AS_RECORDED
+    return Verdict("regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, n, lost, won, seen, reason)
+
+
+def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:
+    """Are the KV bytes within the budget, and those of the method's own record? None when neither is there.
+
+    Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
+    should have been kept is gone. Where they depend on the text, they are recorded context by context and compared on
+    the contexts that were measured. Else a mean over other contexts than the record's is compared as a ratio within
+    0.5 %, because questions differ in length; there only more bytes fail.
+    """
+    if limit is None and (own is None or own.memory is None):
+        return None
+    memory = record.memory
+    if memory is None:
+        why = dict(record.not_measured).get("memory", "no reason given")
+        raise MethodFailed(
+            f"{record.method} on {record.case}: KV bytes were not measured ({why})", "drop bytes= from --kv-budget"
+        )
+    n, ratio = len(record.samples), memory.ratio
+    then = _recorded(record, own) if own is not None else None
+    bound = min(value for value in (limit, then.ratio if then is not None else None) if value is not None)
+    outcome, reasons = "pass", []
+    if limit is not None and ratio > limit + 1e-9:
+        outcome = "fail"
+        reasons.append(f"{ratio:.4f} of fp16's bytes, allowed {limit:g}")
+    if own is not None and then is not None:
+        change = memory_change(record, own)
+        if change > 0 or (change and _on_recorded_contexts(record, own)):
+            outcome = "fail"
+        if change:
+            grew = "more" if change > 0 else "less: slots are missing, or it is meant to keep fewer now"
+            reasons.append(
+                f"{memory.kv_bytes} bytes, {memory.kept:g} slots now; {then.kv_bytes}, {then.kept:g} recorded ({grew})"
+            )
+    return Verdict("bytes", outcome, ratio, ratio, ratio, bound, n, reason="; ".join(reasons))
+
+
+def _weights(record: CaseRecord, own: CaseRecord) -> list[tuple[Weight, Weight]]:
+    """(now, then) of every context of the record; [] where what one of them held is not known on both sides."""
+    theirs = {sample.index: sample.weight for sample in own.samples}
+    pairs = [(sample.weight, theirs.get(sample.index)) for sample in record.samples]
+    known = [(now, then) for now, then in pairs if now is not None and then is not None]
+    return known if len(known) == len(pairs) else []
+
+
+def _on_recorded_contexts(record: CaseRecord, own: CaseRecord) -> bool:
+    """Whether the record's bytes can be compared with those of the same contexts, to the byte."""
+    indices = ({sample.index for sample in one.samples} for one in (record, own))
+    return len(set(map(frozenset, indices))) == 1 or bool(_weights(record, own))
+
+
+def _recorded(record: CaseRecord, own: CaseRecord) -> MemoryRecord | None:
+    """What was recorded, of the record's contexts alone where that is known."""
+    weights = [then for _, then in _weights(record, own)]
+    if own.memory is None or record.memory is None or not weights:
+        return own.memory
+    caches = sum(one.caches for one in weights)
+    kv, slots = (sum(sizes) / caches for sizes in zip(*((one.kv, one.kept) for one in weights), strict=True))
+    return replace(own.memory, kv_bytes=round(kv), kept=round(slots, 2), dense_bytes=record.memory.dense_bytes)
+
+
+def memory_change(record: CaseRecord, other: CaseRecord) -> int:
+    """1 when more is held than by the other record of the method, -1 when less, 0 when the same. Both have bytes.
+
+    On the same contexts one byte counts, in every context where they are known one by one. Else ratios are compared,
+    within 0.5 %.
+    """
+    now, then = record.memory, other.memory
+    if now is None or then is None:
+        raise ValueError("bytes were not measured")
+    changes = [_sign(a.kv, b.kv) or _sign(a.kept, b.kept) for a, b in _weights(record, other)]
+    if any(changes):
+        return max(changes) or min(changes)
+    if changes:
+        return 0
+    if _on_recorded_contexts(record, other):
+        return _sign(now.kv_bytes, then.kv_bytes) or _sign(now.kept, then.kept)
+    return 0 if math.isclose(now.ratio, then.ratio, rel_tol=0.005) else _sign(now.ratio, then.ratio)
+
+
+def _sign(now: float, then: float) -> int:
+    """1 for more, -1 for less, 0 for the same but for how slots are rounded when they are stored."""
+    near = now == then if isinstance(now, int) else math.isclose(now, then, rel_tol=1e-6, abs_tol=0.0051)
+    return 0 if near else (1 if now > then else -1)
+
+
+def judge_latency(latency: LatencyRecord, limit: float) -> Verdict:
+    """Is the latency ratio to fp16, with its interval, within the limit?"""
+    if not all(math.isfinite(value) for value in (latency.ratio, latency.low, latency.high)):
+        raise MethodFailed(f"{latency.what} at {latency.length} tokens is not finite", "run it again with more rounds")
+    outcome = "inconclusive"
+    if latency.low > limit:
+        outcome = "fail"
+    elif latency.high <= limit:
+        outcome = "pass"
+    reason = f"{latency.length} tokens, {1e3 * latency.seconds:.2f} ms against {1e3 * latency.fp16_seconds:.2f} ms"
+    return Verdict(
+        latency.what, outcome, latency.ratio, latency.low, latency.high, limit, latency.rounds, reason=reason
+    )
+
+
+def judge_drift(record: CaseRecord, fp16: CaseRecord, what: str, limit: float, alpha: float) -> Verdict:
+    """Is the drift from fp16 within its budget? what: "nll" (increase), "kl" (both at most) or "agree" (at least)."""
+    pairs = pair(record, fp16, "fp16")
+    measure: dict[str, Callable[[TurnRecord, TurnRecord], float | None]] = {
+        "nll": lambda a, b: None if a.nll is None or b.nll is None else a.nll - b.nll,
+        "agree": lambda a, b: a.agree,
+        "kl": lambda a, b: a.kl,
+    }
+    values = []
+    for now, then in pairs:
+        turns = [measure[what](a, b) for a, b in zip(now.turns, then.turns, strict=True)]
+        known = [value for value in turns if value is not None]
+        if not known:
+            why = dict(record.not_measured).get(what, "no reason given")
+            raise MethodFailed(
+                f"{record.method} on {record.case}: {what} was not measured ({why})", f"drop {what}= from --kv-budget"
+            )
+        values.append(sum(known) / len(known))
+    return _drift_verdict(record, what, values, limit, alpha)
+
+
+def _drift_verdict(record: CaseRecord, what: str, values: Sequence[float], limit: float, alpha: float) -> Verdict:
+    guards = {"nll": (None, None), "kl": (0.0, None), "agree": (0.0, 1.0)}[what]
+    low, high = stats.bootstrap_interval(values, alpha, lowest=guards[0], highest=guards[1])
+    beyond, inside = (high < limit, low >= limit) if what == "agree" else (low > limit, high <= limit)
+    outcome = "fail" if beyond else "pass" if inside else "inconclusive"
+    reason = ""
+    if not is_complete(record) and outcome != "inconclusive":
+        outcome, reason = "inconclusive", "sampling stopped early, which this interval does not allow for"
+    return Verdict(what, outcome, float(np.mean(values)), low, high, limit, len(values), reason=reason)

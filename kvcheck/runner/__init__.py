@@ -1,0 +1,1 @@
+"""What drives a backend through a case, without torch: prompts, modes, grading."""

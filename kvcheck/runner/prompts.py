@@ -1,0 +1,215 @@
+"""From a sample to token ids. No torch: every engine that works on tokens can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvcheck.core.errors import ContextTooLong, KvcheckError
+from kvcheck.core.record import CaseId
+from kvcheck.core.settings import Settings
+from kvcheck.models.chat import Chat
+from kvcheck.models.encoder import Encoder
+from kvcheck.tasks.base import Sample, Task, Turn
+
+PLAIN = Chat()
+DRIFT_TOKENS = 64
+"""Drift is measured on at most this many tokens of the reference answer."""
+
+
+@dataclass
+class Ask:
+    """One question on its way: what is fed, and what came back.
+
+    row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
+    history: tokens between the context and ids (earlier questions and their answers), multi-turn only.
+    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token;
+    ended: an end token closed it (else max_new_tokens did).
+    """
+
+    row: int
+    turn: int
+    ids: tuple[int, ...]
+    reference: tuple[int, ...]
+    limit: int
+    history: tuple[int, ...] = ()
+    answer: list[int] = field(default_factory=list)
+    ended: bool = False
+    nll: float | None = None
+    agree: float | None = None
+    kl: float | None = None
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """The answer's last token where it has not been fed: nothing came after it. The end token is never fed."""
+        return () if self.ended else tuple(self.answer[-1:])
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """Everything after the context, up to the end of the question."""
+        return self.history + self.ids
+
+    def next(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
+        """The next question in the same conversation: the model's own answer stays in the cache."""
+        spoken = tuple(self.answer[: len(self.answer) - len(self.pending)])
+        return Ask(self.row, turn, self.pending + question, reference, limit, self.tail + spoken)
+
+    def instead(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
+        """The next question where another answer, which `question` begins with, stands in the place of the model's."""
+        return Ask(self.row, turn, question, reference, limit, self.tail)
+
+
+def cut(text: str, stops: tuple[str, ...]) -> str:
+    """The text up to the first stop string; one that it begins with does not end it."""
+    for stop in stops:
+        while text.startswith(stop):
+            text = text[len(stop) :]
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class Prompter:
+    """Token ids of the samples of one case.
+
+    chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
+    right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
+    words: the length counts words (TaskInfo.words).
+    openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice.
+    """
+
+    def __init__(
+        self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
+        exact: bool = True, openings: int = 1, words: bool = False,
+    ) -> None:  # fmt: skip
+        self.encoder, self.case, self.max_length = encoder, case, max_length
+        self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
+        self.opening = encoder.bos * openings
+
+    def context(self, sample: Sample) -> list[int]:
+        """The opening, the chat template's head and the context.
+
+        Raises KvcheckError where it has not `case.length` tokens, ContextTooLong where the model has no room for it.
+        """
+        ids = self.encoder.encode(sample.context)
+        wrong = len(ids) != self.case.length if self.exact else len(ids) > self.case.length
+        if wrong and not self.words:
+            raise KvcheckError(
+                f"{self.case}: the context of sample {sample.index} has {len(ids)} tokens "
+                f"instead of {'' if self.exact else 'at most '}{self.case.length}",
+                "a task's generator fills its context to exactly the requested length with the tokenizer it is given",
+            )
+        head = self.encoder.encode(self.chat.head)
+        self._check_fits(sample, len(head) + len(ids))
+        return [*self.opening, *head, *ids]
+
+    def asked(self, turn: Turn) -> str:
+        """The text of a question, up to where its answer begins."""
+        return self.chat.message(turn.question) + self.chat.tail + turn.lead
+
+    def first(self, sample: Sample, row: int, turn: int) -> Ask:
+        """The question `turn` asked right after the context."""
+        asked = sample.turns[turn]
+        ids = tuple(self.encoder.encode(self.asked(asked)))
+        return Ask(row, turn, ids, self.reference(asked), asked.max_new_tokens)
+
+    def following(self, sample: Sample, ask: Ask) -> Ask | None:
+        """The next turn of a conversation, None after the last one."""
+        turn = ask.turn + 1
+        if turn >= len(sample.turns):
+            return None
+        before, asked = sample.turns[turn - 1], sample.turns[turn]
+        question = self.asked(asked)
+        if self.chat.again:  # it opens a message of its own
+            question = question.lstrip("\n")
+        text = self._joint(sample) + question
+        if self.gold:
+            ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
+            return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
+        return ask.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
+
+    def reference(self, turn: Turn) -> tuple[int, ...]:
+        """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
+        expected = turn.expected if turn.target or turn.references else ""
+        if not expected:
+            return ()
+        text = self.asked(turn)
+        asked = self.encoder.encode(text)
+        joined = self.encoder.encode(text + self.space(turn) + expected)
+        ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
+        return tuple(ids[:DRIFT_TOKENS])
+
+    def answer(self, turn: Turn, ask: Ask) -> str:
+        """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
+        return cut(self.encoder.decode(ask.answer).removeprefix(self.space(turn)), turn.stop)
+
+    def space(self, turn: Turn) -> str:
+        """What stands before an answer: nothing where it begins an assistant's message."""
+        return "" if self.chat.tail and not turn.lead else turn.space
+
+    def _joint(self, sample: Sample) -> str:
+        """What stands between an answer and the next question."""
+        return self.chat.again or sample.separator
+
+    def _check_fits(self, sample: Sample, length: int) -> None:
+        """Raise ContextTooLong where `length` tokens of context, questions and longest answers exceed the limit."""
+        if self.max_length is None:
+            return
+        used = self._turns(sample)
+        spent = [len(self.encoder.encode(self.asked(turn))) + self._answer_tokens(turn) for turn in used]
+        asked = sum(spent) + len(self.encoder.encode(self._joint(sample))) * len(used)
+        asked = asked if self.case.mode == "multi_turn" else max(spent)
+        need = len(self.opening) + length + asked
+        if need > self.max_length:
+            most = max(self.max_length - need + self.case.length, 1)
+            raise ContextTooLong(
+                f"{self.case}: context, questions and answers take {need} tokens, "
+                f"the model has room for {self.max_length}",
+                f"--kv-lengths {most} at most, or a --kv-model with a longer context",
+            )
+
+    def _answer_tokens(self, turn: Turn) -> int:
+        """Tokens that an answer may take: the model's, or the gold one that stands in its place."""
+        gold = len(self.encoder.encode(self.space(turn) + turn.expected)) if self.gold else 0
+        return max(turn.max_new_tokens, gold)
+
+    def _turns(self, sample: Sample) -> tuple[Turn, ...]:
+        """The turns that the mode asks: `single` asks the first question only."""
+        return sample.turns[:1] if self.case.mode == "single" else sample.turns
+
+
+def prompter(
+    task: Task, case: CaseId, sample: Sample, encoder: Encoder, max_length: int | None, settings: Settings
+) -> Prompter:
+    """The prompter of a case, as the settings want it. sample: any of the case; all are alike in what is asked here.
+
+    Raises SpecError where a chat template is asked for and the tokenizer has none.
+    """
+    has = bool(getattr(encoder.tokenizer, "chat_template", None))
+    wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat and has)  # a base model has none
+    chat = Chat.of(encoder.tokenizer) if wanted else PLAIN
+    history = task.info.history if settings.history == "task" else settings.history
+    gold = history == "gold" and case.mode == "multi_turn"
+    openings = int(task.facts.get("bos", "1"))
+    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
+
+
+def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:
+    """(what it is, text) of all that the model is shown of a sample, decoded from the tokens that are fed.
+
+    Raises what Prompter.context raises. Without gold answers, the model's own come between the turns.
+    """
+    tokens = asking.encoder.tokenizer
+
+    def text(ids: Sequence[int]) -> str:
+        return str(tokens.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    ids = asking.context(sample)
+    parts = [(f"context, {len(ids)} tokens", text(ids))]
+    ask = asking.first(sample, 0, 0)
+    for at, turn in enumerate(sample.turns if asking.case.mode != "single" else sample.turns[:1]):
+        if at:
+            after = asking.following(sample, ask) if asking.case.mode == "multi_turn" else asking.first(sample, 0, at)
+            ask = ask if after is None else after
+        parts.append((f"turn {at + 1}, {len(ask.ids)} tokens", text(ask.ids)))
+        expected = f"graded by {turn.metric} against {list(turn.references)}, at most {turn.max_new_tokens} tokens"
+        parts.append((f"answer {at + 1}, {expected}", text(ask.reference)))
+    return parts

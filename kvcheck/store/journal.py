@@ -1,0 +1,323 @@
+"""What a run has so far, on disk: a line is written and synced before it counts, so that no kill loses what is done.
+
+    run.json.journal/main.jsonl     of the process that prints the summary
+    run.json.journal/gw0.jsonl      of each worker of pytest-xdist
+
+One process writes a file, lines are only appended, and a last line that was cut off is ignored. At the end the run file
+is written from what the session gathered, and the folder goes. Kinds of lines, by their first word:
+
+    header   what must be known to go on with the run
+    item     a test item that was selected: every one of them must come to an end
+    start    a case begins, with the contexts that an earlier run has already
+    block    a block of contexts is finished: the record so far, with the new contexts only
+    end      an item is over: what rides on its report
+    died     the process of a method was killed in an item
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kvcheck.core.errors import BaselineError, KvcheckError
+from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, Verdict
+from kvcheck.store.run_file import dumps, loads
+
+Name = tuple[str, str]
+"""(str(case), method): what names a case in a run."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A selected test item. kind: the fixture that it takes. case: str(case), the property, or another name."""
+
+    nodeid: str
+    kind: str
+    case: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """What a run file calls it."""
+        return f"{self.case}|{self.method}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of an item: the text of its failure, "" where it passed; verdicts and the record of a case."""
+
+    case: str
+    method: str
+    model: dict[str, str]
+    record: CaseRecord | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    failure: str = ""
+    property: PropertyRecord | None = None
+
+
+@dataclass
+class Kept:
+    """What journals, or a run file, hold. records: all cases that were begun, as far as they got, by name."""
+
+    header: RunHeader | None = None
+    items: dict[str, Item] = field(default_factory=dict)
+    records: dict[Name, CaseRecord] = field(default_factory=dict)
+    running: dict[Name, Item] = field(default_factory=dict)
+    ended: dict[Name, Ended] = field(default_factory=dict)
+    died: dict[str, list[Item]] = field(default_factory=dict)
+    properties: dict[Name, PropertyRecord] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, run: Run) -> Kept:
+        """What a run file holds."""
+        kept = cls(header=run.header)
+        for record in (*run.cases, *run.partial):
+            kept.records[str(record.case), record.method] = record
+        for record in run.cases:
+            name = f"{record.case}|{record.method}"
+            found = Ended(
+                str(record.case), record.method, {}, record, run.verdicts.get(name, ()), run.failures.get(name, "")
+            )
+            kept.ended[found.case, found.method] = found
+        for text, failure in run.failures.items():
+            case, _, method = text.partition("|")
+            kept.ended.setdefault((case, method), Ended(case, method, {}, failure=failure))
+        kept.properties = {(one.name, one.method): one for one in run.properties}
+        return kept
+
+    def without(self, methods: Iterable[str]) -> Kept:
+        """All but what was measured of these methods."""
+        left = set(methods)
+        parts = {name: getattr(self, name) for name in ("records", "ended", "properties")}
+        kept: dict[str, Any] = {
+            what: {name: one for name, one in part.items() if name[1] not in left} for what, part in parts.items()
+        }
+        return replace(self, **kept)
+
+    def run(self, header: RunHeader) -> Run:
+        """As a run: what ended, and what was begun as its partial cases."""
+        whole = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
+        rest = {name: record for name, record in self.records.items() if name not in whole and record.samples}
+        judged = {"|".join(name): one.verdicts for name, one in self.ended.items() if one.verdicts}
+        failures = {"|".join(name): one.failure for name, one in self.ended.items() if one.failure}
+        cases = tuple(one.record for _, one in sorted(whole.items()) if one.record is not None)
+        partial = tuple(rest[name] for name in sorted(rest))
+        return Run(header, cases, judged, failures, tuple(self.properties.values()), partial)
+
+
+class Journal:
+    """Appends lines to the file of one process. folder: see `folder_of`; writer: "main", or the name of a worker."""
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self.folder = folder
+        self.path = folder / f"{writer}.jsonl"
+        self._handle: int | None = None
+
+    def item(self, items: Iterable[Item]) -> None:
+        """The items that this session must bring to an end."""
+        self._write(*(_line("item", one) for one in items))
+
+    def header(self, header: RunHeader) -> None:
+        """What the run is measured with."""
+        self._write(_line("header", header))
+
+    def start(self, item: Item) -> None:
+        """An item begins."""
+        self._write(_line("start", item))
+
+    def block(self, record: CaseRecord, new: tuple[SampleRecord, ...]) -> None:
+        """Contexts are finished. record: of the case so far."""
+        self._write(_line("block", replace(record, samples=new)))
+
+    def end(self, ended: Ended) -> None:
+        """An item is over."""
+        self._write(_line("end", ended))
+
+    def died(self, item: Item) -> None:
+        """The process of a method was killed in this item."""
+        self._write(_line("died", item))
+
+    def _write(self, *lines: str) -> None:
+        """Append lines, whole or not at all, and sync. Raises BaselineError where the disk takes no more."""
+        text = "".join(lines).encode()
+        try:
+            if self._handle is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            before = os.fstat(self._handle).st_size
+            try:
+                written = 0
+                while written < len(text):
+                    written += os.write(self._handle, text[written:])
+                os.fsync(self._handle)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._handle, before)
+                raise
+        except OSError as error:
+            raise _refused(error) from error
+        if not self.path.exists():  # whoever ended the run has read it already: what is written now is not in it
+            raise BaselineError("the journal of the run is gone", "the run was ended; nothing more is taken")
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def folder_of(path: Path) -> Path:
+    """Where the journal of a run file lies."""
+    return path.with_name(path.name + ".journal")
+
+
+def begin(folder: Path, kept: Kept | None) -> None:
+    """Make the folder of a new run, with what an earlier one had.
+
+    A journal that lies there stays beside it as long as the new one holds nothing: see `found`. Raises BaselineError.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), _before(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        if kept is not None:
+            _seed(Journal(fresh, "earlier"), kept)
+        if _holds_something(folder):
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fresh, folder)
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _closed(folder: Path) -> Path:
+    """Where a journal lies that was closed."""
+    return folder.with_name(folder.name + ".closed")
+
+
+def _before(folder: Path) -> Path:
+    """Where the journal of the run before lies."""
+    return folder.with_name(folder.name + ".old")
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether a run got as far as a finished block."""
+    return any(b"\nblock\t" in b"\n" + path.read_bytes() for path in folder.glob("*.jsonl"))
+
+
+def _refused(error: OSError) -> BaselineError:
+    hint = "free or unlock the disk, or name another place: --kv-json=PATH"
+    return BaselineError(f"the journal of the run cannot be written: {error.strerror or error}", hint)
+
+
+def _seed(journal: Journal, kept: Kept) -> None:
+    """Write what an earlier run had, as the lines that it would have left."""
+    if kept.header is not None:
+        journal.header(kept.header)
+    for record in kept.records.values():
+        journal.block(record, record.samples)
+    for ended in kept.ended.values():
+        journal.end(ended)
+    for (name, method), found in kept.properties.items():
+        journal.end(Ended(name, method, {}, property=found))
+    journal.close()
+
+
+def close(folder: Path) -> Kept:
+    """Read a journal to which nothing more can be added, also by a worker that lives on. Raises BaselineError."""
+    closed = _closed(folder)
+    shutil.rmtree(closed, ignore_errors=True)
+    os.replace(folder, closed)
+    return read(closed)
+
+
+def drop(folder: Path) -> None:
+    """The run file is whole: its journals go."""
+    for each in (folder, _before(folder), _closed(folder)):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def forget(folder: Path) -> None:
+    """A run got nowhere: its journal goes, unless it holds what an earlier run has."""
+    if not _holds_something(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def found(path: Path) -> Kept | None:
+    """What the journal of a run file holds: the last one that got anywhere. None where there is none.
+
+    Raises BaselineError for a damaged one.
+    """
+    folder = folder_of(path)
+    return next((read(place) for place in (folder, _closed(folder), _before(folder)) if _holds_something(place)), None)
+
+
+def read(folder: Path) -> Kept:
+    """All files of a journal as one. Raises BaselineError for a line that is no line of a journal."""
+    kept = Kept()
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "earlier", path.name)):
+        read_file(path, kept)
+    return kept
+
+
+def read_file(path: Path, kept: Kept | None = None) -> Kept:
+    """One file, into what others held; a file that is not there holds nothing. Raises BaselineError."""
+    kept = Kept() if kept is None else kept
+    for kind, value in _lines(path) if path.is_file() else ():
+        _take(kept, kind, value)
+    return kept
+
+
+def _line(kind: str, value: Any) -> str:
+    """A line of this kind: the kind, a tab, JSON."""
+    return f"{kind}\t{dumps(value)}\n"
+
+
+KINDS = {"header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item}
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(kind, value) of the lines of a file that are whole. Raises BaselineError for one that is damaged."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            kind, _, text = line.decode().partition("\t")
+            yield kind, loads(KINDS[kind], text)
+        except (KeyError, TypeError, ValueError, RecursionError, KvcheckError) as error:
+            raise BaselineError(f"{path}, line {number} is damaged: {error}", "start without --kv-resume") from error
+
+
+def _take(kept: Kept, kind: str, value: Any) -> None:
+    """One line."""
+    if kind == "header":
+        kept.header = kept.header or value
+    elif kind == "item":
+        kept.items[value.nodeid] = value
+    elif kind == "start":
+        kept.running[value.case, value.method] = value
+    elif kind == "died":
+        kept.died.setdefault(value.method, []).append(value)
+    elif kind == "block":
+        name = (str(value.case), value.method)
+        before = kept.records[name].samples if name in kept.records else ()
+        joined = {sample.index: sample for sample in (*before, *value.samples)}
+        kept.records[name] = replace(value, samples=tuple(joined[index] for index in sorted(joined)))
+    elif kind == "end":
+        _close(kept, value)
+
+
+def _close(kept: Kept, ended: Ended) -> None:
+    """An item is over."""
+    name = (ended.case, ended.method)
+    kept.running.pop(name, None)
+    if ended.property is not None:
+        kept.properties[name] = ended.property
+        return
+    kept.ended[name] = ended
+    if ended.record is not None and ended.record.samples:
+        kept.records[name] = ended.record

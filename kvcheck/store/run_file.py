@@ -1,0 +1,155 @@
+"""A run as JSON and back: exact, sorted, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvcheck.core.errors import BaselineError, KvcheckError
+from kvcheck.core.escape import json_text
+from kvcheck.core.files import expect_plain, write_atomically
+from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
+from kvcheck.store.validate import check_case, shown, strict_json
+
+T = TypeVar("T")
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
+    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json_text(text)
+
+
+def loads(kind: type[T], text: str) -> T:
+    """Read `dumps(value)` of a dataclass back. Raises TypeError, KeyError, ValueError or SpecError."""
+    return typing.cast(T, _build(kind, strict_json(text)))
+
+
+def case_from_json(text: str) -> CaseRecord:
+    """Read `dumps(record)` back."""
+    return loads(CaseRecord, text)
+
+
+def zoo_from_json(text: str) -> ZooRecord:
+    """Read `dumps(record)` back."""
+    return loads(ZooRecord, text)
+
+
+def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
+    """Read `dumps(verdicts)` back."""
+    return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
+
+
+def write_run(path: str | Path, run: Run) -> None:
+    """Write a run file. The same run gives the same bytes. Raises KvcheckError when it cannot be written."""
+    write_atomically(str(path), run_to_json(run))
+
+
+def run_to_json(run: Run) -> str:
+    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and properties."""
+    cases = sorted(run.cases, key=lambda record: (record.case, record.method))
+    verdicts = [f"    {_text(key)}: {dumps(run.verdicts[key])}" for key in sorted(run.verdicts)]
+    parts = [
+        f'  "header": {dumps(run.header)}',
+        '  "cases": [\n' + ",\n".join(f"    {dumps(case)}" for case in cases) + "\n  ]",
+        '  "verdicts": {\n' + ",\n".join(verdicts) + "\n  }",
+        f'  "failures": {dumps(run.failures)}',
+    ]
+    if run.properties:
+        known = sorted(run.properties, key=lambda one: (one.method, one.name))
+        parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
+    if run.partial:
+        begun = sorted(run.partial, key=lambda record: (record.case, record.method))
+        parts.append('  "partial": [\n' + ",\n".join(f"    {dumps(one)}" for one in begun) + "\n  ]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run file. Raises KvcheckError that names the file: missing, truncated, or of another schema."""
+    try:
+        expect_plain(path)
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvcheckError(
+            f"{path} cannot be read: {error}", "write one with: pytest --kv-method=… --kv-json=run.json"
+        ) from error
+    return run_from_json(text, str(path))
+
+
+def run_from_json(text: str, name: str = "the run") -> Run:
+    """Read the text of a run file. Raises BaselineError."""
+    again = "write it again: pytest --kv-method=… --kv-json=run.json, or kvcheck speed --methods … --json run.json"
+    try:
+        data = strict_json(text)
+    except ValueError as error:
+        raise BaselineError(f"{name} is not a whole run file: {error}", again) from error
+    if not isinstance(data, dict) or not isinstance(data.get("header"), dict):
+        raise BaselineError(f"{name} is not a kvcheck run file", again)
+    schema = data["header"].get("schema")
+    if schema != SCHEMA:
+        raise BaselineError(f"{name} has schema {shown(schema)}; this kvcheck reads schema {SCHEMA}", again)
+    try:
+        run = typing.cast(Run, _build(Run, data))
+        _expect_each_once(run)
+        for record in (*run.cases, *run.partial):
+            check_case(record)
+        return run
+    except KvcheckError as error:
+        raise BaselineError(f"{name} cannot be read: {error.message}", again) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BaselineError(f"{name} cannot be read: {error}", again) from error
+
+
+def _expect_each_once(run: Run) -> None:
+    """Raise ValueError for a case that is there twice."""
+    seen = set[tuple[CaseId, str]]()
+    for record in run.cases:
+        if (record.case, record.method) in seen:
+            raise ValueError(f"{record.case} of {record.method} is there twice")
+        seen.add((record.case, record.method))
+
+
+def _text(value: str) -> str:
+    return json_text(json.dumps(value, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, CaseId):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(wanted: Any, value: Any) -> Any:
+    """The value as the type that the dataclass declares. Raises TypeError, KeyError or ValueError."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in args if option is not type(None)]
+        return None if value is None else _build(inner[0], value)
+    if wanted is CaseId:
+        return CaseId.parse(value)
+    if is_dataclass(wanted):
+        hints = typing.get_type_hints(wanted)
+        unknown = set(value) - hints.keys()
+        if unknown:
+            raise ValueError(f"unknown field {sorted(unknown)[0]!r} in {typing.cast(type, wanted).__name__}")
+        return typing.cast(Any, wanted)(**{key: _build(hints[key], item) for key, item in value.items()})
+    if origin is tuple:
+        each = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_build(kind, item) for kind, item in zip(each, value, strict=True))
+    if origin is dict:
+        return {key: _build(args[1], item) for key, item in value.items()}
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and not (isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))):
+        raise TypeError(f"{shown(value)} is not a {wanted.__name__}")
+    return value
