@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kvcheck.core.settings import MODEL, PROMPTS
+from kvcheck.core.settings import MODEL, OPTIONS, PROMPTS
 from kvcheck.plugin import options
 
 PLACE = ("model", *MODEL, "device", "dtype", *PROMPTS, "query_aware", "seed", "baselines")
@@ -62,7 +62,7 @@ def _completed(command: str, start: list[str], given: dict[str, Any]) -> str:
         own[where] = "--kv-budget=" + ",".join(limits.values())
     records = "--kv-record" in at
     front = PLACE if records else (*PLACE, *JUDGING)
-    lacking = {option.name for option in options.OPTIONS if option.name in given and option.flag not in at}
+    lacking = {name for name in given if OPTIONS[name].flag not in at}
     first = options.words({name: given[name] for name in front if name in lacking})
     first += options.words({"methods": given["methods"]}) if "--kv-method" not in at and "methods" in lacking else []
     last = options.words({name: given[name] for name in SELECTION if name in lacking})
