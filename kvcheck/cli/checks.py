@@ -43,7 +43,7 @@ def _as_task(name: str, value: str) -> str:
 
 def _as_index(name: str, value: str) -> str:
     """So many contexts: the last one has this index."""
-    return f"--index={int(value) - 1}" if value else "--index"
+    return f"--index {int(value) - 1}" if value else "--index"
 
 
 def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -7,11 +7,14 @@ says `--kv-lengths` under pytest and `--lengths` under a command that has that o
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kvcheck.core.settings import OPTIONS
 
+ANY = "…"
+"""In a command: the methods of this session, where a message does not know which one it is about."""
 Spell = Callable[[str, str], str]
 """(name of a setting, its value or "") -> what is typed."""
 
@@ -34,10 +37,15 @@ def option(name: str, value: object = "") -> str:
     return _spell(name, str(value))
 
 
+def words(**values: object) -> str:
+    """Options as they stand in a command of pytest, whatever front end runs."""
+    return " ".join(for_pytest(name, str(value)) for name, value in values.items())
+
+
 def command(*methods: str, **values: object) -> str:
-    """A command of pytest with these methods (as they are typed) and options, for whatever front end."""
-    words = [for_pytest("methods", method) for method in methods]
-    return " ".join(["pytest", *words, *(for_pytest(name, str(value)) for name, value in values.items())])
+    """A command of pytest with these methods, quoted for a shell, and options."""
+    typed = (for_pytest("methods", method if method == ANY else shlex.quote(method)) for method in methods)
+    return " ".join(["pytest", *typed, *([words(**values)] if values else [])])
 
 
 @contextmanager

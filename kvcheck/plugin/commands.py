@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from kvcheck.core import front
+from kvcheck.core.front import for_pytest
 from kvcheck.core.settings import MODEL, OPTIONS, PROMPTS
 from kvcheck.plugin import options
 
@@ -25,8 +27,8 @@ JUDGING = ("against", "budget", "alpha", "strict", "timeout")
 """Options that decide what fails: a command that shows a failure again, or accepts it, must ask the same."""
 
 COMMAND = re.compile(r"pytest (?=-)[^\n]*")
-ANY = "--kv-method=…"
-"""In a command of something that does not know which method's record it is about: all of this session, and fp16."""
+ANY = for_pytest("methods", front.ANY)
+"""In a command: all methods of this session, and fp16."""
 
 
 def completer(config: pytest.Config) -> Callable[[str], str]:

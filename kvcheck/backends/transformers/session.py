@@ -24,6 +24,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import StateHost, serve
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.record import CLEAR, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord, Weight
 from kvcheck.core.settings import BATCH, ROUNDS, Settings
 from kvcheck.core.spec import Spec
@@ -158,7 +159,7 @@ class Session:
             if self._ends(on_block is not None and on_block(record)):
                 break
         if record is None:
-            raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
+            raise KvcheckError(f"{case} has no samples", f"{option('n')} 1 is the least")
         return record
 
     def _left(self, case: CaseId, task: Task, done: set[int]) -> Iterator[list[int]]:
@@ -249,7 +250,7 @@ class Session:
             return ids
         if sample.images and host.method.info.stage == "prompt":
             raise MethodUnsupported(
-                f"{host.method.spec} shortens text, and the context has images", "--kv-tasks with text only"
+                f"{host.method.spec} shortens text, and the context has images", f"{option('tasks')} with text only"
             )
         return self.loaded.vision.placed(ids, sample.images)
 
