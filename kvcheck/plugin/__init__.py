@@ -7,6 +7,7 @@ Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,11 +20,7 @@ if TYPE_CHECKING:
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
-    from kvcheck.plugin.case import KvCase
-    from kvcheck.plugin.conformance import KvProperty
-    from kvcheck.plugin.findings import KvFinding
-    from kvcheck.plugin.latency import KvLatency
-    from kvcheck.plugin.zoo import KvSuspect
+    from kvcheck.plugin.taken import Taken
 
 COLLECTOR = "kvcheck-collector"
 
@@ -184,10 +181,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         harmless.report(report)
     if call.when == "call" or report.failed:
         result = item.stash.get(options.RESULT, None)
-        if result is not None:
+        ended = None if result is None else result()
+        if ended is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.of(item.config).end(result())
+            report.kvcheck = state.of(item.config).end(ended)
     if report.failed and item.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import state
 
@@ -211,48 +209,35 @@ def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Any:
     return opening.open_session(request.config)
 
 
-@pytest.fixture
-def kv_case(request: pytest.FixtureRequest) -> Iterator[KvCase]:
-    """One case with one method: `record = kv_case.run()`, then `kv_case.check(record)`."""
-    from kvcheck.plugin.case import KvCase
+def _fixture(name: str, text: str) -> Any:
+    """A fixture that gives what one item is about; see `options.FIXTURES`."""
 
-    case, method = request.param
-    session = request.getfixturevalue("kv_session")
-    result = KvCase(request, session, case, method)
-    yield result
-    result.close()
+    def taken(request: pytest.FixtureRequest) -> Iterator[Taken]:
+        module, _, what = options.FIXTURES[name].partition(".")
+        found: Taken = getattr(import_module(f"kvcheck.plugin.{module}"), what)(request, *request.param.given)
+        yield found
+        found.close()
 
-
-@pytest.fixture
-def kv_latency(request: pytest.FixtureRequest) -> KvLatency:
-    """The latency of one method at one length, interleaved with fp16: `kv_latency.run()`, then `.check(…)`."""
-    from kvcheck.plugin.latency import KvLatency
-
-    return KvLatency(request, *request.param)
+    taken.__doc__ = text
+    return pytest.fixture(name=name)(taken)
 
 
-@pytest.fixture
-def kv_finding(request: pytest.FixtureRequest) -> KvFinding:
-    """Measures methods on the same contexts, for what a paper found: `kv_finding.above("…", kv_finding.drop(…))`."""
-    from kvcheck.plugin.findings import KvFinding
-
-    return KvFinding(request)
-
-
-@pytest.fixture
-def kv_property(request: pytest.FixtureRequest) -> KvProperty:
-    """One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`."""
-    from kvcheck.plugin.conformance import KvProperty
-
-    return KvProperty(request, *request.param)
-
-
-@pytest.fixture
-def kv_suspect(request: pytest.FixtureRequest) -> KvSuspect:
-    """One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."""
-    from kvcheck.plugin.zoo import KvSuspect
-
-    return KvSuspect(request, request.param)
+kv_case = _fixture("kv_case", "One case with one method: `record = kv_case.run()`, then `kv_case.check(record)`.")
+kv_latency = _fixture(
+    "kv_latency",
+    "The latency of one method at one length, interleaved with fp16: `kv_latency.run()`, then `.check(…)`.",
+)
+kv_finding = _fixture(
+    "kv_finding",
+    'Measures methods on the same contexts, for what a paper found: `kv_finding.above("…", kv_finding.drop(…))`.',
+)
+kv_property = _fixture(
+    "kv_property",
+    "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
+)
+kv_suspect = _fixture(
+    "kv_suspect", "One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."
+)
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import os
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.judging.pairing import check_record
-from kvcheck.plugin import commands, items, options, resume, state
+from kvcheck.plugin import resume
 from kvcheck.plugin.gate import Judged, gate
 from kvcheck.plugin.progress import Progress
-from kvcheck.plugin.timelimit import TimeLimit, time_limit
+from kvcheck.plugin.taken import HANGS, Taken, in_place, said, tail
+from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
-
-FRAMES = 4
-"""Frames of the traceback of a method that raised; the innermost ones."""
 
 PROGRESS: pytest.StashKey[Progress] = pytest.StashKey()
 
 
-class KvCase:
+class KvCase(Taken):
     """One case with one method.
 
     `gate()` does everything. Step by step: `expect_baseline()` fails the test where there is nothing to judge by;
@@ -36,23 +32,17 @@ class KvCase:
     A test of your own may look at the record in between: `record.accuracy`, `record.samples`, `record.memory`.
     """
 
-    def __init__(self, request: pytest.FixtureRequest, session: Any, case: CaseId, method: str) -> None:
+    def __init__(self, request: pytest.FixtureRequest, case: CaseId, method: str) -> None:
+        engine = request.getfixturevalue("kv_session")  # first: where it cannot be opened, nothing comes of the case
+        super().__init__(request, method)
         self.case = case
-        self.method = method
-        self.settings = state.settings(request.config)
-        self._state = state.of(request.config)
-        self._session = session
-        self._node = request.node
-        self._config = request.config
-        self._gate = gate(request.config, session)
-        self._progress = _progress(request.config, len(request.session.items))
-        self._again = commands.completer(request.config)
+        self._engine = engine
+        self._gate = gate(self._config, self._engine)
+        self._progress = _progress(self._config, len(request.session.items))
         self._so_far = ""
         self.record: CaseRecord | None = None
         self.verdicts: tuple[Verdict, ...] = ()
-        self.failure = ""
         self._kept = 0
-        self._node.stash[options.RESULT] = self._ended
 
     def gate(self) -> None:
         """Measure the case and judge it."""
@@ -118,28 +108,30 @@ class KvCase:
             self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
 
     def _measure(self, so_far: CaseRecord | None) -> CaseRecord:
-        run_case, options = self._session.run_case, {}
+        run_case, more = self._engine.run_case, {}
         if so_far is not None and "so_far" in inspect.signature(run_case).parameters:
-            options["so_far"] = so_far
-        self._kept = len(so_far.samples) if options and so_far is not None else 0
-        try:
-            self._state.start(items.of(self._node))
-            with time_limit(self.settings.timeout), in_place(), threads_fail():
-                return run_case(self.case, self.method, self._on_block, self._on_progress, **options)
-        except TimeLimit:
-            problem = (
-                f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n"
-                "  does it hang? A slow one gets more time with --kv-timeout=SECONDS (0: no limit)"
+            more["so_far"] = so_far
+        self._kept = len(so_far.samples) if more and so_far is not None else 0
+
+        def run() -> CaseRecord:
+            with in_place(), threads_fail():
+                return run_case(self.case, self.method, self._on_block, self._on_progress, **more)
+
+        record, problem = self._attempt(run, self._problem)
+        if record is None:
+            self._fail(problem or f"{self.method} gave no record of {self.case}")
+        return record
+
+    def _problem(self, error: BaseException) -> str:
+        if isinstance(error, TimeLimit):
+            return (
+                f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n  {HANGS}"
             )
-        except BaselineError as error:  # met while looking after a block: the method is not to blame
-            problem = f"{self.case}  {self.method}\n{error}"
-        except KvcheckError as error:
-            problem = f"{tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # also what pytest raises to skip: a method that does so has not passed
-            problem = f"{tail(error)}{self.method} failed in {self.case}\n{said(error)}"
-        self._fail(problem)  # outside of the block: pytest would print the exception once more, above the message
+        if isinstance(error, BaselineError):  # met while looking after a block: the method is not to blame
+            return f"{self.case}  {self.method}\n{error}"
+        if isinstance(error, KvcheckError):
+            return f"{tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
+        return f"{tail(error)}{self.method} failed in {self.case}\n{said(error)}"
 
     def _on_block(self, record: CaseRecord) -> bool:
         """After every block of contexts: write it down; is the verdict clear already?"""
@@ -155,10 +147,10 @@ class KvCase:
         self._progress.update(label, done, total, self._so_far)
 
     def _fail(self, message: str) -> NoReturn:
-        message = self._again(message)
-        self.failure = message
-        self._state.failed.setdefault(self._node.nodeid, message)
-        pytest.fail(message, pytrace=False)
+        try:
+            super()._fail(message)
+        finally:
+            self._state.failed.setdefault(self._node.nodeid, self.failure)
 
     def _properties(self, judged: Judged) -> None:
         for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
@@ -166,18 +158,8 @@ class KvCase:
 
     def _ended(self) -> Ended:
         """What rides on the report."""
-        model = {"fingerprint": self._session.fingerprint, "name": self._session.model_name}
+        model = {"fingerprint": self._engine.fingerprint, "name": self._engine.model_name}
         return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
-
-
-@contextmanager
-def in_place() -> Iterator[None]:
-    """Come back to the folder that pytest works in."""
-    before = os.getcwd()
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager
@@ -197,22 +179,6 @@ def threads_fail() -> Iterator[None]:
         threading.excepthook = before
     if raised:
         raise raised[0]
-
-
-def tail(error: BaseException | None) -> str:
-    """The innermost frames of what a method raised, for its author."""
-    if error is None or error.__traceback__ is None:
-        return ""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__][-FRAMES:]
-    return "".join(traceback.format_list(frames))
-
-
-def said(error: BaseException) -> str:
-    """What was raised, in one line; what pytest raises to skip or to expect a failure, with what that means."""
-    what = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception)):
-        what += "\n  a method cannot skip, expect or end its own test: what it cannot serve, it refuses in `check`"
-    return what
 
 
 def _progress(config: pytest.Config, items: int) -> Progress:

@@ -6,23 +6,19 @@ import pytest
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
-from kvcheck.plugin import items, options, state
-from kvcheck.plugin.case import said
-from kvcheck.plugin.timelimit import TimeLimit, time_limit
+from kvcheck.plugin.taken import Taken, said
+from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import conformance
 from kvcheck.store.journal import Ended
 
 
-class KvProperty:
+class KvProperty(Taken):
     """One property on one method: `check(examine())`."""
 
     def __init__(self, request: pytest.FixtureRequest, name: str, method: str) -> None:
-        self.name, self.method = name, method
-        self._state = state.of(request.config)
-        self.settings = self._state.settings
-        self._node = request.node
+        super().__init__(request, method)
+        self.name = name
         self.found: PropertyRecord | None = None
-        request.node.stash[options.RESULT] = self._ended
 
     def examine(self) -> PropertyRecord:
         """Try it on drawn lengths, batches and chunks: more of them in larger profiles."""
@@ -38,19 +34,14 @@ class KvProperty:
     def _tried(self) -> PropertyRecord:
         from kvcheck.conformance import runner
 
-        try:
-            self._state.start(items.of(self._node))
-            with time_limit(self.settings.timeout):
-                return runner.examine(self.name, self.method, runner.TRIALS[self.settings.profile], self.settings.seed)
-        except TimeLimit:
-            reason = f"it took longer than {self.settings.timeout:g} s (--kv-timeout)"
-        except KvcheckError as error:
-            reason = str(error)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # also what pytest raises to skip
-            reason = f"it raised {said(error)}"
-        return PropertyRecord(self.name, self.method, FAILS, 0, reason)
+        trials, seed = runner.TRIALS[self.settings.profile], self.settings.seed
+        found, reason = self._attempt(lambda: runner.examine(self.name, self.method, trials, seed), self._problem)
+        return found or PropertyRecord(self.name, self.method, FAILS, 0, reason)
+
+    def _problem(self, error: BaseException) -> str:
+        if isinstance(error, TimeLimit):
+            return f"it took longer than {self.settings.timeout:g} s (--kv-timeout)"
+        return str(error) if isinstance(error, KvcheckError) else f"it raised {said(error)}"
 
     def _ended(self) -> Ended:
         """What rides on the report."""

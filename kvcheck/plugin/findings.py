@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvcheck.core.record import CaseId, CaseRecord
-from kvcheck.plugin import state
 from kvcheck.plugin.gathered import Gatherer
+from kvcheck.plugin.taken import Taken
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.report import findings
 from kvcheck.report.findings import Finding
@@ -21,30 +21,28 @@ PROPERTY = "kvcheck_finding"
 ALPHA = 0.05
 
 
-class KvFinding:
+class KvFinding(Taken):
     """Measures methods on the same contexts and says whether a difference has the direction that a paper reports.
 
     Scores and drops are arrays with one number per context, in points, in the same order for every method.
     """
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
-        self._request = request
-        self._state = state.of(request.config)
-        self._session = request.getfixturevalue("kv_session")
+        super().__init__(request)
+        self._engine = self._session
         self.claim = " ".join((request.function.__doc__ or request.node.name).split())
-        settings = self._state.settings
-        self.length = settings.lengths[0] if settings.lengths else 1024
-        self.n = settings.n or 12
+        self.length = self.settings.lengths[0] if self.settings.lengths else 1024
+        self.n = self.settings.n or 12
 
     def record(self, method: str, task: str, mode: str) -> CaseRecord:
         """A case, measured once per process."""
         from kvcheck.tasks import TASKS
 
-        case = CaseId(task, TASKS.get(task).info.version, mode, self.length, self._state.settings.seed, self.n)
+        case = CaseId(task, TASKS.get(task).info.version, mode, self.length, self.settings.seed, self.n)
         key = (str(case), method)
         if key not in self._state.records:
-            with time_limit(self._state.settings.timeout):
-                self._state.records[key] = self._session.run_case(case, method)
+            with time_limit(self.settings.timeout):
+                self._state.records[key] = self._engine.run_case(case, method)
         return self._state.records[key]
 
     def scores(self, method: str, tasks: Sequence[str], mode: str, turns: slice = slice(None)) -> np.ndarray:
@@ -78,7 +76,7 @@ class KvFinding:
     def _show(self, what: str, values: np.ndarray, low: float, high: float, wanted: str, shown: bool | None) -> None:
         outcome = "measured" if shown is None else "shown" if shown else "not shown"
         found = Finding(self.claim, what, float(values.mean()), low, high, len(values), wanted, outcome)
-        self._request.node.user_properties.append((PROPERTY, found.text()))
+        self._node.user_properties.append((PROPERTY, found.text()))
         if shown is False:
             pytest.fail("\n".join(findings.lines([found])), pytrace=False)
 

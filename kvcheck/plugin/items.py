@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from kvcheck.core.record import cost_case
-from kvcheck.plugin import options, state
+from kvcheck.plugin import options
 from kvcheck.store.journal import Item
 
 CASE, LATENCY, PROPERTY, FINDING, SUSPECT = options.FIXTURES
@@ -25,19 +22,11 @@ def of(item: pytest.Item) -> Item | None:
 
 def _find(item: pytest.Item) -> Item | None:
     params = getattr(getattr(item, "callspec", None), "params", {})
-    kind = next((name for name in options.FIXTURES if name in params), "")
-    value: Any = params.get(kind)
-    if not kind or isinstance(value, str) or (value is None and kind != FINDING):
-        return None  # the place holder of a suite that has no case
-    if kind == FINDING:
-        return Item(item.nodeid, kind, item.name, "")
-    if kind == SUSPECT:
-        return Item(item.nodeid, kind, value.name, "")
-    if kind == LATENCY:
-        method, length = value
-        return Item(item.nodeid, kind, str(cost_case(length, state.settings(item.config).seed)), method)
-    case, method = value
-    return Item(item.nodeid, kind, str(case), method)
+    for kind in options.FIXTURES:
+        subject = params.get(kind)
+        if isinstance(subject, options.Subject):  # else the place holder of a suite that has no case
+            return Item(item.nodeid, kind, subject.case or item.name, subject.method)
+    return None
 
 
 def number(item: pytest.Item) -> None:

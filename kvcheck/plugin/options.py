@@ -6,7 +6,7 @@ Declaring costs next to nothing and happens in every pytest session; reading hap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -19,8 +19,24 @@ if TYPE_CHECKING:
     from kvcheck.core.settings import Settings
     from kvcheck.store.journal import Ended
 
-FIXTURES = ("kv_case", "kv_latency", "kv_property", "kv_finding", "kv_suspect")
-"""What a test takes of kvcheck."""
+FIXTURES = {
+    "kv_case": "case.KvCase",
+    "kv_latency": "latency.KvLatency",
+    "kv_property": "conformance.KvProperty",
+    "kv_finding": "findings.KvFinding",
+    "kv_suspect": "zoo.KvSuspect",
+}
+"""What a test takes of kvcheck, and the class of kvcheck/plugin/ that it is given."""
+
+
+class Subject(NamedTuple):
+    """The parameter of a fixture: what one item is about. given: to the class; case: "" for the name of the test."""
+
+    given: tuple[Any, ...]
+    case: str = ""
+    method: str = ""
+
+
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
@@ -29,7 +45,7 @@ REFUSAL = "kvcheck_refusal"
 """On a report: why no case of this session can run."""
 STATUS: pytest.StashKey[int] = pytest.StashKey()
 """On the config: the exit status of the session, once it is over."""
-RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
+RESULT: pytest.StashKey[Callable[[], Ended | None]] = pytest.StashKey()
 """On an item: what rides on its report."""
 DEST = "kv_"
 """Before the name of a setting, on `config.option`."""

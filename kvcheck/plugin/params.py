@@ -12,9 +12,10 @@ import pytest
 from kvcheck.conformance import NAMES
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
-from kvcheck.core.record import CAPABILITIES
+from kvcheck.core.record import CAPABILITIES, cost_case
 from kvcheck.models import synthetic
 from kvcheck.plugin import cases, opening, options
+from kvcheck.plugin.options import Subject
 
 if TYPE_CHECKING:
     from kvcheck.core.settings import Settings
@@ -38,7 +39,11 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     if fixture == "kv_suspect" or settings.zoo:
         params = suspect_params(settings) if settings.zoo and fixture == "kv_suspect" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
-        params = [pytest.param(None, id=plain(settings.model))] if settings.findings and fixture == "kv_finding" else []
+        params = (
+            [pytest.param(Subject(()), id=plain(settings.model))]
+            if settings.findings and fixture == "kv_finding"
+            else []
+        )
     elif not settings.methods:
         params = [pytest.param(None, id=NO_METHOD)]  # refused by expect_methods, unless it is deselected
     elif fixture == "kv_latency":
@@ -68,7 +73,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
         for method in settings.methods:
             names = cases.marks(case, settings)
             yield pytest.param(
-                (case, method),
+                Subject((case, method), str(case), method),
                 id=plain(f"{case.task}-{case.mode}-{case.length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
@@ -84,7 +89,7 @@ def latency_params(settings: Settings) -> Iterator[Any]:
         for method in settings.methods:
             names = (f"length_{length}", "slow")
             yield pytest.param(
-                (method, length),
+                Subject((method, length), str(cost_case(length, settings.seed)), method),
                 id=plain(f"latency-{length}-{method}"),
                 marks=[getattr(pytest.mark, name) for name in names],
             )
@@ -104,10 +109,11 @@ def properties_wanted(settings: Settings, marks: str = "") -> bool:
 
 def property_params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
-    pairs = (
-        [(name, method) for method in settings.methods for name in NAMES] if properties_wanted(settings, marks) else []
-    )
-    return [pytest.param(pair, id=plain("-".join(pair)), marks=[pytest.mark.conformance]) for pair in pairs]
+    if not properties_wanted(settings, marks):
+        return []
+    pairs = [(name, method) for method in settings.methods for name in NAMES]
+    mine = [pytest.mark.conformance]
+    return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 
 
 def suspect_params(settings: Settings) -> list[Any]:
@@ -118,7 +124,7 @@ def suspect_params(settings: Settings) -> list[Any]:
         found = list(suspects(settings.zoo, settings.methods))
     except KvcheckError as error:
         raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
-    return [pytest.param(one, id=f"{one.family}-{one.name}") for one in found]
+    return [pytest.param(Subject((one,), one.name), id=f"{one.family}-{one.name}") for one in found]
 
 
 def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from kvcheck.core.record import SCHEMA, ZooRecord
 from kvcheck.judging.allowances import shipped
 from kvcheck.plugin import gate, state
 from kvcheck.plugin.gathered import Gatherer
+from kvcheck.plugin.taken import Taken
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.report import zoo
 from kvcheck.store.run_file import dumps, zoo_from_json
@@ -30,29 +31,28 @@ NO_PLACE = "the fault has no place here"
 HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
 
 
-class KvSuspect:
+class KvSuspect(Taken):
     """One faulty method, or a correct one: `check(examine())`."""
 
     def __init__(self, request: pytest.FixtureRequest, suspect: Suspect) -> None:
+        super().__init__(request)
         self.suspect = suspect
-        self._request = request
-        self._settings = state.settings(request.config)
 
     def examine(self) -> ZooRecord:
         """Try properties and tasks on it, unless --kv-resume names a file that has the result.
 
         Skips a fault that has no place in the user's method.
         """
-        found = known(self._request.config).get((self.suspect.name, self.suspect.twin))
+        found = known(self._config).get((self.suspect.name, self.suspect.twin))
         if found is None:
             try:
-                with time_limit(self._settings.timeout):
+                with time_limit(self.settings.timeout):
                     found = self._hunt().examine(self.suspect)
             except MethodUnsupported as error:
                 pytest.skip(f"{NO_PLACE}: {error.message}")
             except (pytest.skip.Exception, pytest.xfail.Exception) as error:
                 pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
-        self._request.node.user_properties.append((RESULT, dumps(found)))
+        self._node.user_properties.append((RESULT, dumps(found)))
         return found
 
     def check(self, found: ZooRecord) -> None:
@@ -70,11 +70,10 @@ class KvSuspect:
         """The gate of this process, made once."""
         from kvcheck.zoo.hunt import Hunt
 
-        config = self._request.config
-        if HUNT not in config.stash:
-            session = self._request.getfixturevalue("kv_session")
-            config.stash[HUNT] = Hunt(session, self._settings, gate.store(config), shipped(session.model_name))
-        return config.stash[HUNT]
+        stash, session = self._config.stash, self._session
+        if HUNT not in stash:
+            stash[HUNT] = Hunt(session, self.settings, gate.store(self._config), shipped(session.model_name))
+        return stash[HUNT]
 
 
 def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
