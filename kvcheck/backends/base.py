@@ -9,14 +9,16 @@ A backend of your own is opened by the hook pytest_kvcheck_open (kvcheck/plugin/
 
     class Server:
         model_name, fingerprint, max_length, decoding = "my-model", "0123456789abcdef", 32768, "greedy"
-        lacks = {"fork": "it answers whole prompts", "log_probs": "it gives none", "memory": "it does not tell",
-                 "latency": "not asked for"}
+        lacks = {"fork": "it takes whole prompts", "log_probs": "it gives none", "memory": "it does not tell",
+                 "latency": "other requests share it"}
 
         def __init__(self, url):
             self.encoder = MyTokenizer()
 
         def answer(self, method_spec, prompts):
             return [Answer(self._post(method_spec, ids, limit), ended=True) for ids, limit in prompts]
+
+One that works, over a socket: tests/backends/table_backend.py.
 """
 
 from __future__ import annotations

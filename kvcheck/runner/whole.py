@@ -54,7 +54,9 @@ class WholePrompts:
     def contexts(self, key: object, contexts: Sequence[Context]) -> WholePrompts:
         """Take contexts. Raises KvcheckError for images."""
         if any(context.images for context in contexts):
-            raise KvcheckError(f"{self.case} shows images, which a prompt of token ids has no place for", "--kv-tasks")
+            raise KvcheckError(
+                f"{self.case} shows images, which a prompt of token ids has no place for", "--kv-tasks with text only"
+            )
         self.ids = [context.ids for context in contexts]
         return self
 
