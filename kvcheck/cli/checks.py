@@ -114,10 +114,10 @@ def _prompt(given: argparse.Namespace) -> int:
 
 
 def _shown(given: argparse.Namespace) -> int:
-    from kvcheck.backends.transformers.session import find_task
     from kvcheck.core.record import CaseId
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
+    from kvcheck.runner.case import find_task
     from kvcheck.runner.prompts import conversation, prompter
     from kvcheck.tasks import find
 

@@ -186,8 +186,11 @@ def open_session(config: pytest.Config) -> Any:
     state = activate(config)
     if state.session is None and not state.refusal:
         try:
-            state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             from kvcheck.plugin import resume
+            from kvcheck.runner.case import driven
+
+            opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            state.session = driven(opened, state.settings)
 
             resume.refuse_foreign(state)
             if state.journal is not None:
