@@ -13,18 +13,16 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import Room
+from kvcheck.cache.method import Method
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
-
-if TYPE_CHECKING:
-    from kvcheck.cache.method import Method
 
 Rows: TypeAlias = Sequence[int] | torch.Tensor
 

@@ -92,10 +92,10 @@ def complain(text: object) -> None:
 
 def _prompt(given: argparse.Namespace) -> int:
     """ERROR where a prompt does not fit into the model, which is shown all the same."""
-    from kvcheck.backends.transformers.session import find_task
     from kvcheck.core.record import CaseId
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
+    from kvcheck.runner.case import find_task
     from kvcheck.runner.prompts import conversation, prompter
     from kvcheck.tasks import find
 

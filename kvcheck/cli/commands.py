@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import kvcheck
 from kvcheck.cli import baselines, checks, speed
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
@@ -26,6 +27,7 @@ HEAVY = ("alarms", "prompt", "speed")
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     top = argparse.ArgumentParser(prog="kvcheck", description="Does a KV cache method still work?")
+    top.add_argument("--version", action="version", version=f"kvcheck {kvcheck.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     methods = commands.add_parser("methods", help="list the methods that --kv-method knows")

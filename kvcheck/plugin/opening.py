@@ -17,6 +17,7 @@ from kvcheck.core.settings import Settings
 from kvcheck.core.spec import flag, raised
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State
+from kvcheck.runner.case import driven
 
 
 def activate(config: pytest.Config) -> State:
@@ -85,7 +86,8 @@ def open_session(config: pytest.Config) -> Any:
     state = activate(config)
     if state.session is None and not state.refusal:
         try:
-            state.session = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            state.session = driven(opened, state.settings)
             resume.refuse_foreign(state)
             if state.journal is not None:
                 model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
