@@ -1,7 +1,11 @@
 """The pytest plugin: hooks only, each handing on to the module that does the work.
 
-pytest loads this module in every session on the machine, so it imports pytest and the standard library, no more.
-Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or the `kv_case` fixture asks for it.
+pytest loads this module in every session on the machine, so it imports pytest, the standard library and the declared
+options, no more. Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or the `kv_case` fixture
+asks for it.
+
+Who knows whom, from the bottom: options, state, cases, items; resume, refusals, parse; opening, where a session begins;
+params, what a test is given; taken, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from kvcheck.plugin import options
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from kvcheck.backends.base import Engine
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
@@ -202,7 +207,7 @@ def kv_settings(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Any:
+def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
     """The engine with the model, opened when the first case needs it."""
     from kvcheck.plugin import opening
 

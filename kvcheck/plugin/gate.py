@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,6 +21,9 @@ from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
 
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -34,7 +37,7 @@ class Judged:
 
 
 FIRST = "recorded now: later runs are held to it"
-Judge = Callable[..., Any]
+Judge = Callable[..., Iterable[Verdict]]
 """Called as `pytest_kvcheck_judge` is, without config."""
 
 
@@ -154,7 +157,7 @@ class Gate:
 GATE: pytest.StashKey[Gate] = pytest.StashKey()
 
 
-def gate(config: pytest.Config, session: Any) -> Gate:
+def gate(config: pytest.Config, session: Engine) -> Gate:
     """The gate of this process, made once."""
     if GATE not in config.stash:
         mine = state.of(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +18,9 @@ from kvcheck.core.spec import flag, raised
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State
 from kvcheck.runner.case import driven
+
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
 
 
 def activate(config: pytest.Config) -> State:
@@ -81,14 +84,14 @@ def check_methods(config: pytest.Config) -> None:
         raise pytest.UsageError(plain(f"kvcheck: {error}")) from None
 
 
-def open_session(config: pytest.Config) -> Any:
+def open_session(config: pytest.Config) -> Engine:
     """The engine, opened once per process, before its first case. Where it cannot be, the session is refused."""
     state = activate(config)
     if state.session is None and not state.refusal:
         try:
             opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             state.session = driven(opened, state.settings)
-            resume.refuse_foreign(state)
+            resume.refuse_foreign(state.kept, state.session)
             if state.journal is not None:
                 model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
                 state.journal.header(header(config, model))
@@ -99,7 +102,7 @@ def open_session(config: pytest.Config) -> Any:
         except BaseException as error:  # also what pytest raises to skip
             why = f"{raised(error)}\n  try: {_loading(state.settings)}"
             state.refusal = f"kvcheck: cannot open {state.settings.model}: {why}"
-    if state.refusal:
+    if state.session is None or state.refusal:
         pytest.fail(state.refusal, pytrace=False)  # its report ends the session, on the controller too
     return state.session
 

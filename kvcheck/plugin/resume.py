@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from kvcheck.plugin import guardian, options, sources, state
 from kvcheck.store import journal
 from kvcheck.store.journal import Kept
 from kvcheck.store.run_file import read_run
+
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
 
 FOLDER = "kvcheck_journal"
 """What the controller tells its workers."""
@@ -81,13 +85,13 @@ def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -
             )
 
 
-def refuse_foreign(found: state.State) -> None:
+def refuse_foreign(kept: Kept | None, engine: Engine) -> None:
     """A run is continued with the model that it began with. Raises SpecError."""
-    header = None if found.kept is None else found.kept.header
-    if header is not None and header.model and header.model != found.session.fingerprint:
+    header = None if kept is None else kept.header
+    if header is not None and header.model and header.model != engine.fingerprint:
         raise SpecError(
             f"--kv-resume: the run was measured with {header.model_name} "
-            f"({header.model}), this is {found.session.model_name} ({found.session.fingerprint})",
+            f"({header.model}), this is {engine.model_name} ({engine.fingerprint})",
             f"resume with the same --kv-model, or {ANEW}",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +12,7 @@ from kvcheck.store import journal
 from kvcheck.store.run_file import dumps
 
 if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
     from kvcheck.core.record import CaseRecord
     from kvcheck.core.settings import Settings
     from kvcheck.store.journal import Ended, Item, Journal, Kept
@@ -30,7 +31,7 @@ class State:
     """
 
     settings: Settings
-    session: Any = None
+    session: Engine | None = None
     refusal: str = ""
     run_file: Path | None = None
     md_file: Path | None = None

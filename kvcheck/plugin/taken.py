@@ -6,13 +6,16 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
 from kvcheck.plugin import commands, items, options, state
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.store.journal import Ended
+
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
 
 T = TypeVar("T")
 FRAMES = 4
@@ -36,9 +39,10 @@ class Taken:
         self._node.stash[options.RESULT] = self._ended
 
     @property
-    def _session(self) -> Any:
+    def _session(self) -> Engine:
         """The engine, opened when the first test needs it."""
-        return self._request.getfixturevalue("kv_session")
+        engine: Engine = self._request.getfixturevalue("kv_session")
+        return engine
 
     def close(self) -> None:
         """The test is over."""
