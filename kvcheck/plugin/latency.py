@@ -42,6 +42,9 @@ class KvLatency:
         if where:
             self._fail(f"latency of {self.method} was not measured: its process died in {where}")
         self._session = self._request.getfixturevalue("kv_session")
+        lacks = getattr(self._session, "lacks", {})
+        if "latency" in lacks:
+            self._leave_out(f"latency ({lacks['latency']})")
         timer = getattr(benchmark, "pedantic", None)
         problem = ""
         gc.collect()  # what a test that failed left behind; not within the limit, where a collection swallows its end
@@ -49,7 +52,7 @@ class KvLatency:
             state.start(mine, items.of(self._request.node))
             with time_limit(self.settings.timeout):
                 self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
-                self.memory = self._session.measure_memory(self.method, self.length)
+                self.memory = None if "memory" in lacks else self._session.measure_memory(self.method, self.length)
         except TimeLimit:
             problem = (
                 f"latency of {self.method} at {self.length} tokens took longer than {self.settings.timeout:g} s\n"
@@ -77,12 +80,15 @@ class KvLatency:
             env.alone()
         except KvcheckError as error:
             refused = commands.completer(self._request.config)(f"{error.message}; {error.hint}")
-        if not refused:
-            return
-        self._not_measured = (("latency", refused),)
+        if refused:
+            self._leave_out(refused)
+
+    def _leave_out(self, why: str) -> None:
+        """What is not measured fails where a budget asks for it, and is a counted skip elsewhere."""
+        self._not_measured = (("latency", why),)
         if {"ttft", "tpot"} & set(self.settings.budget):
-            self._fail(f"{self.method} at {self.length} tokens: {refused}")
-        pytest.skip(f"not measured: {refused}")
+            self._fail(f"{self.method} at {self.length} tokens: {why}")
+        pytest.skip(f"not measured: {why}")
 
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
