@@ -13,16 +13,18 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import Room
-from kvcheck.cache.method import Method
-from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
+
+if TYPE_CHECKING:
+    from kvcheck.cache.method import Method
 
 Rows: TypeAlias = Sequence[int] | torch.Tensor
 
@@ -285,7 +287,7 @@ class CacheLayer(CacheLayerMixin):
             raise KvcheckError("a cache cannot be split or forked in the middle of its prompt or of a forward")
         twin = copy.copy(self)
         for name, value in vars(self).items():
-            setattr(twin, name, value if isinstance(value, Method) else _rows_of(value, rows))
+            setattr(twin, name, value if isinstance(value, Shared) else _rows_of(value, rows))
         return twin
 
     def reset(self) -> None:

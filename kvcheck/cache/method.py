@@ -24,6 +24,7 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from kvcheck.cache.shape import ModelShape, Shared
 from kvcheck.core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from kvcheck.cache.host import Host
     from kvcheck.cache.kv_cache import CacheLayer, KVCache
-    from kvcheck.cache.shape import ModelShape
     from kvcheck.core.spec import Spec
     from kvcheck.models import LoadedModel
 
@@ -74,7 +74,7 @@ class MethodInfo:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Shared):
     """Base of every method. Subclasses are frozen dataclasses that define `layer`, and `slots` or `kv_bytes`."""
 
     info: ClassVar[MethodInfo]

@@ -21,6 +21,10 @@ _HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d
 )
 
 
+class Shared:
+    """What is never written to, such as a method: all copies of a layer refer to the same."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What a cache must know of a model: L layers, H query heads, G kv heads, head_dim d, bytes per stored element.

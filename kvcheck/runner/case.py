@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.record import CLEAR, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import Spec
@@ -110,7 +111,7 @@ class Runner:
                 if on_block is not None and on_block(record):
                     break
         if record is None:
-            raise KvcheckError(f"{case} has no samples", "--kv-n 1 is the least")
+            raise KvcheckError(f"{case} has no samples", f"{option('n')} 1 is the least")
         return record
 
     def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.runner.chat import Chat
@@ -120,7 +121,7 @@ class Prompter:
             raise ContextTooLong(
                 f"{self.case}: context, questions and answers take {need} tokens, "
                 f"the model has room for {self.max_length}",
-                f"--kv-lengths {most} at most, or a --kv-model with a longer context",
+                f"{option('lengths')} {most} at most, or a {option('model')} with a longer context",
             )
 
     def _answer_tokens(self, turn: Turn) -> int:

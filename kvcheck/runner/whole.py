@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from kvcheck.core.errors import KvcheckError, MethodFailed
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
 from kvcheck.runner.seam import Ask, Context, Drift, Measured
 
@@ -55,7 +56,8 @@ class WholePrompts:
         """Take contexts. Raises KvcheckError for images."""
         if any(context.images for context in contexts):
             raise KvcheckError(
-                f"{self.case} shows images, which a prompt of token ids has no place for", "--kv-tasks with text only"
+                f"{self.case} shows images, which a prompt of token ids has no place for",
+                f"{option('tasks')} with text only",
             )
         self.ids = [context.ids for context in contexts]
         return self

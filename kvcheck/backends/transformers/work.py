@@ -14,6 +14,7 @@ from kvcheck.backends.transformers.meter import Meter, joined, joined_weights, p
 from kvcheck.backends.transformers.prefill import Prefiller
 from kvcheck.cache.host import Host
 from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.models import LoadedModel
@@ -85,7 +86,8 @@ class CaseWork:
             return context.ids
         if context.images and self.host.method.info.stage == "prompt":
             raise MethodUnsupported(
-                f"{self.host.method.spec} shortens text, and the context has images", "--kv-tasks with text only"
+                f"{self.host.method.spec} shortens text, and the context has images",
+                f"{option('tasks')} with text only",
             )
         return vision.placed(context.ids, context.images)
 
