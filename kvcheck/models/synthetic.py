@@ -1,6 +1,6 @@
 """Models with the shapes of well-known ones and random weights, made on the fly: memory and latency without a download.
 
-`--kv-model random:llama-3.1-8b`. What such a model answers means nothing, so cases are refused (Session.run_case).
+`--kv-model random:llama-3.1-8b`. What such a model answers means nothing, so cases are refused (Session.work).
 Sources of the shapes: the config.json of each model on the Hugging Face hub.
 """
 

@@ -38,11 +38,14 @@ class KvLatency(Taken):
             self._fail(f"latency of {self.method} was not measured: its process died in {where}")
         session = self._session
         self._model = {"fingerprint": session.fingerprint, "name": session.model_name}
+        lacks = getattr(session, "lacks", {})
+        if "latency" in lacks:
+            self._leave_out(f"latency ({lacks['latency']})")
         timer = getattr(benchmark, "pedantic", None)
 
         def measure() -> None:
             self.latency = tuple(session.measure_latency(self.method, self.length, timer))
-            self.memory = session.measure_memory(self.method, self.length)
+            self.memory = None if "memory" in lacks else session.measure_memory(self.method, self.length)
 
         gc.collect()  # what a test that failed left behind; not within the limit, where a collection swallows its end
         _, problem = self._attempt(measure, self._problem)
@@ -68,12 +71,15 @@ class KvLatency(Taken):
             env.alone()
         except KvcheckError as error:
             refused = commands.completer(self._config)(f"{error.message}; {error.hint}")
-        if not refused:
-            return
-        self._not_measured = (("latency", refused),)
+        if refused:
+            self._leave_out(refused)
+
+    def _leave_out(self, why: str) -> None:
+        """What is not measured fails where a budget asks for it, and is a counted skip elsewhere."""
+        self._not_measured = (("latency", why),)
         if {"ttft", "tpot"} & set(self.settings.budget):
-            self._fail(f"{self.method} at {self.length} tokens: {refused}")
-        pytest.skip(f"not measured: {refused}")
+            self._fail(f"{self.method} at {self.length} tokens: {why}")
+        pytest.skip(f"not measured: {why}")
 
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""

@@ -12,7 +12,7 @@ from kvcheck.judging import stats
 from kvcheck.judging.budget import Budget, judge, sequential
 
 BLOCK = 4
-"""Contexts between two looks, as in kvcheck/backends/transformers/session.py (CONTEXTS), which imports torch."""
+"""Contexts between two looks, as in kvcheck/backends/transformers/work.py (CONTEXTS), which imports torch."""
 
 _REMEMBERED = ("bootstrap_interval", "confidence_sequence", "binary_sequence", "sign_flip")
 _MOST = 200_000

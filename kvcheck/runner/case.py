@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
@@ -68,6 +68,11 @@ class Runner:
     def fingerprint(self) -> str:
         """Identifies what is under test beside the method: configuration, weights and tokenizer."""
         return self.backend.fingerprint
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What the backend cannot do, with the reasons."""
+        return self.backend.lacks
 
     def run_case(
         self,

@@ -23,7 +23,7 @@ from kvcheck.tasks import TASKS
 sys.path.insert(0, str(Path(__file__).parent))
 from table_backend import Words
 
-SUITE = "kvcheck.suites.test_string_retrieval"
+SUITE, BUDGETS = "kvcheck.suites.test_string_retrieval", "kvcheck.suites.test_budgets"
 N, LENGTH = 8, 512
 KV = ("--kv-tasks=kv", f"--kv-lengths={LENGTH}", f"--kv-n={N}", "--kv-baselines=stored", "--kv-method=fp16")
 MODES = "--kv-modes=single,multi_turn,multi_request"
@@ -93,6 +93,17 @@ def test_a_table_behind_a_socket_is_recorded_judged_and_reported(repo: pytest.Py
 def test_wrong_answers_in_the_table_make_the_run_red(repo: pytest.Pytester) -> None:
     tried(repo, N, "--kv-record=new").assert_outcomes(passed=3)
     tried(repo, 0).assert_outcomes(failed=3)
+
+
+def test_its_latency_is_a_skip_with_the_reason_and_a_failure_where_a_budget_asks_for_it(repo: pytest.Pytester) -> None:
+    (repo.path / "table.json").write_text("{}", "utf-8")
+    options = ("--pyargs", BUDGETS, "-p", "no:cacheprovider", *KV, "-rs")
+    skipped = repo.runpytest_subprocess(*options, "--kv-profile=full", "--kv-record=new")
+    skipped.assert_outcomes(skipped=1)
+    skipped.stdout.fnmatch_lines(["*not measured: latency (the seconds of a socket say nothing of a method)*"])
+    asked = repo.runpytest_subprocess(*options, "--kv-budget=ttft=1.2,tpot=1.2")
+    asked.assert_outcomes(failed=1)
+    asked.stdout.fnmatch_lines(["*the seconds of a socket say nothing of a method*"])
 
 
 def test_an_engine_that_fails_is_named_with_what_it_said(repo: pytest.Pytester) -> None:

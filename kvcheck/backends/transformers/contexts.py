@@ -6,7 +6,8 @@ batching changes no answer. In which order what is asked: kvcheck/runner/modes.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,7 +58,9 @@ class Contexts:
         """The method's cache of the contexts by themselves, once for all of their questions."""
         if self.host.method.info.shares_prefill:
             every = self.dense.select(range(len(self.indices)))
-            return self._compressed(every, self.dense.layers, self.indices)
+            with self._fresh(self.dense.layers, self.indices) as cache:
+                cache.absorb(every)
+            return cache
         cache, _ = self._prefilled(self.ids)
         self.watch(cache, self.dense.layers, self.indices)
         return cache
@@ -83,7 +86,9 @@ class Contexts:
             return self._ask_alone(asks)
         tails = self.prefiller.tails(self.dense, asks, kv=True)
         prompt = self.prefiller.joined(self.dense, asks, tails)
-        cache = self._compressed([_copy(layer) for layer in prompt], prompt, self._contexts(asks))
+        copies = [_copy(layer) for layer in prompt]
+        with self._fresh(prompt, self._contexts(asks)) as cache:
+            cache.absorb(copies)
         return Group(cache, asks, torch.stack([tail.logits for tail in tails]))
 
     def fork(self, group: Group) -> Group:
@@ -122,13 +127,13 @@ class Contexts:
         """The index of the context of each question."""
         return [self.indices[ask.row] for ask in asks]
 
-    def _compressed(self, prompt: list[Prefilled], pristine: list[Prefilled], contexts: Sequence[int]) -> Any:
-        """The method's cache of a dense prompt, which it may write to, compared with a pristine copy of that."""
+    @contextmanager
+    def _fresh(self, prompt: list[Prefilled], contexts: Sequence[int]) -> Iterator[Any]:
+        """The method's cache, to be filled with copies of a dense prompt, with which it is compared then."""
         with self.guard("compressing"):
             cache = self.host.build()
-            cache.absorb(prompt)
-        self.watch(cache, pristine, contexts)
-        return cache
+            yield cache
+        self.watch(cache, prompt, contexts)
 
     def _fed(self, cache: Any, asks: list[Ask]) -> Group:
         """Feed questions of equal length."""
