@@ -1,112 +1,67 @@
-"""Imports point down only, and nothing above the methods imports torch when it is imported."""
+"""What the layer contract of pyproject.toml (lint-imports) cannot say: circles through a package, torch at import."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-LAYERS = (
-    {"record", "errors", "escape", "spec", "registry", "paths", "env", "settings", "files", "hub", "threads"},
-    {"stats", "validate"},
-    {"pairing", "questions", "explain", "budget", "allowances", "compare", "runfile", "journal", "published"}
-    | {
-        "baseline",
-        "baseline_files",
-        "baseline_lines",
-        "baseline_text",
-        "baseline_reader",
-        "baseline_remote",
-        "baseline_push",
-    },
-    {"methods", "tasks", "models", "measure", "sources"},
-    {"report", "engine", "conformance", "zoo", "power", "rescoring"},
-    {"plugin", "fixtures", "baselines"},
-    {"suites", "cli", "cli_checks", "cli_baselines", "cli_record", "cli_speed"},
-)
-"""From the bottom up. A module may import from its own layer and from those below."""
-
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers"}
-MAY_BE_HEAVY = {"methods", "models", "measure", "engine", "fixtures", "conformance", "zoo"}
-"""Parts whose modules may import torch when they are imported."""
-
-NEVER_HEAVY = {"tasks", "report", "plugin", "suites", "stats", "power"}
-"""Parts that do not import torch anywhere, not even in a function; the benchmarks import `datasets` in functions."""
-
-
-def part(module: str) -> str:
-    """The part of kvcheck that a dotted name belongs to."""
-    return module.split(".")[1] if module.startswith("kvcheck.") else ""
+LIGHT = ("core", "tasks", "store", "judging", "runner", "report", "power", "plugin", "cli")
+"""Rooms that import nothing heavy when they are imported. Most do not in functions either: see lint-imports."""
+BESIDE = ("kvcheck.suites", "kvcheck.fixtures", "kvcheck.baselines")
+"""Folders of the repository that are installed so, where the contract does not see them."""
 
 
-def sources() -> Iterator[tuple[str, Path]]:
-    """(part, file) of every module."""
-    for path in sorted((ROOT / "kvcheck").rglob("*.py")):
-        inner = path.relative_to(ROOT / "kvcheck")
-        yield (inner.parts[0] if len(inner.parts) > 1 else inner.stem), path
-    for folder in ("suites", "fixtures", "baselines"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield folder, path
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether in a function) of all that a file imports when it runs."""
+
+    def walk(node: ast.AST, inner: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, inner) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                yield child.module, inner
+            elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+                yield from walk(child, inner or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    return walk(ast.parse(path.read_text("utf-8")), False)
 
 
-def imports(path: Path, *, module_level: bool) -> Iterator[str]:
-    """Dotted names that a file imports when it runs; imports for the type checker only are left out."""
-    for node in walk(ast.parse(path.read_text("utf-8")), module_level):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def importing(folders: Iterable[str], kind: Callable[[str, bool], bool]) -> dict[str, list[str]]:
+    """What the modules in folders import of that kind, by their paths in the repository."""
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    found = {
+        str(path.relative_to(ROOT)): [name for name, inner in imports(path) if kind(name, inner)] for path in paths
+    }
+    assert found
+    return {path: names for path, names in found.items() if names}
 
 
-def walk(node: ast.AST, module_level: bool) -> Iterator[ast.AST]:
-    """Every node outside `if TYPE_CHECKING`, and outside functions where only the module level counts."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        if module_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        yield child
-        yield from walk(child, module_level)
+def test_no_module_imports_itself_through_others() -> None:
+    grimp = pytest.importorskip("grimp", reason="import-linter is not installed: it needs Python 3.11")
+    graph = grimp.build_graph("kvcheck", exclude_type_checking_imports=True, cache_dir=None)
+    modules = [name for name in graph.modules if not name.startswith("kvcheck.plugin")]
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in modules}).prepare()
 
 
-def rank(name: str) -> int | None:
-    """The layer of a part, None for a part that belongs to none (`__init__`)."""
-    return next((at for at, layer in enumerate(LAYERS) if name in layer), None)
+def test_nothing_heavy_is_imported_where_methods_are_only_named() -> None:
+    rooms = [f"kvcheck/{room}" for room in LIGHT]
+    assert not importing(["suites", *rooms], lambda name, inner: name.partition(".")[0] in HEAVY and not inner)
 
 
-SOURCES = list(sources())
-IDS = [str(path.relative_to(ROOT)) for _, path in SOURCES]
+def test_the_package_imports_nothing_of_what_lies_beside_it() -> None:
+    assert not importing(["kvcheck"], lambda name, inner: name.startswith(BESIDE))
 
 
-@pytest.mark.parametrize(("name", "path"), SOURCES, ids=IDS)
-def test_every_module_has_a_layer(name: str, path: Path) -> None:
-    assert name == "__init__" or rank(name) is not None
-
-
-@pytest.mark.parametrize(("name", "path"), SOURCES, ids=IDS)
-def test_imports_point_down(name: str, path: Path) -> None:
-    mine = rank(name)
-    for module in imports(path, module_level=False):
-        theirs = rank(part(module))
-        if mine is not None and theirs is not None:
-            assert theirs <= mine, f"{name} imports {module}, which lies above it"
-
-
-@pytest.mark.parametrize(("name", "path"), SOURCES, ids=IDS)
-def test_nothing_above_the_methods_imports_torch_when_it_is_imported(name: str, path: Path) -> None:
-    if name not in MAY_BE_HEAVY:
-        heavy = HEAVY & {module.partition(".")[0] for module in imports(path, module_level=True)}
-        assert not heavy
-    if name in NEVER_HEAVY:
-        anywhere = HEAVY & {module.partition(".")[0] for module in imports(path, module_level=False)}
-        assert anywhere <= ({"datasets"} if path.parent.name == "benchmarks" else set())
+def test_a_suite_imports_nothing_of_the_package_when_it_runs() -> None:
+    assert not importing(["suites"], lambda name, inner: name.partition(".")[0] == "kvcheck")
 
 
 def test_listing_methods_and_tasks_imports_no_torch() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 
 
 def whole(method: str, name: str, value: object, low: int, example: object) -> None:
@@ -14,7 +15,7 @@ def whole(method: str, name: str, value: object, low: int, example: object) -> N
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise SpecError(
             f"{method}: {name}={value!r} is not a whole number of at least {low}",
-            f"type --kv-method={method}:{name}={example}",
+            f"type {option('methods')}={method}:{name}={example}",
         )
 
 
@@ -23,7 +24,7 @@ def share(method: str, name: str, value: object, low: float, high: float, exampl
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise SpecError(
             f"{method}: {name}={value!r} is not a number from {low:g} to {high:g}",
-            f"type --kv-method={method}:{name}={example}",
+            f"type {option('methods')}={method}:{name}={example}",
         )
 
 
@@ -33,7 +34,7 @@ def one_of(method: str, name: str, value: object, known: Iterable[object]) -> No
     if isinstance(value, bool) or value not in known:
         choices = " or ".join(str(each) for each in known)
         raise SpecError(
-            f"{method}: {name}={value!r}; it must be {choices}", f"type --kv-method={method}:{name}={known[0]}"
+            f"{method}: {name}={value!r}; it must be {choices}", f"type {option('methods')}={method}:{name}={known[0]}"
         )
 
 
@@ -46,7 +47,7 @@ def budget(method: str, name: str, value: object) -> None:
         raise SpecError(
             f"{method}: {name}={value!r} is neither a share of the prompt (a decimal above 0, at most 1.0) "
             "nor a number of tokens (a whole number of at least 1)",
-            f"type --kv-method={method}:{name}=0.5 for half of the prompt, or {name}=1024 for 1024 tokens",
+            f"type {option('methods')}={method}:{name}=0.5 for half of the prompt, or {name}=1024 for 1024 tokens",
         )
 
 

@@ -20,14 +20,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import Room
+from kvcheck.cache.method import Method
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.cache.view import LayerView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from kvcheck.cache.method import Method
 
 Rows: TypeAlias = Sequence[int] | torch.Tensor
 

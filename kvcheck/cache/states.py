@@ -26,6 +26,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import CacheView, view
 from kvcheck.cache.window import WindowLayer
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.front import option
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -213,7 +214,7 @@ def serve(method: Method, loaded: LoadedModel) -> None:
     if loaded.team is not None and (why := method.joint()):
         raise MethodUnsupported(
             f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
-            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+            f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
     if loaded.states is None or isinstance(method, FullCache) or not loaded.states.serves(method):
         return
@@ -222,7 +223,7 @@ def serve(method: Method, loaded: LoadedModel) -> None:
         raise MethodUnsupported(
             f"{method.spec} acts on the keys and values of all tokens; {kind} has no layer that keeps them: what it "
             "carries from token to token has a fixed size",
-            "--kv-method=fp16 runs it as it is",
+            f"{option('methods')}=fp16 runs it as it is",
         )
     if type(method).host is not Method.host:
         raise MethodUnsupported(

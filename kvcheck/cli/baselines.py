@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcheck.cli import record
+from kvcheck.cli import options, record
 from kvcheck.cli.checks import OK, REGRESSION, complain, show
 from kvcheck.core.errors import BaselineError
 
@@ -35,8 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action.add_argument(
         "--model", action="append", default=[], metavar="PATH", help="where a model lies whose name does not say it"
     )
-    action.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read, as --kv-data")
-    action.add_argument("--compat", action="store_true", help="as --kv-compat")
+    options.add(action, "data", "compat")
+    action.set_defaults(spell=options.spelling(("data", "compat")))
     record.add(actions)
     _add_push(actions)
 
@@ -77,12 +77,11 @@ def _verify(given: argparse.Namespace) -> int:
 
     Nothing is whole that was not read and graded again.
     """
-    from kvcheck.core.settings import Settings
     from kvcheck.judging.rescoring import graded_again
     from kvcheck.store.baselines import open_place, places
     from kvcheck.store.reader import problems
 
-    settings, unknown = Settings(data=given.data, compat=given.compat), dict[str, list[str]]()
+    settings, unknown = options.check(vars(given), ("data", "compat")), dict[str, list[str]]()
     readings = list(graded_again(own_store(given.baselines).readings(), settings, unknown, given.model))
     found = problems(readings)
     roots = [open_place(place).root for place in places(given.baselines)] if given.baselines is not None else []

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from kvcheck.cli import options
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import MODES
-from kvcheck.core.settings import CHAT, HISTORY, Settings
 
 OK, REGRESSION, ERROR = 0, 1, 2
-PROMPT = ("model", "mode", "length", "seed", "data", "compat", "chat", "history", "rope", "trust-remote-code")
-"""Options of `kvcheck prompt` that are pytest's under other names."""
+PROMPT = ("model", "data", "compat", "chat", "history", "rope", "trust_remote_code")
+"""Options of `kvcheck prompt` that are pytest's."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,28 +26,31 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _add_prompt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     prompt = commands.add_parser("prompt", help="show exactly what a model is shown of a sample")
     prompt.add_argument("task", metavar="TASK", help="such as kv, or longbench/qasper with --data")
-    prompt.add_argument(
-        "--model", default="mini", help="whose tokenizer and chat template: path or hub id (default mini)"
-    )
     prompt.add_argument("--mode", default="single", choices=MODES)
     prompt.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     prompt.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
     prompt.add_argument("--index", type=int, default=0, help="which sample (default 0)")
-    prompt.add_argument("--data", metavar="hub|PATH", help="where public benchmarks are read")
-    prompt.add_argument("--compat", action="store_true", help="as --kv-compat")
-    for name, words in (("chat", CHAT), ("history", HISTORY)):
-        prompt.add_argument(f"--{name}", default="task", choices=words, help=f"as --kv-{name}")
-    prompt.add_argument("--rope", metavar="KIND:KEY=X,…", help="as --kv-rope: another limit of the context")
-    prompt.add_argument("--trust-remote-code", metavar="NAME", help="as --kv-trust-remote-code: the --model again")
-    prompt.set_defaults(run=_prompt, own=PROMPT)
+    options.add(prompt, *PROMPT)
+    other = {name: options.renamed(word) for name, word in (("modes", "mode"), ("lengths", "length"))}
+    spell = options.spelling((*PROMPT, "seed"), tasks=_as_task, n=_as_index, **other)
+    prompt.set_defaults(run=_prompt, spell=spell)
+
+
+def _as_task(name: str, value: str) -> str:
+    """A task is the argument of `kvcheck prompt`."""
+    return f"kvcheck prompt {value}".rstrip()
+
+
+def _as_index(name: str, value: str) -> str:
+    """So many contexts: the last one has this index."""
+    return f"--index {int(value) - 1}" if value else "--index"
 
 
 def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     zoo = commands.add_parser("zoo", help="would the gate catch known bugs on this model? (pytest --kv-zoo)")
     zoo.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="bugs or families (default: all)")
     zoo.add_argument("--method", action="append", default=[], metavar="SPEC", help="faults around a method of your own")
-    zoo.add_argument("--model", help="embedded model, path or hub id (default: mini)")
-    zoo.add_argument("--profile", help="quick, default or full")
+    options.add(zoo, "model", "profile")
     zoo.add_argument("-n", dest="workers", default="0", metavar="N", help="processes (default: this one)")
     zoo.add_argument("--json", metavar="PATH", help="keep the results there; what is in it is not run again")
     zoo.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
@@ -89,41 +90,18 @@ def complain(text: object) -> None:
     print(plain(f"kvcheck: {text}"), file=sys.stderr)
 
 
-def own_words(text: str, options: Iterable[str]) -> str:
-    """A text that names options of pytest, with those of a command in their place, singular or plural."""
-    for name in options:
-        text = re.sub(rf"--kv-{name.removesuffix('s')}s?\b", f"--{name}", text)
-    return text
-
-
-def typed(given: Mapping[str, Any], names: Iterable[str]) -> Settings:
-    """What a command was given, checked as the options of pytest with the same names. Raises KvcheckError."""
-    from kvcheck.plugin import parse
-
-    raw = {name: value for name in names if (value := given[name]) is not None}
-    return parse.settings(raw, {name: f"--{name.replace('_', '-')}" for name in raw})
-
-
 def _prompt(given: argparse.Namespace) -> int:
     """ERROR where a prompt does not fit into the model, which is shown all the same."""
-    try:
-        return _shown(given)
-    except KvcheckError as error:
-        hint = re.sub(r"--kv-n (\d+) at most", lambda found: f"--index {int(found[1]) - 1} at most", error.hint)
-        raise KvcheckError(error.message, hint.replace("--kv-tasks=", "kvcheck prompt ")) from error
-
-
-def _shown(given: argparse.Namespace) -> int:
-    from kvcheck.backends.transformers.session import find_task
     from kvcheck.core.record import CaseId
     from kvcheck.models import Loading
     from kvcheck.models.loading import encoder_of
+    from kvcheck.runner.case import find_task
     from kvcheck.runner.prompts import conversation, prompter
     from kvcheck.tasks import find
 
     if given.index < 0 or given.length < 1:
         raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
-    settings = typed(vars(given), ("model", "chat", "history", "data", "compat", "rope", "trust_remote_code"))
+    settings = options.check(vars(given), PROMPT)
     version = find(given.task, given.data).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
     task = find_task(case, settings)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import kvcheck
 from kvcheck.cli import baselines, checks, speed
 from kvcheck.cli.baselines import own_store
-from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, own_words, show
-from kvcheck.core import env, threads
+from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
+from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
 
@@ -26,6 +27,7 @@ HEAVY = ("alarms", "prompt", "speed")
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     top = argparse.ArgumentParser(prog="kvcheck", description="Does a KV cache method still work?")
+    top.add_argument("--version", action="version", version=f"kvcheck {kvcheck.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     methods = commands.add_parser("methods", help="list the methods that --kv-method knows")
@@ -70,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command in HEAVY:
             env.expect_versions()
-        return run(given)
+        with front.spelled(getattr(given, "spell", front.for_pytest)):
+            return run(given)
     except KvcheckError as error:
-        complain(own_words(str(error), getattr(given, "own", ())))
+        complain(error)
         return ERROR
     except BrokenPipeError:  # kvcheck methods | head
         sys.stderr.close()

@@ -7,15 +7,18 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcheck.cli import options
 from kvcheck.cli.checks import run_pytest, show
 from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.front import option
+from kvcheck.core.settings import OPTIONS
 
 if TYPE_CHECKING:
     from kvcheck.core.settings import Settings
 
 ALL = "all"
-FRONT = ("methods", "model", "tasks", "baselines", "record")
-"""Options of pytest that have an argument of their own here: --method, --model, --suite, --to, --record."""
+FRONT = {"methods": "method", "model": "model", "tasks": "suite", "baselines": "to", "record": "record"}
+"""Options of pytest that have an argument of their own here, with its name."""
 NOT_HERE = ("findings", "zoo")
 """Options of pytest that measure something else."""
 EPILOG = "Everything behind `--` goes to pytest as it is: `-- -n 2 -x`. It exits as pytest does; a bad name is 2."
@@ -23,8 +26,6 @@ EPILOG = "Everything behind `--` goes to pytest as it is: `-- -n 2 -x`. It exits
 
 def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the action. The options of pytest's command line are here without their `kv-`."""
-    from kvcheck.plugin.options import OPTIONS
-
     record = actions.add_parser("record", help="record baselines of a model (pytest --kv-record)", epilog=EPILOG)
     record.add_argument("--model", required=True, metavar="NAME", help="embedded model, path or hub id")
     record.add_argument(
@@ -36,18 +37,12 @@ def add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     record.add_argument("--method", action="append", metavar="SPEC,…", help="repeatable (default: fp16)")
     record.add_argument("--to", metavar="FOLDER", help="where to record (default: .kvcheck/baselines)")
     record.add_argument("--record", default="new", metavar="WHICH", help="new (default), changed or all")
-    for option in OPTIONS:
-        if option.name not in (*FRONT, *NOT_HERE):
-            how = {"metavar": option.metavar} if option.metavar else {"action": "store_true", "default": None}
-            record.add_argument(_flag(option.flag), dest=option.name, help=option.help, **how)
+    same = [name for name in OPTIONS if name not in (*FRONT, *NOT_HERE)]
+    options.add(record, *same)
     record.add_argument("--dry-run", action="store_true", help="print the command, run nothing")
     record.add_argument("pytest", nargs="*", metavar="-- OPTION", help="options of pytest itself")
-    record.set_defaults(run=_record)
-
-
-def _flag(flag: str) -> str:
-    """`--n` for `--kv-n`."""
-    return flag.replace("--kv-", "--")
+    front = {name: options.renamed(word) for name, word in FRONT.items()}
+    record.set_defaults(run=_record, spell=options.spelling(same, **front))
 
 
 def _record(given: argparse.Namespace) -> int:
@@ -62,24 +57,23 @@ def _record(given: argparse.Namespace) -> int:
 def command(given: argparse.Namespace) -> list[str]:
     """The arguments of pytest. Raises SpecError and BaselineError for every name and value that pytest would refuse."""
     from kvcheck.core.spec import split_specs
-    from kvcheck.plugin import params, parse, state
-    from kvcheck.plugin.options import OPTIONS, words
+    from kvcheck.plugin import cases, parse, refusals
+    from kvcheck.plugin.options import words
 
     methods = [spec for text in given.method or ["fp16"] for spec in split_specs(text)]
     own: dict[str, Any] = {"model": given.model, "methods": methods, "tasks": ",".join(tasks(given.suite))}
     own |= {"baselines": given.to, "record": given.record}
-    passed = {option.name: own.get(option.name, getattr(given, option.name, None)) for option in OPTIONS}
+    passed = {name: own.get(name, getattr(given, name, None)) for name in OPTIONS}
     asked = {name: value for name, value in passed.items() if value is not None}
-    flags = {option.name: _flag(option.flag) for option in OPTIONS} | {"tasks": "--suite", "baselines": "--to"}
     project = parse.table(Path.cwd() / "pyproject.toml")
-    source = dict.fromkeys(project, "[tool.kvcheck]") | {name: flags[name] for name in asked}
+    source = {name: f"{parse.TABLE} {name}" for name in project} | {name: option(name) for name in asked}
     settings = parse.settings({**project, **asked}, source)
-    state.refuse_recording_in_ci(settings, "--")
-    state.known_model(settings.model, "--model")
-    state.known_place(settings)
-    state.expect_room(settings, Path.cwd())
+    refusals.recording_in_ci(settings)
+    refusals.known_model(settings.model)
+    refusals.known_place(settings)
+    refusals.expect_room(settings, Path.cwd())
     _expect_data(settings)
-    modules = [f"kvcheck.suites.test_{name}" for name in _capabilities(params.cases(settings, None), settings)]
+    modules = [f"kvcheck.suites.test_{name}" for name in _capabilities(cases.cases(settings, None), settings)]
     return ["--pyargs", *modules, *words(asked)]
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvcheck.cli import options
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseRecord, Run, RunHeader
-from kvcheck.core.settings import ATTENTION, BATCH, DTYPES, ROUNDS, TIMEOUT, Settings
+from kvcheck.core.settings import BATCH, ROUNDS, TIMEOUT, Settings
 from kvcheck.core.spec import split_specs
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LENGTHS = "8192,32768,131072"
 SAME = ("dtype", "attention", "rounds", "batch", "roofline")
 """Settings that all rows of a table share."""
-OWN = ("model", "methods", "lengths", "device", "dtype", "rope", "attention", "trust-remote-code", "timeout")
+OWN = ("model", "methods", "lengths", "device", "dtype", "rope", "attention", "trust_remote_code", "timeout")
 """Options that pytest has, too."""
 USUAL = {"attention": "auto"}
 """What they are in a file that does not say."""
@@ -45,27 +46,22 @@ class Plan:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     speed = commands.add_parser("speed", help="memory and latency of methods at several lengths, against fp16")
-    speed.add_argument("--model", default="random:llama-3.1-8b", help="as --kv-model (default random:llama-3.1-8b)")
+    model = "random:llama-3.1-8b"
+    options.add(speed, "model", default=model, help=f"embedded model, path or hub id (default: {model})")
     speed.add_argument("--methods", required=True, metavar="SPECS", help="such as fp16,snapkv:budget=0.25,kivi:bits=4")
     speed.add_argument("--lengths", default=LENGTHS, help=f"tokens of context (default {LENGTHS})")
     speed.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed, after one that is not (default {ROUNDS})")
     speed.add_argument(
         "--batch", type=int, default=BATCH, help=f"sequences decoded together, as far as they fit (default {BATCH})"
     )
-    speed.add_argument("--device", default="auto", help="as --kv-device (default auto)")
-    speed.add_argument("--dtype", default="auto", choices=DTYPES, help="as --kv-dtype (default auto)")
-    speed.add_argument("--rope", metavar="KIND:KEY=X,…", help="as --kv-rope (default: the model's own)")
-    speed.add_argument("--attention", default="auto", choices=ATTENTION, help="as --kv-attention (default auto)")
-    speed.add_argument("--trust-remote-code", metavar="NAME", help="as --kv-trust-remote-code: the --model again")
+    options.add(speed, "device", "dtype", "rope", "attention", "trust_remote_code")
     speed.add_argument("--bandwidth", type=float, metavar="GB/s", help="of the device's memory, for the roofline")
     speed.add_argument("--peak", type=float, metavar="TFLOP/s", help="of the device in 16 bits, dense")
-    speed.add_argument(
-        "--timeout", type=float, default=TIMEOUT, help=f"seconds for a row, 0 for no limit (default {TIMEOUT:g})"
-    )
+    options.add(speed, "timeout", help=f"seconds for a row, 0 for no limit (default {TIMEOUT:g})")
     speed.add_argument("--json", type=Path, metavar="FILE", help="keep the rows there; what is in it is not run again")
     speed.add_argument("--retry", action="store_true", help="run rows again in which something was not measured")
     speed.add_argument("--md", metavar="FILE", help="write the table there as Markdown")
-    speed.set_defaults(run=_speed, own=OWN)
+    speed.set_defaults(run=_speed, spell=options.spelling(OWN))
 
 
 def _speed(given: argparse.Namespace) -> int:
@@ -94,7 +90,6 @@ def _speed(given: argparse.Namespace) -> int:
 
 def _plan(given: argparse.Namespace) -> Plan:
     """The arguments, checked as the options of the same names. Raises KvcheckError."""
-    from kvcheck.cli.checks import typed
     from kvcheck.core import env
 
     if env.processes() > 1:
@@ -102,12 +97,10 @@ def _plan(given: argparse.Namespace) -> Plan:
             f"torchrun started {env.processes()} processes: kvcheck speed measures a model in one",
             "leave torchrun out; --device spread puts the layers of a model on all GPUs",
         )
-    if given.rounds < 1 or given.batch < 1 or given.timeout < 0:
-        raise KvcheckError(
-            "--rounds and --batch are numbers from 1 up, --timeout from 0 up", "kvcheck speed --rounds 9 --batch 8"
-        )
+    if given.rounds < 1 or given.batch < 1:
+        raise KvcheckError("--rounds and --batch are numbers from 1 up", "kvcheck speed --rounds 9 --batch 8")
     asked = {**vars(given), "methods": split_specs(given.methods)}
-    return Plan(typed(asked, [name.replace("-", "_") for name in OWN]), given.rounds, given.batch)
+    return Plan(options.check(asked, OWN), given.rounds, given.batch)
 
 
 def _open(plan: Plan) -> Session:
@@ -187,7 +180,6 @@ def _with(run: Run, row: CaseRecord) -> Run:
 def _row(plan: Plan, session: Session, limits: Limits, length: int, method: str) -> CaseRecord:
     """One row; what was measured before the time limit stays."""
     from kvcheck.backends.transformers import speed
-    from kvcheck.cli.checks import own_words
     from kvcheck.plugin.timelimit import TimeLimit, time_limit
 
     seconds, row = plan.settings.timeout, speed.Row(session, method, length)
@@ -197,5 +189,4 @@ def _row(plan: Plan, session: Session, limits: Limits, length: int, method: str)
             row.measure((plan.rounds, plan.batch), limits)
     except TimeLimit:
         row.give_up(f"it took longer than {seconds:g} s (--timeout gives it more)")
-    row.missing = tuple((what, own_words(why, OWN)) for what, why in row.missing)
     return row.record()

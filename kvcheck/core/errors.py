@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class KvcheckError(Exception):
-    """Base of every error of kvcheck; `hint` names the remedy and is printed on a line of its own."""
+    """Base of every error of kvcheck; `hint` names the remedy and is printed on a line of its own.
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    option: the setting that it is about, where it is about one; the front end spells it.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, option: str = "") -> None:
         self.message = message
         self.hint = hint
+        self.option = option
         super().__init__(f"{message}\n  {hint}" if hint else message)
 
 
@@ -49,6 +52,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("snapkw", ["snapkv", "kivi"])
     'did you mean snapkv?'
     """
+    from difflib import get_close_matches  # only where something is wrong: every session of pytest loads this module
+
     known = sorted(known)
     spelled = {name.lower(): name for name in known}
     same = [word.lower()] if word.lower() in spelled else []

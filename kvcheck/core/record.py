@@ -1,4 +1,4 @@
-"""Plain data: what a case is, and what it produced. Imports nothing of ours but errors."""
+"""Plain data: what a case is, and what it produced. Imports nothing of ours but errors and the modes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.settings import MODES as MODES
 
 SCHEMA = 1
-MODES = ("single", "multi_turn", "multi_request")
 CAPABILITIES = (
     "string_retrieval",
     "semantic_retrieval",

@@ -1,9 +1,17 @@
-"""What a session was asked to do: the parsed options, as plain data. No torch, no pytest."""
+"""What a session is asked to do: every option, declared once, and their values as plain data. No torch, no pytest.
+
+A field of Settings is an option: its name, type, default, help, and how a value is checked. pytest's command line,
+`[tool.kvcheck]` of pyproject.toml and the commands of `kvcheck` that take the same options read it from here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from kvcheck.core import values
+from kvcheck.core.values import Check
 
 PROFILES = ("quick", "default", "full")
 AGAINST = ("fp16", "self", "both")
@@ -12,6 +20,9 @@ QUERY_AWARE = ("mode", "yes", "no")
 CHAT = ("task", "yes", "no")
 HISTORY = ("task", "own", "gold")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+OTHER_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "single": "float32"}
+"""How others write what is meant by a dtype."""
+MODES = ("single", "multi_turn", "multi_request")
 TIMEOUT = 1800.0
 ROUNDS, BATCH = 9, 8
 """Of a measurement of latency: rounds that are timed, and sequences that are decoded together at most."""
@@ -27,6 +38,41 @@ KERNELS = {
 ATTENTION = ("auto", *KERNELS)
 MODEL = ("rope", "attention", "trust_remote_code")
 """Settings of how the model is loaded and run, likewise."""
+
+
+class Option(NamedTuple):
+    """An option. metavar: "" for one that takes no value. also: another name of it, in the singular."""
+
+    name: str
+    help: str
+    metavar: str
+    check: Check
+    also: str
+    repeat: bool
+
+    @property
+    def word(self) -> str:
+        """How it is typed behind a front end's dashes: `method` for methods, `record-in-ci` for record_in_ci."""
+        return (self.also if self.repeat else self.name).replace("_", "-")
+
+    @property
+    def flag(self) -> str:
+        """How it is typed for pytest."""
+        return f"--kv-{self.word}"
+
+
+def declared(
+    default: Any, help: str, metavar: str = "", check: Check = values.text, also: str = "", repeat: bool = False
+) -> Any:
+    """A field that is an option. repeat: it is given once for each value, under its other name, and checked so."""
+    about = {"help": help, "metavar": metavar, "check": check, "also": also, "repeat": repeat}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=about)
+    return field(default=default, metadata=about)
+
+
+def _switch(help: str) -> Any:
+    return declared(False, help, check=values.flag)
 
 
 @dataclass(frozen=True)
@@ -48,37 +94,108 @@ class Settings:
     whose own code may run, "" for none.
     """
 
-    methods: tuple[str, ...] = ()
-    model: str = "mini"
-    profile: str = "default"
-    lengths: tuple[int, ...] = ()
-    tasks: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()
-    n: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    query_aware: str = "mode"
-    seed: int = 0
-    baselines: str | None = None
-    record: str | None = None
-    record_in_ci: bool = False
-    against: str = "both"
-    budget: Mapping[str, float | None] = field(default_factory=dict)
-    alpha: float = 0.05
-    strict: bool = False
-    json: str | None = None
-    md: str | None = None
-    timeout: float = TIMEOUT
-    resume: str | None = None
-    findings: bool = False
-    zoo: tuple[str, ...] = ()
-    data: str | None = None
-    compat: bool = False
-    chat: str = "task"
-    history: str = "task"
-    rope: str = ""
-    attention: str = "auto"
-    trust_remote_code: str = ""
+    methods: tuple[str, ...] = declared(
+        (),
+        "method under test, NAME:key=value,… or package.module.Class:key=value; repeatable",
+        "SPEC",
+        also="method",
+        repeat=True,
+    )
+    model: str = declared("mini", "embedded model, path or hub id (default: mini)", "NAME")
+    profile: str = declared(
+        "default", "how much is measured: quick, default or full", "PROFILE", values.choice(PROFILES)
+    )
+    lengths: tuple[int, ...] = declared(
+        (), "context lengths in tokens, such as 512,2048", "N,…", values.wholes(64, 10**8), "length"
+    )
+    tasks: tuple[str, ...] = declared(
+        (), "tasks, such as kv,needle (default: the profile's)", "NAME,…", values.words, "task"
+    )
+    modes: tuple[str, ...] = declared(
+        (),
+        "single, multi_turn, multi_request (default: the profile's)",
+        "MODE,…",
+        values.words_of(MODES, "mode"),
+        "mode",
+    )
+    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.whole(1, 10**6))
+    device: str = declared(
+        "auto",
+        "auto, cpu, cuda, cuda:1, …, or spread: layers on all GPUs (default: auto)",
+        "DEVICE",
+        values.device,
+    )
+    dtype: str = declared(
+        "auto", "auto, float32, float16 or bfloat16 (default: auto)", "DTYPE", values.choice(DTYPES, OTHER_DTYPES)
+    )
+    query_aware: str = declared(
+        "mode",
+        "is the question visible at compression: mode, yes or no (default: the mode decides)",
+        "WHEN",
+        values.choice(QUERY_AWARE),
+    )
+    seed: int = declared(0, "seed of the samples (default: 0)", "N", values.whole(0, 2**63 - 1))
+    baselines: str | None = declared(
+        None,
+        "where baselines are read, first place first; the first is recorded into (default: .kvcheck/baselines); "
+        "the shipped ones lie below",
+        "URI,…",
+        values.joined,
+    )
+    record: str | None = declared(None, "write baselines: new, changed or all", "WHICH", values.choice(RECORD))
+    record_in_ci: bool = _switch("allow recording where CI is set")
+    against: str = declared(
+        "both",
+        "judge against fp16, self (the stored record) or both (default: both)",
+        "WHAT",
+        values.choice(AGAINST),
+    )
+    budget: Mapping[str, float | None] = declared(
+        {}, "limits, such as drop=2,bytes=0.30,ttft=1.2,tpot=1.2", "KEY=X,…", values.limits
+    )
+    alpha: float = declared(0.05, "level of the tests (default: 0.05)", "P", values.level)
+    strict: bool = _switch("an inconclusive verdict fails")
+    json: str | None = declared(None, "write the run to this file, as cases finish", "PATH")
+    md: str | None = declared(None, "write a Markdown summary to this file", "PATH")
+    timeout: float = declared(TIMEOUT, "seconds per case, 0 for no limit (default: 1800)", "SECONDS", values.seconds)
+    findings: bool = _switch("measure what the papers found, and assert its direction; needs no method")
+    zoo: tuple[str, ...] = declared(
+        (),
+        "would the gate catch known bugs: all, or names and families; needs no method",
+        "NAME,…",
+        values.words,
+    )
+    data: str | None = declared(
+        None,
+        "where public benchmarks are read: hub, or a folder; they are tasks such as longbench/qasper",
+        "hub|PATH",
+    )
+    compat: bool = _switch("score public benchmarks with the slips of their own code")
+    chat: str = declared(
+        "task",
+        "chat template of the model: task (as the benchmark does), yes or no (default: task)",
+        "WHEN",
+        values.choice(CHAT),
+    )
+    history: str = declared(
+        "task",
+        "answers in a conversation: task (as the benchmark does), own or gold (default: task)",
+        "WHOSE",
+        values.choice(HISTORY),
+    )
+    rope: str = declared(
+        "", "RoPE in place of the model's own, such as yarn:factor=4 or default:theta=1e6", "KIND:KEY=X,…"
+    )
+    attention: str = declared(
+        "auto",
+        "kernel of attention: auto, math, flash, efficient or cudnn (default: auto)",
+        "KERNEL",
+        values.choice(ATTENTION),
+    )
+    trust_remote_code: str = declared("", "run the code that comes with this model: its name again", "NAME")
+    resume: str | None = declared(
+        None, "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"
+    )
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""
@@ -95,3 +212,7 @@ class Settings:
     def names(cls) -> tuple[str, ...]:
         """The names of all settings, in order."""
         return tuple(item.name for item in fields(cls))
+
+
+OPTIONS = {item.name: Option(item.name, **item.metadata) for item in fields(Settings)}
+"""Every option by its name."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.front import for_pytest
 
 Value = int | float | bool | str | None
 T = TypeVar("T")
@@ -125,8 +126,8 @@ def write_value(value: Value) -> str:
 
 
 def flag(spec: Spec | str) -> str:
-    """The option that names a method, as one types it into a shell."""
-    return f"--kv-method={shlex.quote(str(spec))}"
+    """The option of pytest that names a method, as one types it into a shell."""
+    return for_pytest("methods", shlex.quote(str(spec)))
 
 
 def split_specs(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcheck.core.errors import BaselineError, MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import AS_RECORDED, CAPABILITIES, CaseRecord, Run, Verdict
 from kvcheck.judging.budget import Budget
@@ -149,7 +150,9 @@ def _worst(records: list[CaseRecord], fp16: dict[str, CaseRecord]) -> dict[str, 
     found: dict[str, float] = {}
     for record in records:
         if record.case.key not in fp16:
-            raise MissingBaseline(f"the run has no fp16 record of {record.case}", "add --kv-method=fp16 to the run")
+            raise MissingBaseline(
+                f"the run has no fp16 record of {record.case}", f"add {option('methods')}=fp16 to the run"
+            )
         drop = 100 * (fp16[record.case.key].accuracy - record.accuracy)
         found[record.capability] = max(drop, found.get(record.capability, drop))
     return {name: found[name] for name in CAPABILITIES if name in found}

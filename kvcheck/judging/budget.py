@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.core.spec import read_pair, write_value
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
@@ -107,7 +108,9 @@ def case_alpha(alpha: float, cells: int) -> float:
     which has them, uses it.) Raises SpecError for an alpha outside (0, 0.5].
     """
     if not 0 < alpha <= 0.5:
-        raise SpecError(f"alpha={alpha} is out of range", "--kv-alpha is the chance of a false alarm, for example 0.05")
+        raise SpecError(
+            f"alpha={alpha} is out of range", f"{option('alpha')} is the chance of a false alarm, for example 0.05"
+        )
     return alpha / max(1, cells)
 
 
@@ -130,7 +133,7 @@ def judge(
     differ, MethodFailed for a record without samples, with NaN, or without a number that the budget asks for.
     """
     if against not in AGAINST:
-        raise SpecError(f"unknown --kv-against {against!r}", did_you_mean(against, AGAINST))
+        raise SpecError(f"unknown {option('against')} {against!r}", did_you_mean(against, AGAINST))
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
     if against != "self" or own is None:
@@ -163,9 +166,7 @@ def _expect_fp16(
     limits = _limits(budget, against)
     asked = [getattr(limits, name) for name in ("drop", *_DRIFT) if getattr(limits, name) is not None]
     if fp16 is None and asked and (against != "self" or own is None):
-        raise MissingBaseline(
-            f"no fp16 record for {case} on this model", "record it: pytest --kv-method=fp16 --kv-record=new"
-        )
+        raise MissingBaseline(f"no fp16 record for {case} on this model", f"record it: {command('fp16', record='new')}")
 
 
 def _limits(budget: Budget, against: str) -> Budget:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from kvcheck.core import front
+from kvcheck.core.front import words
 from kvcheck.core.record import CaseRecord, Verdict
-from kvcheck.core.spec import flag
 
 _POINTS = ("budget", "regression")
 _NAMES = {
@@ -46,7 +47,7 @@ def explain(
     baseline: the file that it was compared with. alpha: the error rate of this case. command: how the run was started;
     by default the method alone.
     """
-    command = command or f"pytest {flag(record.method)}"
+    command = command or front.command(record.method)
     lines = [f"{record.case}  {record.method}", f"  {headline(verdict)}"]
     if verdict.question in _POINTS:
         lines += _paired_lines(verdict, record, alpha)
@@ -80,14 +81,14 @@ def _paired_lines(verdict: Verdict, record: CaseRecord, alpha: float | None) -> 
 
 def _remedies(verdict: Verdict, record: CaseRecord, command: str) -> list[str]:
     """What to do, ending in the command that would accept the result."""
-    task = record.case.task
-    look = f"look: {command} --kv-tasks={task} --kv-modes={record.case.mode} --kv-lengths={record.case.length}"
+    case = record.case
+    look = f"look: {command} {words(tasks=case.task, modes=case.mode, lengths=case.length)}"
     if verdict.outcome == "inconclusive":
-        return [f"more samples: {command} --kv-tasks={task} --kv-n={4 * record.case.n}"]
+        return [f"more samples: {command} {words(tasks=case.task, n=4 * case.n)}"]
     if verdict.question == "regression" or "recorded" in verdict.reason:
-        return [look, f"accept, if the change is meant: {command} --kv-record=changed"]
+        return [look, f"accept, if the change is meant: {command} {words(record='changed')}"]
     unit = {"budget": "drop"}.get(verdict.question, verdict.question)
-    return [look, f"accept, if this price is right: {command} --kv-budget={unit}={_bearable(verdict)}"]
+    return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={_bearable(verdict)}')}"]
 
 
 def _bearable(verdict: Verdict) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from kvcheck.core.errors import BaselineError, MethodFailed, MissingBaseline, NotComparable
+from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, SampleRecord
-from kvcheck.core.spec import flag
 from kvcheck.store.lines import SCORE_DIGITS
 
 Pairs = list[tuple[SampleRecord, SampleRecord]]
@@ -14,7 +14,7 @@ Pairs = list[tuple[SampleRecord, SampleRecord]]
 
 def record_command(record: CaseRecord, verb: str = "new") -> str:
     """The command that records this method (or, for a spec of fp16, the fp16 baseline)."""
-    return f"pytest {flag(record.method)} --kv-record={verb}"
+    return command(record.method, record=verb)
 
 
 def check_record(record: CaseRecord, *, whose: str = "") -> None:
@@ -46,7 +46,7 @@ def _too_few(case: CaseId, other: CaseRecord, whose: str) -> MissingBaseline:
     held = len(other.samples)
     return MissingBaseline(
         f"the record of {whose} for {case.key} holds {held} contexts; this run has {case.n}",
-        f"take --kv-n={held}, or record it again: pytest {flag(whose)} --kv-record=changed --kv-n={case.n}",
+        f"take {option('n')}={held}, or record it again: {command(whose, record='changed', n=case.n)}",
     )
 
 
@@ -58,7 +58,7 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
     check_record(record)
     check_record(other, whose=f"the record of {whose}")
     name = f"the record of {whose} for {record.case.key}"
-    renew = f"record it again: pytest {flag(whose)} --kv-record=changed"
+    renew = f"record it again: {command(whose, record='changed')}"
     facts: list[tuple[str, object, object]] = [
         ("case", record.case.key, other.case.key),
         ("model", record.model, other.model),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kvcheck.core.errors import MethodFailed
+from kvcheck.core.front import option
 from kvcheck.core.record import (
     AS_RECORDED,
     CaseRecord,
@@ -202,7 +203,8 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
     if memory is None:
         why = dict(record.not_measured).get("memory", "no reason given")
         raise MethodFailed(
-            f"{record.method} on {record.case}: KV bytes were not measured ({why})", "drop bytes= from --kv-budget"
+            f"{record.method} on {record.case}: KV bytes were not measured ({why})",
+            f"drop bytes= from {option('budget')}",
         )
     n, ratio = len(record.samples), memory.ratio
     then = _recorded(record, own) if own is not None else None
@@ -302,7 +304,8 @@ def judge_drift(record: CaseRecord, fp16: CaseRecord, what: str, limit: float, a
         if not known:
             why = dict(record.not_measured).get(what, "no reason given")
             raise MethodFailed(
-                f"{record.method} on {record.case}: {what} was not measured ({why})", f"drop {what}= from --kv-budget"
+                f"{record.method} on {record.case}: {what} was not measured ({why})",
+                f"drop {what}= from {option('budget')}",
             )
         values.append(sum(known) / len(known))
     return _drift_verdict(record, what, values, limit, alpha)

@@ -11,6 +11,7 @@ from kvcheck.cache import checks, sparsity
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class AShapeLayer(sparsity.SparsePrefillLayer):
             self.refuse_chunks(
                 tokens - query.shape[2],
                 "a share of it is not known before its end",
-                f"feed it in one forward, or give tokens: --kv-method={method.name()}:n_init=128,n_local=3968",
+                f"feed it in one forward, or give tokens: {option('methods')}={method.name()}:n_init=128,n_local=3968",
             )
         n_init, n_local = method.sizes(tokens)
         if n_init + n_local >= tokens:

@@ -18,6 +18,7 @@ from kvcheck.cache.mix import visible
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.methods.fp16 import Fp16
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class DuoAttention(Method):
                 raise MethodUnsupported(
                     f"duo_attention: the pattern is of {len(found)} layers with {len(found[0])} kv heads, "
                     f"the model has {shape.layers} with {shape.kv_heads}",
-                    "--kv-method=duo_attention:heads=search finds one for this model",
+                    f"{option('methods')}=duo_attention:heads=search finds one for this model",
                 )
 
     def pattern(self) -> tuple[tuple[bool, ...], ...]:

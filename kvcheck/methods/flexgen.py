@@ -12,6 +12,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.quantize import BITS, Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class FlexGen(Method):
         if shape.head_dim % self.group:
             raise MethodUnsupported(
                 f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type --kv-method=flexgen:group={checks.divisor(shape.head_dim, self.group)}",
+                f"type {option('methods')}=flexgen:group={checks.divisor(shape.head_dim, self.group)}",
             )
 
     def rounding(self) -> tuple[float, float]:

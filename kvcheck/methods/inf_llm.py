@@ -15,6 +15,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class InfLLM(Method):
         if self.representatives > self.block:
             raise SpecError(
                 f"{name}: a block of {self.block} tokens has no {self.representatives} representatives",
-                f"type --kv-method={name}:block={self.block},representatives={max(1, self.block // 8)}",
+                f"type {option('methods')}={name}:block={self.block},representatives={max(1, self.block // 8)}",
             )
 
     def check(self, shape: ModelShape) -> None:

@@ -11,6 +11,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.quantize import Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class KIVI(Method):
         if self.group % (8 // self.bits):
             raise SpecError(
                 f"{name}: group={self.group} codes of {self.bits} bits do not fill whole bytes",
-                f"type --kv-method={name}:group=32",
+                f"type {option('methods')}={name}:group=32",
             )
         if self.residual % self.group:
             raise SpecError(
                 f"{name}: residual={self.residual} is not a multiple of group={self.group}",
-                f"type --kv-method={name}:residual={self.group * max(1, self.residual // self.group)}",
+                f"type {option('methods')}={name}:residual={self.group * max(1, self.residual // self.group)}",
             )
 
     def check(self, shape: ModelShape) -> None:
@@ -69,7 +70,7 @@ class KIVI(Method):
         if shape.head_dim % self.group:
             raise MethodUnsupported(
                 f"kivi: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type --kv-method=kivi:group={checks.divisor(shape.head_dim, self.group)}",
+                f"type {option('methods')}=kivi:group={checks.divisor(shape.head_dim, self.group)}",
             )
 
     def tails(self, seen: int) -> tuple[int, int]:

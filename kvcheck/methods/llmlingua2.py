@@ -19,6 +19,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.rows import RowHost
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
 from kvcheck.models import EMBEDDED
 
@@ -120,7 +121,7 @@ class LinguaHost(RowHost):
             raise MethodUnsupported(
                 f"llmlingua2: the classifier that ships with kvcheck knows the words of the embedded model only, not "
                 f"those of {loaded.name}",
-                "give one: --kv-method=llmlingua2:model=microsoft/llmlingua-2-xlm-roberta-large-meetingbank",
+                f"give one: {option('methods')}=llmlingua2:model=microsoft/llmlingua-2-xlm-roberta-large-meetingbank",
             )
 
     def prefill_row(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:

@@ -15,6 +15,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.front import option
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -159,7 +160,8 @@ class LookMHost(Host):
         if self.vision is None and self.named < 0:
             raise MethodUnsupported(
                 f"look_m keeps text before image slots, and {loaded.name} is a text-only model",
-                "without images: --kv-method=look_m:text_prior=false; or name the token of image slots: image_token=ID",
+                f"without images: {option('methods')}=look_m:text_prior=false; or name the token of image slots: "
+                "image_token=ID",
             )
 
     def slots(self, ids: torch.Tensor) -> torch.Tensor:

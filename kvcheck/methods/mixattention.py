@@ -19,6 +19,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.mix import Layout, visible
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class MixAttention(Method):
             raise MethodUnsupported(
                 f"mixattention: the weights in {self.folder} are of {len(self.layout.kinds)} layers, the model has "
                 f"{shape.layers}",
-                "give weights trained from this model: --kv-method=mixattention:weights=FOLDER",
+                f"give weights trained from this model: {option('methods')}=mixattention:weights=FOLDER",
             )
 
     def host(self, loaded: LoadedModel) -> Host:
@@ -87,7 +88,7 @@ class MixAttention(Method):
         if not self.weights and loaded.name not in SHIPPED:
             raise MethodUnsupported(
                 f"mixattention is another architecture; no weights trained for it are known for {loaded.name}",
-                "give them: --kv-method=mixattention:weights=FOLDER",
+                f"give them: {option('methods')}=mixattention:weights=FOLDER",
             )
         return MixHost(self, loaded)
 

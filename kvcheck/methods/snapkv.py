@@ -12,6 +12,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class SnapKV(Method):
         if self.kernel % 2 == 0:
             raise SpecError(
                 f"{name}: kernel={self.kernel} is even; pooling around a token needs an odd one",
-                f"type --kv-method={name}:kernel={self.kernel + 1}",
+                f"type {option('methods')}={name}:kernel={self.kernel + 1}",
             )
         if isinstance(self.budget, int) and self.window >= self.budget:
             raise SpecError(
                 f"{name}: window={self.window} leaves nothing to choose in a budget of {self.budget} tokens",
-                f"type --kv-method={name}:budget={self.budget},window={max(1, self.budget // 2)}",
+                f"type {option('methods')}={name}:budget={self.budget},window={max(1, self.budget // 2)}",
             )
 
     def cap(self, prompt: int) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from kvcheck.core import env, threads
 from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.front import option
 
 SPREAD = "spread"
 """The word of --kv-device that puts the layers of one model on all CUDA devices."""
@@ -34,7 +35,7 @@ def pick_device(wanted: str) -> torch.device:
     index = int(wanted[5:]) if ":" in wanted else env.local_rank() or _worker() % max(count, 1)
     if index >= count:
         wanted = wanted if ":" in wanted else f"cuda:{index}"
-        raise SpecError(f"device {wanted!r} is not there: torch sees {count} CUDA devices", "--kv-device cpu")
+        raise SpecError(f"device {wanted!r} is not there: torch sees {count} CUDA devices", f"{option('device')} cpu")
     return torch.device("cuda", index)
 
 
@@ -42,11 +43,12 @@ def _of_a_process(wanted: str) -> None:
     """Raise SpecError for a device that a process of torchrun does not take."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise SpecError(
-            f"--kv-device={wanted}: each process of torchrun takes the device of its own number", "--kv-device=auto"
+            f"{option('device')}={wanted}: each process of torchrun takes the device of its own number",
+            f"{option('device')}=auto",
         )
     if wanted == "cpu" and torch.cuda.is_available():
         raise SpecError(
-            "--kv-device=cpu: transformers shares a model out over CUDA devices where there are some",
+            f"{option('device')}=cpu: transformers shares a model out over CUDA devices where there are some",
             "hide them: CUDA_VISIBLE_DEVICES= torchrun …",
         )
 
@@ -54,10 +56,12 @@ def _of_a_process(wanted: str) -> None:
 def _spread(count: int) -> None:
     """Raise SpecError where a model cannot be spread over `count` CUDA devices."""
     if not count:
-        raise SpecError("--kv-device=spread: torch sees no CUDA device to put layers on", "--kv-device=cpu")
+        raise SpecError(
+            f"{option('device')}=spread: torch sees no CUDA device to put layers on", f"{option('device')}=cpu"
+        )
     if "PYTEST_XDIST_WORKER" in os.environ:
         raise SpecError(
-            "--kv-device=spread: workers of pytest-xdist would load the model once each, on the same devices",
+            f"{option('device')}=spread: workers of pytest-xdist would load the model once each, on the same devices",
             "leave -n out",
         )
 
@@ -68,7 +72,7 @@ def layout(wanted: str) -> str | None:
         return None
     if find_spec("accelerate") is None:
         raise SpecError(
-            "--kv-device=spread: layers are put on several devices through accelerate, which is not here",
+            f"{option('device')}=spread: layers are put on several devices through accelerate, which is not here",
             "pip install accelerate",
         )
     return "auto"
@@ -86,7 +90,8 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
             return torch.float32
         raise SpecError(
             f"dtype {wanted!r} is for CUDA",
-            "on the CPU the model computes in float32 and keys and values are stored in 16 bits: --kv-dtype auto",
+            f"on the CPU the model computes in float32 and keys and values are stored in 16 bits: "
+            f"{option('dtype')} auto",
         )
     if wanted not in known:
         raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, known))

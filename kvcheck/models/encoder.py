@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.images import MARK
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Encoder:
         """The text with slots in the place of images."""
         if self.slots is None:
             raise MethodUnsupported(
-                "the task shows images, and the model reads text only", "--kv-model with a LLaVA, or other --kv-tasks"
+                "the task shows images, and the model reads text only",
+                f"{option('model')} with a LLaVA, or other {option('tasks')}",
             )
         return self.slots.written(text)
 

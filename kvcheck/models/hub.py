@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kvcheck.core import hub
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 
 FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "*processor_config.json")
 COPIES = "consolidated*"
@@ -41,7 +42,8 @@ def unreadable(name: str, local: bool, error: Exception) -> SpecError:
     text = str(error)
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "does not recognize this architecture" in text or "trust_remote_code" in text:
-        hint = f"a newer transformers may know it; code that comes with it runs by --kv-trust-remote-code={name} only"
+        runs = option("trust_remote_code", name)
+        hint = f"a newer transformers may know it; code that comes with it runs by {runs} only"
         return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
     if "backend tokenizer" in text:
         return wordless(name)
@@ -79,7 +81,7 @@ def _not_fetched(name: str, reason: str, trouble: str) -> SpecError:
     if trouble == hub.OFFLINE:
         return SpecError(
             f"model {name!r}: the Hugging Face hub cannot be reached: {reason}",
-            "check the network and HF_HUB_OFFLINE, or give the folder of a copy: --kv-model PATH",
+            f"check the network and HF_HUB_OFFLINE, or give the folder of a copy: {option('model')} PATH",
         )
     if trouble == hub.GONE:
         return SpecError(

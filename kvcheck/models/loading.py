@@ -13,6 +13,7 @@ from kvcheck.cache import forward
 from kvcheck.cache.full import FULL
 from kvcheck.core import paths
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
+from kvcheck.core.front import option
 from kvcheck.models import hub, parallel, rope, synthetic, vision
 from kvcheck.models.embedded import EMBEDDED
 from kvcheck.models.encoder import Encoder
@@ -207,7 +208,7 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
         model = synthetic.build(name, device, dtype, ATTENTION)
     except torch.OutOfMemoryError as error:
         raise SpecError(
-            f"{name} does not fit on {device}: {error}", "--kv-model random:llama-3.2-1b is smaller"
+            f"{name} does not fit on {device}: {error}", f"{option('model')} random:llama-3.2-1b is smaller"
         ) from error
     from transformers import AutoTokenizer
 
@@ -231,7 +232,7 @@ def _find(name: str) -> tuple[str, bool]:
             raise SpecError(f"no model in {path}: it has no config.json", "give the folder that save_pretrained wrote")
         return str(path), True
     if path.is_absolute() or name.startswith((".", "~")):
-        raise SpecError(f"no such folder: {path}", "--kv-model takes an embedded model, a folder or a hub id")
+        raise SpecError(f"no such folder: {path}", f"{option('model')} takes an embedded model, a folder or a hub id")
     if _HUB_ID.fullmatch(name):
         return name, False
     raise SpecError(

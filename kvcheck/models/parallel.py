@@ -27,6 +27,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import kinds
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.models import vision
 
 T = TypeVar("T")
@@ -220,7 +221,7 @@ def refuse(name: str, config: Any, size: int) -> None:
     if vision.sees(config):
         raise MethodUnsupported(
             f"model {name!r} ({config.model_type}) has a tower for images, which is not shared out",
-            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+            f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
     shape = ModelShape.of(config)
     for count, what in ((shape.kv_heads, "kv heads"), (shape.heads, "query heads")):
@@ -233,12 +234,12 @@ def refuse(name: str, config: Any, size: int) -> None:
     if not getattr(config.get_text_config(), "base_model_tp_plan", None):
         raise MethodUnsupported(
             f"transformers has no tensor parallel plan for model {name!r} ({config.model_type})",
-            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+            f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
     if set(kinds(config)) != {DynamicLayer}:
         raise MethodUnsupported(
             f"model {name!r} ({config.model_type}) carries more than a full KV cache, which is not shared out",
-            "run pytest without torchrun; --kv-device=spread puts whole layers on several GPUs",
+            f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kvcheck.core.errors import MethodUnsupported, SpecError, did_you_mean
+from kvcheck.core.front import option
 from kvcheck.core.spec import Spec
 
 KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
@@ -78,7 +79,7 @@ def override(name: str, config: Any, text: str) -> int:
     if not own or "rope_theta" not in own:
         raise MethodUnsupported(
             f"model {name!r} ({config.model_type}) has no RoPE that is the same in all layers",
-            "leave --kv-rope out",
+            f"leave {option('rope')} out",
         )
     before = int(config.max_position_embeddings)
     original = found.get(WHOLE[0]) or own.get(WHOLE[0]) or before

@@ -11,6 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.front import option
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def refuse(name: str, what: str) -> None:
     if is_random(name):
         raise KvcheckError(
             f"{name} has random weights: what it answers in {what} says nothing of a method",
-            "leave --kv-tasks out to measure its memory and latency, or name a trained --kv-model",
+            f"leave {option('tasks')} out to measure its memory and latency, or name a trained {option('model')}",
         )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.front import option
 from kvcheck.core.settings import KERNELS as NAMES
 from kvcheck.models.fingerprint import IMAGES
 from kvcheck.tasks.images import MARK, Image
@@ -33,7 +34,6 @@ CLASSED = TOWERS[:1]
 KERNELS = [getattr(SDPBackend, name) for name in NAMES.values()]
 HELD = 512 * 1024**2
 """Bytes of embeddings of images, and of one image in any case: 113 of LLaVA-1.5's."""
-HINT = "kvcheck serves text models and LLaVA: --kv-model with a folder or a hub id such as llava-hf/llava-1.5-7b-hf"
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def refuse(name: str, config: Any) -> None:
         raise MethodUnsupported(
             f"model {name!r} ({config.model_type}) gives every token of an image three positions (M-RoPE) and shifts "
             "those of later text; kvcheck's caches hold one position per token",
-            HINT,
+            _hint(),
         )
     if config.model_type not in SERVED:
-        raise MethodUnsupported(f"model {name!r} ({config.model_type}): how it reads images is not served", HINT)
+        raise MethodUnsupported(f"model {name!r} ({config.model_type}): how it reads images is not served", _hint())
     if config.vision_config.model_type not in TOWERS:
         raise MethodUnsupported(
             f"model {name!r}: the number of slots of an image depends on its size with a tower of type "
@@ -231,3 +231,8 @@ def eyes(name: str, model: Any, slots: Slots | None, files: Path) -> Vision | No
             f"put its {IMAGES[0]} into {files}",
         )
     return Vision(name, model, slots, scale)
+
+
+def _hint() -> str:
+    which = f"{option('model')} with a folder or a hub id such as llava-hf/llava-1.5-7b-hf"
+    return f"kvcheck serves text models and LLaVA: {which}"

@@ -45,21 +45,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kv_capability(name): run the cases of this capability (see `kvcheck tasks`)")
     if not options.wanted(config):
         return
-    from kvcheck.plugin import collector, guardian, state
+    from kvcheck.plugin import collector, guardian, opening
 
     guardian.tell(config, began=True)
-    state.activate(config)
+    settings = opening.activate(config).settings
     if hasattr(config, "workerinput"):
         from kvcheck.plugin import resume
 
         resume.join(config)
     else:
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
-        if state.settings(config).zoo:
+        if settings.zoo:
             from kvcheck.plugin import zoo
 
             config.pluginmanager.register(zoo.gatherer(config), "kvcheck-zoo")
-        if state.settings(config).findings:
+        if settings.findings:
             from kvcheck.plugin import findings
 
             config.pluginmanager.register(findings.gatherer(config), "kvcheck-findings")
@@ -143,7 +143,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import items, state
 
-        journal = state.activate(session.config).journal
+        journal = state.of(session.config).journal
         if journal is not None:
             journal.item(filter(None, map(items.of, session.items)))
 
@@ -166,9 +166,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     """Before the first test, check the values of the methods' parameters, once, where that needs their code."""
     config = session.config
     if config.stash.get(options.ACTIVE, False) and not hasattr(config, "workerinput") and not config.option.collectonly:
-        from kvcheck.plugin import state
+        from kvcheck.plugin import opening
 
-        state.check_methods(config)
+        opening.check_methods(config)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -187,28 +187,28 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.end(item.config, result())
+            report.kvcheck = state.of(item.config).end(result())
     if report.failed and item.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import state
 
-        setattr(report, options.REFUSAL, state.activate(item.config).refusal)
+        setattr(report, options.REFUSAL, state.of(item.config).refusal)
     return report
 
 
 @pytest.fixture(scope="session")
 def kv_settings(request: pytest.FixtureRequest) -> Settings:
     """The settings of this session: command line over `[tool.kvcheck]`."""
-    from kvcheck.plugin import state
+    from kvcheck.plugin import opening
 
-    return state.settings(request.config)
+    return opening.activate(request.config).settings
 
 
 @pytest.fixture(scope="session")
 def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Any:
     """The engine with the model, opened when the first case needs it."""
-    from kvcheck.plugin import state
+    from kvcheck.plugin import opening
 
-    return state.open_session(request.config)
+    return opening.open_session(request.config)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class KvCase:
         self.case = case
         self.method = method
         self.settings = state.settings(request.config)
-        self._state = state.activate(request.config)
+        self._state = state.of(request.config)
         self._session = session
         self._node = request.node
         self._config = request.config
@@ -113,7 +113,7 @@ class KvCase:
         before = self._state.failed.get(self._node.nodeid)
         if before is not None:
             self._fail(f"{before}\n  it failed before in this session: running it again does not make it pass")
-        where = state.died(self._state, self.method)
+        where = self._state.died(self.method)
         if where:
             self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
 
@@ -123,7 +123,7 @@ class KvCase:
             options["so_far"] = so_far
         self._kept = len(so_far.samples) if options and so_far is not None else 0
         try:
-            state.start(self._state, items.of(self._node))
+            self._state.start(items.of(self._node))
             with time_limit(self.settings.timeout), in_place(), threads_fail():
                 return run_case(self.case, self.method, self._on_block, self._on_progress, **options)
         except TimeLimit:

@@ -16,7 +16,7 @@ from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
-from kvcheck.plugin import guardian, options, reconcile, referee, resume, sources, state
+from kvcheck.plugin import gate, guardian, opening, options, reconcile, referee, resume, state
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report.text import plural
 from kvcheck.store import journal
@@ -35,7 +35,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.state = state.activate(config)
+        self.state = state.of(config)
         self.settings = self.state.settings
         self.records: dict[str, CaseRecord] = {}
         self.verdicts: dict[str, tuple[Verdict, ...]] = {}
@@ -241,13 +241,11 @@ class Collector:
 
     def _head(self) -> RunHeader:
         if self._header is None:
-            self._header = header(self.config, self.model)
+            self._header = opening.header(self.config, self.model)
         return self._header
 
     def _references(self) -> dict[str, CaseRecord]:
         """fp16 records by case key, for the tables."""
-        from kvcheck.plugin import gate
-
         try:
             return gate.stored_fp16(self.config, self._model_id(), self.records.values())
         except (KvcheckError, OSError) as error:
@@ -308,8 +306,6 @@ class Collector:
         if self._interrupted:
             self.notes.append("interrupted: no baseline was recorded")
             return False
-        from kvcheck.plugin import gate
-
         try:
             for line in gate.record(self.config, self.run()):
                 self.notes.append(line)
@@ -320,28 +316,6 @@ class Collector:
                 self.notes.append(f"  the run is kept: --kv-resume={where} records it without measuring it again")
             return False
         return True
-
-
-def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
-    """What must be known to judge the run years later."""
-    import kvcheck
-    from kvcheck.core import env
-
-    machine = env.machine(state.settings(config).device)
-    for found in reversed(config.hook.pytest_kvcheck_machine_info(config=config, machine=machine)):
-        machine.update({str(key): str(value) for key, value in (found or {}).items()})
-    commit, dirty = env.git_state(config.rootpath)
-    return RunHeader(
-        kvcheck=kvcheck.__version__,
-        git=commit,
-        dirty=dirty,
-        packages=env.packages(),
-        machine=machine,
-        model=model["fingerprint"],
-        model_name=model["name"],
-        settings=state.settings(config).texts(),
-        sources=sources.of_methods(state.settings(config).methods),
-    )
 
 
 def colour(line: str) -> dict[str, bool]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from kvcheck.core.settings import MODEL, PROMPTS
+from kvcheck.core import front
+from kvcheck.core.front import for_pytest
+from kvcheck.core.settings import MODEL, OPTIONS, PROMPTS
 from kvcheck.plugin import options
 
 PLACE = ("model", *MODEL, "device", "dtype", *PROMPTS, "query_aware", "seed", "baselines")
@@ -25,8 +27,8 @@ JUDGING = ("against", "budget", "alpha", "strict", "timeout")
 """Options that decide what fails: a command that shows a failure again, or accepts it, must ask the same."""
 
 COMMAND = re.compile(r"pytest (?=-)[^\n]*")
-ANY = "--kv-method=…"
-"""In a command of something that does not know which method's record it is about: all of this session, and fp16."""
+ANY = for_pytest("methods", front.ANY)
+"""In a command: all methods of this session, and fp16."""
 
 
 def completer(config: pytest.Config) -> Callable[[str], str]:
@@ -62,7 +64,7 @@ def _completed(command: str, start: list[str], given: dict[str, Any]) -> str:
         own[where] = "--kv-budget=" + ",".join(limits.values())
     records = "--kv-record" in at
     front = PLACE if records else (*PLACE, *JUDGING)
-    lacking = {option.name for option in options.OPTIONS if option.name in given and option.flag not in at}
+    lacking = {name for name in given if OPTIONS[name].flag not in at}
     first = options.words({name: given[name] for name in front if name in lacking})
     first += options.words({"methods": given["methods"]}) if "--kv-method" not in at and "methods" in lacking else []
     last = options.words({name: given[name] for name in SELECTION if name in lacking})

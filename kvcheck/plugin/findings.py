@@ -29,7 +29,7 @@ class KvFinding:
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._request = request
-        self._state = state.activate(request.config)
+        self._state = state.of(request.config)
         self._session = request.getfixturevalue("kv_session")
         self.claim = " ".join((request.function.__doc__ or request.node.name).split())
         settings = self._state.settings

@@ -16,7 +16,7 @@ from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import accept_as_reviewed, shipped
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.judging.questions import judge_latency as judge_one
-from kvcheck.plugin import params, state
+from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
@@ -55,7 +55,7 @@ class Gate:
         self._judge = judge
         self.store = open_store(settings.baselines, root)
         self.allowances = shipped(model.name)
-        self.alpha = case_alpha(settings.alpha, len(params.cases(settings, None)))
+        self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
 
     def budget(self, method: str, capability: str) -> Budget:
         """The reviewed allowance of the method, or the default; a limit given by the user goes before both."""
@@ -157,7 +157,7 @@ GATE: pytest.StashKey[Gate] = pytest.StashKey()
 def gate(config: pytest.Config, session: Any) -> Gate:
     """The gate of this process, made once."""
     if GATE not in config.stash:
-        mine = state.activate(config)
+        mine = state.of(config)
         model = ModelId.of(session.model_name, session.fingerprint)
         judge = partial(config.hook.pytest_kvcheck_judge, config=config)
         config.stash[GATE] = Gate(mine.settings, config.rootpath, model, mine.records, judge)

@@ -51,7 +51,7 @@ class Gatherer(Generic[T]):
         terminalreporter.section(f"kvcheck: {self.title}", sep="=")
         for line in self._lines(self.found):
             terminalreporter.write_line(plain(line))
-        path = state.activate(self.config).md_file
+        path = state.of(self.config).md_file
         if path:
             write_atomically(str(path), "\n".join(self._markdown(self.found)) + "\n")
             terminalreporter.write_line(plain(f"table written to {path}"))

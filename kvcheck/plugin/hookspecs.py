@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_kvcheck_open(config: pytest.Config, settings: Settings) -> Any:
-    """Open the engine that runs the cases; the first result that is not None is used.
+    """Open what the methods run on; the first result that is not None is used.
 
-    Called once per process that runs cases, before the first of them. The result has the attributes of
-    `kvcheck.backends.transformers.Session`: `model_name`, `fingerprint`,
-    `run_case(case, method_spec, on_block, progress)`, where an optional `so_far` is what an interrupted run has of the
-    case, and, for latency, `measure_latency(method_spec, length, benchmark)`. Implement it to test a system that
-    kvcheck reaches over a
-    socket::
+    Called once per process that runs cases, before the first of them. The result is a `kvcheck.backends.base.Backend`,
+    which kvcheck asks for answers: samples, prompts, grading and records are kvcheck's. What it cannot do, it names in
+    `lacks` with the reason, and that is reported as not measured. Implement it to test a system that kvcheck reaches
+    over a socket::
 
         def pytest_kvcheck_open(config, settings):
             return MyServer("http://localhost:8000", settings.model)
+
+    Or it is an engine that runs cases by itself (`kvcheck.backends.base.Engine`), with `model_name`, `fingerprint`,
+    `run_case(case, method_spec, on_block, progress)`, where an optional `so_far` is what an interrupted run has of the
+    case, and, for latency, `measure_latency(method_spec, length, benchmark)`.
     """
 
 

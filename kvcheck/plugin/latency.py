@@ -37,8 +37,8 @@ class KvLatency:
     def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
         """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
         self._refuse_workers()
-        mine = state.activate(self._request.config)
-        where = state.died(mine, self.method)
+        mine = state.of(self._request.config)
+        where = mine.died(self.method)
         if where:
             self._fail(f"latency of {self.method} was not measured: its process died in {where}")
         self._session = self._request.getfixturevalue("kv_session")
@@ -46,7 +46,7 @@ class KvLatency:
         problem = ""
         gc.collect()  # what a test that failed left behind; not within the limit, where a collection swallows its end
         try:
-            state.start(mine, items.of(self._request.node))
+            mine.start(items.of(self._request.node))
             with time_limit(self.settings.timeout):
                 self.latency = tuple(self._session.measure_latency(self.method, self.length, timer))
                 self.memory = self._session.measure_memory(self.method, self.length)

@@ -1,25 +1,23 @@
-"""Cases x methods into test items: order, ids and markers."""
+"""What each fixture is given: cases x methods, properties x methods, …, into test items with their ids and markers."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kvcheck.conformance import NAMES
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
-from kvcheck.core.record import CAPABILITIES, MODES, CaseId
+from kvcheck.core.record import CAPABILITIES
 from kvcheck.models import synthetic
-from kvcheck.plugin import options
+from kvcheck.plugin import cases, opening, options
 
 if TYPE_CHECKING:
     from kvcheck.core.settings import Settings
-
-QUICK_LENGTH = 1024
-"""Cases up to this many tokens are marked `quick`, longer ones `slow`."""
 
 SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
 """Tokens at which a model of random weights is measured where no lengths are given."""
@@ -31,18 +29,14 @@ NO_METHOD = "no-kvcheck-method"
 
 def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     """Give the test its cases: items of one task and length stand together, over all modes and methods."""
-    from kvcheck.plugin import state
-
     config = metafunc.config
     config.stash[options.USED] = True
     try:
-        settings = state.settings(config)
+        settings = opening.activate(config).settings
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     if fixture == "kv_suspect" or settings.zoo:
-        from kvcheck.plugin import zoo
-
-        params = zoo.params(settings) if settings.zoo and fixture == "kv_suspect" else []
+        params = suspect_params(settings) if settings.zoo and fixture == "kv_suspect" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
         params = [pytest.param(None, id=plain(settings.model))] if settings.findings and fixture == "kv_finding" else []
     elif not settings.methods:
@@ -50,9 +44,7 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     elif fixture == "kv_latency":
         params = list(latency_params(settings))
     elif fixture == "kv_property":
-        from kvcheck.plugin import conformance
-
-        params = conformance.params(settings, config.option.markexpr)
+        params = property_params(settings, config.option.markexpr)
     else:
         params = list(case_params(settings, _capability(metafunc)))
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
@@ -72,9 +64,9 @@ def _capability(metafunc: pytest.Metafunc) -> str | None:
 
 def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
     """One parameter (case, method) per item, sorted by task, length, mode, then as the methods were given."""
-    for case in cases(settings, capability):
+    for case in cases.cases(settings, capability):
         for method in settings.methods:
-            names = marks(case, _task(case.task, settings).capability)
+            names = cases.marks(case, settings)
             yield pytest.param(
                 (case, method),
                 id=plain(f"{case.task}-{case.mode}-{case.length}-{method}"),
@@ -82,27 +74,12 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
             )
 
 
-def cases(settings: Settings, capability: str | None) -> list[CaseId]:
-    """The cases of these settings, in the order in which they run; none on random weights, where asking raises."""
-    from kvcheck.tasks import find, profiles
-
-    if synthetic.is_random(settings.model):
-        if settings.tasks:
-            synthetic.refuse(settings.model, ", ".join(settings.tasks))
-        return []
-
-    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
-    place = partial(find, data=settings.data, compat=settings.compat)
-    found = profiles.cases(*chosen, capability, settings.seed, place)
-    return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))
-
-
 def latency_params(settings: Settings) -> Iterator[Any]:
     """One parameter (method, length) per item, where latency is to be measured."""
     asked, random = {"ttft", "tpot"} & set(settings.budget), synthetic.is_random(settings.model)
     if not asked and not random and settings.profile != "full":
         return
-    lengths = settings.lengths or tuple(sorted({case.length for case in cases(settings, None)})) or SHAPE_LENGTHS
+    lengths = settings.lengths or tuple(sorted({case.length for case in cases.cases(settings, None)})) or SHAPE_LENGTHS
     for length in lengths if settings.profile == "full" or random else lengths[-1:]:
         for method in settings.methods:
             names = (f"length_{length}", "slow")
@@ -113,41 +90,35 @@ def latency_params(settings: Settings) -> Iterator[Any]:
             )
 
 
-def marks(case: CaseId, capability: str) -> list[str]:
-    """The markers of an item."""
-    cost = "quick" if case.length <= QUICK_LENGTH else "slow"
-    return list(dict.fromkeys((capability, case.task, case.mode, f"length_{case.length}", cost)))
+def properties_wanted(settings: Settings, marks: str = "") -> bool:
+    """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record.
+
+    Nor with a model of random weights, which is there for memory and latency. marks: the expression of -m; where it
+    asks for them by name, they are tried whatever else is asked for.
+    """
+    if re.search(r"(?<!not )\bconformance\b", marks):
+        return True
+    narrow = settings.tasks or settings.modes or settings.lengths or settings.record
+    return not (narrow or synthetic.is_random(settings.model))
 
 
-def _task(name: str, settings: Settings) -> Any:
-    from kvcheck.tasks import find
-
-    return find(name, settings.data, settings.compat).info
-
-
-def register_markers(config: pytest.Config, settings: Settings) -> None:
-    """Register every marker that an item of this session can carry, so that --strict-markers holds."""
-    if not settings.methods or settings.zoo:
-        return
-    lengths = {case.length for case in _cases_or_none(settings)} | set(settings.lengths)
-    from kvcheck.tasks import TASKS
-
-    lines = [f"{name}: a case of this capability" for name in CAPABILITIES]
-    tasks = dict.fromkeys((*TASKS.names(), *settings.tasks))
-    lines += [f"{name}: a case of this task" for name in tasks if name not in CAPABILITIES]
-    lines += [f"{name}: a case in this mode" for name in MODES]
-    lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]
-    lines += ["conformance: a property that every method must hold"]
-    lines += [f"quick: up to {QUICK_LENGTH} tokens of context", f"slow: more than {QUICK_LENGTH} tokens, or latency"]
-    for line in lines:
-        config.addinivalue_line("markers", line)
+def property_params(settings: Settings, marks: str = "") -> list[Any]:
+    """One parameter (property, method) per item."""
+    pairs = (
+        [(name, method) for method in settings.methods for name in NAMES] if properties_wanted(settings, marks) else []
+    )
+    return [pytest.param(pair, id=plain("-".join(pair)), marks=[pytest.mark.conformance]) for pair in pairs]
 
 
-def _cases_or_none(settings: Settings) -> list[CaseId]:
+def suspect_params(settings: Settings) -> list[Any]:
+    """One parameter per bug and per correct twin. Raises CollectError for an unknown name."""
+    from kvcheck.zoo.hunt import suspects
+
     try:
-        return cases(settings, None)
+        found = list(suspects(settings.zoo, settings.methods))
     except KvcheckError as error:
-        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
+        raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
+    return [pytest.param(one, id=f"{one.family}-{one.name}") for one in found]
 
 
 def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:

@@ -105,7 +105,7 @@ def earlier(mine: state.State, case: str, method: str) -> tuple[CaseRecord | Non
 
 def begin(config: pytest.Config) -> Path:
     """Make the folder of the journal, in the process that prints the summary. Raises BaselineError."""
-    mine = state.activate(config)
+    mine = state.of(config)
     path = mine.run_file
     folder = Path(tempfile.mkdtemp(prefix="kvcheck-")) / "run.journal" if path is None else journal.folder_of(path)
     kept = mine.kept
@@ -122,4 +122,4 @@ def join(config: pytest.Config) -> None:
     """In a worker: write beside the controller's."""
     folder = getattr(config, "workerinput", {}).get(FOLDER)
     if folder:
-        state.activate(config).journal = journal.Journal(Path(folder), os.environ["PYTEST_XDIST_WORKER"])
+        state.of(config).journal = journal.Journal(Path(folder), os.environ["PYTEST_XDIST_WORKER"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,9 +15,8 @@ from kvcheck.core.errors import BaselineError, KvcheckError, MethodUnsupported, 
 from kvcheck.core.escape import plain
 from kvcheck.core.files import write_atomically
 from kvcheck.core.record import SCHEMA, ZooRecord
-from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import shipped
-from kvcheck.plugin import state
+from kvcheck.plugin import gate, state
 from kvcheck.plugin.gathered import Gatherer
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.report import zoo
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
 RESULT = "kvcheck_zoo"
 NO_PLACE = "the fault has no place here"
 HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
-
-
-def params(settings: Settings) -> list[Any]:
-    """One parameter per bug and per correct twin. Raises CollectError for an unknown name."""
-    from kvcheck.zoo.hunt import suspects
-
-    try:
-        found = list(suspects(settings.zoo, settings.methods))
-    except KvcheckError as error:
-        raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
-    return [pytest.param(one, id=f"{one.family}-{one.name}") for one in found]
 
 
 class KvSuspect:
@@ -80,7 +68,6 @@ class KvSuspect:
 
     def _hunt(self) -> Hunt:
         """The gate of this process, made once."""
-        from kvcheck.plugin import gate
         from kvcheck.zoo.hunt import Hunt
 
         config = self._request.config

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.front import command
 from kvcheck.core.record import CaseId, CaseRecord, TurnRecord
 from kvcheck.judging.allowances import Allowances, shipped
 from kvcheck.judging.budget import Budget, case_alpha
@@ -14,7 +15,7 @@ from kvcheck.store.baselines import ModelId, Store, open_store
 from kvcheck.tasks import profiles
 
 MODEL = "mini"
-RECORD = "record them: pytest --kv-method=fp16 --kv-method=snapkv --kv-record=new"
+RECORD = f"record them: {command('fp16', 'snapkv', record='new')}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvcheck.core.front import command, option
 from kvcheck.report.text import WIDTH, columns, short, wrap
 
 
@@ -101,10 +102,10 @@ def methods() -> Iterator[str]:
             yield f"    recorded as {one.spec}"
     yield ""
     yield "KV bytes: share of fp16's on the embedded model, at these parameters unless others are named"
-    yield "pytest --kv-method=NAME, or --kv-method=NAME:key=value,key=value"
-    yield "two at once, the second quantizes what the first keeps: --kv-method=snapkv+kivi:bits=4"
-    yield "your own class, cache, function or press: --kv-method=package.module.Class:key=value"
-    yield "a press of kvpress: --kv-method=kvpress.SnapKVPress:compression_ratio=0.5"
+    yield f"{command('NAME')}, or {option('methods')}=NAME:key=value,key=value"
+    yield f"two at once, the second quantizes what the first keeps: {option('methods')}=snapkv+kivi:bits=4"
+    yield f"your own class, cache, function or press: {option('methods')}=package.module.Class:key=value"
+    yield f"a press of kvpress: {option('methods')}=kvpress.SnapKVPress:compression_ratio=0.5"
     yield from wrap(f"a cache of transformers: {', '.join(NAMED)}", " " * 25)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.core.escape import plain
+from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseRecord, Verdict, context_score
-from kvcheck.core.spec import flag
 from kvcheck.judging.explain import explain, headline
 
 ANSWER = 60
@@ -32,7 +32,7 @@ def failure(
     for verdict in sorted(bad, key=lambda verdict: verdict.outcome != "fail"):
         yield explain(verdict, record, baseline, alpha=alpha)
     if not any(verdict.outcome == "fail" for verdict in bad):
-        yield "  inconclusive is a failure here because of --kv-strict"
+        yield f"  inconclusive is a failure here because of {option('strict')}"
     yield from example(record, fp16)
 
 
@@ -57,7 +57,7 @@ def latency_failure(method: str, length: int, verdicts: Sequence[Verdict], stric
         if fails(verdict, strict):
             yield f"  {headline(verdict)}"
             yield f"  why: {verdict.reason}"
-            yield f"  accept: pytest {flag(method)} --kv-budget={verdict.question}={verdict.high * 1.005:.3g}"
+            yield f"  accept: {command(method, budget=f'{verdict.question}={verdict.high * 1.005:.3g}')}"
 
 
 def properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:

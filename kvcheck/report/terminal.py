@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.core.escape import plain
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord, LatencyRecord, Run
 from kvcheck.report import conformance, rows, statement
 from kvcheck.report.rows import References, Row
@@ -246,7 +247,8 @@ def doubt_lines(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
     if unclear:
         yield from wrap(
             f"  unclear: these contexts show a drop only from {points(min(unclear), False)} points on; "
-            "--kv-n takes more (of fp16 too: --kv-record=changed), --kv-strict makes unclear a failure"
+            f"{option('n')} takes more (of fp16 too: {option('record')}=changed), "
+            f"{option('strict')} makes unclear a failure"
         )
 
 

@@ -1,62 +1,20 @@
-"""From a sample to token ids. No torch: every engine that works on tokens can use it."""
+"""From a sample to token ids, and from those of an answer to its text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
-from kvcheck.models.chat import Chat
-from kvcheck.models.encoder import Encoder
+from kvcheck.runner.chat import Chat
+from kvcheck.runner.seam import Ask, Encoder
 from kvcheck.tasks.base import Sample, Task, Turn
 
 PLAIN = Chat()
 DRIFT_TOKENS = 64
 """Drift is measured on at most this many tokens of the reference answer."""
-
-
-@dataclass
-class Ask:
-    """One question on its way: what is fed, and what came back.
-
-    row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
-    history: tokens between the context and ids (earlier questions and their answers), multi-turn only.
-    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token;
-    ended: an end token closed it (else max_new_tokens did).
-    """
-
-    row: int
-    turn: int
-    ids: tuple[int, ...]
-    reference: tuple[int, ...]
-    limit: int
-    history: tuple[int, ...] = ()
-    answer: list[int] = field(default_factory=list)
-    ended: bool = False
-    nll: float | None = None
-    agree: float | None = None
-    kl: float | None = None
-
-    @property
-    def pending(self) -> tuple[int, ...]:
-        """The answer's last token where it has not been fed: nothing came after it. The end token is never fed."""
-        return () if self.ended else tuple(self.answer[-1:])
-
-    @property
-    def tail(self) -> tuple[int, ...]:
-        """Everything after the context, up to the end of the question."""
-        return self.history + self.ids
-
-    def next(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
-        """The next question in the same conversation: the model's own answer stays in the cache."""
-        spoken = tuple(self.answer[: len(self.answer) - len(self.pending)])
-        return Ask(self.row, turn, self.pending + question, reference, limit, self.tail + spoken)
-
-    def instead(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
-        """The next question where another answer, which `question` begins with, stands in the place of the model's."""
-        return Ask(self.row, turn, question, reference, limit, self.tail)
 
 
 def cut(text: str, stops: tuple[str, ...]) -> str:
@@ -163,7 +121,7 @@ class Prompter:
             raise ContextTooLong(
                 f"{self.case}: context, questions and answers take {need} tokens, "
                 f"the model has room for {self.max_length}",
-                f"--kv-lengths {most} at most, or a --kv-model with a longer context",
+                f"{option('lengths')} {most} at most, or a {option('model')} with a longer context",
             )
 
     def _answer_tokens(self, turn: Turn) -> int:
@@ -183,9 +141,10 @@ def prompter(
 
     Raises SpecError where a chat template is asked for and the tokenizer has none.
     """
-    has = bool(getattr(encoder.tokenizer, "chat_template", None))
+    tokenizer = getattr(encoder, "tokenizer", None)
+    has = bool(getattr(tokenizer, "chat_template", None))
     wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat and has)  # a base model has none
-    chat = Chat.of(encoder.tokenizer) if wanted else PLAIN
+    chat = Chat.of(tokenizer) if wanted else PLAIN
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
@@ -197,9 +156,11 @@ def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:
 
     Raises what Prompter.context raises. Without gold answers, the model's own come between the turns.
     """
-    tokens = asking.encoder.tokenizer
+    tokens = getattr(asking.encoder, "tokenizer", None)
 
     def text(ids: Sequence[int]) -> str:
+        if tokens is None:
+            return asking.encoder.decode(ids)
         return str(tokens.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     ids = asking.context(sample)

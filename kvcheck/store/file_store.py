@@ -10,6 +10,7 @@ from typing import Any
 
 from kvcheck.core.errors import BaselineError, SpecError, did_you_mean
 from kvcheck.core.files import expect_plain, expect_writable, one_writer, write_atomically
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord
 from kvcheck.store.reader import VERBS, Changes, Lookup, Reader
 from kvcheck.store.text import ModelId, StoredFile, difference, encode, read_file, write_file
@@ -91,7 +92,7 @@ class FileStore(Reader):
         something else has written meanwhile is merged, not replaced. Raises BaselineError, with the old file as it was.
         """
         if verb not in VERBS:
-            raise SpecError(f"unknown --kv-record {verb!r}", did_you_mean(verb, VERBS))
+            raise SpecError(f"unknown {option('record')} {verb!r}", did_you_mean(verb, VERBS))
         lookup = lookup or (lambda case: self.get(model, "fp16", case))
         path, ordered = self.path(model, method), sorted(records, key=lambda record: record.case)
         if not ordered:
@@ -110,7 +111,7 @@ class FileStore(Reader):
                     return Changes(path, written, tuple(lines))
         raise BaselineError(
             f"{path} is written again and again by something else: nothing is lost of it, and nothing was recorded",
-            "let it end, then record again; the run is kept: --kv-resume=last",
+            f"let it end, then record again; the run is kept: {option('resume')}=last",
         )
 
     def _replaced(self, path: str, seen: str | None, text: str) -> bool:
@@ -167,7 +168,7 @@ def _merge(
         if known is not None and verb != "all" and record.case.n < known.case.n:
             lines.append(
                 f"not recorded: {record.case} has fewer contexts than the stored {known.case.n}; "
-                "--kv-record=all replaces it all the same"
+                f"{option('record')}=all replaces it all the same"
             )
             continue
         if known is not None and (verb == "new" or (verb == "changed" and known.same_as(new))):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcheck.core.errors import BaselineError, KvcheckError
+from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, Verdict
 from kvcheck.store.run_file import dumps, loads
 
@@ -212,7 +213,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _refused(error: OSError) -> BaselineError:
-    hint = "free or unlock the disk, or name another place: --kv-json=PATH"
+    hint = f"free or unlock the disk, or name another place: {option('json')}=PATH"
     return BaselineError(f"the journal of the run cannot be written: {error.strerror or error}", hint)
 
 
@@ -289,7 +290,9 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             kind, _, text = line.decode().partition("\t")
             yield kind, loads(KINDS[kind], text)
         except (KeyError, TypeError, ValueError, RecursionError, KvcheckError) as error:
-            raise BaselineError(f"{path}, line {number} is damaged: {error}", "start without --kv-resume") from error
+            raise BaselineError(
+                f"{path}, line {number} is damaged: {error}", f"start without {option('resume')}"
+            ) from error
 
 
 def _take(kept: Kept, kind: str, value: Any) -> None:

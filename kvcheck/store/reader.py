@@ -9,6 +9,7 @@ from typing import Any
 
 from kvcheck.core.errors import BaselineError
 from kvcheck.core.files import safe_name
+from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.store.text import ModelId, StoredCase, StoredFile, base_digest, decode, encode, read_file
 
@@ -51,7 +52,7 @@ def read_only(place: str) -> BaselineError:
     """The refusal of a store that takes no records, with the way in."""
     return BaselineError(
         f"{place} is read-only: nothing is recorded there",
-        f"record into a folder above it, --kv-baselines=FOLDER,{place}, then publish: "
+        f"record into a folder above it, {option('baselines')}=FOLDER,{place}, then publish: "
         f"kvcheck baselines push --from FOLDER --to {place}",
     )
 
@@ -119,7 +120,7 @@ class Reader:
         if stored.model.fingerprint != model.fingerprint:
             raise BaselineError(
                 f"{path} is of another model: {stored.model.fingerprint} there, {model.fingerprint} here",
-                f"move it away and record again: mv {path} {path}.bad; pytest --kv-method={method} --kv-record=new",
+                f"move it away and record again: mv {path} {path}.bad; {command(method, record='new')}",
             )
         return stored
 
@@ -222,9 +223,7 @@ class Reader:
                 fp16 = self.get(model, "fp16", one.case) if one.base else None
                 stale += fp16 is not None and base_digest(fp16) != one.base
             if stale:
-                lines.append(
-                    f"stale now: {stale} cases in {path}; pytest --kv-method={stored.method} --kv-record=changed"
-                )
+                lines.append(f"stale now: {stale} cases in {path}; {command(stored.method, record='changed')}")
         return lines
 
 

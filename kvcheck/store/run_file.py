@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.escape import json_text
 from kvcheck.core.files import expect_plain, write_atomically
+from kvcheck.core.front import ANY, command
 from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
 from kvcheck.store.validate import check_case, shown, strict_json
 
@@ -75,14 +76,14 @@ def read_run(path: str | Path) -> Run:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KvcheckError(
-            f"{path} cannot be read: {error}", "write one with: pytest --kv-method=… --kv-json=run.json"
+            f"{path} cannot be read: {error}", f"write one with: {command(ANY, json='run.json')}"
         ) from error
     return run_from_json(text, str(path))
 
 
 def run_from_json(text: str, name: str = "the run") -> Run:
     """Read the text of a run file. Raises BaselineError."""
-    again = "write it again: pytest --kv-method=… --kv-json=run.json, or kvcheck speed --methods … --json run.json"
+    again = f"write it again: {command(ANY, json='run.json')}, or kvcheck speed --methods … --json run.json"
     try:
         data = strict_json(text)
     except ValueError as error:

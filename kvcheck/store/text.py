@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvcheck.core.errors import BaselineError, SpecError
+from kvcheck.core.front import ANY, command
 from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord
 from kvcheck.store.lines import encodable, expect_line, places, read_sample, sha256, write_sample
 from kvcheck.store.validate import check_case, shown, strict_json
@@ -144,7 +145,7 @@ def _words(error: Exception) -> str:
 
 def _move_away(name: str) -> str:
     file = shlex.quote(name)
-    again = f"mv {file} {file}.bad; pytest --kv-method=… --kv-record=new"
+    again = f"mv {file} {file}.bad; {command(ANY, record='new')}"
     return f"restore it from version control, or move it away and record it again: {again}"
 
 
@@ -218,7 +219,7 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             why = "is missing" if fp16 is None else "has changed since"
             raise BaselineError(
                 f"{name}: {stored.case} was written against an fp16 record that {why}",
-                f"record it again: pytest --kv-method={method} --kv-record=changed",
+                f"record it again: {command(method, record='changed')}",
             )
         theirs = {sample.index: sample for sample in fp16.samples}
     meta = stored.meta

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.front import option
 from kvcheck.core.registry import Registry, exports, load_attribute, picker
 from kvcheck.tasks.base import Task
 
@@ -63,7 +64,8 @@ def find(name: str, data: str | None = None, compat: bool = False, alone: bool =
     if data is None:
         raise SpecError(
             f"{name} is read from a public data set, and no place is given",
-            f"--kv-tasks={name} --kv-data=hub, or --kv-data=FOLDER with its rows (docs/reference/benchmarks.md)",
+            f"{option('tasks', name)} {option('data')}=hub, or {option('data')}=FOLDER with its rows "
+            "(docs/reference/benchmarks.md)",
         )
     return _benchmarks(data, compat, alone).get(name)
 

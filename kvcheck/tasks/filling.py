@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Tokenizer
 
@@ -83,7 +84,8 @@ def compose(
     fixed = count(header) + sum(count(unit.text) for unit in units)
     if fixed > length:
         raise SpecError(
-            f"the evidence alone needs {fixed} tokens, the context has {length}", "ask for a longer --kv-lengths"
+            f"the evidence alone needs {fixed} tokens, the context has {length}",
+            f"ask for a longer {option('lengths')}",
         )
     pool: list[str] = []
     room = length - fixed

@@ -11,6 +11,7 @@ of images; what is left is text.
 from __future__ import annotations
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer
@@ -42,7 +43,7 @@ def plates(length: int, tokenizer: Tokenizer) -> int:
     if count < LEAST:
         raise SpecError(
             f"an image takes {each} tokens with this model, a context of {length} has no room for {LEAST}",
-            f"--kv-lengths {SHARE * LEAST * max(each, sentence - each)} at least",
+            f"{option('lengths')} {SHARE * LEAST * max(each, sentence - each)} at least",
         )
     return count
 

@@ -15,6 +15,7 @@ from typing import Any
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.runner import TRIALS, examine
 from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.front import words
 from kvcheck.core.record import FAILS, CaseId, CaseRecord, ZooRecord
 from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import Allowances
@@ -55,7 +56,7 @@ class Hunt:
 
         Raises MethodUnsupported where a fault of the user's method has no place in it.
         """
-        make(suspect.faulty).host(self.session.loaded)
+        make(suspect.faulty).host(self.session.backend.loaded)
         start = time.perf_counter()
         properties, trials = self.properties(suspect)
         between = time.perf_counter()
@@ -64,7 +65,7 @@ class Hunt:
             tasks, more = self.tasks(suspect, self.rest)
             samples += more
         end = time.perf_counter()
-        self.session.hosts.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
+        self.session.backend.hosts.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
             name=suspect.name,
             family=suspect.family,
@@ -168,7 +169,7 @@ def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspe
 
     if methods:
         if set(names) - {"all"}:
-            hint = "leave the names out: kvcheck zoo --method=SPEC, or pytest --kv-zoo=all --kv-method=SPEC"
+            hint = f"leave the names out: kvcheck zoo --method=SPEC, or pytest {words(zoo='all', methods='SPEC')}"
             raise SpecError(f"{', '.join(names)}: bugs of the zoo cannot be put around a method of your own", hint)
         for method in methods:
             yield from (Suspect(f"{name} in {method}", "mutants", spec, method) for name, spec in mutants(method))

@@ -91,7 +91,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch, methods: dict[str, Any]) -> dict[str,
     """The tasks that the engine finds; a test may add its own."""
     known = {"toy": TOY}
     find = session_module.find_method
-    monkeypatch.setattr(session_module, "find_task", lambda case, settings: known[case.task])
+    monkeypatch.setattr("kvcheck.runner.case.find_task", lambda case, settings: known[case.task])
     monkeypatch.setattr(session_module, "find_method", lambda text: methods[text]() if text in methods else find(text))
     return known
 

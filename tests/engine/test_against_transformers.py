@@ -41,7 +41,7 @@ def generate(plain: Any, ids: list[int], limit: int) -> list[int]:
 
 def expected(plain: Any, session: Session, case: CaseId, index: int) -> list[str]:
     """The answers to one sample, every one from the whole conversation so far."""
-    encoder, sample = session.loaded.tokenizer, session.samples["toy", 1, case.seed, case.length, index]
+    encoder, sample = session.loaded.tokenizer, session.runner.samples["toy", 1, case.seed, case.length, index]
     context = [*encoder.bos, *encoder.encode(sample.context)]
     history, answers = list(context), []
     for number, turn in enumerate(sample.turns[:1] if case.mode == "single" else sample.turns):
@@ -72,7 +72,7 @@ def test_the_drift_of_fp16_is_the_likelihood_under_plain_transformers(
     record = session.run_case(case("single", n=3), "fp16")
     encoder = loaded.tokenizer
     for sample in record.samples:
-        shown = session.samples["toy", 1, 0, 40, sample.index]
+        shown = session.runner.samples["toy", 1, 0, 40, sample.index]
         prompt = [*encoder.bos, *encoder.encode(shown.context), *encoder.encode(shown.turns[0].question)]
         answer = encoder.encode(shown.turns[0].references[0])
         cache = Cache(layers=[RoundedLayer() for _ in range(plain.config.num_hidden_layers)])

@@ -14,7 +14,7 @@ from kvcheck.core.errors import ContextTooLong, KvcheckError, NotComparable, Spe
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.judging.pairing import pair
 from kvcheck.models import LoadedModel
-from kvcheck.models.chat import Chat
+from kvcheck.runner.chat import Chat
 from kvcheck.runner.prompts import cut
 from kvcheck.tasks.base import Sample, Task
 

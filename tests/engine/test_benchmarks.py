@@ -98,7 +98,7 @@ def test_the_context_that_is_read_alone_is_cut_by_itself(session: Session) -> No
     lengths = {}
     for mode in ("multi_turn", "multi_request"):
         session.run_case(CaseId("scbench/kv", 1, mode, 300, 0, 1), "fp16")
-    for key, sample in session.samples.items():
+    for key, sample in session.runner.samples.items():
         if isinstance(key, tuple) and key[0] == "scbench/kv" and key[3] == 300:
             lengths[key[-1]] = len(session.loaded.tokenizer.encode(sample.context))
     assert lengths["multi_turn"] < lengths["multi_request"] <= 300

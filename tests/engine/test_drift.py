@@ -13,7 +13,7 @@ from kvcheck.backends.transformers import Session, drift
 from kvcheck.backends.transformers import session as session_module
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.record import MODES, CaseId, CaseRecord
-from kvcheck.runner.prompts import Ask
+from kvcheck.runner.seam import Drift
 from kvcheck.tasks.base import Sample, Task, Turn
 
 SNAP = "snapkv:budget=8,window=4"
@@ -46,7 +46,7 @@ def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., C
     loaded = session.loaded
     encode = loaded.tokenizer.encode
     for recorded in record.samples:
-        sample = session.samples["toy", 1, 0, 40, recorded.index]
+        sample = session.runner.samples["toy", 1, 0, 40, recorded.index]
         rows = {}
         for spec in (SNAP, "fp16"):
             cache = session_module.find_method(spec).build(ModelShape.of(loaded.model.config))
@@ -72,9 +72,8 @@ def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., C
 def test_tokens_that_the_full_cache_rules_out_do_not_spoil_the_divergence() -> None:
     full = torch.log(torch.tensor([[0.5, 0.5, 0.0]])).expand(2, 3)
     own = torch.log(torch.tensor([[0.25, 0.5, 0.25]])).expand(2, 3)
-    ask = Ask(0, 0, (1,), (1,), 4)
-    drift.fill(ask, full, own)
-    assert ask.kl == pytest.approx(0.5 * 0.6931, abs=1e-4)
+    found, _ = drift.between((1,), full, own)
+    assert found.kl == pytest.approx(0.5 * 0.6931, abs=1e-4)
 
 
 def test_answers_of_one_token_drift_too_where_the_question_was_compressed_with_the_context(
@@ -88,9 +87,8 @@ def test_answers_of_one_token_drift_too_where_the_question_was_compressed_with_t
 
 def test_what_has_no_target_is_left_out_of_the_likelihood() -> None:
     sure = torch.log(torch.tensor([[0.25, 0.75], [1e-6, 1 - 1e-6]]))
-    ask = Ask(0, 0, (1,), (1,), 4)
-    drift.fill(ask, sure, sure)
-    assert ask.nll == pytest.approx(0.2877, abs=1e-4)
+    found, _ = drift.between((1,), sure, sure)
+    assert found.nll == pytest.approx(0.2877, abs=1e-4)
 
 
 def test_the_answer_that_is_fed_is_the_one_that_earns_the_full_score(
@@ -101,7 +99,7 @@ def test_the_answer_that_is_fed_is_the_one_that_earns_the_full_score(
     tasks["toy"] = answering(plain, lambda turn: replace(turn, references=("w1",), target=turn.references[0]))
     told = likelihoods(session.run_case(case(), "fp16"))
     tasks["toy"] = plain
-    session.samples.clear()
+    session.runner.samples.clear()
     assert told == likelihoods(session.run_case(case(), "fp16"))
 
 
@@ -120,6 +118,4 @@ def likelihoods(record: CaseRecord) -> list[float | None]:
 
 
 def test_a_turn_without_reference_has_no_drift() -> None:
-    ask = Ask(0, 0, (1,), (), 4)
-    drift.fill(ask, torch.zeros(1, 3), None)
-    assert (ask.nll, ask.agree, ask.kl) == (None, None, None)
+    assert drift.between((), torch.zeros(1, 3), None) == (Drift(), 0.0)

@@ -191,7 +191,7 @@ def test_unknown_names_are_refused_with_a_suggestion(make_session: Callable[...,
 
 
 def test_tasks_are_found_by_name_version_and_mode() -> None:
-    from kvcheck.backends.transformers.session import find_task
+    from kvcheck.runner.case import find_task
 
     assert find_task(CaseId("kv", 1, "single", 512, 0, 1), Settings()).info.name == "kv"
     with pytest.raises(SpecError, match="unknown task 'kw'"):

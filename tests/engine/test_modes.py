@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.backends.transformers import Session
+from kvcheck.backends.transformers import Session, work
 from kvcheck.backends.transformers import session as session_module
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.record import MODES, CaseId, CaseRecord
@@ -32,7 +32,7 @@ def by_hand(session: Session) -> Callable[..., list[list[int]]]:
     """A conversation with one sample, fed to a cache of the method's own prefill, token by token."""
 
     def talk(spec: str, index: int, case: CaseId) -> list[list[int]]:
-        loaded, sample = session.loaded, session.samples["toy", 1, case.seed, case.length, index]
+        loaded, sample = session.loaded, session.runner.samples["toy", 1, case.seed, case.length, index]
         encode, model = loaded.tokenizer.encode, loaded.model
         cache = session_module.find_method(spec).build(ModelShape.of(model.config))
         fed = [*loaded.tokenizer.bos, *encode(sample.context), *encode(sample.turns[0].question)]
@@ -90,8 +90,8 @@ def test_batching_never_changes_an_answer(
     aware: str,
 ) -> None:
     together = make_session(query_aware=aware).run_case(case(mode, n=5), spec)
-    monkeypatch.setattr(session_module, "CONTEXTS", 1)
-    monkeypatch.setattr(session_module, "ROWS", 1)
+    monkeypatch.setattr(work, "CONTEXTS", 1)
+    monkeypatch.setattr(work, "ROWS", 1)
     alone = make_session(query_aware=aware).run_case(case(mode, n=5), spec)
     assert answers(together) == answers(alone)
     for left, right in zip(together.samples, alone.samples, strict=True):

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvcheck.backends.transformers import Engine, Session
+from kvcheck.backends.base import Engine
+from kvcheck.backends.transformers import Session
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.core.settings import Settings

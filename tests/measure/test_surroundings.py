@@ -18,9 +18,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
 
-import kvcheck.backends.transformers.session
 import kvcheck.judging.budget
 import kvcheck.judging.pairing
+import kvcheck.runner.case
 import kvcheck.tasks.metrics
 from kvcheck.backends.transformers.surroundings import CHANCE, FACTS, Surroundings, untouched
 from kvcheck.cache.kv_cache import CacheLayer
@@ -56,9 +56,7 @@ LEFT = {
     "kvcheck.tasks.metrics.score": lambda: setattr(kvcheck.tasks.metrics, "score", nothing),
     "kvcheck.judging.budget.judge": lambda: setattr(kvcheck.judging.budget, "judge", nothing),
     "kvcheck.judging.pairing.differences": lambda: setattr(kvcheck.judging.pairing, "differences", nothing),
-    "kvcheck.backends.transformers.session._turn": lambda: setattr(
-        kvcheck.backends.transformers.session, "_turn", nothing
-    ),
+    "kvcheck.runner.case._turn": lambda: setattr(kvcheck.runner.case, "_turn", nothing),
     "kvcheck.cache.layer.CacheLayer.attend": lambda: setattr(CacheLayer, "attend", nothing),
     "pytest.fail": lambda: setattr(pytest, "fail", nothing),
     "builtins.sum": lambda: setattr(builtins, "sum", nothing),

@@ -20,7 +20,6 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
 from kvcheck.backends.transformers import Session
-from kvcheck.backends.transformers import session as session_module
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
 from kvcheck.cache.host import Host
@@ -122,7 +121,7 @@ def toy(seed: int, index: int, length: int, tokenizer: Any, turns: int = 3) -> S
 def run(models: Callable[[str], LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Callable[..., CaseRecord]:
     """One case of the toy task."""
     task = Task(TaskInfo("toy", 1, "needle", MODES, True, 0.0, "words"), toy)
-    monkeypatch.setattr(session_module, "find_task", lambda case, settings: task)
+    monkeypatch.setattr("kvcheck.runner.case.find_task", lambda case, settings: task)
     sessions: dict[str, Session] = {}
 
     def case(name: str, spec: str, mode: str = "single", length: int = 48, n: int = 1) -> CaseRecord:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from kvcheck.core.errors import SpecError
+from kvcheck.core.front import command, option, spelled
+from kvcheck.core.settings import OPTIONS, Settings
 from kvcheck.plugin import parse
 
 Run = Callable[..., pytest.RunResult]
@@ -130,7 +136,7 @@ def test_the_command_line_goes_before_pyproject(repo: pytest.Pytester, run: Run)
         ("lengths = 'many'", "*[[]tool.kvcheck] lengths*"),
         ("n = true", "*[[]tool.kvcheck] n*"),
         ("strict = 1", "*expected true or false*"),
-        ("[tool.kvcheck.judging.budget]\ndorp = 2", "*did you mean drop*"),
+        ("[tool.kvcheck.budget]\ndorp = 2", "*did you mean drop*"),
     ],
 )
 def test_a_bad_key_or_value_in_pyproject_is_refused_by_name(
@@ -189,3 +195,83 @@ def test_the_name_of_a_family_stands_for_all_of_its_tasks() -> None:
     assert chosen[0] == "kv"
     assert len(chosen) == 14
     assert all(name.startswith("ruler/") for name in chosen[1:])
+
+
+GIVEN = {
+    "methods": "snapkv",
+    "profile": "quick",
+    "lengths": "512",
+    "tasks": "kv",
+    "modes": "single",
+    "n": "3",
+    "device": "cpu",
+    "dtype": "float32",
+    "query_aware": "yes",
+    "seed": "7",
+    "record": "new",
+    "against": "fp16",
+    "budget": "drop=3",
+    "alpha": "0.01",
+    "timeout": "5",
+    "chat": "no",
+    "history": "own",
+    "rope": "yarn:factor=4",
+    "attention": "math",
+    "trust_remote_code": "mini",
+}
+"""A value for every option that does not take just any text, other than its default."""
+
+
+def test_every_option_is_declared_once_and_is_a_setting() -> None:
+    assert list(OPTIONS) == [item.name for item in dataclasses.fields(Settings)]
+    flags = [one.flag for one in OPTIONS.values()]
+    assert len(set(flags)) == len(flags)
+    assert all(one.help for one in OPTIONS.values())
+
+
+def test_every_option_is_in_the_help_of_pytest(repo: pytest.Pytester) -> None:
+    text = repo.runpytest("--help").stdout.str()
+    for one in OPTIONS.values():
+        shown = re.findall(rf"^  {one.flag}(?:=(\S+))?$|^  {one.flag}(?:=(\S+))?  +\S", text, re.MULTILINE)
+        assert len(shown) == 1, one.flag
+        assert "".join(shown[0]) == one.metavar
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_its_row_in_the_documentation(name: str) -> None:
+    one = OPTIONS[name]
+    flag = f"{one.flag}={one.metavar}" if one.metavar else one.flag
+    key = f"{name}, {one.also}" if one.also else name
+    row = f"| `{flag}` | `{key}` | {one.help} |".replace("hub|PATH", "hub\\|PATH")
+    page = Path(__file__).parents[2] / "docs" / "reference" / "options.md"
+    assert row in page.read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_taken_from_pyproject_as_from_the_command_line(tmp_path: Path, name: str) -> None:
+    one = OPTIONS[name]
+    value = GIVEN.get(name, "some") if one.metavar else True
+    written = "true" if value is True else f'"{value}"'
+    for key in filter(None, (name, name.replace("_", "-"), one.also)):
+        (tmp_path / "pyproject.toml").write_text(f"[tool.kvcheck]\n{key} = {written}\n", "utf-8")
+        found = parse.settings(parse.table(tmp_path / "pyproject.toml"), {})
+        assert found == parse.settings({name: [value] if one.repeat else value}, {})
+        assert getattr(found, name) != getattr(Settings(), name)
+
+
+@pytest.mark.parametrize("name", [name for name, one in OPTIONS.items() if one.metavar])
+def test_a_refusal_carries_the_option_that_it_is_about(name: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse.settings({name: ""}, {name: "where it stands"})
+    assert caught.value.option == name
+    assert caught.value.message.startswith("where it stands: ")
+
+
+def test_messages_spell_an_option_as_the_front_end_that_runs() -> None:
+    assert option("lengths", 512) == "--kv-lengths=512"
+    with spelled(lambda name, value: f"{name} of {value}"):
+        assert option("lengths", 512) == "lengths of 512"
+        assert command("fp16", record="new") == "pytest --kv-method=fp16 --kv-record=new"
+    assert option("record_in_ci") == "--kv-record-in-ci"
+    with pytest.raises(KeyError):
+        option("length")

@@ -10,6 +10,7 @@ import torch
 
 from kvcheck.cache.host import Host
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.core.record import LatencyRecord
 from kvcheck.measure import latency
 from kvcheck.measure.clocks import Clocks
@@ -26,7 +27,7 @@ def fits(loaded: LoadedModel, length: int) -> None:
     if limit is not None and length + DECODED > limit:
         raise SpecError(
             f"a prompt of {length} tokens and what is decoded behind it: the model has room for {limit}",
-            f"--kv-lengths {limit - DECODED}",
+            f"{option('lengths')} {limit - DECODED}",
         )
 
 

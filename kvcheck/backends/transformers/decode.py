@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.cache.host import Host
-from kvcheck.runner.prompts import Ask
+from kvcheck.runner.seam import Ask
 
 
 @dataclass

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from kvcheck.backends.base import Engine, OnBlock, Progress, Timer
+from kvcheck.backends.base import Engine, Timer
 from kvcheck.backends.transformers.session import Session
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import Settings
 from kvcheck.models.parallel import Team, team
+from kvcheck.runner.case import OnBlock, Progress
 
 Limit = Callable[[float], AbstractContextManager[None]]
 """Gives a block of code some seconds; see kvcheck/plugin/timelimit.py."""
@@ -20,11 +21,11 @@ Limit = Callable[[float], AbstractContextManager[None]]
 def open_engine(settings: Settings) -> Engine:
     """The engine of this session: one model in this process, or shared out over those of torchrun."""
     found = team()
-    return Session.open(settings) if found is None else Led(found, settings)
+    return Session.open(settings).runner if found is None else Led(found, settings)
 
 
 class Led:
-    """What the first process has in place of a Session: each call is done by all processes, and answered by this one.
+    """What the first process has in place of a Runner: each call is done by all processes, and answered by this one.
 
     The others see no baselines: whether a case may stop is decided here.
     """
@@ -51,8 +52,8 @@ class Led:
     def run_case(
         self, case: CaseId, method_spec: str, on_block: OnBlock | None = None, progress: Progress | None = None
     ) -> CaseRecord:
-        """As Session.run_case. Raises what the first process that fails raises."""
-        work = partial(self.session.run_case, case, method_spec, on_block, progress)
+        """As Runner.run_case. Raises what the first process that fails raises."""
+        work = partial(self.session.run_case, case, method_spec, first_decides(self.team, on_block), progress)
         return self._all("run_case", (case, method_spec), work)
 
     def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
@@ -64,6 +65,15 @@ class Led:
         """As Session.measure_memory: bytes of all processes."""
         work = partial(self.session.measure_memory, method_spec, length)
         return self._all("measure_memory", (method_spec, length), work)
+
+
+def first_decides(found: Team, on_block: OnBlock | None = None) -> OnBlock:
+    """Whether the case may end after a block: of several processes, the first one says so."""
+
+    def ends(record: CaseRecord) -> bool:
+        return bool(found.gather(on_block is not None and on_block(record))[0])
+
+    return ends
 
 
 def _counted(timer: Timer) -> Timer:
@@ -100,6 +110,7 @@ def follow(found: Team, limit: Limit) -> None:
                     settings = args[0]
                     session = found.together(partial(Session.open, settings))
                 else:
+                    args = (*args, first_decides(found)) if name == "run_case" else args
                     found.together(partial(getattr(session, name), *args))
         except KeyboardInterrupt:
             raise

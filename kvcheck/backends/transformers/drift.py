@@ -13,30 +13,29 @@ from collections.abc import Sequence
 
 import torch
 
-from kvcheck.runner.prompts import Ask
+from kvcheck.runner.seam import Drift
 
 DIGITS = 6
 
 
-def fill(ask: Ask, dense: torch.Tensor, own: torch.Tensor | None) -> float:
-    """Write nll, agree and kl into the question -> the largest difference of a log-probability, of any token.
+def between(reference: Sequence[int], dense: torch.Tensor, own: torch.Tensor | None) -> tuple[Drift, float]:
+    """The drift over the T tokens of a reference answer, and the largest difference of a log-probability of any token.
 
     dense, own: log-probabilities (T + 1, V) in float32 of the full cache and of the method before each of the T
     reference tokens and behind the last. own None: the method is the full cache; the same numbers give kl 0, agree 1.
     """
-    if not ask.reference:
-        return 0.0
+    if not reference:
+        return Drift(), 0.0
     mine = dense if own is None else own
-    target = torch.tensor(ask.reference, device=mine.device)
-    ask.nll = _mean(-mine[: len(target)].gather(-1, target[:, None])[:, 0])
+    target = torch.tensor(reference, device=mine.device)
+    nll = _mean(-mine[: len(target)].gather(-1, target[:, None])[:, 0])
     if own is None:
-        ask.agree, ask.kl = 1.0, 0.0
-        return 0.0
-    ask.agree = _mean((dense.argmax(-1) == own.argmax(-1)).float())
+        return Drift(nll, 1.0, 0.0), 0.0
+    agree = _mean((dense.argmax(-1) == own.argmax(-1)).float())
     weight = dense.exp()
     terms = torch.where(weight > 0, weight * (dense - own), 0.0)
-    ask.kl = max(_mean(terms.sum(-1)), 0.0)
-    return float((dense - own).abs().nan_to_num(0.0).max())
+    kl = max(_mean(terms.sum(-1)), 0.0)
+    return Drift(nll, agree, kl), float((dense - own).abs().nan_to_num(0.0).max())
 
 
 def log_probs(logits: torch.Tensor) -> torch.Tensor:

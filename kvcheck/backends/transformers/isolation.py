@@ -12,9 +12,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
-from inspect import signature
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,8 +35,6 @@ NAMED = 4
 WAYS = "leave what is shared as it was: change it only inside a context that puts it back (try … finally)"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 Held = tuple[dict[str, dict[int, Any]], dict[str, Any]]
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Hooks:
@@ -145,8 +142,16 @@ class Isolation:
         self.spoiled = ""
 
     @contextmanager
-    def around(self, session: Session, method: str) -> Iterator[None]:
-        """Work with a method. Raises MethodFailed where it leaves anything changed; what was raised keeps its kind."""
+    def around(self, session: Session, method_spec: str) -> Iterator[None]:
+        """Work with a method, in torch's inference mode.
+
+        Raises MethodFailed where it leaves anything changed; what was raised keeps its kind.
+        """
+        with torch.inference_mode(), self._watched(session, str(Spec.parse(method_spec))):
+            yield
+
+    @contextmanager
+    def _watched(self, session: Session, method: str) -> Iterator[None]:
         self._expect_sound(session)
         prefillers = [each for each in (session.prefiller, session.carrying) if each is not None]
         for each in prefillers:
@@ -208,20 +213,6 @@ class Isolation:
         self.proof.loaded = session.loaded
         if self.proof.changed() or not self.proof.answers():
             self.spoiled = method
-
-
-def isolated(work: Callable[P, T]) -> Callable[P, T]:
-    """Guard a method of Session that has a parameter method_spec."""
-    names = signature(work)
-
-    @wraps(work)
-    def guarded(*args: P.args, **given: P.kwargs) -> T:
-        found = names.bind(*args, **given).arguments
-        session: Session = found["self"]
-        with torch.inference_mode(), session.isolation.around(session, str(Spec.parse(found["method_spec"]))):
-            return work(*args, **given)
-
-    return guarded
 
 
 def _listed(changed: Iterable[str]) -> str:

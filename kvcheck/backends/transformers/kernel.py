@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvcheck.cache import kernels
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.core.settings import KERNELS
 from kvcheck.models import LoadedModel
 
@@ -41,9 +42,9 @@ def use(name: str, loaded: LoadedModel) -> None:
         if problem:
             served = [each for each in KERNELS if not any(_refusal(each, loaded, *one) for one in ROWS.values())]
             raise SpecError(
-                f"--kv-attention={name}: torch has no such kernel for {what} of {loaded.name} on {loaded.device} in "
-                f"{str(loaded.model.dtype).removeprefix('torch.')}",
-                f"--kv-attention=auto, or {' or '.join(served)}",
+                f"{option('attention')}={name}: torch has no such kernel for {what} of {loaded.name} on "
+                f"{loaded.device} in {str(loaded.model.dtype).removeprefix('torch.')}",
+                f"{option('attention')}=auto, or {' or '.join(served)}",
             )
     _around(loaded.model, lambda _: _only(name))
 

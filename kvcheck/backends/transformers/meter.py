@@ -35,13 +35,15 @@ SLACK, LOOSE = 0.25, 2**18
 class Meter:
     """Weighs and audits every freshly compressed cache.
 
-    weights: what each context of the case held, by its index. apart: see Block.
+    peak: bytes, see peak_bytes; peaked: it is known, or known that it cannot be. weights: what each context of the case
+    held, by its index. apart: see Contexts.
     """
 
     method: Method
     shape: ModelShape
     guard: Guard
     peak: int | None = None
+    peaked: bool = False
     layers: int = 0
     touched: int = 0
     audited: bool = False
@@ -61,6 +63,7 @@ class Meter:
         self.weights = {at: weight if first else replace(weight, **nothing) for at, weight in found.items()}
         self.layers, self.touched = record.memory.layers, record.memory.touched
         self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
+        self.peaked = True
 
     def watch(self, cache: Any, prompt: Sequence[Prefilled], contexts: Sequence[int]) -> None:
         """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.

@@ -22,7 +22,7 @@ from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.checksum import checksums
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
-from kvcheck.runner.prompts import Ask
+from kvcheck.runner.seam import Ask
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from kvcheck.backends.transformers.contexts import Contexts
 from kvcheck.backends.transformers.meter import Meter
 from kvcheck.backends.transformers.session import Session
-from kvcheck.backends.transformers.turns import Block
 from kvcheck.core.record import MODES, CaseId
 from kvcheck.core.settings import Settings
+from kvcheck.runner.case import Runner
 from kvcheck.tasks import TASKS
 
 CLOCK = time.process_time
@@ -53,9 +54,9 @@ def profile(session: Session, methods: list[str], task: str, length: int, n: int
     """Run and print. The first method pays for the prefills that the others share."""
     clock, version = Clock(), TASKS.get(task).info.version
     clock.wrap("model", session.loaded.model, "forward")
-    clock.wrap("drift", Block, "_drift")
+    clock.wrap("drift", Contexts, "drift")
     clock.wrap("audit", Meter, "watch")
-    clock.wrap("samples", Session, "_sample")
+    clock.wrap("samples", Runner, "sample")
     sums: dict[str, float] = {}
     print(f"{task}, {length} tokens, {n} contexts\n{'method':24} {'mode':14} {'total':>8} {'model':>8} ratio  shares")
     for method in methods:

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, QuantizedCache
 from kvcheck.cache import checks
 from kvcheck.cache.method import Method
 from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.spec import Spec, bind
 from kvcheck.methods.adapters.foreign import ForeignCache, info
 from kvcheck.methods.adapters.known import NAMED
@@ -76,7 +77,7 @@ class Offloaded:
         if model.device.type == "cpu":
             raise MethodUnsupported(
                 "transformers.offloaded moves layers between an accelerator and the CPU; the model is on the CPU",
-                "run it with --kv-device=cuda",
+                f"run it with {option('device')}=cuda",
             )
         return DynamicCache(config=model.config, offloading=True)
 
@@ -140,7 +141,7 @@ class Fp8:
         """Raise SpecError where transformers has none."""
         if not hasattr(transformers.cache_utils, "Fp8QuantizedLayer"):
             raise SpecError(
-                f"transformers {transformers.__version__} has no fp8 cache", "kvcheck's own is --kv-method=fp8"
+                f"transformers {transformers.__version__} has no fp8 cache", f"kvcheck's own is {option('methods')}=fp8"
             )
 
     def __call__(self, model: Any, tokens: int) -> Cache:

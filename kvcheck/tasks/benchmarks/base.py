@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.base import Tokenizer, Turn
 
 Row = Mapping[str, Any]
@@ -28,7 +29,10 @@ class Source:
             return cls()
         folder = Path(text).expanduser()
         if not folder.is_dir():
-            raise SpecError(f"--kv-data {text}: there is no such folder", "type --kv-data hub, or the path of a folder")
+            raise SpecError(
+                f"{option('data')} {text}: there is no such folder",
+                f"type {option('data')} hub, or the path of a folder",
+            )
         return cls(folder)
 
 

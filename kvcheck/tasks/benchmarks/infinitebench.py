@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
 from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
@@ -62,7 +63,7 @@ def _search(pattern: re.Pattern[str], text: str, job: Job) -> str:
     if found is None:
         raise SpecError(
             f"{job.data_set.name}: a question without {pattern.pattern!r}: {text[:80]!r}",
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     return found.group()
 
@@ -90,7 +91,7 @@ def _references(row: Row, job: Job) -> tuple[str, ...]:
     if golds[0] not in options:
         raise SpecError(
             f"{job.data_set.name}: the answer {golds[0][:60]!r} is none of the options of its row",
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     return (golds[0], "ABCD"[options.index(golds[0])])
 

@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import passkey, wording
@@ -145,12 +146,14 @@ def planted(text: str, fact: str, head: str, spot: Spot, job: Job) -> tuple[str,
         if over <= 0:
             return context, len(head) + at
         room -= over
-    raise SpecError(f"{job.data_set.name}: a needle does not fit into {spot.length} tokens", "longer --kv-lengths")
+    raise SpecError(
+        f"{job.data_set.name}: a needle does not fit into {spot.length} tokens", f"longer {option('lengths')}"
+    )
 
 
 def nothing(job: Job) -> SpecError:
     """The error of essays without a word."""
-    return SpecError(f"{job.data_set.name}: the essays are empty", "put texts there, or --kv-data hub")
+    return SpecError(f"{job.data_set.name}: the essays are empty", f"put texts there, or {option('data')} hub")
 
 
 def _upstream(size: int) -> Upstream:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvcheck.core import hub
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -29,7 +30,7 @@ class Rows:
         """(place in the file, row) of the index-th row. Raises SpecError where there are fewer rows, and see `read`."""
         if index < 0 or not self._read(index + 1):
             count, name = len(self._known), self.data_set.name
-            raise SpecError(f"{name} has {count} rows, sample {index} was asked for", f"--kv-n {count} at most")
+            raise SpecError(f"{name} has {count} rows, sample {index} was asked for", f"{option('n', count)} at most")
         return self._known[index]
 
     def all(self) -> list[tuple[int, Row]]:
@@ -155,7 +156,7 @@ def _local(data_set: DataSet, folder: Path) -> str:
             return f"zip://{data_set.file}::{path}" if name.endswith(".zip") else path
     files = " or ".join(local_files(data_set))
     raise SpecError(
-        f"{data_set.name}: {folder} holds no {files}", f"put the rows of {data_set.hub} there, or --kv-data hub"
+        f"{data_set.name}: {folder} holds no {files}", f"put the rows of {data_set.hub} there, or {option('data')} hub"
     )
 
 
@@ -176,7 +177,7 @@ def revision_of(data_set: DataSet, source: Source) -> str:
 
 def check(data_set: DataSet, row: Row, place: int) -> None:
     """Raise SpecError for a row that lacks a column, has one of another type, or has no answer."""
-    hint = "the data set has changed: use the pinned revision, or a local copy of it with --kv-data PATH"
+    hint = f"the data set has changed: use the pinned revision, or a local copy of it with {option('data')} PATH"
     for column, kind in data_set.columns.items():
         if column not in row:
             known = ", ".join(row)
@@ -202,7 +203,7 @@ def no_answer(data_set: DataSet, row: str) -> SpecError:
     """The error of a row without an answer."""
     return SpecError(
         f"{data_set.name}: row {row} has no answer, so nothing can be graded",
-        "remove the row from the local copy, or use the pinned revision with --kv-data hub",
+        f"remove the row from the local copy, or use the pinned revision with {option('data')} hub",
     )
 
 
@@ -229,7 +230,7 @@ def explain(error: BaseException, data_set: DataSet, source: Source) -> SpecErro
     where = f"{data_set.hub} on the Hub" if source.folder is None else f"the local copy of {data_set.hub}"
     last = str(error).strip().splitlines() or [type(error).__name__]
     said = f" ({type(error).__name__}: {last[0][:200]})"
-    local = "or pass a local copy: --kv-data PATH"
+    local = f"or pass a local copy: {option('data')} PATH"
     if trouble == hub.GATED:
         page = f"https://huggingface.co/datasets/{data_set.hub}"
         return SpecError(

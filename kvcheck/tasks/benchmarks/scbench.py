@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.core.record import MODES
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
@@ -91,7 +92,7 @@ def goal(question: str) -> str:
     if found is None:
         raise SpecError(
             f'a math_find question without "The ... is": {question[:80]!r}',
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     return f"What is {found.group().lower().removesuffix(' is')}?"
 
@@ -115,7 +116,7 @@ def kind_of(name: str, turn: Mapping[str, Any]) -> str:
     if kind not in _MIXED[name]:
         raise SpecError(
             f"scbench/{name}: a turn of the task {turn.get('task')!r}, known: {', '.join(_MIXED[name])}",
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     return kind
 
@@ -149,7 +150,7 @@ def _chosen(gold: str, turn: Mapping[str, Any], job: Job) -> tuple[tuple[str, ..
     if gold not in options:
         raise SpecError(
             f"{job.data_set.name}: the answer {gold[:60]!r} is none of the options of its turn",
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     return (gold, "ABCD"[options.index(gold)]), options
 
@@ -186,7 +187,7 @@ def build(row: Row, job: Job) -> Draft:
     if any(turn.get("input") is None for turn in turns):
         raise SpecError(
             f"{job.data_set.name}: a turn of row {row.get('id')} has no column 'input'; it has {', '.join(turns[0])}",
-            "the data set has changed: use the pinned revision with --kv-data hub",
+            f"the data set has changed: use the pinned revision with {option('data')} hub",
         )
     head, tail = split(job.template)
     prefixed = "{prefix}" in head

@@ -19,6 +19,7 @@ from typing import Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.files import write_atomically
+from kvcheck.core.front import option
 from kvcheck.tasks.benchmarks.base import DataSet, Source, Upstream
 
 OWN = "kvcheck/v1"
@@ -87,7 +88,7 @@ def _remote(upstream: Upstream) -> tuple[str, str] | None:
         return None
     if hashlib.sha256(data).hexdigest() != upstream.sha256:
         raise SpecError(
-            f"{url} is not the file that was pinned", "try again, or keep a copy of it in a --kv-data folder"
+            f"{url} is not the file that was pinned", f"try again, or keep a copy of it in a {option('data')} folder"
         )
     with suppress(OSError, KvcheckError):  # an unwritable cache costs a download, no more
         write_atomically(str(cached), data.decode("utf-8"))

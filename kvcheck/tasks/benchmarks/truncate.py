@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.base import Sample, Tokenizer
 
 ROUNDS = 8
@@ -38,7 +39,9 @@ def shorten(sample: Sample, length: int, tokenizer: Tokenizer, alone: bool = Fal
         if over <= 0:
             return _with(sample, context, question)
         half -= (over + 1) // 2
-    raise SpecError(f"{sample.task}: row {sample.row} cannot be cut to {length} tokens", "ask for longer --kv-lengths")
+    raise SpecError(
+        f"{sample.task}: row {sample.row} cannot be cut to {length} tokens", f"ask for longer {option('lengths')}"
+    )
 
 
 def _halves(sample: Sample, ids: list[int], half: int, tail: str, tokenizer: Tokenizer) -> tuple[str, str | None]:

@@ -40,7 +40,7 @@ def _first_sentence(function: object) -> str:
 def _repoqa(language: str) -> Metric:
     """The metric for one language; Python's has the plain name."""
     name, rule = f"repoqa_{language}", partial(code.repoqa, language=language)
-    source = f"RepoQA, SCBench (nltk BLEU-4, tree-sitter), {language}"
+    source = f"RepoQA, SCBench (nltk's BLEU-4, tree-sitter), {language}"
     return Metric("repoqa" if language == "python" else name, BINARY, rule, source, _first_sentence(code.repoqa), True)
 
 
@@ -87,11 +87,10 @@ _ALL = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 _PACKAGES = {
-    "rouge_lsum": ("rouge-score",),
     "rouge_zh": ("jieba",),
     "f1_zh_words": ("jieba",),
     "code_sim": ("rapidfuzz",),
-    "repoqa": ("nltk", "tree-sitter", *(f"tree-sitter-{language}" for language in LANGUAGES)),
+    "repoqa": ("tree-sitter", *(f"tree-sitter-{language}" for language in LANGUAGES)),
 }
 """The packages whose code decides a score; the other metrics rest on Python alone."""
 

@@ -40,7 +40,7 @@ def _jieba() -> Any:
             warnings.simplefilter("ignore")  # its source has invalid escape sequences
             import jieba
     except ImportError as error:
-        raise SpecError(f"Chinese words are cut by jieba: {error}", "pip install 'kvcheck[metrics]'") from error
+        raise SpecError(f"Chinese words are cut by jieba: {error}", "pip install 'kvcheck[benchmarks]'") from error
     jieba.setLogLevel(logging.ERROR)
     return jieba
 

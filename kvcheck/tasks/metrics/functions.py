@@ -65,6 +65,6 @@ def _parser(language: str) -> Any:
         grammar = import_module(f"tree_sitter_{language}")
     except ImportError as error:
         raise SpecError(
-            f"repoqa grades {language} by its grammar: {error}", "pip install 'kvcheck[metrics]'"
+            f"repoqa grades {language} by its grammar: {error}", "pip install 'kvcheck[benchmarks]'"
         ) from error
     return Parser(Language(getattr(grammar, "language_typescript" if language == "typescript" else "language")()))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 WORD = rf"[^\W{_CJK}]"  # a word character of a script that sets words apart
+_TOKEN = re.compile(r"[a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -79,30 +78,28 @@ def _sentences(text: str) -> list[list[str]]:
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
 
 
-def _lcs_words(reference: list[str], hypothesis: list[str]) -> set[str]:
-    """The distinct words of one longest common subsequence.
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The places (in the first, in the second) of the words of one longest common subsequence, from its end.
 
     Which one, where several are equally long, decides the score: backwards from the end, equal words are taken, else
-    the hypothesis is shortened unless shortening the reference keeps a strictly longer subsequence.
+    the second is shortened unless shortening the first keeps a strictly longer subsequence.
     """
-    table = [[0] * (len(hypothesis) + 1)]
-    for word in reference:
+    table = [[0] * (len(second) + 1)]
+    for word in first:
         above, row, left = table[-1], [0], 0
-        for column, other in enumerate(hypothesis):
+        for column, other in enumerate(second):
             left = above[column] + 1 if word == other else max(above[column + 1], left)
             row.append(left)
         table.append(row)
-    words: set[str] = set()
-    i, j = len(reference), len(hypothesis)
+    i, j = len(first), len(second)
     while i and j:
-        if reference[i - 1] == hypothesis[j - 1]:
-            words.add(reference[i - 1])
+        if first[i - 1] == second[j - 1]:
             i, j = i - 1, j - 1
+            yield i, j
         elif table[i - 1][j] > table[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return words
 
 
 def rouge_l(prediction: str, reference: str) -> float:
@@ -120,22 +117,26 @@ def rouge_l(prediction: str, reference: str) -> float:
     union: set[str] = set()
     for sentence in gold:
         for candidate in hypothesis:
-            union |= _lcs_words(sentence, candidate)
+            union |= {sentence[place] for place, _ in _longest_common(sentence, candidate)}
     recall = len(union) / len({word for sentence in gold for word in sentence})
     precision = len(union) / len({word for sentence in hypothesis for word in sentence})
     return 2.0 * (precision * recall / (precision + recall + 1e-8))
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeLsum"], use_stemmer=False)
-
-
 def rouge_lsum(prediction: str, reference: str) -> float:
-    """rougeLsum F through package rouge-score: lowercase, tokens [a-z0-9]+, no stemming, sentences end at newlines.
+    """rougeLsum F as package rouge-score 0.1.2 computes it: lowercase, tokens [a-z0-9]+, sentences end at newlines.
 
-    Source: SCBench compute_scores.py (through `evaluate`, which calls the same package), InfiniteBench En.Sum.
+    Per sentence of the reference, the places that it shares with any sentence of the answer count once, and no word
+    more often than the answer has it. Not called from the package, which would bring nltk (tests compare the two).
+    Source: SCBench compute_scores.py (through `evaluate`, which calls that package), InfiniteBench En.Sum.
     """
-    return float(_rouge_scorer().score(reference, prediction)["rougeLsum"].fmeasure)
+    answer, gold = ([_TOKEN.findall(line) for line in text.lower().split("\n")] for text in (prediction, reference))
+    shared: Counter[str] = Counter()
+    for line in gold:
+        shared.update(line[at] for at in {place for own in answer for _, place in _longest_common(own, line)})
+    words = Counter(token for line in answer for token in line)
+    hits, recalled, given = (shared & words).total(), sum(map(len, gold)), words.total()
+    if not hits:
+        return 0.0
+    precision, recall = hits / given, hits / recalled
+    return 2 * precision * recall / (precision + recall)

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import sample_rng
 
@@ -110,7 +111,7 @@ def distinct(draw: Callable[[], str]) -> Iterator[str]:
         item = next((item for item in (draw() for _ in range(PATIENCE)) if item not in seen), None)
         if item is None:
             raise KvcheckError(
-                f"{len(seen)} different words are drawn, there are no more", "ask for shorter --kv-lengths"
+                f"{len(seen)} different words are drawn, there are no more", f"ask for shorter {option('lengths')}"
             )
         seen.add(item)
         yield item
@@ -169,7 +170,7 @@ def fit(order: Order, make: Callable[[int], Draft], least: int) -> Draft:
         raise SpecError(
             f"{order.task} needs {cost(least)} tokens for its smallest haystack, question and answer, "
             f"{order.length} were asked for",
-            "ask for a longer --kv-lengths",
+            f"ask for a longer {option('lengths')}",
         )
     return make(size)
 

@@ -13,6 +13,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.methods.snapkv import SnapKV
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Blockwise(SnapKV):
         if self.chunk < self.window:
             raise SpecError(
                 f"{self.name()}: a chunk of {self.chunk} tokens does not hold a window of {self.window}",
-                f"type --kv-method={self.name()}:chunk={self.window}",
+                f"type {option('methods')}={self.name()}:chunk={self.window}",
             )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

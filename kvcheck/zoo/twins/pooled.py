@@ -14,6 +14,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Pooled(Method):
         if isinstance(self.window, int) and self.window < self.block:
             raise SpecError(
                 f"{self.name()}: a window of {self.window} tokens does not hold a block of {self.block}",
-                f"type --kv-method={self.name()}:block={self.block},window={self.block}",
+                f"type {option('methods')}={self.name()}:block={self.block},window={self.block}",
             )
 
     def width(self, prompt: int) -> int:

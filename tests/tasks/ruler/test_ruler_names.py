@@ -10,7 +10,7 @@ from ruler_samples import NAMES
 
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.record import CaseId
-from kvcheck.plugin.parse import READERS
+from kvcheck.plugin import parse
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.profiles import PROFILES, cases, infos
 from kvcheck.tasks.ruler.fit import distinct, largest
@@ -63,13 +63,13 @@ def test_a_case_with_more_slashes_is_refused(text):
 
 @pytest.mark.parametrize("wrong", ["ruler/vtt", "ruler/niah_single_4"])
 def test_a_wrong_name_is_refused_with_the_nearest_right_one(wrong):
-    for ask in (TASKS.get, lambda name: READERS["tasks"](name, "--kv-tasks", "tasks")):
+    for ask in (TASKS.get, lambda name: parse.settings({"tasks": name}, {})):
         with pytest.raises(SpecError, match=r"did you mean .*ruler/"):
             ask(wrong)
 
 
 def test_the_option_takes_their_names():
-    assert READERS["tasks"]("ruler/vt,kv", "--kv-tasks", "tasks") == ("ruler/vt", "kv")
+    assert parse.settings({"tasks": "ruler/vt,kv"}, {}).tasks == ("ruler/vt", "kv")
 
 
 @pytest.mark.parametrize("room", [5, 6, 49, 50, 1000, 4321])

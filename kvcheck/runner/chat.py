@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 
 USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "\u2460kvcheck-next\u2460"
 
@@ -39,7 +40,7 @@ class Chat:
         name = getattr(tokenizer, "name_or_path", "") or "this model"
         if not getattr(tokenizer, "chat_template", None):
             raise SpecError(
-                f"the tokenizer of {name} has no chat template", "--kv-chat=no feeds the prompts as they are"
+                f"the tokenizer of {name} has no chat template", f"{option('chat')}=no feeds the prompts as they are"
             )
         first = [{"role": "user", "content": USER}]
         second = [*first, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT}]
@@ -51,7 +52,7 @@ class Chat:
         if once.count(USER) != 1 or any(twice.count(mark) != 1 for mark in (USER, ANSWER, NEXT)):
             raise SpecError(
                 f"the chat template of {name} does not show every message once",
-                "--kv-chat=no feeds the prompts as they are",
+                f"{option('chat')}=no feeds the prompts as they are",
             )
         head, tail = once.split(USER)
         again = twice.split(ANSWER)[1].split(NEXT)[0]

@@ -1,0 +1,179 @@
+"""Some contexts on their way through one method: compressed, forked, asked, answered.
+
+The dense part of a prompt is never run twice. Rows are fed together where their lengths agree, so nothing is padded and
+batching changes no answer. In which order what is asked: kvcheck/runner/modes.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from kvcheck.backends.transformers import drift
+from kvcheck.backends.transformers.decode import Group, decode
+from kvcheck.backends.transformers.guard import Guard
+from kvcheck.backends.transformers.prefill import Dense, Prefiller
+from kvcheck.cache.host import Host
+from kvcheck.cache.shape import Prefilled
+from kvcheck.runner.modes import alike
+from kvcheck.runner.seam import Ask, Drift
+
+Watch = Callable[[Any, Sequence[Prefilled], Sequence[int]], None]
+"""Called with a freshly compressed cache, the dense prompt that it was made from, and the context of each row."""
+
+
+@dataclass
+class Contexts:
+    """Contexts of equal length with one method.
+
+    ids: (B, n) contexts; indices: of their samples. aware: the question is in the prompt that is compressed. most: rows
+    that are fed together at most. watch: looks at every freshly compressed cache. eos: ids that end an answer.
+    apart: for every reference answer, how far a log-probability is from the full cache's.
+    """
+
+    prefiller: Prefiller
+    host: Host
+    guard: Guard
+    watch: Watch
+    key: Hashable
+    ids: torch.Tensor
+    indices: tuple[int, ...]
+    aware: bool
+    most: int
+    eos: frozenset[int]
+    apart: list[float] = field(default_factory=list)
+
+    @cached_property
+    def dense(self) -> Dense:
+        """The shared prefill of the contexts."""
+        return self.prefiller.context(self.key, self.ids, "queries" in self.host.method.info.needs)
+
+    @cached_property
+    def compressed(self) -> Any:
+        """The method's cache of the contexts by themselves, once for all of their questions."""
+        if self.host.method.info.shares_prefill:
+            every = self.dense.select(range(len(self.indices)))
+            return self._compressed(every, self.dense.layers, self.indices)
+        cache, _ = self._prefilled(self.ids)
+        self.watch(cache, self.dense.layers, self.indices)
+        return cache
+
+    def expect(self, asks: Sequence[Ask], opening: bool) -> None:
+        """Run questions through the full cache in as few forwards as the row limit allows."""
+        kv = opening and self.aware
+        wanted = [ask for ask in asks if kv or ask.reference]
+        for start in range(0, len(wanted), self.most):
+            self.prefiller.tails(self.dense, wanted[start : start + self.most], kv)
+
+    def ask(self, asks: list[Ask]) -> Group:
+        """Questions of equal length with the compressed cache behind them and the logits to answer from.
+
+        Context and question as one dense prompt, then compressed, which gives the logits; or from a fork of the
+        compressed context.
+        """
+        if not self.aware:
+            compressed = self.compressed
+            with self.guard("reading a question"):
+                return self._fed(compressed.select([ask.row for ask in asks]), asks)
+        if not self.host.method.info.shares_prefill:
+            return self._ask_alone(asks)
+        tails = self.prefiller.tails(self.dense, asks, kv=True)
+        prompt = self.prefiller.joined(self.dense, asks, tails)
+        cache = self._compressed([_copy(layer) for layer in prompt], prompt, self._contexts(asks))
+        return Group(cache, asks, torch.stack([tail.logits for tail in tails]))
+
+    def fork(self, group: Group) -> Group:
+        """A copy of a group before it answers."""
+        with self.guard("forking a conversation (select)"):
+            return Group(group.cache.select(range(len(group.asks))), group.asks, group.logits)
+
+    def generate(self, group: Group, keep: bool) -> list[Group]:
+        """Answer every question of the group."""
+        return decode(self.host, group, self.eos, self.guard, keep)
+
+    def go_on(self, group: Group, rows: list[int], asks: list[Ask]) -> Group:
+        """Feed the next questions, of equal length, of these rows."""
+        with self.guard("continuing a conversation"):
+            return self._fed(group.split(rows), asks)
+
+    # -- the method's cache --------------------------------------------------------------------------------------------
+
+    def _ask_alone(self, asks: list[Ask]) -> Group:
+        """For a method that does not prefill like the full cache: its own forward over context and question."""
+        contexts = self.ids[[ask.row for ask in asks]]
+        questions = torch.tensor([ask.ids for ask in asks], device=contexts.device)
+        cache, logits = self._prefilled(torch.cat([contexts, questions], dim=1))
+        tails = self.prefiller.tails(self.dense, asks, kv=True)
+        self.watch(cache, self.prefiller.joined(self.dense, asks, tails), self._contexts(asks))
+        return Group(cache, asks, logits)
+
+    def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
+        with self.guard("prefilling"):
+            cache, logits = self.host.prefill(fed)
+        self.prefiller.forwards += len(fed)
+        return cache, logits
+
+    def _contexts(self, asks: Sequence[Ask]) -> list[int]:
+        """The index of the context of each question."""
+        return [self.indices[ask.row] for ask in asks]
+
+    def _compressed(self, prompt: list[Prefilled], pristine: list[Prefilled], contexts: Sequence[int]) -> Any:
+        """The method's cache of a dense prompt, which it may write to, compared with a pristine copy of that."""
+        with self.guard("compressing"):
+            cache = self.host.build()
+            cache.absorb(prompt)
+        self.watch(cache, pristine, contexts)
+        return cache
+
+    def _fed(self, cache: Any, asks: list[Ask]) -> Group:
+        """Feed questions of equal length."""
+        ids = torch.tensor([ask.ids for ask in asks], device=self.ids.device)
+        return Group(cache, asks, self.host.feed(cache, ids)[:, -1])
+
+    # -- the full cache beside it --------------------------------------------------------------------------------------
+
+    def drift(self, group: Group) -> list[Drift]:
+        """The drift of a group whose questions are in the cache and whose answers are not."""
+        rows = [row for row, ask in enumerate(group.asks) if ask.reference]
+        asks, found = [group.asks[row] for row in rows], [Drift()] * len(group.asks)
+        if not asks:
+            return found
+        dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, asks, kv=False)]
+        if self.host.method.name() == "fp16":
+            for row, ask, log_probs in zip(rows, asks, dense, strict=True):
+                found[row], _ = drift.between(ask.reference, log_probs, None)
+            return found
+        evicts = self.host.method.info.evicts_in_decode
+        for part in alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
+            own = self._forced(group, [rows[at] for at in part])
+            for at, log_probs in zip(part, own, strict=True):
+                found[rows[at]], apart = drift.between(asks[at].reference, dense[at], log_probs)
+                self.apart.append(apart)
+        return found
+
+    def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
+        """The method's log-probabilities (A + 1, V) before each reference token and behind the last.
+
+        From a fork that is dropped afterwards. Shorter references are filled up at their end, which a method that does
+        not evict while decoding does not see.
+        """
+        asks = [group.asks[row] for row in rows]
+        first = group.logits[rows][:, None]
+        fed = drift.padded([ask.reference for ask in asks], first.device)
+        with self.guard("reading the reference answer"):
+            rest = self.host.feed(group.cache.select(rows), fed, fed.shape[1])
+        logits = torch.cat([first, rest], dim=1)
+        parts = [logits[at, : len(ask.reference) + 1] for at, ask in enumerate(asks)]
+        for part in parts:
+            self.guard.pick(part)
+        return [drift.log_probs(part) for part in parts]
+
+
+def _copy(layer: Prefilled) -> Prefilled:
+    """A copy of the keys and values; the queries are shared with nothing that outlives the compression."""
+    return Prefilled(layer.keys.clone(), layer.values.clone(), layer.queries, layer.scaling)

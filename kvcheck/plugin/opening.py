@@ -1,0 +1,130 @@
+"""A session begins: settings are read and checked, methods are built, the engine is opened before the first case."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from kvcheck import __version__
+from kvcheck.core import env
+from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.escape import plain
+from kvcheck.core.record import RunHeader
+from kvcheck.core.registry import importable
+from kvcheck.core.settings import Settings
+from kvcheck.core.spec import flag, raised
+from kvcheck.plugin import cases, options, parse, refusals, resume, sources
+from kvcheck.plugin.state import STATE, State
+from kvcheck.runner.case import driven
+
+
+def activate(config: pytest.Config) -> State:
+    """Read and check the options, register the markers. Raises pytest.UsageError."""
+    if STATE in config.stash:
+        return config.stash[STATE]
+    try:
+        importable(config.invocation_params.dir)
+        found = options.load(config)
+        refuse_forked(config)
+        refusals.recording_in_ci(found)
+        refusals.known_place(found)
+        if found.record and not hasattr(config, "workerinput"):
+            refusals.expect_room(found, config.rootpath)
+        state = State(found)
+        if not hasattr(config, "workerinput"):
+            state.run_file = resume.run_file(config, found)
+            state.md_file = resume.output(found.md)
+            resume.expect_two(state.run_file, state.md_file)
+        state.kept, state.anew = resume.found(config, found)
+        if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
+            env.expect_versions()
+            refusals.known_model(found.model)
+    except KvcheckError as error:
+        raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
+    config.stash[STATE] = state
+    config.stash[options.ACTIVE] = True
+    cases.register_markers(config, found)
+    return state
+
+
+def refuse_forked(config: pytest.Config) -> None:
+    """Refuse pytest-forked. Raises SpecError."""
+    if getattr(config.option, "forked", False):
+        raise SpecError(
+            "--forked: each test would load the model in a process of its own, and nothing would come back",
+            "leave --forked out; -n 1 (pytest-xdist) keeps a crash of a method out of this process",
+        )
+
+
+def check_methods(config: pytest.Config) -> None:
+    """Build the methods, so that all that cannot be built are refused before any test, each with its reason.
+
+    The plain name of a built-in one needs no check, and does not cost the import of torch here.
+    """
+    from kvcheck.methods import METHODS, canonical, make
+
+    problems: list[KvcheckError] = []
+    for text in activate(config).settings.methods:
+        if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
+            continue
+        try:
+            make(text)
+            if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
+                raise SpecError(f"it is {one} with a default spelled out", f"type {flag(one)}")
+        except KvcheckError as error:
+            problems.append(SpecError(f"--kv-method={text}: {error.message}", error.hint))
+    try:
+        parse.refuse(problems)
+    except KvcheckError as error:
+        raise pytest.UsageError(plain(f"kvcheck: {error}")) from None
+
+
+def open_session(config: pytest.Config) -> Any:
+    """The engine, opened once per process, before its first case. Where it cannot be, the session is refused."""
+    state = activate(config)
+    if state.session is None and not state.refusal:
+        try:
+            opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            state.session = driven(opened, state.settings)
+            resume.refuse_foreign(state)
+            if state.journal is not None:
+                model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
+                state.journal.header(header(config, model))
+        except KvcheckError as error:
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what pytest raises to skip
+            why = f"{raised(error)}\n  try: {_loading(state.settings)}"
+            state.refusal = f"kvcheck: cannot open {state.settings.model}: {why}"
+    if state.refusal:
+        pytest.fail(state.refusal, pytrace=False)  # its report ends the session, on the controller too
+    return state.session
+
+
+def _loading(settings: Settings) -> str:
+    """A command that loads the model without kvcheck, to see more of what it raises."""
+    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({settings.model!r})"
+    return shlex.join(["python", "-c", code])
+
+
+def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
+    """What must be known to judge the run years later."""
+    settings = activate(config).settings
+    machine = env.machine(settings.device)
+    for found in reversed(config.hook.pytest_kvcheck_machine_info(config=config, machine=machine)):
+        machine.update({str(key): str(value) for key, value in (found or {}).items()})
+    commit, dirty = env.git_state(config.rootpath)
+    return RunHeader(
+        kvcheck=__version__,
+        git=commit,
+        dirty=dirty,
+        packages=env.packages(),
+        machine=machine,
+        model=model["fingerprint"],
+        model_name=model["name"],
+        settings=settings.texts(),
+        sources=sources.of_methods(settings.methods),
+    )

@@ -1,0 +1,78 @@
+"""What is refused before anything is measured, of settings alone: `pytest` and `kvcheck baselines record` share it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kvcheck.core import paths
+from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.front import option
+from kvcheck.core.settings import Settings
+from kvcheck.models import synthetic
+
+
+def recording_in_ci(settings: Settings) -> None:
+    """In CI a baseline is written only where that was asked for by a second option."""
+    if settings.record and os.environ.get("CI") and not settings.record_in_ci:
+        raise SpecError(
+            f"{option('record', settings.record)} is off where CI is set: a job must not move its own goalposts",
+            f"to record here on purpose, add {option('record_in_ci')}",
+            option="record_in_ci",
+        )
+
+
+def known_place(settings: Settings) -> None:
+    """Refuse an address that nobody reads or that is to be recorded into, and a folder that is not there.
+
+    A folder that will be recorded into, or that has a store below it, need not be there yet.
+    """
+    if settings.baselines is None:
+        return
+    from kvcheck.store.baselines import open_place, places
+    from kvcheck.store.reader import read_only
+
+    found = places(settings.baselines)
+    for at, place in enumerate(found):
+        store = open_place(place)
+        if at == 0 and settings.record and not store.writable:
+            raise read_only(store.root)
+        later = at == 0 and (settings.record or len(found) > 1)
+        if store.writable and not later and not Path(store.root).is_dir():
+            raise SpecError(
+                f"{option('baselines')}: there is no folder {place}",
+                f"check the spelling, or add {option('record', 'new')}",
+                option="baselines",
+            )
+
+
+def expect_room(settings: Settings, root: Path) -> None:
+    """Refuse to record where nothing can be written, or nothing is answered, before anything is measured."""
+    from kvcheck.store.baselines import open_store
+
+    if synthetic.is_random(settings.model):
+        raise SpecError(
+            f"{settings.model} has random weights: no case of it can be recorded",
+            f"name a trained model, or leave {option('record')} out",
+        )
+    open_store(settings.baselines, root).expect_room()
+
+
+def known_model(name: str) -> None:
+    """Refuse a name that is no embedded model, no shape, no folder and no hub id. Looks at names only."""
+    if synthetic.is_random(name):
+        synthetic.shape_of(name)
+        return
+    where, path = option("model"), Path(os.path.expanduser(name))
+    if name == Settings.model or path.is_dir():
+        return
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise SpecError(f"{where}: there is no folder {path}", "give the folder that save_pretrained wrote")
+    if "/" in name or os.sep in name:
+        return
+    embedded = [path.parent.name for path in paths.bundle("fixtures").glob("*/config.json")]
+    if name not in embedded:
+        raise SpecError(
+            f"{where}: unknown model {name!r}",
+            f"{did_you_mean(name, embedded)}; a folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too",
+        )
