@@ -1,5 +1,6 @@
 """The kit that a method is built from: its base class, layers, growable buffers, attention, quantization, ragged heads.
 
-Read `base.py` first (Method, MethodInfo, ModelShape), then `layer.py` (CacheLayer).
+Read `method.py` first (Method, MethodInfo), then `layer.py` (CacheLayer), then `view.py`: what is looked at in a cache,
+whatever kind it is.
 What one method alone needs is in its file.
 """

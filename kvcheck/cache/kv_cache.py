@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache
 
 from kvcheck.cache.layer import CacheLayer, Rows, pending
 from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import CacheView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CacheLayer", "KVCache"]
 
 
-class KVCache(Cache):
+class KVCache(CacheView, Cache):
     """A cache of KVLayers for model.generate() and model().
 
     store_dtype: how keys and values are rounded as they enter. None: as they arrive when that is a 16-bit dtype, else
@@ -45,9 +49,19 @@ class KVCache(Cache):
         return key, value
 
     @property
-    def seen(self) -> int:
+    def seen(self) -> int:  # type: ignore[override]
         """Tokens fed so far."""
         return self.layers[0].seen
+
+    @property
+    def native(self) -> KVCache:
+        """Itself."""
+        return self
+
+    @property
+    def method_layers(self) -> Sequence[CacheLayer]:
+        """All of them."""
+        return self.layers
 
     @contextmanager
     def prefilling(self) -> Iterator[None]:
@@ -76,7 +90,7 @@ class KVCache(Cache):
         for layer, part in zip(self.layers, prefilled, strict=True):
             layer.absorb(part)
 
-    def select(self, rows: Rows) -> KVCache:
+    def select(self, rows: Rows) -> Self:
         """A new cache with copies of these rows of the batch: [0, 0, 0] forks the first one three times."""
         twin = copy.copy(self)
         twin.layers = [layer.select(rows) for layer in self.layers]

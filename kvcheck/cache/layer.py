@@ -21,9 +21,12 @@ from transformers.cache_utils import CacheLayerMixin
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import Room
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
+from kvcheck.cache.view import LayerView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from kvcheck.cache.method import Method
 
 Rows: TypeAlias = Sequence[int] | torch.Tensor
@@ -39,7 +42,7 @@ class Pending(threading.local):
 pending = Pending()
 
 
-class CacheLayer(CacheLayerMixin):
+class CacheLayer(LayerView, CacheLayerMixin):
     """The full cache of one layer. Keys and values are (B, G, slots, d), post-RoPE, in the order of their positions.
 
     Attributes for methods: shape (ModelShape), index (of the layer), method, scaling (of the scores), seen (tokens fed
@@ -51,9 +54,8 @@ class CacheLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
     supports_early_init = False
-    meta: tuple[str, ...] = ("kept",)  # attributes that are bookkeeping, not keys and values
+    meta: tuple[str, ...] = ("kept",)
     window: int | None = None  # tokens that a token sees, itself included, where the layer looks after that by itself
-    host: tuple[str, ...] = ()  # attributes that live in host memory, whatever device the model is on
 
     k: Room | None
     v: Room | None
@@ -101,6 +103,11 @@ class CacheLayer(CacheLayerMixin):
     def stored(self) -> int:
         """Slots per kv head."""
         return 0 if self.k is None else self.k.length
+
+    @property
+    def slots(self) -> float:
+        """Slots per row and kv head, on average: fewer than `stored` where heads hold different numbers."""
+        return self.stored
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """Read and attend, some rows of the batch: query (b, H, q, d) -> (b, H, q, d)."""
@@ -281,7 +288,17 @@ class CacheLayer(CacheLayerMixin):
         tail = tail.expand(batch, self.shape.kv_heads, -1)
         return tail if self.kept is None else torch.cat([self.kept, tail], dim=2)
 
-    def select(self, rows: Rows) -> CacheLayer:
+    @property
+    def valid(self) -> torch.Tensor:
+        """(B, G, slots) bool: which slots hold a token, and are no padding."""
+        return torch.ones_like(self.positions, dtype=torch.bool)
+
+    @property
+    def known(self) -> CacheLayer:
+        """Each slot is known by its position."""
+        return self
+
+    def select(self, rows: Rows) -> Self:
         """A new layer with copies of these rows of the batch, in this order; repeats allowed."""
         if self._held is not None or self._waiting:
             raise KvcheckError("a cache cannot be split or forked in the middle of its prompt or of a forward")

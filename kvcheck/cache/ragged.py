@@ -69,10 +69,11 @@ class There:
 
 class RaggedLayer(CacheLayer):
     """Keys, values and positions of what was kept (Flats), and of what came since (Rooms). Padded, everything is
-    (B, G, m, ...): the kept slots, padding, then the new ones; `there` (B, G, m) tells them from the padding.
+    (B, G, m, ...): the kept slots, padding, then the new ones; `valid` (B, G, m) tells them from the padding.
     """
 
     meta: tuple[str, ...] = ("kept", "kept_positions")
+    uneven = True
 
     def reset(self) -> None:
         """Forget everything."""
@@ -97,7 +98,7 @@ class RaggedLayer(CacheLayer):
         return self._whole(self.kept_positions, super().positions)
 
     @property
-    def there(self) -> torch.Tensor:
+    def valid(self) -> torch.Tensor:
         """(B, G, m) bool: what is no padding."""
         new = torch.ones(*super().keys.shape[:3], dtype=torch.bool, device=super().keys.device)
         return new if self.kept_positions is None else torch.cat([self.kept_positions.there(), new], dim=2)
@@ -136,7 +137,7 @@ class RaggedLayer(CacheLayer):
         """Causal attention over what is there."""
         if self.kept_keys is None:
             return super().mix(query, keys, values, rows)
-        mask = self.there[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
+        mask = self.valid[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
         tokens, columns = query.shape[2], keys.shape[2]
         if tokens > 1:
             mask = mask & torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
@@ -144,7 +145,7 @@ class RaggedLayer(CacheLayer):
 
     def keep_where(self, wanted: torch.Tensor) -> None:
         """Keep the slots of `wanted` (B, G, m) that are there."""
-        self.store(self.keys, self.values, self.positions, wanted & self.there)
+        self.store(self.keys, self.values, self.positions, wanted & self.valid)
 
     def store(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, there: torch.Tensor) -> There:
         """Hold these slots and no others: padded (B, G, m, d), (B, G, m, d), (B, G, m), and which of them are there."""

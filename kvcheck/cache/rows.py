@@ -9,13 +9,20 @@ from typing import Any
 import torch
 
 from kvcheck.cache.host import Host
+from kvcheck.cache.view import CacheView, LayerView, OtherLayer
 
 
-class RowCache:
+class RowCache(CacheView):
     """One cache of one sequence for each row. rows: whatever the host feeds; copied by `select` where it has one."""
+
+    rows: list[Any]
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = list(rows)
+
+    def row(self, at: int) -> RowCache:
+        """One row by itself, the very one."""
+        return RowCache([self.rows[at]])
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> RowCache:
         """Copies of these rows, in this order; repeats allowed."""
@@ -23,7 +30,7 @@ class RowCache:
         return RowCache([row.select([0]) if hasattr(row, "select") else copy.deepcopy(row) for row in wanted])
 
 
-class Row:
+class Row(CacheView):
     """A cache of one sequence that is not made of kvcheck's layers.
 
     cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
@@ -31,12 +38,23 @@ class Row:
     patch is to hide.
     """
 
-    meta = ("press", "masks")  # what they hold is bookkeeping
+    meta = ("press", "masks")
+    opaque = True
 
     def __init__(self, cache: Any, model: Any, press: Any = None) -> None:
         self.cache, self.model, self.press = cache, model, press
         self.seen = self.position = 0
         self.masks: dict[str, Any] = {}
+
+    @property
+    def inner(self) -> Any:
+        """The transformers Cache."""
+        return self.cache
+
+    @property
+    def method_layers(self) -> list[LayerView]:
+        """All of them. They have seen what the row has, whatever they say."""
+        return [OtherLayer(layer, self.seen, _slots(layer)) for layer in self.cache.layers]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Row:
         """A copy of everything but the model and streams of its device."""
@@ -50,6 +68,13 @@ class Row:
         for name in ("cache", "press", "masks"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         return twin
+
+
+def _slots(layer: Any) -> int:
+    """Slots per kv head of such a layer: as long as its keys are, else (they may be an empty tail) what it says."""
+    keys = getattr(layer, "keys", None)
+    plain = isinstance(keys, torch.Tensor) and keys.dim() == 4 and not hasattr(layer, "cumulative_length")
+    return (int(keys.shape[2]) if plain and keys is not None else 0) or int(layer.get_seq_length())
 
 
 def _wrapper(tensor: Any) -> torch.Tensor:

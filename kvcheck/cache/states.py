@@ -23,6 +23,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method
 from kvcheck.cache.rows import RowHost
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import CacheView, view
 from kvcheck.cache.window import WindowLayer
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.core.front import option
@@ -84,32 +85,35 @@ class MixedCache(KVCache):
 
     def __init__(self, method: Method, shape: ModelShape, config: Any) -> None:
         Cache.__init__(self, layers=DynamicCache(config=config).layers)
-        count = 0
+        self.acting, self.sliding = set[int](), set[int]()  # which layers are the method's, and which are windows
         for index, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
-                self.layers[index] = method.layer(shape, count)
-                count += 1
+                self.layers[index] = method.layer(shape, len(self.acting))
+                self.acting.add(index)
             elif type(layer) is DynamicSlidingWindowLayer:
                 self.layers[index] = WindowLayer(shape, index, FULL, layer.sliding_window)
+                self.sliding.add(index)
+
+    @property
+    def method_layers(self) -> list[CacheLayer]:
+        """Where the model has full attention."""
+        return [layer for index, layer in enumerate(self.layers) if index in self.acting]
 
     @property
     def attending(self) -> list[CacheLayer]:
-        """All layers that hold keys and values."""
-        return [layer for layer in self.layers if isinstance(layer, CacheLayer)]
+        """These, and the windows."""
+        return [layer for index, layer in enumerate(self.layers) if index in self.acting | self.sliding]
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> MixedCache:
-        """A copy of the only sequence."""
-        twin = copy.copy(self)
-        twin.layers = [self._copied(layer, rows) for layer in self.layers]
+        """A copy of the only sequence; states know no rows."""
+        twin, ours = copy.copy(self), self.acting | self.sliding
+        twin.layers = [
+            layer.select(rows) if index in ours else copy.deepcopy(layer) for index, layer in enumerate(self.layers)
+        ]
         return twin
 
-    @staticmethod
-    def _copied(layer: Any, rows: Sequence[int] | torch.Tensor) -> Any:
-        """A copy of a layer of any kind."""
-        return layer.select(rows) if isinstance(layer, CacheLayer) else copy.deepcopy(layer)
 
-
-class Carried:
+class Carried(CacheView):
     """All that one sequence carries.
 
     cache: what forward takes. modules: what lies in `places`. depth: layers of the model. seen: tokens fed.
@@ -118,24 +122,35 @@ class Carried:
     modules: list[torch.Tensor | None]
 
     def __init__(self, cache: Any, places: Sequence[Place], depth: int) -> None:
-        self.cache, self.depth = cache, depth
+        self.cache: Any = cache
+        self.depth: int = depth
         self.modules = [None if place.fresh is None else place.fresh.clone() for place in places]
         self.seen = 0
 
     @property
-    def acts(self) -> list[CacheLayer]:
-        """The method's layers, in order."""
-        return [layer for layer in self.attending if not isinstance(layer, WindowLayer)]
+    def inner(self) -> Any:
+        """What forward takes."""
+        return self.cache
+
+    @property
+    def storage(self) -> Any:
+        """The method's layers alone."""
+        return self.method_layers
+
+    @property
+    def method_layers(self) -> list[CacheLayer]:
+        """The method's layers, in order; none where the model makes its cache."""
+        return getattr(self.cache, "method_layers", [])
 
     @property
     def attending(self) -> list[CacheLayer]:
         """These, and the model's windows."""
-        return self.cache.attending if isinstance(self.cache, MixedCache) else []
+        return getattr(self.cache, "attending", [])
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Carried:
         """A copy; there is one row only."""
         twin = copy.copy(self)
-        twin.cache = self.cache.select(rows) if isinstance(self.cache, KVCache) else copy.deepcopy(self.cache)
+        twin.cache = copy.deepcopy(self.cache) if view(self.cache).native is None else self.cache.select(rows)
         twin.modules = [None if part is None else part.clone() for part in self.modules]
         return twin
 

@@ -11,8 +11,8 @@ import torch
 
 from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
-from kvcheck.cache.rows import Row, RowCache
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import parts, view
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.core.errors import MethodUnsupported
@@ -104,9 +104,10 @@ class Subject:
 
     def native(self, cache: Any) -> KVCache:
         """The cache, where it is made of kvcheck's layers. Raises NotServed."""
-        if not isinstance(cache, KVCache):
+        native = view(cache).native
+        if native is None:
             raise NotServed(f"the cache is a {type(cache).__name__}, not made of kvcheck's layers")
-        return cache
+        return native
 
     @contextmanager
     def appending(self, *caches: Any) -> Iterator[None]:
@@ -121,14 +122,14 @@ class Subject:
             raise NotServed("its own cache does more with what it is fed than to append it")
 
 
-def foreign_rows(cache: Any) -> list[Row]:
+def foreign_rows(cache: Any) -> list[Any]:
     """The rows that are not made of kvcheck's layers; their positions are the adapter's."""
-    return [row for row in cache.rows if isinstance(row, Row)] if isinstance(cache, RowCache) else []
+    return [row for row in parts(cache) if row.opaque]
 
 
 def absent(cache: Any) -> list[int]:
     """Per layer of every foreign row, the tokens seen for which it has no slot in plain keys."""
-    return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.cache.layers]
+    return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.inner.layers]
 
 
 def _slots(layer: Any) -> int:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
-from kvcheck.cache.ragged import RaggedLayer
-from kvcheck.cache.rows import Row, RowCache
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.states import Carried
+from kvcheck.cache.view import CacheView, LayerView, view
 from kvcheck.measure.memory import held, tensors
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
@@ -50,22 +47,28 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     prompt. Rows with caches of their own are audited one by one. Of a foreign row, whose layers know no positions,
     layers, finite numbers and bytes are looked at.
     """
-    if isinstance(cache, Row):
-        return _foreign(cache, prefilled[0], len(prefilled), method)
-    if isinstance(cache, Carried):
-        return _carried(cache, prefilled, method)
-    if isinstance(cache, RowCache):
-        return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(cache.rows)])
+    looked = view(cache)
+    if looked.rows is not None:
+        return _together([audit(row, _row(prefilled, at), method) for at, row in enumerate(looked.rows)])
+    if looked.opaque:
+        return _opaque(looked, prefilled[0], len(prefilled), method)
+    if looked.depth is not None:
+        return _carried(looked, looked.depth, prefilled, method)
+    return _declared(looked, prefilled, method)
+
+
+def _declared(cache: CacheView, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+    """What is declared of the method's layers."""
     rewritten = method.info.stage == "prompt"
-    layers = list(cache.layers)
+    layers = cache.method_layers
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
-    stored = _counts(cache)
+    stored = _counts(layers)
     problems = list(_coverage(seen, stored, 1 if rewritten else prompt, len(prefilled)))
     if not problems:
         for index, (layer, part) in enumerate(zip(layers, prefilled, strict=True)):
-            known = isinstance(layer, CacheLayer) and not rewritten
-            found = _contents(layer, part, method) if known else _finite(layer)
+            known = None if rewritten else layer.known
+            found = _finite(layer.storage) if known is None else _contents(known, part, method)
             problems += [f"layer {index}: {problem}" for problem in found]
         problems += _sizes(cache, prefilled[0], method, prompt, max(0, seen[0] - prompt))
     touched = sum(count > 0 for count in seen)
@@ -74,62 +77,42 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
 
 def kept(cache: Any) -> float:
     """Slots per row, layer and kv head, on average over all of the cache."""
-    if isinstance(cache, RowCache):
-        return sum(kept(row) for row in cache.rows) / len(cache.rows)
-    if isinstance(cache, Carried):
-        return kept(_view(cache.acts or cache.attending))
-    counts = _counts(cache)
+    looked = view(cache)
+    if looked.rows is not None:
+        return sum(kept(row) for row in looked.rows) / len(looked.rows)
+    counts = _counts(looked.method_layers or looked.attending, looked.opaque)
     return sum(counts) / max(1, len(counts))
 
 
-def _counts(cache: Any) -> list[float]:
-    """Slots per row and kv head of every layer, on average; of a row that is not made of kvcheck's layers, as known."""
-    if isinstance(cache, Row):
-        return [_foreign_slots(layer) if held(layer).kv else 0 for layer in cache.cache.layers]
-    return [_slots(each) if isinstance(each, CacheLayer) else int(each.get_seq_length()) for each in cache.layers]
+def _counts(layers: Sequence[LayerView], opaque: bool = False) -> list[float]:
+    """Slots per row and kv head of every layer, on average. opaque: none where no bytes are to be found."""
+    return [layer.slots if not opaque or held(layer.storage).kv else 0 for layer in layers]
 
 
-def _carried(cache: Carried, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+def _carried(cache: CacheView, depth: int, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     """The method's layers as those of any cache; of the rest that it is there. A state keeps no token."""
     problems = tuple(_finite(cache))
     if not held(cache).kv:
         problems += ("what the model carries lies where it cannot be counted: no bytes are reachable",)
-    if not cache.acts:
-        return Proof(cache.depth, cache.depth, kept(cache), cache.seen, problems)
-    proof = audit(_view(cache.acts), prefilled, method)
+    if not cache.method_layers:
+        return Proof(depth, depth, kept(cache), cache.seen, problems)
+    proof = _declared(cache, prefilled, method)
     return dataclasses.replace(proof, problems=problems + proof.problems)
 
 
-def _view(layers: Sequence[CacheLayer]) -> Any:
-    """Some layers of a cache, to be looked at as one."""
-    return SimpleNamespace(layers=layers)
-
-
-def _foreign(row: Row, prefilled: Prefilled, expected: int, method: Method) -> Proof:
-    """What can be said of a cache that is not made of kvcheck's layers."""
-    layers = list(row.cache.layers)
+def _opaque(row: CacheView, prefilled: Prefilled, expected: int, method: Method) -> Proof:
+    """What can be said of a cache of which nothing is declared."""
+    layers = row.method_layers
     prompt, decoded = prefilled.keys.shape[2], max(0, row.seen - prefilled.keys.shape[2])
-    slots = _counts(row)
-    problems = list(_coverage([row.seen] * len(layers), slots, prompt, expected))
-    problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer)]
+    slots = _counts(layers, opaque=True)
+    problems = list(_coverage([layer.seen for layer in layers], slots, prompt, expected))
+    problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer.storage)]
     kv_heads, head_dim = prefilled.keys.shape[1], prefilled.keys.shape[3]
     dense = ModelShape(expected, kv_heads, kv_heads, head_dim).dense_bytes(1, prompt + decoded)
     if method.info.frees_memory and prompt >= SHORT and held(row).kv >= dense:
         problems.append(f"did nothing: {held(row).kv:,} bytes are held, the full cache holds {dense:,}")
     touched = sum(count > 0 for count in slots)
     return Proof(len(layers), touched, kept(row), row.seen, tuple(problems))
-
-
-def _foreign_slots(layer: Any) -> int:
-    """Slots per kv head of a foreign layer: as long as its keys are, else (they may be an empty tail) what it says."""
-    keys = getattr(layer, "keys", None)
-    plain = isinstance(keys, torch.Tensor) and keys.dim() == 4 and not hasattr(layer, "cumulative_length")
-    return (int(keys.shape[2]) if plain and keys is not None else 0) or int(layer.get_seq_length())
-
-
-def _slots(layer: CacheLayer) -> float:
-    """Slots per row and kv head, on average."""
-    return layer.slots if isinstance(layer, RaggedLayer) else layer.stored
 
 
 def _row(prefilled: Sequence[Prefilled], row: int) -> list[Prefilled]:
@@ -164,7 +147,7 @@ def _contents(layer: CacheLayer, prefilled: Prefilled, method: Method) -> Iterat
     """Problems of one layer's positions, keys and values."""
     yield from _finite(layer)
     where = prefilled.keys.device  # those of a layer in host memory, or of one that reads another's, lie elsewhere
-    positions, there = layer.positions.long().to(where), _there(layer).to(where)
+    positions, there = layer.positions.long().to(where), layer.valid.to(where)
     batch, heads, prompt, _ = prefilled.keys.shape
     if tuple(positions.shape) != (batch, heads, layer.stored):
         expected = (batch, heads, layer.stored)
@@ -181,11 +164,6 @@ def _contents(layer: CacheLayer, prefilled: Prefilled, method: Method) -> Iterat
     if layer.seen == prompt or not method.info.evicts_in_decode:
         yield from _protected(positions, there, method.protected(prompt), layer.seen)
     yield from _faithful(layer, positions, there, prefilled, method.info)
-
-
-def _there(layer: CacheLayer) -> torch.Tensor:
-    """(B, G, m) bool: which slots are no padding."""
-    return layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(layer.positions, dtype=torch.bool)
 
 
 def _in_order(positions: torch.Tensor, there: torch.Tensor) -> bool:
@@ -228,7 +206,7 @@ def _faithful(
     layer, and computes others above; another architecture does everywhere.
     """
     prompt = prefilled.keys.shape[2]
-    if not info.verbatim and _slots(layer) != layer.seen:
+    if not info.verbatim and layer.slots != layer.seen:
         return  # merged slots stand for several tokens
     if info.stage == "architecture" or (not info.shares_prefill and layer.index > 0):
         return
@@ -250,14 +228,15 @@ def _faithful(
             yield f"{name} of {len(wrong)} {what} are not those of the prompt, the first in row {row}, kv head {head}"
 
 
-def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decoded: int) -> Iterator[str]:
+def _sizes(cache: CacheView, prefilled: Prefilled, method: Method, prompt: int, decoded: int) -> Iterator[str]:
     """Bytes as declared, and less than the full cache where that is claimed."""
     batch, kv_heads, _, head_dim = prefilled.keys.shape
-    layer = cache.layers[0]
-    itemsize = layer.dtype.itemsize if isinstance(layer, CacheLayer) else prefilled.keys.itemsize
-    heads = layer.shape.heads if isinstance(layer, CacheLayer) else kv_heads
-    shape = ModelShape(len(cache.layers), heads, kv_heads, head_dim, itemsize)
-    bytes_held = held(cache)
+    layers = cache.method_layers
+    first, itemsize = layers[0].known, prefilled.keys.itemsize
+    shape = ModelShape(len(layers), kv_heads, kv_heads, head_dim, itemsize)
+    if first is not None:
+        shape = dataclasses.replace(shape, heads=first.shape.heads, itemsize=first.dtype.itemsize)
+    bytes_held = held(cache.storage)
     declared, dense = method.kv_bytes(shape, batch, prompt, decoded), shape.dense_bytes(batch, prompt + decoded)
     if declared is not None and declared != bytes_held.kv:
         yield f"{bytes_held.kv:,} bytes of keys and values are held, {declared:,} declared"
@@ -266,7 +245,7 @@ def _sizes(cache: Any, prefilled: Prefilled, method: Method, prompt: int, decode
         yield f"{bytes_held.host:,} bytes are held in host memory, {away:,} declared"
     if not bytes_held.kv + bytes_held.host:
         yield "keys and values lie where they cannot be counted: no bytes are reachable from the cache"
-    slots = sum(_slots(each) if isinstance(each, CacheLayer) else prompt + decoded for each in cache.layers)
+    slots = sum(prompt + decoded if each.known is None else each.slots for each in layers)
     if bytes_held.meta > META_PER_SLOT * slots * batch * kv_heads:
         yield f"{bytes_held.meta:,} bytes are declared as bookkeeping for {slots:g} slots, which is a cache of its own"
     expected_less = declared < dense if declared is not None else prompt >= SHORT

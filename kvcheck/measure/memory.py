@@ -44,10 +44,9 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTok
 
 from kvcheck.cache.growable import Room
 from kvcheck.cache.host import MODELS
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method
-from kvcheck.cache.rows import Row
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import Holder, LayerView
 
 NUMBERS, SHARE = 4096, 0.25
 """Plain numbers that a cache may have as counters and tables of places. More of them are contents, 8 bytes each, where
@@ -62,7 +61,7 @@ _CLOSED = (
     *(PreTrainedModel, PreTrainedConfig, PreTrainedTokenizerBase),
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
-_LIVING = (CacheLayer, Cache)
+_LIVING = (LayerView, Cache)
 """What functions refer to without holding it: the layer that they belong to, or the one that it was copied from."""
 _PAUSED = (GeneratorType, CoroutineType, AsyncGeneratorType)
 _BUFFERS = (bytes, bytearray, array.array, mmap.mmap, ctypes.Array, ctypes.Structure, ctypes.Union)
@@ -156,7 +155,7 @@ def _pieces(root: Any) -> Iterator[Piece]:
             if role != SHARED:
                 yield Piece(*raw, role)
         else:
-            declared = _declared(value) if isinstance(value, (CacheLayer, Row)) else {}
+            declared = _declared(value) if isinstance(value, Holder) else {}
             role = SHARED if isinstance(value, (Method, ModelShape)) else role
             parts = list(_parts(value))
             large = [(name, part) for name, part in parts if not _small(part)]
@@ -219,9 +218,9 @@ def _file(place: str | Path | int) -> tuple[tuple[str, int], int] | None:
     return None
 
 
-def _declared(owner: CacheLayer | Row) -> dict[str, str]:
-    """What a layer or a foreign row declares its attributes to be."""
-    return dict.fromkeys(getattr(owner, "host", ()), "host") | dict.fromkeys(owner.meta, "meta")
+def _declared(owner: Holder) -> dict[str, str]:
+    """What a layer or a cache declares its attributes to be."""
+    return dict.fromkeys(owner.host, "host") | dict.fromkeys(owner.meta, "meta")
 
 
 def _bytes_of(array: np.ndarray) -> torch.Tensor:

@@ -96,7 +96,7 @@ class CORMLayer(RaggedLayer):
     def evict(self, queries: torch.Tensor, found: torch.Tensor) -> None:
         """Drop what the last w queries found minor. found (B, G, m): as kept_found, before these queries."""
         window, recent = self.method.sizes(self.prompt or self.seen)
-        keys, positions, there = self.keys, self.positions, self.there
+        keys, positions, there = self.keys, self.positions, self.valid
         found = torch.maximum(found, self._found_by(queries, keys, there))
         there = there & ((found >= self.seen - window) | (positions >= self.seen - recent))
         self.kept_found = self.store(keys, self.values, positions, there).of(found.int())

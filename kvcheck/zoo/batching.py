@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.neighbour import Neighbour, NeighbourHost, PadLayer
 from kvcheck.zoo.twins.paged import Paged, PagedLayer
 from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NEIGHBOUR = "kvcheck.zoo.twins.neighbour.Neighbour"
 
@@ -201,9 +204,8 @@ class SinksLostWhenRowExtracted(StreamingLLM):
 
 
 class _Forgetful(StreamingLayer):
-    def select(self, rows: Rows) -> CacheLayer:
+    def select(self, rows: Rows) -> Self:
         """The default of the constructor is no sinks."""
         twin = super().select(rows)
-        if isinstance(twin, StreamingLayer):
-            twin.method = replace(twin.method, sink=0)
+        twin.method = replace(twin.method, sink=0)
         return twin

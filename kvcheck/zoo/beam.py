@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +15,9 @@ from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.paged import Paged, PagedLayer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @bug("reorder-only-residual", "https://github.com/huggingface/transformers/pull/45510", "kivi")
@@ -109,12 +113,11 @@ class _SharedLayer(CacheLayer):
         found = super().positions
         return found[:1].expand(len(self.owners), -1, -1) if self.owners else found
 
-    def select(self, rows: Rows) -> CacheLayer:
+    def select(self, rows: Rows) -> Self:
         """A layer in which these beams have rows of their own."""
         at = torch.as_tensor(rows).tolist()
         twin = super().select([self.owners[row] for row in at] if self.owners else at)
-        if isinstance(twin, _SharedLayer):
-            twin.owners = []
+        twin.owners = []
         return twin
 
 

@@ -17,9 +17,8 @@ import torch
 from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
-from kvcheck.cache.ragged import RaggedLayer
-from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import view
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.spec import Spec
 from kvcheck.methods import make
@@ -176,8 +175,7 @@ class ForgottenAnswer(Mutant):
 
     def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Into a copy."""
-        rows = len(cache.rows) if isinstance(cache, RowCache) else len(ids)
-        return host.feed(cache.select(range(rows)), ids, keep)
+        return host.feed(cache.select(range(len(ids))), ids, keep)
 
 
 @dataclass(frozen=True)
@@ -274,9 +272,11 @@ class OffByOneMask(Mutant):
 
 def attends_as_the_full_cache(cache: object) -> bool:
     """Whether what comes behind the prompt goes through CacheLayer.mix, in every layer."""
-    kinds = {type(layer) for layer in cache.layers} if isinstance(cache, KVCache) else set()
+    native = view(cache).native
+    layers = [] if native is None else native.layers
+    kinds = {type(layer) for layer in layers}
     own = any(kind.answer is not CacheLayer.answer or kind.attend is not CacheLayer.attend for kind in kinds)
-    return bool(kinds) and not own and not any(issubclass(kind, RaggedLayer) for kind in kinds)
+    return bool(layers) and not own and not any(layer.uneven for layer in layers)
 
 
 @dataclass(frozen=True)

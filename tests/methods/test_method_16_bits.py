@@ -63,7 +63,7 @@ def test_a_method_keeps_in_16_bits_what_it_keeps_of_the_same_numbers_in_32(text:
         assert one.positions.dtype == torch.int32
         assert torch.equal(one.positions, other.positions)
         if isinstance(one, RaggedLayer):
-            assert torch.equal(one.there, other.there)
+            assert torch.equal(one.valid, other.valid)
 
 
 @every_layer

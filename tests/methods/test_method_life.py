@@ -9,7 +9,6 @@ from toys import SHAPE, absorbed, cut, dense, feed, model_of, prompt, states, to
 from kvcheck.cache import attention
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import Method
-from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.audit import audit
@@ -76,7 +75,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: int) -> int:
     """The bytes that a method declares; where they depend on the data, those of the slots that its layers report."""
     found = method.kv_bytes(SHAPE, rows, prompt, decoded)
-    slots = sum(layer.slots if isinstance(layer, RaggedLayer) else layer.stored for layer in cache.layers)
+    slots = sum(layer.slots for layer in cache.layers)
     return round(slots * SHAPE.token_bytes(rows)) if found is None else found
 
 

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from toys import SHAPE, absorbed, prompt
 
-from kvcheck.cache import base
+from kvcheck.cache import method as written
 from kvcheck.core.errors import SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.methods import make
@@ -20,9 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.method import Method, MethodInfo
-from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck import CacheLayer, Method, MethodInfo, ModelShape
 
 
 class NotAMethod: ...
@@ -33,7 +31,7 @@ class NotAMethod: ...
 
 @pytest.fixture
 def module(tmp_path, monkeypatch) -> str:
-    example = base.__doc__.partition("one file:\n")[2].rpartition("No torch is imported")[0]
+    example = written.__doc__.partition("one file:\n")[2].rpartition("No torch is imported")[0]
     (tmp_path / "my_cache.py").write_text(IMPORTS + textwrap.dedent(example))
     monkeypatch.syspath_prepend(tmp_path)
     return "my_cache"

@@ -22,7 +22,7 @@ ROWS_AND_HEADS = [(row, head) for row in range(2) for head in range(SHAPE.kv_hea
 
 
 def held_positions(layer, row: int, head: int) -> list[int]:
-    return layer.positions[row, head][layer.there[row, head]].tolist()
+    return layer.positions[row, head][layer.valid[row, head]].tolist()
 
 
 def group_weights(part, row: int, head: int) -> torch.Tensor:
@@ -136,7 +136,7 @@ def test_kvmerger_puts_one_weighted_slot_in_the_place_of_every_run() -> None:
             slots = merged_by_hand(part, row, head, 0.8, 5, 6)
             assert held_positions(layer, row, head) == [pivot for pivot, _, _ in slots]
             assert len(slots) < 55
-            there = layer.there[row, head]
+            there = layer.valid[row, head]
             for mine, at in ((layer.keys, 1), (layer.values, 2)):
                 wanted = torch.stack([slot[at] for slot in slots]).float()
                 torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)
@@ -157,7 +157,7 @@ def test_identical_neighbours_become_one_slot_of_the_same_key_and_value() -> Non
         part.values[:, :, 10:20] = part.values[:, :, 10:11]
     layer = absorbed(make("kvmerger:threshold=0.999,heavy=1,recent=5"), parts).layers[0]
     assert layer.slots < 40
-    keys = layer.keys[0, 0][layer.there[0, 0]]
+    keys = layer.keys[0, 0][layer.valid[0, 0]]
     place = next(at for at, position in enumerate(held_positions(layer, 0, 0)) if 10 <= position < 20)
     torch.testing.assert_close(keys[place], parts[0].keys[0, 0, 10])
 
@@ -193,7 +193,7 @@ def test_look_m_merges_what_leaves_into_the_nearest_that_stays(merge: str) -> No
         for row, head in ROWS_AND_HEADS:
             stays, slots = look_by_hand(part, row, head, {0, 1, 2, 3}, 10, 8, merge)
             assert held_positions(layer, row, head) == stays
-            there = layer.there[row, head]
+            there = layer.valid[row, head]
             for mine, at in ((layer.keys, 0), (layer.values, 1)):
                 wanted = torch.stack([slots[position][at] for position in stays]).float()
                 torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)

@@ -11,9 +11,8 @@ import torch
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.cache.host import Host
 from kvcheck.cache.method import Method
-from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.states import Carried
+from kvcheck.cache.view import parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
 from kvcheck.measure.allocated import in_use
@@ -97,7 +96,7 @@ class Meter:
         weight, alike = held(cache), self._declared(tokens)
         if alike and not any(size % rows for size in (weight.kv, weight.meta, weight.host, _beside(cache))):
             return [self._weight(cache, tokens, rows)] * rows
-        return [self._weight(_row(cache, row), tokens, 1) for row in range(rows)]
+        return [self._weight(view(cache).row(row), tokens, 1) for row in range(rows)]
 
     def _weight(self, cache: Any, tokens: int, rows: int) -> Weight:
         """The weight of one of the rows of a cache, which are alike."""
@@ -165,11 +164,6 @@ def summed(weights: Sequence[Weight]) -> Weight:
     return Weight(*(sum(getattr(one, each.name) for one in weights) for each in fields(Weight)))
 
 
-def _row(cache: Any, row: int) -> Any:
-    """One row of a cache, by itself."""
-    return RowCache([cache.rows[row]]) if isinstance(cache, RowCache) else cache.select([row])
-
-
 def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
     """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
 
@@ -181,8 +175,8 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
     with peak.counting():
         cache, logits = host.prefill(ids)
     weight, length = held(cache), ids.shape[1]
-    parts = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
-    counts = [held(layer).kv > 0 for layer in parts]
+    layers = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
+    counts = [held(layer).kv > 0 for layer in layers]
     slots, beside = kept(cache), _beside(cache)
     with peak.counting():
         host.feed(cache, logits.argmax(-1, keepdim=True))
@@ -210,8 +204,7 @@ def _extent(cache: Any, prompt: Sequence[Prefilled]) -> tuple[int, int]:
 
 def _beside(cache: Any) -> int:
     """Bytes of what a model carries beside full attention: they are there whatever the method is."""
-    carried = [row for row in getattr(cache, "rows", ()) if isinstance(row, Carried)]
-    return sum(held(row).kv - held(row.acts).kv for row in carried)
+    return sum(held(row).kv - held(row.storage).kv for row in parts(cache) if row.depth is not None)
 
 
 def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:

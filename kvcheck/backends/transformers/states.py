@@ -63,7 +63,7 @@ class StatePrefiller(Prefiller):
 
     def layers(self, cache: RowCache, row: int) -> list[tuple[CacheLayer, int]]:
         """The layers with full attention of one row, and where it is in them."""
-        return [(layer, 0) for layer in cache.rows[row].acts]
+        return [(layer, 0) for layer in cache.rows[row].method_layers]
 
 
 def _stacked(layers: Sequence[CacheLayer]) -> Prefilled:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import MethodInfo
-from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.rotary import rotate
-from kvcheck.cache.rows import Row, RowCache
 from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import parts
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
@@ -93,17 +92,10 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
 
 def of_length(cache: Any, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
-    for each in () if foreign_rows(cache) else _caches(cache):
-        lengths = {int(layer.get_seq_length()) for layer in each.layers}
+    for each in () if foreign_rows(cache) else parts(cache):
+        lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}
         if lengths != {seen}:
             fail(f"behind {what} the layers say {sorted(lengths)} tokens, {seen} were fed")
-
-
-def _caches(cache: Any) -> list[Any]:
-    """The transformers caches in it."""
-    if isinstance(cache, RowCache):
-        return [each for row in cache.rows for each in _caches(row)]
-    return [cache.cache] if isinstance(cache, Row) else [cache]
 
 
 def _unseen() -> NotServed:
@@ -143,11 +135,12 @@ def _first_layers(subject: Subject) -> Iterator[tuple[CacheLayer, torch.Tensor, 
         subject.feed(cache, follow)
         subject.one_by_one(cache, steps)
     true = dense_layers(subject, torch.cat([ids, follow, steps, follow, steps], dim=1))[0]
-    caches = _caches(cache)
+    caches = parts(cache)
     for number, each in enumerate(caches):
         at = slice(None) if len(caches) == 1 else slice(number, number + 1)
-        if isinstance(each.layers[0], CacheLayer):
-            yield each.layers[0], true.keys[at], true.values[at]
+        layer = each.method_layers[0].known
+        if layer is not None:
+            yield layer, true.keys[at], true.values[at]
 
 
 def unmoved(info: MethodInfo) -> str:
@@ -166,7 +159,7 @@ def a_key_that_was_moved_stands_at_a_place_of_the_text(subject: Subject) -> None
         raise NotServed("how the model rotates keys is not known")
     looked = False
     for layer, keys, values in _first_layers(subject):
-        if isinstance(layer, RaggedLayer) or layer.positions.shape[2] != layer.stored:
+        if layer.uneven or layer.positions.shape[2] != layer.stored:
             continue
         positions = layer.positions.long().clamp(0, keys.shape[2] - 1)
         index = positions.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
@@ -233,7 +226,6 @@ def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
 def _compare(layer: CacheLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> bool:
     """Raise Violation where a slot is not the token of its position. False: it was not looked at."""
     positions = layer.positions.long()
-    there = layer.there if isinstance(layer, RaggedLayer) else torch.ones_like(positions, dtype=torch.bool)
     if positions.shape[2] != layer.stored:
         fail(f"{positions.shape[2]} positions for {layer.stored} slots")
     if not info.verbatim and layer.stored != layer.seen:
@@ -243,7 +235,7 @@ def _compare(layer: CacheLayer, keys: torch.Tensor, values: torch.Tensor, info: 
     read = layer.read(slice(None), torch.float64)
     for name, mine, theirs in zip(("keys", "values"), read, (keys, values), strict=True):
         true = theirs.double().gather(2, index)
-        wrong = ((mine - true).norm(dim=-1) > limit * true.norm(dim=-1).clamp(min=1e-9)) & there
+        wrong = ((mine - true).norm(dim=-1) > limit * true.norm(dim=-1).clamp(min=1e-9)) & layer.valid
         if bool(wrong.any()):
             row, head, slot = wrong.nonzero()[0].tolist()
             where = int(positions[row, head, slot])

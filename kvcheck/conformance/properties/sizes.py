@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import CacheView, view
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
@@ -125,18 +125,18 @@ def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
             if size >= dense and not _declared_dense(subject, length):
                 fail(f"sample {salt // 10 + 1}, row {row}: {size:,} bytes are held, the full cache takes {dense:,}")
             sizes.append(size)
-            if isinstance(alone, KVCache):
+            if view(alone).native is not None:
                 _freed_in_layers(subject, alone, length)
     first, last = sizes[: subject.draw.rows], sizes[-subject.draw.rows :]
     if first != last:
         fail(f"the same prompt takes {first} bytes at first and {last} bytes as the third sample")
 
 
-def _freed_in_layers(subject: Subject, cache: KVCache, length: int) -> None:
+def _freed_in_layers(subject: Subject, cache: CacheView, length: int) -> None:
     """Raise Violation where a layer holds as much as that of the full cache, and does not say so."""
     dense, slots = subject.shape.token_bytes(1) * length, subject.method.slots(subject.shape, length, 0)
     declared = subject.method.kv_bytes(subject.shape, 1, length, 0) is not None  # of all layers, asked elsewhere
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(cache.method_layers):
         size, fewer = held(layer).kv, not declared if slots is None else slots[index] < length or not declared
         if size >= dense and fewer:
             fail(f"layer {index}: {size:,} bytes are held, the full cache takes {dense:,}")

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.kv_cache import KVCache
-from kvcheck.cache.rows import RowCache
+from kvcheck.cache.view import parts, view
 from kvcheck.conformance.draw import LONGER, LONGEST
 from kvcheck.conformance.properties.base import holds
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
@@ -134,9 +133,8 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
     subject.feed(cache, follow)
-    copies = [("copied", _copied(cache))] + (
-        [("saved and loaded", _saved(cache))] if isinstance(cache, KVCache) else []
-    )
+    copies = [("copied", _copied(cache))]
+    copies += [] if view(cache).native is None else [("saved and loaded", _saved(cache))]
     wanted = subject.one_by_one(cache, steps)
     for how, twin in copies:
         if not torch.equal(subject.one_by_one(twin, steps), wanted):
@@ -144,8 +142,9 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
 
 
 def _copied(cache: Any) -> Any:
-    """A deep copy; of rows, as rows are copied."""
-    return cache.select(range(len(cache.rows))) if isinstance(cache, RowCache) else copy.deepcopy(cache)
+    """A deep copy; of rows that are kept apart, as those are copied."""
+    rows = view(cache).rows
+    return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
 
 
 def _saved(cache: Any) -> Any:
@@ -162,7 +161,7 @@ def what_is_taken_back_was_never_there(subject: Subject) -> None:
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
     wanted = subject.one_by_one(cache.select(range(subject.draw.rows)), steps)
-    inner = [getattr(row, "cache", row) for row in cache.rows] if isinstance(cache, RowCache) else [cache]
+    inner = [part.inner for part in parts(cache)]
     for each in inner:
         getattr(each, "activate_past_recording", lambda: None)()  # a sliding window must be told before
     with subject.appending(cache):

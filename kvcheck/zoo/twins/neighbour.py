@@ -19,6 +19,8 @@ from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.quest import Quest, QuestLayer
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from kvcheck.models import LoadedModel
 
 
@@ -181,14 +183,13 @@ class PadLayer(CacheLayer):
             query, keys, values, attn_mask=mask.unsqueeze(1), scale=self.scaling, enable_gqa=True
         )
 
-    def select(self, rows: torch.Tensor | Any) -> CacheLayer:
+    def select(self, rows: torch.Tensor | Any) -> Self:
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
             self.settle(self.k.buffer)
         twin = super().select(rows)
-        if isinstance(twin, PadLayer):
-            twin.seen = int(twin.offsets.max())
-            twin.prompt = twin.seen if self.seen == self.prompt else self.prompt
+        twin.seen = int(twin.offsets.max())
+        twin.prompt = twin.seen if self.seen == self.prompt else self.prompt
         return twin
 
 
@@ -218,10 +219,10 @@ class PadQuestLayer(QuestLayer, PadLayer):
         pad = int(self.pads[row]) if len(self.pads) else 0
         return torch.cat([keys[:, :, pad:], keys[:, :, -1:].expand(-1, -1, pad, -1)], dim=2)
 
-    def select(self, rows: torch.Tensor | Any) -> CacheLayer:
+    def select(self, rows: torch.Tensor | Any) -> Self:
         """Copies of these rows, with as many pages as they have."""
         twin = super().select(rows)
-        if isinstance(twin, PadQuestLayer) and twin.low is not None and twin.high is not None:
+        if twin.low is not None and twin.high is not None:
             pages = -(-twin.stored // self.method.page)
             twin.low, twin.high = (Room(room.used[:, :, :pages].clone()) for room in (twin.low, twin.high))
         return twin

@@ -17,6 +17,8 @@ from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.quest import Quest, QuestLayer
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from kvcheck.models import LoadedModel
 
 
@@ -79,7 +81,7 @@ class PagedCache(KVCache):
 class PagedLayer(CacheLayer):
     """pk, pv (pages, G, S, d): the pool. table (B, m): the pages of every row, -1 for none. free: pages of no row.
 
-    batch: rows; slots: tokens that are written, as many as `seen` says once a forward is through.
+    batch: rows; written: tokens that are, as many as `seen` says once a forward is through.
     """
 
     method: Any  # has `page`
@@ -90,7 +92,7 @@ class PagedLayer(CacheLayer):
     table: torch.Tensor
     free: list[int]
     batch: int
-    slots: int
+    written: int
 
     def reset(self) -> None:
         """Forget everything, and let the pool go."""
@@ -98,7 +100,7 @@ class PagedLayer(CacheLayer):
         self.pk = self.pv = None
         self.table = torch.empty(0, 0, dtype=torch.long)
         self.free = []
-        self.batch = self.slots = 0
+        self.batch = self.written = 0
 
     def recycle(self) -> None:
         """Forget everything, and keep the pool: all of its pages are free, the first row's first page is next."""
@@ -143,7 +145,7 @@ class PagedLayer(CacheLayer):
 
     def used(self, rows: Rows | slice = slice(None)) -> torch.Tensor:
         """The pages of the tokens seen, of these rows (b, m)."""
-        return self.table[: self.batch, : -(-self.slots // self.method.page)][rows]
+        return self.table[: self.batch, : -(-self.written // self.method.page)][rows]
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write new tokens to their pages."""
@@ -151,7 +153,7 @@ class PagedLayer(CacheLayer):
         self.allot(keys.shape[0], self.seen + count, keys)
         if self.pk is None or self.pv is None:
             return
-        self.batch, self.slots = keys.shape[0], self.seen + count
+        self.batch, self.written = keys.shape[0], self.seen + count
         tokens = torch.arange(self.seen, self.seen + count)
         pages = self.table[: self.batch][:, tokens // page]  # (B, q)
         for pool, block in ((self.pk, keys), (self.pv, values)):
@@ -161,7 +163,7 @@ class PagedLayer(CacheLayer):
         """The tokens of these rows in their order (b, G, n, d)."""
         if pool is None:
             return torch.empty(0)
-        return pool[self.used(rows)].transpose(1, 2).flatten(2, 3)[:, :, : self.slots]
+        return pool[self.used(rows)].transpose(1, 2).flatten(2, 3)[:, :, : self.written]
 
     @property
     def keys(self) -> torch.Tensor:
@@ -176,7 +178,7 @@ class PagedLayer(CacheLayer):
     @property
     def stored(self) -> int:
         """Slots per kv head."""
-        return super().stored if self.k is not None else self.slots if self.pk is not None else 0
+        return super().stored if self.k is not None else self.written if self.pk is not None else 0
 
     @property
     def positions(self) -> torch.Tensor:
@@ -202,7 +204,7 @@ class PagedLayer(CacheLayer):
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
-    def select(self, rows: Rows) -> CacheLayer:
+    def select(self, rows: Rows) -> Self:
         """A layer with copies of these rows, in a pool of their pages alone, which lie in it in the same order."""
         pools = {name: getattr(self, name) for name in self.pool}
         try:
