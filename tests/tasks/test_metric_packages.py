@@ -68,7 +68,7 @@ def without_extras(folder: Path, code: str) -> str:
 
 
 def test_the_gate_runs_without_the_packages_of_extras(tmp_path: Path) -> None:
-    options = ["--pyargs", "kvcheck.suites", "--kv-method=fp16", "--kv-modes=single", "--kv-lengths=512"]
+    options = ["--pyargs", "kvcheck.suites", "--kv-method=fp16", "--kv-modes=multi_turn", "--kv-lengths=512"]
     options += ["--kv-tasks=summary,qa_zh,code_completion,code_function", "-q", "-p", "no:cacheprovider"]
     assert "4 passed" in without_extras(tmp_path, f"import pytest; raise SystemExit(pytest.main({options}))")
 
