@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import kvcheck
-from kvcheck.cli import baselines, checks, speed
+from kvcheck.cli import baselines, checks, new_method, speed
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
 from kvcheck.core import env, front, threads
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="list the methods that --kv-method knows")
     methods.add_argument("--pages", type=Path, metavar="FOLDER", help="write a page of documentation per method there")
     methods.set_defaults(run=_methods)
+    new_method.add(commands)
     commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
         run=_tasks
     )
