@@ -56,6 +56,10 @@ class Row(CacheView):
         """All of them. They have seen what the row has, whatever they say."""
         return [OtherLayer(layer, self.seen, _slots(layer)) for layer in self.cache.layers]
 
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Row:
+        """A deep copy; there is one row only."""
+        return copy.deepcopy(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Row:
         """A copy of everything but the model and streams of its device."""
         memo.update((id(module), module) for module in self.model.modules())
