@@ -54,3 +54,9 @@ def test_a_composed_method_is_both(project: Path) -> None:
 
 def test_what_cannot_be_found_has_no_digest() -> None:
     assert sources.of_method("no_such_package.Cache") == ""
+
+
+def test_a_method_that_cannot_be_found_is_still_one_from_elsewhere() -> None:
+    assert sources.elsewhere("snapkv+nowhere.Method:size=3") == ["nowhere"]
+    assert sources.of_method("nowhere.Method") == ""
+    assert sources.elsewhere("snapkv+kivi") == []

@@ -19,7 +19,7 @@ from pathlib import Path
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseRecord, Run
 from kvcheck.core.settings import Settings
-from kvcheck.plugin.sources import of_method
+from kvcheck.plugin.sources import elsewhere
 from kvcheck.store.run_file import loads, read_run, write_run
 
 LIMIT = 1800.0
@@ -28,7 +28,7 @@ LIMIT = 1800.0
 
 def foreign(settings: Settings) -> bool:
     """Whether any method is not one of kvcheck's own."""
-    return any(of_method(spec) for spec in settings.methods)
+    return any(elsewhere(spec) for spec in settings.methods)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def main() -> None:
 
 
 def _theirs(run: Run, asked: Asked) -> list[CaseRecord]:
-    """The records that are in question."""
-    return [one for one in run.cases if one.samples and (asked.everything or of_method(one.method))]
+    """The records that are in question: by their specs, since the method's code need not be found here."""
+    return [one for one in run.cases if one.samples and (asked.everything or elsewhere(one.method))]
 
 
 def _graded(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,12 @@ def of_methods(specs: Iterable[str]) -> dict[str, str]:
 
 def of_method(text: str) -> str:
     """The digest of the code behind a spec, "" for a built-in one and for what cannot be found."""
+    files = sorted({file for module in elsewhere(text) for file in _project(module)})
+    return _digest(files) if files else ""
+
+
+def elsewhere(text: str) -> list[str]:
+    """The modules that a spec names and that are not kvcheck's own, whether or not they can be found."""
     from kvcheck.methods import METHODS
 
     part: Spec | None = Spec.parse(text)
@@ -42,8 +48,7 @@ def of_method(text: str) -> str:
         module = METHODS.origins().get(part.name, "").partition(":")[0] or part.name.rpartition(".")[0]
         modules += [module] if module and module.partition(".")[0] != OWN else []
         part = part.then
-    files = sorted({file for module in modules for file in _project(module)})
-    return _digest(files) if files else ""
+    return modules
 
 
 def _project(module: str) -> Iterator[Path]:
@@ -53,8 +58,10 @@ def _project(module: str) -> Iterator[Path]:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    origin = Path(places[0] if places else (spec.origin if spec and spec.origin else "")).resolve()
+    if spec is None:
+        return
+    places = list(spec.submodule_search_locations or ())
+    origin = Path(places[0] if places else spec.origin or "").resolve()
     root = origin.parent
     beside = not any(root.is_relative_to(place) for place in _INSTALLED)
     todo, seen = [module], set()

@@ -205,3 +205,27 @@ with_layer("HalvesKeys", compress=lambda self, queries: self.keys.mul_(0.5))
 with_layer("DropsInSilence", compress=lambda self, queries: self.keep(self.every_head(torch.arange(0, self.stored, 2))))
 READS = MethodInfo(summary="reads queries", stage="compression", frees_memory=False, whole="", needs=("queries",))
 with_layer("ClearsQueries", info=READS, compress=lambda self, queries: queries.zero_())
+
+
+def judge_all_good(*args: Any, **given: Any) -> tuple[Any, ...]:
+    """What a method that wants to pass could put into the judge."""
+    import dataclasses
+
+    import kvcheck.judging.budget as place
+
+    return tuple(dataclasses.replace(one, outcome="pass") for one in place.plain(*args, **given))
+
+
+def swap_code(self: Any, queries: torch.Tensor) -> None:
+    """Exchange what the judge does while it stays the same function."""
+    import types
+
+    import kvcheck.judging.budget as place
+
+    if not hasattr(place, "plain"):
+        judge = place.judge
+        place.plain = types.FunctionType(judge.__code__, judge.__globals__, "judge", judge.__defaults__)
+        judge.__code__ = judge_all_good.__code__
+
+
+with_layer("SwapsTheJudge", compress=swap_code)

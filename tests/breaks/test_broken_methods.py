@@ -46,6 +46,7 @@ WRONG = {
     "GivesZeros": "(?i)accuracy|zero|claims",
     "HalvesKeys": "(?i)keys|verbatim|claims",
     "DropsInSilence": "(?i)slots|bytes|claims",
+    "SwapsTheJudge": r"kvcheck\.judging\.budget\.judge",
 }
 HARMLESS = ("Good", "ClearsQueries")
 """What a method does to its own copy of the queries is its own affair."""

@@ -56,6 +56,10 @@ LEFT = {
     "kvcheck.tasks.metrics.score": lambda: setattr(kvcheck.tasks.metrics, "score", nothing),
     "kvcheck.judging.budget.judge": lambda: setattr(kvcheck.judging.budget, "judge", nothing),
     "kvcheck.judging.pairing.differences": lambda: setattr(kvcheck.judging.pairing, "differences", nothing),
+    "kvcheck.judging.pairing.score": lambda: setattr(kvcheck.judging.pairing.score, "__code__", nothing.__code__),
+    "kvcheck.judging.budget.sequential": lambda: setattr(
+        kvcheck.judging.budget.sequential, "__defaults__", (None,) * 2
+    ),
     "kvcheck.runner.case._turn": lambda: setattr(kvcheck.runner.case, "_turn", nothing),
     "kvcheck.cache.layer.CacheLayer.attend": lambda: setattr(CacheLayer, "attend", nothing),
     "pytest.fail": lambda: setattr(pytest, "fail", nothing),

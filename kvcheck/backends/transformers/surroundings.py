@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,8 @@ class Names:
             places[f"{kind.__module__}.{kind.__qualname__}"] = kind
         self.places = [(name, place, dict(vars(place))) for name, place in places.items()]
         self.registries = [(name, registry, dict(registry)) for name, registry in _registries()]
+        found = (_function(value) for _, _, values in self.places for value in values.values())
+        self.inside = [(one, _inside(one)) for one in dict.fromkeys(filter(None, found))]
 
     def restored(self) -> list[str]:
         """Put back what was replaced -> their names."""
@@ -208,12 +211,27 @@ class Names:
                 if not _by_itself(owner, now.get(name)):
                     setattr(place, name, value)
                     changed.append(f"{owner}.{name}")
+        for function, before in self.inside:
+            if any(now is not then for now, then in zip(_inside(function), before, strict=True)):
+                function.__code__, function.__defaults__, function.__kwdefaults__ = before
+                changed.append(f"{function.__module__}.{function.__qualname__}")
         for owner, registry, entries in self.registries:
             for name, function in entries.items():
                 if registry.get(name) is not function and not _registers(registry.get(name)):
                     registry[name] = function
                     changed.append(f"{owner}[{name!r}]")
         return changed
+
+
+def _function(value: Any) -> FunctionType | None:
+    """The function of Python that is called by a name, itself or as a method."""
+    found = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    return found if isinstance(found, FunctionType) else None
+
+
+def _inside(function: FunctionType) -> tuple[Any, Any, Any]:
+    """What a function does, which can be exchanged while it stays the same object."""
+    return function.__code__, function.__defaults__, function.__kwdefaults__
 
 
 def _by_itself(owner: str, value: Any) -> bool:
