@@ -22,7 +22,7 @@ def facts(device: str) -> int:
     """What the machine is; 3 where there is nothing to measure on, 1 where `kvcheck doctor` is not content."""
     import torch
 
-    from kvcheck.cli.commands import commands
+    from kvcheck.cli import commands
 
     print(datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.version, flush=True)
     for command in (["nvidia-smi"], ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcheck.cli.commands import commands
+from kvcheck.cli import commands
 from kvcheck.core.escape import code, json_text, markdown, plain
 from kvcheck.core.record import (
     HOLDS,

@@ -14,7 +14,8 @@ import torch
 
 @pytest.hookimpl
 def pytest_collection_finish():
-    from kvcheck.methods import _scoring, snapkv
+    from kvcheck.cache import scoring
+    from kvcheck.methods import snapkv
     from kvcheck.cache.layer import CacheLayer
 
     {fault}
@@ -42,12 +43,12 @@ FAULTS = {
     CacheLayer.keep = keep
 """,
     "the_second_sample_is_skipped": """
-    right = _scoring.top
+    right = scoring.top
     def top(scores, count):
         scores = scores.clone()
         scores[1:2] = 0
         return right(scores, count)
-    _scoring.top = top
+    scoring.top = top
 """,
     "the_window_is_forgotten": """
     def compress(self, queries):
@@ -55,9 +56,9 @@ FAULTS = {
         if prompt <= method.cap(prompt):
             return
         prefix = prompt - method.window
-        scores = _scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
-        scores = _scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
-        self.keep(_scoring.top(scores, method.cap(prompt)))
+        scores = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
+        scores = scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
+        self.keep(scoring.top(scores, method.cap(prompt)))
     snapkv.SnapLayer.compress = compress
 """,
 }

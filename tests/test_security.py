@@ -44,7 +44,7 @@ def test_pickled_weights_run_nothing_and_are_refused(tmp_path: Path) -> None:
 def test_a_run_file_imports_no_method_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from building import record, run
 
-    from kvcheck.cli.commands import commands
+    from kvcheck.cli import commands
     from kvcheck.store.run_file import write_run
 
     (tmp_path / "planted.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")

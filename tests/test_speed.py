@@ -15,6 +15,7 @@ from kvcheck.backends.transformers import Session
 from kvcheck.backends.transformers import speed as engine_speed
 from kvcheck.cli.commands import main
 from kvcheck.core.errors import MethodFailed
+from kvcheck.core.front import option
 from kvcheck.methods.h2o import H2O
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import speed
@@ -98,7 +99,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: list[str]
 ) -> None:
     def full(self: H2O, *given: Any) -> Any:
-        raise MethodFailed("h2o ran out of device memory", "fewer --kv-lengths")
+        raise MethodFailed("h2o ran out of device memory", f"fewer {option('lengths')}")
 
     with monkeypatch.context() as patch:
         patch.setattr(H2O, "layer", full)

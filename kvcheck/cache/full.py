@@ -14,13 +14,7 @@ from kvcheck.cache.shape import ModelShape
 class FullCache(Method):
     """Every token stays. Bytes: 2·L·B·G·n·d·2 after n tokens."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        summary="the full cache in 16 bits",
-        stage="compression",
-        formula="2·L·B·G·n·d·2",
-        frees_memory=False,
-        whole="",
-    )
+    info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcheck.cli.commands import commands
+from kvcheck.cli import commands
 from kvcheck.conformance import NAMES
 from kvcheck.conformance.alarms import Tried, attempt, correct
 from kvcheck.core.record import FAILS, HOLDS, PropertyRecord
