@@ -81,17 +81,17 @@ def _profiled(session: Session, method: str, length: int) -> str:
     from kvcheck.methods import make
 
     loaded = session.loaded
-    host, cuda = make(method).host(loaded), loaded.device.type == "cuda"
+    runner, cuda = make(method).runner(loaded), loaded.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with torch.inference_mode():
-        cache, logits = host.prefill(bench.prompt(loaded, length))
+        cache, logits = runner.prefill(bench.prompt(loaded, length))
         token = logits.argmax(-1, keepdim=True)
         for _ in range(WARM):
-            token = host.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
+            token = runner.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
         if cuda:
             torch.cuda.synchronize()
         with profile(activities=activities) as found:
-            host.feed(cache, token)
+            runner.feed(cache, token)
             if cuda:
                 torch.cuda.synchronize()
     by = "self_cuda_time_total" if cuda else "self_cpu_time_total"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvcheck.cache.host import Host
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
     from kvcheck.cache.method import Method, MethodInfo
+    from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
     from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
@@ -27,7 +27,7 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
-    "Host": "cache.host",
+    "MethodRunner": "cache.runner",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
     "Method": "cache.method",
@@ -53,11 +53,11 @@ __all__ = [
     "CacheLayer",
     "CaseId",
     "CaseRecord",
-    "Host",
     "KVCache",
     "KvcheckError",
     "Method",
     "MethodInfo",
+    "MethodRunner",
     "MethodUnsupported",
     "ModelShape",
     "Prefilled",

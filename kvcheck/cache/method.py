@@ -30,8 +30,8 @@ from kvcheck.core.errors import SpecError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from kvcheck.cache.host import Host
     from kvcheck.cache.kv_cache import CacheLayer, KVCache
+    from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.core.spec import Spec
     from kvcheck.models import LoadedModel
 
@@ -108,13 +108,13 @@ class Method(Shared):
         self.check(shape)
         return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """The method at home on a model. Override it to act on the prompt, on prefilling, or on the model."""
         if loaded.states is not None and loaded.states.serves(self):
-            return loaded.states.host(self, loaded)
-        from kvcheck.cache.host import Host
+            return loaded.states.runner(self, loaded)
+        from kvcheck.cache.method_runner import MethodRunner
 
-        return Host(self, loaded)
+        return MethodRunner(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
         """Slots per layer and kv head after a prompt and `decoded` more tokens, fed one by one. None: not declared."""
@@ -163,7 +163,9 @@ def expect_method(kind: type[Method], name: str) -> None:
         raise SpecError(f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), STAGES))
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")
-    if kind.layer is Method.layer and kind.build is Method.build and kind.host is Method.host:
+    if hasattr(kind, "host"):
+        raise SpecError(f"{name} defines host(loaded), which no run calls: it is runner(loaded) now", "rename it")
+    if kind.layer is Method.layer and kind.build is Method.build and kind.runner is Method.runner:
         raise SpecError(f"{name} does not define layer(shape, index), which builds the cache of a layer", _LAYER)
     own = {} if "__dataclass_fields__" in vars(kind) else inspect.get_annotations(kind)
     if loose := sorted(key for key, value in own.items() if "ClassVar" not in str(value)):

@@ -55,7 +55,7 @@ class Flat:
 
 
 class There:
-    """Which slots are there, by a mask (B, G, m). The host reads it twice, however many tensors are cut by it."""
+    """Which slots are there, by a mask (B, G, m). The runner reads it twice, however many tensors are cut by it."""
 
     def __init__(self, there: torch.Tensor) -> None:
         self.at = there.flatten().nonzero().squeeze(1)

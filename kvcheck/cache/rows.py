@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.view import CacheView, LayerView, OtherLayer
 
 
 class RowCache(CacheView):
-    """One cache of one sequence for each row. rows: whatever the host feeds; copied by `select` where it has one."""
+    """One cache of one sequence for each row. rows: whatever the runner feeds; copied by `select` where it has one."""
 
     rows: list[Any]
 
@@ -91,16 +91,16 @@ def _wrapper(tensor: Any) -> torch.Tensor:
     return type(tensor).__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
 
 
-class RowHost(Host):
+class RowRunner(MethodRunner):
     """Feeds row by row. A subclass says how one row is prefilled and fed."""
 
     def prefill(self, ids: torch.Tensor) -> tuple[RowCache, torch.Tensor]:
-        """As Host.prefill, every row by itself."""
+        """As MethodRunner.prefill, every row by itself."""
         parts = [self.prefill_row(row) for row in ids.split(1)]
         return RowCache([cache for cache, _ in parts]), torch.cat([logits for _, logits in parts])
 
     def feed(self, cache: RowCache, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
-        """As Host.feed, every row by itself."""
+        """As MethodRunner.feed, every row by itself."""
         pairs = zip(cache.rows, ids.split(1), strict=True)
         return torch.cat([self.feed_row(row, fed, keep) for row, fed in pairs])
 

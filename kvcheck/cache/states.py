@@ -21,7 +21,7 @@ from kvcheck.cache import forward
 from kvcheck.cache.full import FULL, FullCache
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method
-from kvcheck.cache.rows import RowHost
+from kvcheck.cache.rows import RowRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import CacheView, view
 from kvcheck.cache.window import WindowLayer
@@ -63,12 +63,12 @@ class States:
 
         What cannot do that runs on all layers of a model with windows, as long as the text fits into them.
         """
-        acts = self.shape.layers > 0 and type(method).host is Method.host
+        acts = self.shape.layers > 0 and type(method).runner is Method.runner
         return acts or not self.windows or isinstance(method, FullCache)
 
-    def host(self, method: Method, loaded: LoadedModel) -> StateHost:
+    def runner(self, method: Method, loaded: LoadedModel) -> StateRunner:
         """What runs a method on such a model."""
-        return StateHost(method, loaded)
+        return StateRunner(method, loaded)
 
     def cache(self, method: Method, config: Any) -> Any:
         """What a new sequence is given: the method's layers beside those of the model; None where it makes its own."""
@@ -169,12 +169,12 @@ class Carried(CacheView):
                 setattr(*spot, part)
 
 
-class StateHost(RowHost):
+class StateRunner(RowRunner):
     """Runs a method on such a model, every sequence by itself."""
 
     def __init__(self, method: Method, loaded: LoadedModel) -> None:
         if loaded.states is None:
-            raise KvcheckError(f"{loaded.name} carries nothing but a KV cache", "use method.host(loaded)")
+            raise KvcheckError(f"{loaded.name} carries nothing but a KV cache", "use method.runner(loaded)")
         super().__init__(_by_itself(method), loaded)
         self.states, self.shape = loaded.states, loaded.states.shape
         method.check(self.shape)
@@ -225,7 +225,7 @@ def serve(method: Method, loaded: LoadedModel) -> None:
             "carries from token to token has a fixed size",
             f"{option('methods')}=fp16 runs it as it is",
         )
-    if type(method).host is not Method.host:
+    if type(method).runner is not Method.runner:
         raise MethodUnsupported(
             f"{method.spec} feeds the model in its own way, which would leave out what the other layers of {kind} "
             "carry from token to token",

@@ -1,7 +1,7 @@
 """What is looked at in a cache, the same for every kind: nothing outside asks a cache for its class.
 
 Each kind of cache derives from CacheView, each of our layers from LayerView, and overrides what differs; a cache of
-another make (of an own host, or of transformers) is looked at through `view(cache)`. A new kind of cache is one file.
+another make (of an own runner, or of transformers) is looked at through `view(cache)`. A new kind of cache is one file.
 Bytes are not asked here: `measure.held` counts whatever can be reached from `storage`.
 """
 
@@ -113,7 +113,7 @@ class OtherLayer(LayerView):
 
 
 class OtherCache(CacheView):
-    """A cache with `layers` of any make, that an own host feeds."""
+    """A cache with `layers` of any make, that an own runner feeds."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = cache

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import parts, view
 from kvcheck.conformance.draw import Draw
@@ -39,22 +39,22 @@ class Subject:
         self.spec, self.draw = spec, draw
         self.loaded = small(draw.architecture, model_seed)
         self.shape = ModelShape.of(self.loaded.model.config)
-        self.host = self.hosted()
-        self.method = self.host.method
+        self.runner = self.hosted()
+        self.method = self.runner.method
 
-    def hosted(self, spec: str | None = None) -> Host:
+    def hosted(self, spec: str | None = None) -> MethodRunner:
         """A fresh method on the model. Raises NotServed where the method refuses the model."""
         try:
             method = make(spec or self.spec)
             method.check(self.shape)
-            return method.host(self.loaded)
+            return method.runner(self.loaded)
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
 
     @cached_property
-    def dense(self) -> Host:
+    def dense(self) -> MethodRunner:
         """The full cache on the same model."""
-        return Fp16().host(self.loaded)
+        return Fp16().runner(self.loaded)
 
     def tokens(self, length: int, rows: int | None = None, salt: int = 0) -> torch.Tensor:
         """Token ids (rows, length) of this trial; another salt gives others."""
@@ -62,12 +62,12 @@ class Subject:
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         return torch.randint(vocabulary, (rows or self.draw.rows, length), generator=generator)
 
-    def prefill(self, ids: torch.Tensor, host: Host | None = None) -> tuple[Any, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[Any, torch.Tensor]:
         """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
 
         A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
         """
-        owner = host or self.host
+        owner = runner or self.runner
         try:
             return owner.prefill(ids)
         except MethodUnsupported as error:
@@ -77,21 +77,23 @@ class Subject:
                 raise
             raise NotServed(f"it refuses the prompt: {error}") from error
 
-    def feed(self, cache: Any, ids: torch.Tensor, host: Host | None = None) -> torch.Tensor:
+    def feed(self, cache: Any, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) in one forward -> logits of all of them (R, q, V)."""
         try:
-            return (host or self.host).feed(cache, ids, keep=ids.shape[1])
+            return (runner or self.runner).feed(cache, ids, keep=ids.shape[1])
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
 
-    def one_by_one(self, cache: Any, ids: torch.Tensor, host: Host | None = None) -> torch.Tensor:
+    def one_by_one(self, cache: Any, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) token by token -> logits (R, q, V)."""
-        return torch.cat([self.feed(cache, token, host) for token in ids.split(1, dim=1)], dim=1)
+        return torch.cat([self.feed(cache, token, runner) for token in ids.split(1, dim=1)], dim=1)
 
-    def life(self, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor, host: Host | None = None) -> list[Any]:
+    def life(
+        self, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor, runner: MethodRunner | None = None
+    ) -> list[Any]:
         """A prompt, a follow-up block and steps -> the logits of all three."""
-        cache, first = self.prefill(ids, host)
-        return [first, self.feed(cache, follow, host), self.one_by_one(cache, steps, host)]
+        cache, first = self.prefill(ids, runner)
+        return [first, self.feed(cache, follow, runner), self.one_by_one(cache, steps, runner)]
 
     def texts(self, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompt, follow-up block and steps of this trial."""

@@ -6,7 +6,7 @@ a user's class. It does not matter what holds the bytes: tensors and numpy array
 files that were written since the process began; numbers in containers, where they are many; whatever of it closures,
 partials, generators, bound methods, keys of mappings, modules and classes made on the way hold. Weights of the model
 under test are no part of a cache. The globals of a module are out of reach. What a model itself keeps in its modules,
-StateHost takes out of them after every forward.
+StateRunner takes out of them after every forward.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import MODELS
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MODELS
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import Holder, LayerView
 

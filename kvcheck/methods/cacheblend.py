@@ -9,9 +9,9 @@ import torch
 
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
@@ -80,9 +80,9 @@ class CacheBlend(Method):
         """A full cache layer that can be given a prompt with holes."""
         return BlendLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by blending."""
-        return BlendHost(self, loaded)
+        return BlendRunner(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
@@ -110,7 +110,7 @@ class Blend:
     def picked(self) -> torch.Tensor:
         """The chosen tokens. Raises KvcheckError before layer CHECK has seen the prompt."""
         if self.chosen is None:
-            raise KvcheckError("a layer above the check layer ran before it", "feed the prompt through the host")
+            raise KvcheckError("a layer above the check layer ran before it", "feed the prompt through the runner")
         return self.chosen
 
     def choose(self, deviation: torch.Tensor) -> None:
@@ -150,7 +150,7 @@ class BlendLayer(CacheLayer):
         return kernels.attend_masked(query, keys, values, mask, self.scaling)
 
 
-class BlendHost(Host):
+class BlendRunner(MethodRunner):
     """Prefills chunk by chunk, then blends."""
 
     method: CacheBlend

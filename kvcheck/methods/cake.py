@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks, disk
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Cake(Method):
         """A full cache layer."""
         return CacheLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by both workers."""
-        return CakeHost(self, loaded)
+        return CakeRunner(self, loaded)
 
     def joint(self) -> str:
         """Where the faster of two workers decides, several processes would split a prompt differently."""
@@ -110,7 +110,7 @@ class Split:
             return self.count - self.loaded
 
 
-class CakeHost(Host):
+class CakeRunner(MethodRunner):
     """Stores a prefix, then gets it back by computing and loading.
 
     split: how the last prefill was shared out. homes: the devices that its layers are on.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks, forward, kernels
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.mix import visible
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
@@ -88,7 +88,7 @@ class DuoAttention(Method):
     def pattern(self) -> tuple[tuple[bool, ...], ...]:
         """Per layer and kv head, whether it is a retrieval head. Raises SpecError, and KvcheckError before a search."""
         if self.heads == SEARCH:
-            raise KvcheckError("duo_attention has not searched for retrieval heads yet", "use method.host(loaded)")
+            raise KvcheckError("duo_attention has not searched for retrieval heads yet", "use method.runner(loaded)")
         if re.fullmatch(r"[01]+(/[01]+)*", self.heads):
             return tuple(tuple(digit == "1" for digit in row) for row in self.heads.split("/"))
         return self.split(_gates(Path(self.heads)))
@@ -107,13 +107,13 @@ class DuoAttention(Method):
         """A layer of two kinds of heads."""
         return DuoLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Searches where no pattern was given."""
         if self.heads != SEARCH:
-            return Host(self, loaded)
+            return MethodRunner(self, loaded)
         found = self.split(retrieval_scores(loaded, self.sink))
         text = "/".join("".join("1" if kept else "0" for kept in row) for row in found)
-        return Host(replace(self, heads=text), loaded)
+        return MethodRunner(replace(self, heads=text), loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
         """Those of all heads; None before the search."""

@@ -120,7 +120,7 @@ class InfLLM(Method):
         return InfLayer(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot, on the device or on the host."""
+        """Every token has a slot, on the device or on the runner."""
         return (prompt + decoded,) * shape.layers
 
     def blocks(self, prompt: int, decoded: int) -> int:
@@ -267,7 +267,7 @@ class InfLayer(retrieve.OffloadLayer):
         self.received[:, :, self.received.shape[2] - received.shape[2] :] += received
 
     def cut(self) -> None:
-        """Move whole blocks behind the first tokens to the host, for as long as W tokens are left."""
+        """Move whole blocks behind the first tokens to the runner, for as long as W tokens are left."""
         size = self.method.block
         blocks = (self.taken - self.away - self.first - self.width) // size
         if blocks <= 0 or self.received is None:

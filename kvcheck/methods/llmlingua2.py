@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.lingua import LONGEST, SPACE, Rules, chunks
 from kvcheck.cache.method import Method, MethodInfo
-from kvcheck.cache.rows import RowHost
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import RowRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
@@ -46,7 +46,7 @@ class LLMLingua2(Method):
 
     The question is never shown to the classifier and never shortened: the engine feeds it behind the short context,
     in every mode, whether or not it would be visible to a method that compresses the cache. A prompt that is given to
-    the host directly is shortened as a whole. A beginning-of-text token stays.
+    the runner directly is shortened as a whole. A beginning-of-text token stays.
 
     Bytes: 2·L·B·G·(n' + decoded)·d·2; n' depends on the text, so they are declared for rate 1 only. The classifier's
     own weights (0.8 MB for the shipped one) are not counted.
@@ -89,9 +89,9 @@ class LLMLingua2(Method):
         """A layer of the full cache."""
         return CacheLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """The model with a classifier before it."""
-        return LinguaHost(self, loaded)
+        return LinguaRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int | None:
         """Those of the full cache where nothing is left out; else they depend on the text."""
@@ -106,7 +106,7 @@ class Compressor(Protocol):
         ...
 
 
-class LinguaHost(RowHost):
+class LinguaRunner(RowRunner):
     """Shortens every prompt by itself; rows then have lengths of their own."""
 
     method: LLMLingua2

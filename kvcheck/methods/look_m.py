@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
@@ -35,7 +35,7 @@ class LookM(Method):
 
     image_token: the id that marks image slots in the prompt; -1 takes the slots of the model's own images (LLaVA).
     text_prior=false is for prompts without images (PivotKV of the same code): nothing is text or image, and the first
-    4 tokens stay. With the text prior the host must prefill: a prompt that the full cache has read does not tell its
+    4 tokens stay. With the text prior the runner must prefill: a prompt that the full cache has read does not tell its
     images. What the prior keeps, and what it costs, is asked by the tasks image_needle/text and image_needle/image.
     heavy, recent: shares of the prompt, or numbers of tokens (official 0.1 and 0.1).
 
@@ -82,9 +82,9 @@ class LookM(Method):
         """A layer that merges once, after the prompt."""
         return LookMLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Tells the cache which slots are images."""
-        return LookMHost(self, loaded) if self.text_prior else super().host(loaded)
+        return LookMRunner(self, loaded) if self.text_prior else super().runner(loaded)
 
     def protected(self, prompt: int) -> frozenset[int]:
         """The newest tokens, and the first ones where there is no text prior."""
@@ -119,7 +119,7 @@ class LookMLayer(RaggedLayer):
         if self.images is not None:
             first |= ~self.images.to(first.device).unsqueeze(1)
         elif self.method.text_prior:
-            raise MethodUnsupported("look_m was not told which slots are images", "prefill by method.host(loaded)")
+            raise MethodUnsupported("look_m was not told which slots are images", "prefill by method.runner(loaded)")
         else:
             first[:, :, :SINKS] = True
         order = torch.where(first, received + received.sum(dim=2, keepdim=True) + 1, received)[:, :, :old]
@@ -150,7 +150,7 @@ class LookMLayer(RaggedLayer):
         return torch.cat(found, dim=2)
 
 
-class LookMHost(Host):
+class LookMRunner(MethodRunner):
     """Looks for image slots in the prompt."""
 
     def __init__(self, method: LookM, loaded: LoadedModel) -> None:
@@ -171,7 +171,7 @@ class LookMHost(Host):
         return self.vision.shown(ids)
 
     def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """As Host.prefill. Raises MethodUnsupported for a prompt without images."""
+        """As MethodRunner.prefill. Raises MethodUnsupported for a prompt without images."""
         images = self.slots(ids)
         if not bool(images.any(dim=1).all()):
             raise MethodUnsupported("look_m: a prompt has no image slot", "without images: look_m:text_prior=false")

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from kvcheck.cache import kernels
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.mix import Layout, visible
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
@@ -83,14 +83,14 @@ class MixAttention(Method):
                 f"give weights trained from this model: {option('methods')}=mixattention:weights=FOLDER",
             )
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """A copy of the model with the weights of its own."""
         if not self.weights and loaded.name not in SHIPPED:
             raise MethodUnsupported(
                 f"mixattention is another architecture; no weights trained for it are known for {loaded.name}",
                 f"give them: {option('methods')}=mixattention:weights=FOLDER",
             )
-        return MixHost(self, loaded)
+        return MixRunner(self, loaded)
 
     def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> MixCache:
         """A cache whose layers know whom they read."""
@@ -215,7 +215,7 @@ class MixCache(KVCache):
         return twin
 
 
-class MixHost(Host):
+class MixRunner(MethodRunner):
     """The model under test with other weights."""
 
     def __init__(self, method: MixAttention, loaded: LoadedModel) -> None:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from kvcheck.cache import forward
 from kvcheck.cache.full import FULL
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.states import Carried, Place, StateHost, States, kinds
+from kvcheck.cache.states import Carried, Place, StateRunner, States, kinds
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.measure.memory import held
 
@@ -113,9 +113,9 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _places(loaded: LoadedModel, draft: States) -> tuple[Place, ...]:
     """Tensors in modules that running a text leaves behind or changes; the model is left as it was."""
-    host = StateHost(FULL, replace(loaded, states=draft))
+    runner = StateRunner(FULL, replace(loaded, states=draft))
     before = {spot: (value, None if value is None else value.clone()) for spot, value in _attributes(loaded.model)}
-    host.prefill(torch.ones(1, 2, dtype=torch.long, device=loaded.device))
+    runner.prefill(torch.ones(1, 2, dtype=torch.long, device=loaded.device))
     found = []
     for (module, name), value in list(_attributes(loaded.model)):
         old, fresh = before.get((module, name), (None, None))
@@ -136,12 +136,12 @@ def _attributes(model: Any) -> Iterator[tuple[tuple[str, str], torch.Tensor | No
 
 def _logits(loaded: LoadedModel, states: States, ids: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """Logits (1, MORE, V) of the last tokens, which follow the text in parts of these sizes; none: in one forward."""
-    host = StateHost(FULL, replace(loaded, states=states))
+    runner = StateRunner(FULL, replace(loaded, states=states))
     first = ids.shape[1] - sum(sizes)
-    cache = host.build()
-    logits = [host.feed_row(cache, ids[:, :first], MORE)]
+    cache = runner.build()
+    logits = [runner.feed_row(cache, ids[:, :first], MORE)]
     for size in sizes:
-        logits.append(host.feed_row(cache, ids[:, first : first + size], size))
+        logits.append(runner.feed_row(cache, ids[:, first : first + size], size))
         first += size
     _carries(loaded, cache)
     return torch.cat(logits, dim=1)[:, -MORE:]

@@ -1,8 +1,9 @@
 """Images in the prompt of a vision-language model: slots in the text, and what the model's own tower puts into them.
 
 Slots get ids beyond the vocabulary, one id for every slot of every image, and the input embedding looks them up. So ids
-alone say what is fed: a host may feed rows together or one by one, a prompt at once or in chunks. The same image always
-has the same ids. The embeddings of the last images are held, up to HELD bytes; earlier ones are made again when needed.
+alone say what is fed: a runner may feed rows together or one by one, a prompt at once or in chunks. The same image
+always has the same ids. The embeddings of the last images are held, up to HELD bytes; earlier ones are made again when
+needed.
 
 Served: LLaVA (1.0 and 1.5), whose language model reads an image as a run of slots, at plain positions, causally.
 """

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.layer import Rows
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.neighbour import Neighbour, NeighbourHost, PadLayer
+from kvcheck.zoo.twins.neighbour import Neighbour, NeighbourRunner, PadLayer
 from kvcheck.zoo.twins.paged import Paged, PagedLayer
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
+from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,12 +74,12 @@ class PaddingMaskDroppedByGenerator(Neighbour):
     their batch.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Tells nothing."""
         return _Silent(self, loaded)
 
 
-class _Silent(NeighbourHost):
+class _Silent(NeighbourRunner):
     def announce(self, cache: KVCache, pads: torch.Tensor) -> None:
         """No row has any."""
         super().announce(cache, torch.zeros_like(pads))
@@ -98,12 +98,12 @@ class ColdRowGetsSlotZero(PrefixStore):
     From an engine that built its tables from the hits of a batch. Shows in batches of rows with a hit and rows without.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Fills up with zeros."""
         return _ZeroFilled(self, loaded)
 
 
-class _ZeroFilled(StoreHost):
+class _ZeroFilled(StoreRunner):
     def table(self, ids: torch.Tensor, warm: list[bool]) -> torch.Tensor:
         """Zeros for cold rows of a mixed batch."""
         found = super().table(ids, warm)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, ReadLayer
 from kvcheck.methods.streaming_llm import StreamingLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseHost, BlockwiseLayer
-from kvcheck.zoo.twins.chunked import Chunked, ChunkedH2O, ChunkedHost, ChunkedStreamingLLM
+from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseLayer, BlockwiseRunner
+from kvcheck.zoo.twins.chunked import Chunked, ChunkedH2O, ChunkedRunner, ChunkedStreamingLLM
 from kvcheck.zoo.twins.chunked_mix import ChunkedMix
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class OracleHiddenStatesInSimulatedChunks(Blockwise):
         """A layer that plays the cuts through."""
         return SimulatedLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds the prompt at once."""
-        return SimulatingHost(self, loaded)
+        return SimulatingRunner(self, loaded)
 
 
 class SimulatedLayer(BlockwiseLayer):
@@ -65,12 +65,12 @@ class SimulatedLayer(BlockwiseLayer):
             self.keep(kept)
 
 
-class SimulatingHost(BlockwiseHost):
+class SimulatingRunner(BlockwiseRunner):
     """Feeds a prompt in one forward."""
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill."""
-        return Host.prefill(self, ids)
+        """As MethodRunner.prefill."""
+        return MethodRunner.prefill(self, ids)
 
 
 @bug("chunk-mask-built-with-zero-offset", "https://github.com/lablup/mlxcel/issues/885", twin="cake")
@@ -130,11 +130,11 @@ class FirstSlotsLayer(CacheLayer):
         self.v.used[:, :, : keys.shape[2]] = values
 
 
-class UnheldHost(ChunkedHost):
+class UnheldRunner(ChunkedRunner):
     """Feeds chunks as if each were a prompt of its own; layers know the total."""
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill, in several forwards, behind each of which the layers act."""
+        """As MethodRunner.prefill, in several forwards, behind each of which the layers act."""
         cache = self.build()
         for layer in cache.layers:
             layer.total = ids.shape[1]
@@ -159,9 +159,9 @@ class ChunkTreatedAsNewPrefill(ChunkedStreamingLLM):
         """A layer that begins anew with every chunk."""
         return AnewLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return UnheldHost(self, loaded, self.chunk)
+        return UnheldRunner(self, loaded, self.chunk)
 
 
 class AnewLayer(StreamingLayer):
@@ -224,9 +224,9 @@ class OneShotBlockEviction(ChunkedH2O):
         """A layer that forgets its scores."""
         return OneShotLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return UnheldHost(self, loaded, self.chunk)
+        return UnheldRunner(self, loaded, self.chunk)
 
 
 class OneShotLayer(H2OLayer):

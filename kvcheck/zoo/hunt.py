@@ -56,7 +56,7 @@ class Hunt:
 
         Raises MethodUnsupported where a fault of the user's method has no place in it.
         """
-        make(suspect.faulty).host(self.session.backend.loaded)
+        make(suspect.faulty).runner(self.session.backend.loaded)
         start = time.perf_counter()
         properties, trials = self.properties(suspect)
         between = time.perf_counter()
@@ -65,7 +65,7 @@ class Hunt:
             tasks, more = self.tasks(suspect, self.rest)
             samples += more
         end = time.perf_counter()
-        self.session.backend.hosts.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
+        self.session.backend.runners.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
             name=suspect.name,
             family=suspect.family,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
@@ -16,7 +16,7 @@ from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins._pool import Entry, Full, Pool
 from kvcheck.zoo.twins.prefetch import FetchedLayer, Prefetch, PrefetchCache
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
+from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
 from kvcheck.zoo.twins.ring import Ring, RingLayer
 from kvcheck.zoo.twins.rotated_store import RotatedLayer, RotatedStore
 from kvcheck.zoo.twins.stored_quest import StoredQuest, StoredQuestLayer
@@ -186,7 +186,7 @@ class FailedStoreStaysVisible(PrefixStore):
     first block on that could not be written.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Has a careless store."""
         return _Careless(self, loaded)
 
@@ -205,7 +205,7 @@ class _ListedFirst(Pool):
         return page
 
 
-class _Careless(StoreHost):
+class _Careless(StoreRunner):
     def new_pool(self) -> Pool:
         """An empty store."""
         return _ListedFirst(self.method.capacity, self.method.staging)
@@ -214,7 +214,7 @@ class _Careless(StoreHost):
 @bug("offload-copy-not-ordered", "https://github.com/LMCache/LMCache/issues/4870", "offload")
 @dataclass(frozen=True)
 class OffloadCopyNotOrdered(Offload):
-    """Prompts leave through a staging buffer of two slots; the host copies a slot at once, although the transfer that
+    """Prompts leave through a staging buffer of two slots; the runner copies a slot at once, although the transfer that
     fills it may still be under way. Of three large transfers in a row the third is late, and what is stored then is
     the chunk that the slot held before, of whatever layer or prompt that was.
 
@@ -236,7 +236,7 @@ _ISSUED = [0]
 
 
 def _transfer(chunk: torch.Tensor) -> torch.Tensor:
-    """What the host copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
+    """What the runner copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
     _ISSUED[0] += 1
     number = _ISSUED[0]
     held = _SLOTS.get(number % 2)
@@ -247,7 +247,7 @@ def _transfer(chunk: torch.Tensor) -> torch.Tensor:
 
 class _Staged(OffloadedLayer):
     def compress(self, queries: torch.Tensor) -> None:
-        """Send the prompt to the host, chunk by chunk; an incomplete chunk is small enough to be in time."""
+        """Send the prompt to the runner, chunk by chunk; an incomplete chunk is small enough to be in time."""
         super().compress(queries)
         chunks = torch.stack([self.keys, self.values]).split(CHUNK, dim=3)
         sent = [_transfer(chunk) if chunk.shape[3] == CHUNK else chunk for chunk in chunks]

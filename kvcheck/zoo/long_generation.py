@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted import Drafted, DraftedHost
-from kvcheck.zoo.twins.regimes import RegimeHost, Regimes
+from kvcheck.zoo.twins.drafted import Drafted, DraftedRunner
+from kvcheck.zoo.twins.regimes import RegimeRunner, Regimes
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -58,17 +58,17 @@ class RopeRegimeSwitchKeepsOldKeys(Regimes):
     that is beyond it is right, and so is a text that stays below.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Goes on with the cache that there is."""
-        return UnawareHost(self, loaded)
+        return UnawareRunner(self, loaded)
 
 
-class UnawareHost(RegimeHost):
+class UnawareRunner(RegimeRunner):
     """Does not notice that the regime has changed."""
 
     def crossing(self, cache: KVCache, text: torch.Tensor, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Feed the newest ids as ever."""
-        return Host.feed(self, cache, ids, keep)
+        return MethodRunner.feed(self, cache, ids, keep)
 
 
 @bug(
@@ -85,12 +85,12 @@ class RollbackSilentlyRefused(Drafted):
     then every rollback is carried out.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Ignores what a rollback returns."""
-        return DeafHost(self, loaded)
+        return DeafRunner(self, loaded)
 
 
-class DeafHost(DraftedHost):
+class DeafRunner(DraftedRunner):
     """Takes every rollback for done."""
 
     def reject(self, cache: Any, count: int) -> None:

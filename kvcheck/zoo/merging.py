@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.fragments import Fragments, FragmentsHost
+from kvcheck.zoo.twins.fragments import Fragments, FragmentsRunner
 from kvcheck.zoo.twins.merge_on_evict import MergeOnEvict
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class FragmentsJoinedWithoutRerotation(Fragments):
     Found in MemOS, which joins stored pieces of a memory. Shows where two pieces or more are joined.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Joins without turning."""
-        return UnturnedHost(self, loaded)
+        return UnturnedRunner(self, loaded)
 
 
-class UnturnedHost(FragmentsHost):
+class UnturnedRunner(FragmentsRunner):
     """Leaves keys as they were computed."""
 
     def moved(self, keys: torch.Tensor, start: int) -> torch.Tensor:

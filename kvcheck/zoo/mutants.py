@@ -1,7 +1,7 @@
 """Mutation testing of a method of your own: generic faults, put around it from outside.
 
-Each wraps the method's host, whatever it is made of, and does one thing wrong: `kvcheck zoo --method=your.module.Class`
-tells which of them your gate would notice on your model.
+Each wraps the method's runner, whatever it is made of, and does one thing wrong: `kvcheck zoo
+--method=your.module.Class` tells which of them your gate would notice on your model.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import view
 from kvcheck.core.errors import MethodUnsupported
@@ -81,23 +81,23 @@ class Mutant(Method):
         """As the correct method."""
         return self.inner.rounding()
 
-    def host(self, loaded: LoadedModel) -> Host:
-        """The correct method's host, with the fault in front of it. Raises MethodUnsupported where it has no place."""
-        return MutantHost(self, self.inner.host(loaded))
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
+        """The correct method's runner behind the fault. Raises MethodUnsupported where it has no place."""
+        return MutantRunner(self, self.inner.runner(loaded))
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """The prompt. Overridden by faults of it."""
-        return host.prefill(ids)
+        return runner.prefill(ids)
 
-    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Later tokens. Overridden by faults of them."""
-        return host.feed(cache, ids, keep)
+        return runner.feed(cache, ids, keep)
 
 
-class MutantHost(Host):
+class MutantRunner(MethodRunner):
     """Goes through the fault of a Mutant."""
 
-    def __init__(self, mutant: Mutant, inner: Host) -> None:
+    def __init__(self, mutant: Mutant, inner: MethodRunner) -> None:
         super().__init__(mutant, inner.loaded)
         self.mutant, self.inner, self.model = mutant, inner, inner.model
 
@@ -118,27 +118,27 @@ class MutantHost(Host):
 class LostTail(Mutant):
     """The last token of the prompt is not stored."""
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Logits of the whole prompt, the cache of all but its last token."""
-        return (host.prefill(ids[:, :-1])[0] if ids.shape[1] > 1 else host.prefill(ids)[0]), host.prefill(ids)[1]
+        return (runner.prefill(ids[:, :-1])[0] if ids.shape[1] > 1 else runner.prefill(ids)[0]), runner.prefill(ids)[1]
 
 
 @dataclass(frozen=True)
 class LostHead(Mutant):
     """The first token of the prompt is another one: what lies there was overwritten."""
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """With the last token in the first place."""
-        return host.prefill(torch.cat([ids[:, -1:], ids[:, 1:]], dim=1))
+        return runner.prefill(torch.cat([ids[:, -1:], ids[:, 1:]], dim=1))
 
 
 @dataclass(frozen=True)
 class SkippedSample(Mutant):
     """The second row of a batch is given the cache of the first."""
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Rows 0, 0, 2, 3, …"""
-        cache, logits = host.prefill(ids)
+        cache, logits = runner.prefill(ids)
         return cache.select([0, *range(min(1, len(ids) - 1))][: len(ids)] + list(range(2, len(ids)))), logits
 
 
@@ -151,9 +151,9 @@ class StaleState(Mutant):
         """Caches by shape of the prompts."""
         return {}
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """The cache of the last prompt of this shape."""
-        cache, logits = host.prefill(ids)
+        cache, logits = runner.prefill(ids)
         stale = self.before.get(tuple(ids.shape), cache)
         self.before[tuple(ids.shape)] = cache
         return stale.select(range(len(ids))), logits
@@ -163,53 +163,53 @@ class StaleState(Mutant):
 class WrongPosition(Mutant):
     """Every token behind the prompt is fed one position too early."""
 
-    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """With the model's rotation one step behind."""
-        with moved(host.model, -1):
-            return host.feed(cache, ids, keep)
+        with moved(runner.model, -1):
+            return runner.feed(cache, ids, keep)
 
 
 @dataclass(frozen=True)
 class ForgottenAnswer(Mutant):
     """What is fed behind the prompt is attended to and not stored."""
 
-    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Into a copy."""
-        return host.feed(cache.select(range(len(ids))), ids, keep)
+        return runner.feed(cache.select(range(len(ids))), ids, keep)
 
 
 @dataclass(frozen=True)
 class RepeatedToken(Mutant):
     """The first token behind the prompt is stored twice."""
 
-    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Its copy goes in before it, where a block is fed."""
         if ids.shape[1] > 1:
-            host.feed(cache, ids[:, :1])
-        return host.feed(cache, ids, keep)
+            runner.feed(cache, ids[:, :1])
+        return runner.feed(cache, ids, keep)
 
 
 @dataclass(frozen=True)
 class Values(Mutant):
     """A fault of the values that the model computes for a prompt."""
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """As Mutant. Raises MethodUnsupported for a model that does not compute values by themselves."""
         if not projections(loaded.model):
             raise MethodUnsupported(f"{self.name()}: the model has no v_proj", "try it on a model such as llama")
-        return super().host(loaded)
+        return super().runner(loaded)
 
-    def prefill(self, host: Host, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """With hooks on all projections to values."""
-        heads = host.shape.kv_heads
+        heads = runner.shape.kv_heads
 
         def change(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
             return self.changed(output.unflatten(-1, (heads, -1))).flatten(-2)
 
         with ExitStack() as hooks:
-            for each in projections(host.model):
+            for each in projections(runner.model):
                 hooks.enter_context(each.register_forward_hook(change))
-            return host.prefill(ids)
+            return runner.prefill(ids)
 
     def changed(self, values: torch.Tensor) -> torch.Tensor:
         """Values (R, n, G, d) with the fault."""
@@ -244,14 +244,14 @@ class NoisyValues(Values):
 class OffByOneMask(Mutant):
     """What comes behind the prompt does not see the token right before it."""
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """As Mutant. Raises MethodUnsupported for caches that attend in a way of their own."""
-        host = self.inner.host(loaded)
-        if not attends_as_the_full_cache(host.prefill(torch.zeros(1, 2, dtype=torch.long, device=loaded.device))[0]):
+        runner = self.inner.runner(loaded)
+        if not attends_as_the_full_cache(runner.prefill(torch.zeros(1, 2, dtype=torch.long, device=loaded.device))[0]):
             raise MethodUnsupported(f"{self.name()}: {self.of} attends in a way of its own", "try the other faults")
-        return MutantHost(self, host)
+        return MutantRunner(self, runner)
 
-    def feed(self, host: Host, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Without the newest slot of the past."""
         mix = CacheLayer.mix
 
@@ -265,7 +265,7 @@ class OffByOneMask(Mutant):
 
         CacheLayer.mix = masked  # type: ignore[method-assign, assignment]
         try:
-            return host.feed(cache, ids, keep)
+            return runner.feed(cache, ids, keep)
         finally:
             CacheLayer.mix = mix  # type: ignore[method-assign]
 
@@ -291,9 +291,9 @@ class NeverActs(Mutant):
         """The full cache."""
         return make("fp16").build(shape, store_dtype)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """The full cache's."""
-        return MutantHost(self, make("fp16").host(loaded))
+        return MutantRunner(self, make("fp16").runner(loaded))
 
 
 FAULTS: Sequence[type[Mutant]] = (

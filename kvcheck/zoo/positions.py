@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.padded import PaddedHost, PaddedSnapKV
+from kvcheck.zoo.twins.padded import PaddedRunner, PaddedSnapKV
 from kvcheck.zoo.twins.shifted import Shifted, ShiftedLayer
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ class LeftPadSharedPositions(PaddedSnapKV):
     that are padded; one that fills its row is right.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Numbers pads."""
-        return SharedPositionsHost(self, loaded)
+        return SharedPositionsRunner(self, loaded)
 
 
-class SharedPositionsHost(PaddedHost):
+class SharedPositionsRunner(PaddedRunner):
     """Numbers the columns of a batch, not the tokens of a row."""
 
     def positions(self, pads: int, ids: torch.Tensor) -> torch.Tensor:

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import torch
 
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins._pool import Entry, Pool
-from kvcheck.zoo.twins.live_session import CropLayer, LiveSession, SessionHost
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
+from kvcheck.zoo.twins.live_session import CropLayer, LiveSession, SessionRunner
+from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
 from kvcheck.zoo.twins.prefix_variants import (
     RetriedStore,
-    RetryHost,
-    TenantHost,
+    RetryRunner,
+    TenantRunner,
     TenantStore,
-    TieredHost,
+    TieredRunner,
     TieredStore,
 )
 from kvcheck.zoo.twins.ring import Ring, RingLayer
@@ -40,12 +40,12 @@ class PartialChunkOverwritesLiveRows(TieredStore):
     are no multiple of the chunk.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Starts at a border of chunks."""
         return _WholeChunks(self, loaded)
 
 
-class _WholeChunks(TieredHost):
+class _WholeChunks(TieredRunner):
     def first(self, near: int) -> int:
         """Rounded down."""
         return near // self.method.far * self.method.far
@@ -61,12 +61,12 @@ class FullHitAtExactMultiple(PrefixStore):
     an exact multiple of the block.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Restores one token too many."""
         return _Everything(self, loaded)
 
 
-class _Everything(StoreHost):
+class _Everything(StoreRunner):
     def restored(self, table: torch.Tensor, tokens: int) -> tuple[KVCache, int]:
         """All of the pages."""
         length = table.shape[1] * self.method.block
@@ -83,12 +83,12 @@ class PrefixStoreDropsOneToken(PrefixStore):
     exact multiple of the block.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Goes on behind the key."""
         return _Shortened(self, loaded)
 
 
-class _Shortened(StoreHost):
+class _Shortened(StoreRunner):
     def restored(self, table: torch.Tensor, tokens: int) -> tuple[KVCache, int]:
         """One token less than the key says; a full hit makes up for it."""
         length = table.shape[1] * self.method.block
@@ -106,12 +106,12 @@ class ReuseByLengthNotIdentity(LiveSession):
     session is at least as long and differs somewhere inside.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Compares lengths."""
         return _ByLength(self, loaded)
 
 
-class _ByLength(SessionHost):
+class _ByLength(SessionRunner):
     def common(self, ids: torch.Tensor, before: torch.Tensor) -> int:
         """All that is there, if it fits."""
         if before.shape[1] <= ids.shape[1]:
@@ -129,12 +129,12 @@ class PrefixKeyOmitsConditioning(TenantStore):
     same tokens before.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Forgets the adapter."""
         return _TokensAlone(self, loaded)
 
 
-class _TokensAlone(TenantHost):
+class _TokensAlone(TenantRunner):
     def root(self) -> bytes:
         """The same for all."""
         return b""
@@ -150,7 +150,7 @@ class TruncatedHashWithoutVerification(PrefixStore):
     full store of 1024, one new block in 64 finds a foreign one.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Has short keys."""
         return _Short(self, loaded)
 
@@ -165,7 +165,7 @@ class _ShortKeys(Pool):
         return True
 
 
-class _Short(StoreHost):
+class _Short(StoreRunner):
     def new_pool(self) -> Pool:
         """An empty store."""
         return _ShortKeys(self.method.capacity, self.method.staging)
@@ -181,12 +181,12 @@ class IncompleteBlockRegisteredAsFull(PrefixStore):
     multiple of the block.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Publishes too early."""
         return _Early(self, loaded)
 
 
-class _Early(StoreHost):
+class _Early(StoreRunner):
     def complete(self, seen: int) -> int:
         """The block that has been begun counts."""
         return -(-seen // self.method.block)
@@ -206,12 +206,12 @@ class InflightPagesPublishedThenFreed(RetriedStore):
     of an aborted one, until the store is flushed.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Frees everything."""
         return _FreesAll(self, loaded)
 
 
-class _FreesAll(RetryHost):
+class _FreesAll(RetryRunner):
     def abort(self, pages: list[int]) -> None:
         """All of the request's pages."""
         self.pool.free += pages
@@ -226,12 +226,12 @@ class HitPathWithoutBlockTable(PrefixStore):
     other prompts have taken the first pages of the pool.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Reads from the start."""
         return _FromZero(self, loaded)
 
 
-class _FromZero(StoreHost):
+class _FromZero(StoreRunner):
     def table(self, ids: torch.Tensor, warm: list[bool]) -> torch.Tensor:
         """The first pages, for every row."""
         found = super().table(ids, warm)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 from kvcheck.zoo.base import bug
 from kvcheck.zoo.twins.paged_window import PagedLayer, PagedWindow
 from kvcheck.zoo.twins.regimes import RegimeLayer, Regimes
-from kvcheck.zoo.twins.tiered import Tiered, TieredHost
+from kvcheck.zoo.twins.tiered import Tiered, TieredRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -115,12 +115,12 @@ class ResetMissesLowerTier(Tiered):
     wrong answers when the weights have changed in between: the blocks are those of the old ones.
     """
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Resets one tier."""
-        return HalfResetHost(self, loaded)
+        return HalfResetRunner(self, loaded)
 
 
-class HalfResetHost(TieredHost):
+class HalfResetRunner(TieredRunner):
     """Empties the device."""
 
     def reset(self) -> None:

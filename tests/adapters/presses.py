@@ -100,7 +100,7 @@ def reason(name: str) -> str:
     from kvcheck.models import load
 
     try:
-        make(SPECS[name]).host(load("mini", torch.device("cpu"), torch.float32))
+        make(SPECS[name]).runner(load("mini", torch.device("cpu"), torch.float32))
     except KvcheckError as error:
         return error.message.partition(": ")[2] if "cannot be set up" not in error.message else error.message
     return "is not refused"

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import Prefilled
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
@@ -49,28 +49,28 @@ def examples(tmp_path, monkeypatch):
 
 def dense(mini, ids):
     """What the full cache holds of prompts, per layer."""
-    cache = Fp16().build(Host(Fp16(), mini).shape)
+    cache = Fp16().build(MethodRunner(Fp16(), mini).shape)
     with torch.inference_mode(), cache.recording() as layers:
         logits = mini.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     return layers, cache, logits
 
 
 def run(mini, text, ids):
-    """(host, cache, logits) of a method behind prompts."""
-    host = make(text).host(mini)
+    """(runner, cache, logits) of a method behind prompts."""
+    runner = make(text).runner(mini)
     with torch.inference_mode():
-        return host, *host.prefill(ids)
+        return runner, *runner.prefill(ids)
 
 
 @pytest.mark.parametrize("text", ["transformers.dynamic", "transformers.static:room=32", "my_things.Counting"])
 def test_a_full_cache_of_another_make_equals_kvchecks(text, mini, ids, examples):
     _, full, logits = dense(mini, ids)
-    host, cache, mine = run(mini, text, ids)
+    runner, cache, mine = run(mini, text, ids)
     torch.testing.assert_close(mine, logits, atol=2e-2, rtol=0)
     more = ids[:, :5]
     with torch.inference_mode():
         theirs = mini.model(more, past_key_values=full, use_cache=True).logits
-        torch.testing.assert_close(host.feed(cache, more, 5), theirs, atol=2e-2, rtol=0)
+        torch.testing.assert_close(runner.feed(cache, more, 5), theirs, atol=2e-2, rtol=0)
     assert mini.model.config._attn_implementation == "kvcheck"
 
 
@@ -81,21 +81,21 @@ def test_bytes_are_those_of_the_storages_that_live(mini, ids):
 
 
 def test_a_sliding_window_frees_the_prompt_with_the_next_token(mini, ids):
-    host, cache, _ = run(mini, "transformers.sliding_window:window=32", ids)
+    runner, cache, _ = run(mini, "transformers.sliding_window:window=32", ids)
     assert held(cache).kv >= 2 * 160 * TOKEN  # views
     with torch.inference_mode():
-        host.feed(cache, ids[:, :1])
-        host.feed(cache, ids[:, :1])
+        runner.feed(cache, ids[:, :1])
+        runner.feed(cache, ids[:, :1])
     assert held(cache).kv < 2 * 40 * TOKEN
 
 
 def test_the_press_of_the_how_to_keeps_the_newest_tokens_at_their_positions(mini, ids, examples):
-    host, cache, _ = run(mini, "my_things.KeepNewest:tokens=64", ids)
+    runner, cache, _ = run(mini, "my_things.KeepNewest:tokens=64", ids)
     assert held(cache).kv == 2 * 64 * TOKEN
     assert [row.seen for row in cache.rows] == [160, 160]
     _, full, _ = dense(mini, ids)
     with torch.inference_mode():
-        host.feed(cache, ids[:, :4])
+        runner.feed(cache, ids[:, :4])
         mini.model(ids[:, :4], past_key_values=full, use_cache=True)
     first = torch.cat([row.cache.layers[0].keys for row in cache.rows])  # they depend on token and position alone
     torch.testing.assert_close(first, full.layers[0].keys[:, :, -68:], atol=2e-3, rtol=2e-3)
@@ -117,12 +117,12 @@ def test_a_function_may_give_a_context_manager(mini, ids, examples):
 
 @pytest.mark.parametrize("text", ["transformers.dynamic", "transformers.static", "my_things.KeepNewest"])
 def test_a_fork_leaves_its_origin_alone(text, mini, ids, examples):
-    host, cache, _ = run(mini, text, ids)
+    runner, cache, _ = run(mini, text, ids)
     fork = cache.select([1, 1])
     with torch.inference_mode():
-        host.feed(fork, ids[:, :7])
-        one = host.feed(cache, ids[:, :3])
-        again = host.feed(run(mini, text, ids)[1], ids[:, :3])
+        runner.feed(fork, ids[:, :7])
+        one = runner.feed(cache, ids[:, :3])
+        again = runner.feed(run(mini, text, ids)[1], ids[:, :3])
     assert torch.equal(one, again)
 
 
@@ -173,12 +173,12 @@ def test_what_cannot_serve_is_refused_with_what_it_is(text, reason, examples):
 
 def test_a_function_that_gives_neither_is_refused(mini, examples):
     with pytest.raises(SpecError, match="gives a int: 5"):
-        make("my_things.no_cache").host(mini)
+        make("my_things.no_cache").runner(mini)
 
 
 def test_offloading_needs_an_accelerator(mini):
     with pytest.raises(MethodUnsupported, match="the model is on the CPU"):
-        make("transformers.offloaded").host(mini)
+        make("transformers.offloaded").runner(mini)
 
 
 def test_fp8_is_there_or_the_version_is_named(mini, ids):
@@ -204,12 +204,12 @@ def test_quantized_caches_hold_less_and_fork(name, mini, ids):
         name
     ]():
         pytest.skip(f"{name} is not installed: pip install 'kvcheck[caches]'")
-    host, cache, logits = run(mini, f"transformers.{name}:nbits=4", ids)
+    runner, cache, logits = run(mini, f"transformers.{name}:nbits=4", ids)
     assert held(cache).kv < 0.35 * 2 * 160 * TOKEN
     torch.testing.assert_close(logits, dense(mini, ids)[2], atol=2e-2, rtol=0)  # the prompt attends unquantized
     with torch.inference_mode():
-        ahead = host.feed(cache.select([0, 1]), ids[:, :3])
-        assert torch.equal(ahead, host.feed(cache, ids[:, :3]))
+        ahead = runner.feed(cache.select([0, 1]), ids[:, :3])
+        assert torch.equal(ahead, runner.feed(cache, ids[:, :3]))
 
 
 def test_an_entry_point_may_lead_to_any_of_these(examples, monkeypatch, mini, ids):
@@ -217,4 +217,4 @@ def test_an_entry_point_may_lead_to_any_of_these(examples, monkeypatch, mini, id
     method = make("newest:tokens=32")
     assert str(method.spec) == "newest:tokens=32"
     with torch.inference_mode():
-        assert held(method.host(mini).prefill(ids)[0]).kv == 2 * 32 * TOKEN
+        assert held(method.runner(mini).prefill(ids)[0]).kv == 2 * 32 * TOKEN

@@ -47,13 +47,13 @@ class Words:
 
 def adapter_answer(mini, text, prompt, question):
     """The same through kvcheck."""
-    host = make(text).host(mini)
+    runner = make(text).runner(mini)
     with torch.inference_mode():
-        cache, _ = host.prefill(prompt)
-        logits = host.feed(cache, question)
+        cache, _ = runner.prefill(prompt)
+        logits = runner.feed(cache, question)
         answer = [int(logits[0, -1].argmax())]
         while len(answer) < STEPS and answer[-1] != mini.model.generation_config.eos_token_id:
-            answer.append(int(host.feed(cache, torch.tensor([[answer[-1]]]))[0, -1].argmax()))
+            answer.append(int(runner.feed(cache, torch.tensor([[answer[-1]]]))[0, -1].argmax()))
     return " ".join(map(str, answer))
 
 
@@ -96,17 +96,17 @@ CLAIMS_LESS = ("SimLayerKVPress", "ComposedPress")
 def test_every_press_serves_a_prompt_a_question_and_forks(name, mini):
     ids = torch.randint(20, 1000, (2, 320), generator=torch.Generator().manual_seed(1))
     method = make(SPECS[name])
-    host = method.host(mini)
+    runner = method.runner(mini)
     with torch.inference_mode():
-        cache, logits = host.prefill(ids)
+        cache, logits = runner.prefill(ids)
         fork = cache.select([1, 0])
-        one = host.feed(fork, ids[:, :9])
-        again = host.feed(cache, ids[:, :9])
+        one = runner.feed(fork, ids[:, :9])
+        again = runner.feed(cache, ids[:, :9])
     assert bool(logits.isfinite().all() and one.isfinite().all())
     if name not in DRAWS:
-        torch.testing.assert_close(one, host.feed(host.prefill(ids.flip(0))[0], ids[:, :9]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(one, runner.feed(runner.prefill(ids.flip(0))[0], ids[:, :9]), atol=1e-4, rtol=0)
     assert one.shape == again.shape
-    assert method.info.frees_memory == (held(host.prefill(ids)[0]).kv < 2 * 320 * TOKEN) or name in CLAIMS_LESS
+    assert method.info.frees_memory == (held(runner.prefill(ids)[0]).kv < 2 * 320 * TOKEN) or name in CLAIMS_LESS
 
 
 def test_the_specs_name_every_press():
@@ -116,28 +116,28 @@ def test_the_specs_name_every_press():
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_run_here_is_refused_with_the_reason(name, mini):
     with pytest.raises(MethodUnsupported) as error:
-        make(SPECS[name]).host(mini)
+        make(SPECS[name]).runner(mini)
     assert name in str(error.value)
     assert len(error.value.message) > len(SPECS[name]) + 20
 
 
 def test_each_row_has_the_masks_of_its_own(mini):
     ids = torch.randint(20, 1000, (2, 200), generator=torch.Generator().manual_seed(2))
-    host = make(SPECS["AdaKVPress"]).host(mini)
+    runner = make(SPECS["AdaKVPress"]).runner(mini)
     with torch.inference_mode():
-        together = host.feed(host.prefill(ids)[0], ids[:, :4])
-        alone = [host.feed(host.prefill(row)[0], row[:, :4]) for row in ids.split(1)]
+        together = runner.feed(runner.prefill(ids)[0], ids[:, :4])
+        alone = [runner.feed(runner.prefill(row)[0], row[:, :4]) for row in ids.split(1)]
     assert torch.equal(together, torch.cat(alone))
     assert all(module.masked_key_indices is None for module in mini.model.modules() if hasattr(module, "layer_idx"))
 
 
 def test_fp16_is_the_same_before_and_after_a_press(mini):
     ids = torch.randint(20, 1000, (1, 200), generator=torch.Generator().manual_seed(3))
-    host = make("fp16").host(mini)
+    runner = make("fp16").runner(mini)
     with torch.inference_mode():
-        before = host.prefill(ids)[1]
-        make(SPECS["AdaKVPress"]).host(mini).prefill(ids)
-        assert torch.equal(before, host.prefill(ids)[1])
+        before = runner.prefill(ids)[1]
+        make(SPECS["AdaKVPress"]).runner(mini).prefill(ids)
+        assert torch.equal(before, runner.prefill(ids)[1])
 
 
 @pytest.mark.parametrize(

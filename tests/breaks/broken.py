@@ -71,7 +71,7 @@ def fails(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("broken here")
 
 
-IN_THE_METHOD = ("build", "check", "layer", "slots", "protected", "host", "host_bytes", "kv_bytes")
+IN_THE_METHOD = ("build", "check", "layer", "slots", "protected", "runner", "host_bytes", "kv_bytes")
 IN_A_LAYER = ("update", "attend", "compress", "select", "absorb", "write", "read", "step")
 for place in IN_THE_METHOD:
     method(f"Raises_{place}", **{place: fails})

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.quest import Quest, QuestLayer
@@ -239,7 +239,7 @@ class AbsoluteLayer(CacheLayer):
         self.keep(self.keys[..., 0].float().topk(half, dim=2).indices.sort(dim=2).values)
 
 
-class FadingHost(Host):
+class FadingRunner(MethodRunner):
     def prefill(self, ids):
         self.loaded.model.config.rope_theta = 1.0 + ids.shape[1]
         return super().prefill(ids)
@@ -247,8 +247,8 @@ class FadingHost(Host):
 
 @dataclass(frozen=True)
 class TouchesConfig(Full):
-    def host(self, loaded):
-        return FadingHost(self, loaded)
+    def runner(self, loaded):
+        return FadingRunner(self, loaded)
 
 
 @dataclass(frozen=True)
@@ -261,9 +261,9 @@ class PlainCopies(Full):
 class LastModel(Full):
     made = ScaledLayer
 
-    def host(self, loaded):
+    def runner(self, loaded):
         SEEN[100] = float(next(loaded.model.parameters()).double().sum())
-        return Host(self, loaded)
+        return MethodRunner(self, loaded)
 
 
 @dataclass(frozen=True)

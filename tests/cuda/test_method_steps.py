@@ -13,7 +13,7 @@ import torch
 from pretended import Counting, device
 
 from kvcheck.backends.transformers import bench
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods import METHODS, make
 from kvcheck.models import LoadedModel, load
 
@@ -56,15 +56,15 @@ def of_mini(models: dict[str, LoadedModel]) -> Callable[[str], Cost]:
 
 
 def counted(loaded: LoadedModel, method: str) -> Cost:
-    """Operations per step, and what made the host wait in STEPS steps."""
-    host: Host = make(AS.get(method, method)).host(loaded)
+    """Operations per step, and what made the runner wait in STEPS steps."""
+    runner: MethodRunner = make(AS.get(method, method)).runner(loaded)
     ids = bench.prompt(loaded, TOKENS)
-    held, _ = host.prefill(ids)
+    held, _ = runner.prefill(ids)
     for _ in range(BEFORE):
-        host.feed(held, ids[:, :1])
+        runner.feed(held, ids[:, :1])
     with Counting() as counting:
         for _ in range(STEPS):
-            host.feed(held, ids[:, :1])
+            runner.feed(held, ids[:, :1])
     return counting.operations / STEPS, Counter(counting.waits)
 
 
@@ -84,7 +84,7 @@ def test_a_step_costs_what_the_docs_say(
     assert row is not None, right
     assert row["waits"] == f"{waiting:.1f}", f"{right} ({dict(waits)})"
     assert int(row["operations"]) == beyond or not EXACT, right
-    assert waiting < 1 or row["reason"], f"{method} makes the host wait in every layer: {dict(waits)}"
+    assert waiting < 1 or row["reason"], f"{method} makes the runner wait in every layer: {dict(waits)}"
 
 
 @pytest.mark.parametrize("method", STATIC)

@@ -45,11 +45,11 @@ def session() -> Session:
 
 def answered(loaded: LoadedModel, method: str) -> tuple[torch.Tensor, Any]:
     """Logits (1 + STEPS, V) behind a prompt and behind each of the tokens fed after it, and the cache."""
-    host = make(method).host(loaded)
+    runner = make(method).runner(loaded)
     ids = torch.randint(3, 400, (1, TOKENS + STEPS), generator=torch.Generator().manual_seed(0)).to(loaded.device)
     with torch.inference_mode():
-        cache, logits = host.prefill(ids[:, :TOKENS])
-        rest = [host.feed(cache, ids[:, at : at + 1])[:, -1] for at in range(TOKENS, TOKENS + STEPS)]
+        cache, logits = runner.prefill(ids[:, :TOKENS])
+        rest = [runner.feed(cache, ids[:, at : at + 1])[:, -1] for at in range(TOKENS, TOKENS + STEPS)]
     return torch.cat([logits, *rest]).float().cpu(), cache
 
 
@@ -85,12 +85,12 @@ def test_offload_holds_nothing_on_the_device(both: dict[str, LoadedModel]) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fork_on_the_device_answers_as_what_it_was_forked_from(both: dict[str, LoadedModel], method: str) -> None:
     loaded = both["cuda"]
-    host = make(method).host(loaded)
+    runner = make(method).runner(loaded)
     _, cache = answered(loaded, method)
     token = torch.tensor([[5]], device=loaded.device)
     with torch.inference_mode():
-        fork = host.feed(cache.select([0, 0]), token.repeat(2, 1))[:, -1].float()
-        alone = host.feed(cache, token)[:, -1].float()
+        fork = runner.feed(cache.select([0, 0]), token.repeat(2, 1))[:, -1].float()
+        alone = runner.feed(cache, token)[:, -1].float()
     torch.testing.assert_close(fork, alone.expand_as(fork), atol=0.05, rtol=0.05)
 
 

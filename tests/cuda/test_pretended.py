@@ -112,18 +112,18 @@ class Run:
 def run(loaded: LoadedModel, spec: str, ids: torch.Tensor) -> Run:
     """A prompt, a block, single tokens, forks of two rows and of one, and on with the first cache."""
     fed = ids.to(loaded.device)
-    host, full = make(spec).host(loaded), Fp16().build(loaded.shape)
+    runner, full = make(spec).runner(loaded), Fp16().build(loaded.shape)
     with full.recording() as dense:
         loaded.model(fed[:, :PROMPT], past_key_values=full, logits_to_keep=1)
     with Masked() as masked:
-        cache, logits = host.prefill(fed[:, :PROMPT])
-        problems = audit(cache, dense, host.method).problems
-        outs = [logits, host.feed(cache, fed[:, PROMPT : PROMPT + 5], 5)]
-        outs += [host.feed(cache, fed[:, at : at + 1]) for at in range(PROMPT + 5, PROMPT + FED)]
+        cache, logits = runner.prefill(fed[:, :PROMPT])
+        problems = audit(cache, dense, runner.method).problems
+        outs = [logits, runner.feed(cache, fed[:, PROMPT : PROMPT + 5], 5)]
+        outs += [runner.feed(cache, fed[:, at : at + 1]) for at in range(PROMPT + 5, PROMPT + FED)]
         fork = cache.select([1, 0, 1])
-        outs.append(host.feed(fork, fed[[1, 0, 1], PROMPT + FED : PROMPT + FED + 2], 2))
-        outs.append(host.feed(fork.select([2]), fed[1:, PROMPT + FED : PROMPT + FED + 1]))
-        outs.append(host.feed(cache, fed[:, PROMPT + FED : PROMPT + FED + 1]))
+        outs.append(runner.feed(fork, fed[[1, 0, 1], PROMPT + FED : PROMPT + FED + 2], 2))
+        outs.append(runner.feed(fork.select([2]), fed[1:, PROMPT + FED : PROMPT + FED + 1]))
+        outs.append(runner.feed(cache, fed[:, PROMPT + FED : PROMPT + FED + 1]))
     return Run([out.cpu() for out in outs], problems, cache, masked.seen)
 
 
@@ -207,7 +207,7 @@ def waits(work: Callable[[], Any]) -> list[str]:
 
 
 def test_what_makes_the_host_wait_is_seen(cuda: None) -> None:
-    """Every way in which numbers, or how many there are, must be known, and copies between host and device."""
+    """Every way in which numbers, or how many there are, must be known, and copies between runner and device."""
     numbers, mask = torch.arange(4.0, device=HERE), torch.tensor([True, False, True, False], device=HERE)
     looks: list[Callable[[], Any]] = [numbers[0].item, numbers.tolist, lambda: int(numbers[0]), lambda: bool(mask[0])]
     looks += [mask.nonzero, lambda: mask.nonzero(as_tuple=True), numbers.unique, lambda: numbers.equal(numbers)]
@@ -334,5 +334,5 @@ def test_cake_takes_the_next_chunk_only_when_the_device_has_computed_one(
 ) -> None:
     waits: list[Any] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    make("cake:chunk=32,computed=0.5").host(pretended).prefill(ids[:, :PROMPT].to(HERE))
+    make("cake:chunk=32,computed=0.5").runner(pretended).prefill(ids[:, :PROMPT].to(HERE))
     assert waits == [HERE] * 2

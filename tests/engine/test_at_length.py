@@ -83,6 +83,6 @@ def test_a_round_fits_on_a_card_of_80_gb(
     assert rows > 1
     ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
     with torch.inference_mode(), Fused(), Allocated() as allocated:
-        bench.side(make(method).host(nowhere), ids, rows)()
+        bench.side(make(method).runner(nowhere), ids, rows)()
     record_property("bytes beside the weights", allocated.most)
     assert weights + allocated.most < 0.9 * CARD

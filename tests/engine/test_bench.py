@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kvcheck.backends.transformers import Session, bench
 from kvcheck.backends.transformers import session as engine_session
 from kvcheck.backends.transformers.meter import weigh
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import MethodFailed
 from kvcheck.core.settings import Settings
 from kvcheck.measure import latency
@@ -70,10 +70,10 @@ class Watch(TorchDispatchMode):
 
 def watched(loaded: LoadedModel, method: str, tokens: int) -> Watch:
     """A prompt and a step."""
-    host = make(method).host(loaded)
+    runner = make(method).runner(loaded)
     with torch.inference_mode(), Watch() as watch:
-        cache, logits = host.prefill(bench.prompt(loaded, tokens))
-        host.feed(cache, logits.argmax(-1, keepdim=True))
+        cache, logits = runner.prefill(bench.prompt(loaded, tokens))
+        runner.feed(cache, logits.argmax(-1, keepdim=True))
     return watch
 
 
@@ -90,7 +90,7 @@ def test_a_longer_prompt_takes_no_more_operations(shape: LoadedModel, method: st
     assert long == short
 
 
-class Counting(Host):
+class Counting(MethodRunner):
     """Counts what it is asked for."""
 
     prompts = 0
@@ -107,19 +107,19 @@ class Counting(Host):
 
 
 def test_bytes_and_peak_take_one_prefill(shape: LoadedModel) -> None:
-    host = Counting(make("fp16"), shape)
-    memory = weigh(host, bench.prompt(shape, 64))
-    assert host.prompts == 1
+    runner = Counting(make("fp16"), shape)
+    memory = weigh(runner, bench.prompt(shape, 64))
+    assert runner.prompts == 1
     assert (memory.kv_bytes, memory.kept, memory.seen) == (shape.shape.dense_bytes(1, 64), 64, 64)
 
 
 def test_a_round_times_steps_alone_and_then_in_a_batch(shape: LoadedModel) -> None:
-    host = Counting(make("fp16"), shape)
+    runner = Counting(make("fp16"), shape)
     with torch.inference_mode():
-        seconds = bench.side(host, bench.prompt(shape, 64), batch=4)()
+        seconds = bench.side(runner, bench.prompt(shape, 64), batch=4)()
     steps = latency.STEPS + 1
-    assert host.fed == [1] + [1] * steps + [4] * steps
-    assert len(host.fed) == 1 + bench.DECODED
+    assert runner.fed == [1] + [1] * steps + [4] * steps
+    assert len(runner.fed) == 1 + bench.DECODED
     assert set(seconds) == {"ttft", "tpot", "throughput"}
     assert min(seconds.values()) > 0
 
@@ -141,10 +141,10 @@ def test_the_context_itself_is_let_go_before_the_batch_decodes(shape: LoadedMode
                 self.there.append(self.context() is not None)
             return super().feed(cache, ids, keep)
 
-    host = Looking(make("fp16"), shape)
+    runner = Looking(make("fp16"), shape)
     with torch.inference_mode():
-        bench.side(host, bench.prompt(shape, 64), batch=2)()
-    assert host.there == [False] * (latency.STEPS + 1)
+        bench.side(runner, bench.prompt(shape, 64), batch=2)()
+    assert runner.there == [False] * (latency.STEPS + 1)
 
 
 def test_the_batch_is_as_large_as_fits_beside_the_context(shape: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,15 +177,15 @@ def test_fp16_that_runs_out_of_memory_beside_a_method_is_named(
     shape: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method that fits where the full cache does not has not failed."""
-    prefill = Host.prefill
+    prefill = MethodRunner.prefill
 
-    def full(self: Host, ids: torch.Tensor) -> Any:
+    def full(self: MethodRunner, ids: torch.Tensor) -> Any:
         if self.method.name() == "fp16":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17.18 GiB")
         return prefill(self, ids)
 
     session = Session.of(replace(shape), Settings(model="random:tiny"))
-    monkeypatch.setattr(Host, "prefill", full)
+    monkeypatch.setattr(MethodRunner, "prefill", full)
     with pytest.raises(MethodFailed, match=r"fp16 ran out of .* being timed in .* of snapkv"):
         session.measure_latency("snapkv", 64, rounds=1)
 
@@ -199,7 +199,7 @@ def test_prefills_of_cases_make_room_on_a_gpu(
     session.memo.put("a context", object(), 1)
     monkeypatch.setattr(LoadedModel, "device", torch.device(kind))
     monkeypatch.setattr(bench, "prompt", lambda loaded, length: torch.zeros(1, length, dtype=torch.long))
-    monkeypatch.setattr(engine_session, "weigh", lambda host, ids: session.memo.get("a context"))
+    monkeypatch.setattr(engine_session, "weigh", lambda runner, ids: session.memo.get("a context"))
     assert (session.measure_memory("fp16", 64) is not None) is kept
 
 
@@ -210,6 +210,6 @@ def test_running_out_of_device_memory_is_a_failure_of_the_method_that_says_so(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17.18 GiB")
 
     session = Session.of(replace(shape), Settings(model="random:tiny"))
-    monkeypatch.setattr(Host, "prefill", full)
+    monkeypatch.setattr(MethodRunner, "prefill", full)
     with pytest.raises(MethodFailed, match=r"fp16 ran out of device memory while being weighed.*17\.18 GiB"):
         session.measure_memory("fp16", 64)

@@ -174,7 +174,7 @@ def test_latency_and_memory_are_guarded_too(
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # this test may run under xdist itself
     for measure in (opened.measure_memory, lambda *given: opened.measure_latency(*given, rounds=1)):
         methods["mine"] = damaging(opened, weights)
-        opened.hosts.clear()
+        opened.runners.clear()
         with pytest.raises(MethodFailed, match=r"weights: model\.layers\.1"):
             measure("mine", 32)
 

@@ -26,10 +26,10 @@ def ids() -> torch.Tensor:
 
 
 def prefilled(mini, text, ids):
-    """(host, cache) behind a prompt."""
-    host = make(text).host(mini)
+    """(runner, cache) behind a prompt."""
+    runner = make(text).runner(mini)
     with torch.inference_mode():
-        return host, host.prefill(ids)[0]
+        return runner, runner.prefill(ids)[0]
 
 
 def kept(mini, press, ids):
@@ -117,7 +117,7 @@ def test_duo_attention_holds_what_kvpress_does_not_mask(mini, ids):
             self.streaming_mask = torch.tensor([[False, True, True, False]] * 4)
             self.compression_ratio_ = 0.0
 
-    press = ForeignPress(Spec("kvpress.DuoAttentionPress"), press=Given(head_compression_ratio=0.5)).host(mini)
+    press = ForeignPress(Spec("kvpress.DuoAttentionPress"), press=Given(head_compression_ratio=0.5)).runner(mini)
     _, cache = prefilled(mini, "duo_attention:heads=1001/1001/1001/1001,sink=8,recent=40", ids)
     with torch.inference_mode():
         masks = press.prefill(ids)[0].rows[0].masks

@@ -127,13 +127,13 @@ def answered(text: str, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[str, ..
     words = loaded.tokenizer.encode(TASKS.get("kv").generate(0, 0, 300, loaded.tokenizer).context)
     more = torch.randint(3, 400, (1, 24), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([torch.tensor([words]), more], dim=1)
-    host, full = make(text).host(loaded), Fp16().build(loaded.shape)
+    runner, full = make(text).runner(loaded), Fp16().build(loaded.shape)
     with full.recording() as dense:
         loaded.model(ids[:, :300], past_key_values=full, logits_to_keep=1)
-    found, logits = host.prefill(ids[:, :300])
-    problems = audit(found, dense, host.method).problems
-    outs = [logits[:, None], host.feed(found, ids[:, 300:308], 8)]
-    outs += [host.feed(found, ids[:, at : at + 1]) for at in range(308, 324)]
+    found, logits = runner.prefill(ids[:, :300])
+    problems = audit(found, dense, runner.method).problems
+    outs = [logits[:, None], runner.feed(found, ids[:, 300:308], 8)]
+    outs += [runner.feed(found, ids[:, at : at + 1]) for at in range(308, 324)]
     return torch.cat(outs, dim=1), problems
 
 

@@ -88,7 +88,7 @@ def test_all_retrieval_heads_or_a_window_that_holds_everything_are_the_full_cach
 
 def test_the_search_takes_the_heads_that_look_back_at_the_first_copy() -> None:
     model = loaded()
-    found = make("duo_attention:sparsity=0.5").host(model).method.pattern()
+    found = make("duo_attention:sparsity=0.5").runner(model).method.pattern()
     assert sum(kept for row in found for kept in row) == 3
     text = torch.randint(61, (1, 512), generator=torch.Generator().manual_seed(0))
     cache = Fp16().build(SHAPE.of(model.model.config))
@@ -103,12 +103,12 @@ def test_the_search_takes_the_heads_that_look_back_at_the_first_copy() -> None:
     assert {(layer, head) for layer, row in enumerate(found) for head in range(2) if row[head]} == set(best)
 
 
-def test_the_search_finds_the_same_twice_and_answers_through_its_host() -> None:
-    hosts = [make("duo_attention:recent=0.2").host(loaded()) for _ in range(2)]
-    assert hosts[0].method == hosts[1].method
-    cache, logits = hosts[0].prefill(tokens(2, 40))
+def test_the_search_finds_the_same_twice_and_answers_through_its_runner() -> None:
+    runners = [make("duo_attention:recent=0.2").runner(loaded()) for _ in range(2)]
+    assert runners[0].method == runners[1].method
+    cache, logits = runners[0].prefill(tokens(2, 40))
     assert bool(logits.isfinite().all())
-    assert held(cache).kv == hosts[0].method.kv_bytes(hosts[0].shape, 2, 40, 0)
+    assert held(cache).kv == runners[0].method.kv_bytes(runners[0].shape, 2, 40, 0)
 
 
 def test_gates_of_a_file_are_cut_at_the_sparsity(tmp_path) -> None:

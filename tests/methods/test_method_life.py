@@ -80,7 +80,7 @@ def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: in
 
 
 ELSEWHERE = {"cacheblend", "cake", "duo_attention", "llmlingua2", "mixattention"}
-"""Methods that need a host or act on the text, each with a test file of its own."""
+"""Methods that need a runner or act on the text, each with a test file of its own."""
 
 
 def test_every_registered_method_is_tested_here():

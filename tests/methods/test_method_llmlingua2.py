@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from kvcheck.backends.transformers import Session
-from kvcheck.cache.host import Host
 from kvcheck.cache.lingua import LONGEST, Rules, chunks
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core import paths
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.record import CaseId
@@ -39,8 +39,8 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def host(loaded):
-    return LLMLingua2().host(loaded)
+def runner(loaded):
+    return LLMLingua2().runner(loaded)
 
 
 def text(length: int, seed: int) -> tuple[list[str], list[float]]:
@@ -160,38 +160,38 @@ def test_chunks_cover_the_text_and_end_behind_the_last_end_of_a_sentence():
 @pytest.mark.parametrize("task", ["needle", "kv", "qa_zh", "code_function", "few_shot"])
 @pytest.mark.parametrize("rate", [0.5, 0.25])
 def test_the_short_prompt_is_an_ordered_part_of_the_prompt_at_the_rate(loaded, task, rate):
-    host = LLMLingua2(rate=rate, force="", drop_consecutive=False).host(loaded)
+    runner = LLMLingua2(rate=rate, force="", drop_consecutive=False).runner(loaded)
     ids = context(loaded, task)
-    short = host.shortened(ids)
+    short = runner.shortened(ids)
     assert subsequence(short[0].tolist(), ids[0].tolist())
     assert short[0, 0] == ids[0, 0], "the beginning of text stays"
     assert 0.8 * rate - 0.02 <= (short.shape[1] - 1) / 600 <= rate
-    assert torch.equal(short, host.shortened(ids))
+    assert torch.equal(short, runner.shortened(ids))
 
 
 def test_rate_1_leaves_the_prompt_as_it_is(loaded):
     ids = context(loaded)
-    host = make("llmlingua2:rate=1").host(loaded)
-    assert torch.equal(host.shortened(ids), ids)
-    cache, logits = host.prefill(ids)
-    full, wanted = Host(Fp16(), loaded).prefill(ids)
+    runner = make("llmlingua2:rate=1").runner(loaded)
+    assert torch.equal(runner.shortened(ids), ids)
+    cache, logits = runner.prefill(ids)
+    full, wanted = MethodRunner(Fp16(), loaded).prefill(ids)
     assert torch.equal(logits, wanted)
-    assert held(cache).kv == held(full).kv == host.method.kv_bytes(host.shape, 1, 601, 0)
+    assert held(cache).kv == held(full).kv == runner.method.kv_bytes(runner.shape, 1, 601, 0)
 
 
-def test_something_of_every_prompt_stays(host):
+def test_something_of_every_prompt_stays(runner):
     for length in (1, 2, 3):
-        short = host.shortened(torch.tensor([[0, 300, 301][:length]]))
+        short = runner.shortened(torch.tensor([[0, 300, 301][:length]]))
         assert 1 <= short.shape[1] <= length
-    assert host.shortened(torch.tensor([[300]])).tolist() == [[300]]
+    assert runner.shortened(torch.tensor([[300]])).tolist() == [[300]]
     assert Shipped(rules(), CPU).shorten([]) == []
 
 
-def test_filler_goes_before_what_questions_are_asked_about(loaded, host):
+def test_filler_goes_before_what_questions_are_asked_about(loaded, runner):
     encoder = loaded.tokenizer
     for task in ("needle", "needle_multi", "qa_single"):
         sample = TASKS.get(task).generate(5, 1, 700, encoder)
-        short = encoder.decode(host.shortened(torch.tensor([encoder.encode(sample.context)]))[0].tolist())
+        short = encoder.decode(runner.shortened(torch.tensor([encoder.encode(sample.context)]))[0].tolist())
         assert all(turn.references[0] in short for turn in sample.turns), task
 
 
@@ -199,41 +199,41 @@ def test_filler_goes_before_what_questions_are_asked_about(loaded, host):
 
 
 @torch.inference_mode()
-def test_the_cache_is_that_of_the_short_prompt_at_its_own_positions(loaded, host):
+def test_the_cache_is_that_of_the_short_prompt_at_its_own_positions(loaded, runner):
     ids, later = context(loaded), torch.tensor([[400, 401, 402]])
-    short = host.shortened(ids)
-    cache, logits = host.prefill(ids)
-    plain = Host(Fp16(), loaded)
+    short = runner.shortened(ids)
+    cache, logits = runner.prefill(ids)
+    plain = MethodRunner(Fp16(), loaded)
     full, wanted = plain.prefill(short)
     assert torch.equal(logits, wanted)
     assert cache.rows[0].get_seq_length() == short.shape[1] < 0.6 * ids.shape[1]
     assert held(cache).kv == plain.shape.dense_bytes(1, short.shape[1])
-    assert torch.equal(host.feed(cache, later, 3), plain.feed(full, later, 3))
+    assert torch.equal(runner.feed(cache, later, 3), plain.feed(full, later, 3))
     assert held(cache).kv == plain.shape.dense_bytes(1, short.shape[1] + 3)
 
 
 @torch.inference_mode()
-def test_rows_are_shortened_and_forked_by_themselves(loaded, host):
+def test_rows_are_shortened_and_forked_by_themselves(loaded, runner):
     ids, later = torch.cat([context(loaded, index=at) for at in (0, 1)]), torch.tensor([[400, 401], [402, 403]])
-    cache, logits = host.prefill(ids)
+    cache, logits = runner.prefill(ids)
     lengths = [row.get_seq_length() for row in cache.rows]
     fork = cache.select([1, 0, 1])
-    outs = host.feed(fork, later[[1, 0, 1]], 2)
+    outs = runner.feed(fork, later[[1, 0, 1]], 2)
     assert [row.get_seq_length() for row in cache.rows] == lengths, "the origin is left alone"
     for row in range(2):
-        alone, lone = host.prefill(ids[row : row + 1])
+        alone, lone = runner.prefill(ids[row : row + 1])
         assert torch.equal(logits[row : row + 1], lone)
-        assert torch.equal(host.feed(alone, later[row : row + 1], 2)[0], outs[1 - row])
+        assert torch.equal(runner.feed(alone, later[row : row + 1], 2)[0], outs[1 - row])
     assert torch.equal(outs[0], outs[2])
 
 
-def test_the_audit_of_a_short_prompt_finds_no_fault(loaded, host):
+def test_the_audit_of_a_short_prompt_finds_no_fault(loaded, runner):
     ids = context(loaded)
-    full = Fp16().build(host.shape)
+    full = Fp16().build(runner.shape)
     with full.recording() as taken:
-        Host(Fp16(), loaded).feed(full, ids)
-    assert audit(host.prefill(ids)[0], taken, host.method).problems == ()
-    lazy = LLMLingua2(rate=0.5).host(loaded)
+        MethodRunner(Fp16(), loaded).feed(full, ids)
+    assert audit(runner.prefill(ids)[0], taken, runner.method).problems == ()
+    lazy = LLMLingua2(rate=0.5).runner(loaded)
     lazy.shortened = lambda ids: ids
     problems = audit(lazy.prefill(ids)[0], taken, lazy.method).problems
     assert any("did nothing" in problem for problem in problems)
@@ -254,12 +254,12 @@ def test_no_question_is_ever_shown_to_the_classifier(loaded, mode, monkeypatch):
     assert record.memory.ratio < 0.56
 
 
-def test_the_answer_is_that_of_the_full_cache_on_the_short_context_and_the_question(loaded, host):
+def test_the_answer_is_that_of_the_full_cache_on_the_short_context_and_the_question(loaded, runner):
     sample = TASKS.get("needle").generate(3, 0, 512, loaded.tokenizer)
     encoder = loaded.tokenizer
-    short = host.shortened(torch.tensor([[*encoder.bos, *encoder.encode(sample.context)]]))
+    short = runner.shortened(torch.tensor([[*encoder.bos, *encoder.encode(sample.context)]]))
     question = torch.tensor([encoder.encode(sample.turns[0].question)])
-    plain = Host(Fp16(), loaded)
+    plain = MethodRunner(Fp16(), loaded)
     cache, logits = plain.prefill(torch.cat([short, question], dim=1))
     answer = []
     while (token := int(logits[0].argmax())) not in encoder.eos and len(answer) < 20:
@@ -280,13 +280,13 @@ def test_a_rate_out_of_range_is_refused(rate):
 
 def test_another_model_is_refused_without_a_classifier_for_it(loaded):
     with pytest.raises(MethodUnsupported, match="knows the words of the embedded model only, not those of some/model"):
-        LLMLingua2().host(replace(loaded, name="some/model"))
+        LLMLingua2().runner(replace(loaded, name="some/model"))
 
 
 def test_a_missing_package_is_named_with_what_to_type(loaded, monkeypatch):
     monkeypatch.setitem(sys.modules, "llmlingua", None)
     with pytest.raises(MethodUnsupported, match=r"pip install 'kvcheck\[llmlingua\]'"):
-        make("llmlingua2:model=some/classifier").host(loaded)
+        make("llmlingua2:model=some/classifier").runner(loaded)
 
 
 def stub(monkeypatch, piece: str = "▁the", fails: Exception | None = None) -> list:
@@ -318,14 +318,14 @@ def test_the_package_gets_the_text_and_its_options_and_gives_a_text(loaded, monk
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    host = make("llmlingua2:model=some/classifier,rate=0.25,force='?',digits=true").host(loaded)
+    runner = make("llmlingua2:model=some/classifier,rate=0.25,force='?',digits=true").runner(loaded)
     drawn = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
     assert drawn == (random.random(), np.random.rand(), torch.rand(1)), "its seeds stay inside"
     ids = torch.tensor([[*loaded.tokenizer.bos, *loaded.tokenizer.encode("The code of otter47 is")]])
-    short = host.shortened(ids)[0].tolist()
+    short = runner.shortened(ids)[0].tolist()
     assert loaded.tokenizer.decode(short) == " The of is"
     assert short[0] == ids[0, 0]
     (made, options), (context, asked) = calls
@@ -339,10 +339,10 @@ def test_the_package_gets_the_text_and_its_options_and_gives_a_text(loaded, monk
 def test_a_classifier_that_the_package_cannot_use_is_refused(loaded, monkeypatch):
     stub(monkeypatch, piece="Ġthe")
     with pytest.raises(MethodUnsupported, match="neither those of BERT nor those of XLM-RoBERTa"):
-        make("llmlingua2:model=some/classifier").host(loaded)
+        make("llmlingua2:model=some/classifier").runner(loaded)
     stub(monkeypatch, fails=OSError("no such file"))
     with pytest.raises(SpecError, match=r"cannot load model='some/classifier': OSError: no such file"):
-        make("llmlingua2:model=some/classifier").host(loaded)
+        make("llmlingua2:model=some/classifier").runner(loaded)
 
 
 @pytest.mark.parametrize("options", ["", "rate=0.25", "rate=0.3,drop_consecutive=false", "digits=true,force=''"])
@@ -355,8 +355,8 @@ def test_the_package_keeps_the_same_words_with_the_shipped_classifier(loaded, mo
         return encoder.encode(word.replace("▁", " "))  # the model's tokens in place of those of GPT-3.5
 
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda name: SimpleNamespace(encode=encode))
-    own = make(f"llmlingua2:{options}".rstrip(":")).host(loaded)
-    theirs = replace(own.method, model=str(FOLDER)).host(loaded)
+    own = make(f"llmlingua2:{options}".rstrip(":")).runner(loaded)
+    theirs = replace(own.method, model=str(FOLDER)).runner(loaded)
     # One line each, as it replaces line breaks; each chunk begins with a space, as it cannot do without one.
     for task, length in (("needle_multi", 900), ("needle", 40), ("qa_single", 700), ("kv", 300), ("few_shot", 500)):
         ids = torch.tensor([encoder.encode(TASKS.get(task).generate(2, 1, 900, encoder).context)])[:, 1 : 1 + length]

@@ -24,7 +24,7 @@ def loaded(**changes: object) -> LoadedModel:
 
 
 def prefilled(text: str, ids: torch.Tensor, model: LoadedModel | None = None):
-    return make(text).host(model or loaded()).prefill(ids)
+    return make(text).runner(model or loaded()).prefill(ids)
 
 
 def caches_equal(one, other, tolerance: float = 0.0) -> None:
@@ -108,7 +108,7 @@ def test_a_model_of_two_layers_is_exact_whatever_is_recomputed() -> None:
 
 def test_chunks_are_put_at_their_true_positions() -> None:
     ids, model = tokens(2, 40), loaded()
-    together = make("cacheblend:chunk=8").host(model).together(ids)
+    together = make("cacheblend:chunk=8").runner(model).together(ids)
     full, _ = prefilled("fp16", ids, model)
     for mine, name in zip(together[0], ("keys", "values"), strict=True):  # the first layer depends on token ids only
         torch.testing.assert_close(mine, getattr(full.layers[0], name), atol=5e-3, rtol=5e-3)
@@ -117,7 +117,7 @@ def test_chunks_are_put_at_their_true_positions() -> None:
 
 def blended_by_hand(ids: torch.Tensor, model: LoadedModel, chunk: int, count: int, fresh: int):
     """Keys of layer 2, by full forwards of transformers' own modules with the chosen rows overwritten."""
-    old = make(f"cacheblend:chunk={chunk}").host(model).together(ids)
+    old = make(f"cacheblend:chunk={chunk}").runner(model).together(ids)
     full, _ = prefilled("fp16", ids, model)
     reused = ids.shape[1] - fresh
     change = sum(
@@ -149,12 +149,12 @@ def test_more_recomputation_comes_closer_to_the_full_prefill() -> None:
 
 def test_a_blended_cache_goes_on_as_any_other() -> None:
     ids, model = tokens(2, 40), loaded()
-    host = make("cacheblend:chunk=8,recompute=1.0,fresh=4").host(model)
-    cache, _ = host.prefill(ids)
+    runner = make("cacheblend:chunk=8,recompute=1.0,fresh=4").runner(model)
+    cache, _ = runner.prefill(ids)
     later = tokens(2, 5, seed=3)
     full, _ = prefilled("fp16", ids, model)
-    wanted = make("fp16").host(model).feed(full, later, 5)
-    torch.testing.assert_close(host.feed(cache.select([0, 1]), later, 5), wanted, atol=1e-2, rtol=1e-2)
+    wanted = make("fp16").runner(model).feed(full, later, 5)
+    torch.testing.assert_close(runner.feed(cache.select([0, 1]), later, 5), wanted, atol=1e-2, rtol=1e-2)
 
 
 def test_a_model_whose_keys_cannot_be_rotated_is_refused() -> None:
@@ -168,13 +168,13 @@ def test_a_model_whose_keys_cannot_be_rotated_is_refused() -> None:
 @pytest.mark.parametrize("computed", ["race", "0.0", "0.3", "0.5", "1.0"])
 def test_wherever_the_workers_meet_every_bit_is_that_of_the_chunked_prefill(computed: str) -> None:
     ids, model = tokens(2, 45), loaded()
-    host = make("fp16").host(model)
-    full = host.build()
+    runner = make("fp16").runner(model)
+    full = runner.build()
     with full.prefilling():
         for chunk in ids[:, :40].split(8, dim=1):
-            host.feed(full, chunk)
-        wanted = host.feed(full, ids[:, 40:])[:, -1]
-    cake = make(f"cake:chunk=8,computed={computed}").host(model)
+            runner.feed(full, chunk)
+        wanted = runner.feed(full, ids[:, 40:])[:, -1]
+    cake = make(f"cake:chunk=8,computed={computed}").runner(model)
     cache, first = cake.prefill(ids)
     assert torch.equal(first, wanted)
     caches_equal(cache, full)

@@ -34,8 +34,8 @@ def folder(tmp_path, model):
     return tmp_path
 
 
-def host(folder, model):
-    return make(f"mixattention:weights={folder}").host(LoadedModel(attention.use(model), None, "toy", "f00d", 2048))
+def runner(folder, model):
+    return make(f"mixattention:weights={folder}").runner(LoadedModel(attention.use(model), None, "toy", "f00d", 2048))
 
 
 def trained(model, ids, layout):
@@ -52,7 +52,7 @@ def trained(model, ids, layout):
 def test_prompt_follow_up_and_decoding_give_the_logits_of_the_training(folder, model) -> None:
     ids = tokens(2, 40)
     wanted = trained(model, ids, Layout(LAYERS, WINDOW))
-    mine = host(folder, model)
+    mine = runner(folder, model)
     cache, first = mine.prefill(ids[:, :25])
     found = [first[:, None], mine.feed(cache, ids[:, 25:32], 7)]
     found += [mine.feed(cache, ids[:, at : at + 1]) for at in range(32, 40)]
@@ -62,7 +62,7 @@ def test_prompt_follow_up_and_decoding_give_the_logits_of_the_training(folder, m
 def test_no_sharing_and_no_window_is_the_model_itself(folder, model) -> None:
     Layout(("0", "1", "2", "3"), WINDOW).write(folder)
     ids = tokens(2, 40)
-    mine = host(folder, model)
+    mine = runner(folder, model)
     cache = make("fp16").build(mine.shape)
     torch.testing.assert_close(
         mine.prefill(ids)[1], model(ids, past_key_values=cache).logits[:, -1], atol=1e-5, rtol=1e-5
@@ -71,7 +71,7 @@ def test_no_sharing_and_no_window_is_the_model_itself(folder, model) -> None:
 
 @pytest.mark.parametrize("n", [1, WINDOW - 1, WINDOW, WINDOW + 1, 40])
 def test_only_layers_that_make_keys_and_values_hold_any(folder, model, n) -> None:
-    mine = host(folder, model)
+    mine = runner(folder, model)
     cache, _ = mine.prefill(tokens(2, n))
     token = mine.shape.token_bytes(2)
     assert held(cache).kv == (n + min(n, WINDOW)) * token == mine.method.kv_bytes(mine.shape, 2, n, 0)
@@ -81,7 +81,7 @@ def test_only_layers_that_make_keys_and_values_hold_any(folder, model, n) -> Non
 
 
 def test_a_fork_reads_its_own_copies_and_leaves_the_origin_alone(folder, model) -> None:
-    mine = host(folder, model)
+    mine = runner(folder, model)
     cache, _ = mine.prefill(tokens(2, 30))
     fork = cache.select([1, 0])
     before = held(cache).kv
@@ -111,12 +111,12 @@ def test_a_layout_that_reads_what_is_not_there_is_refused(layers) -> None:
 
 def test_the_shipped_weights_are_for_the_embedded_model_only(model) -> None:
     with pytest.raises(MethodUnsupported, match="no weights trained for it are known for toy"):
-        make("mixattention").host(LoadedModel(attention.use(model), None, "toy", "f00d", None))
+        make("mixattention").runner(LoadedModel(attention.use(model), None, "toy", "f00d", None))
 
 
 def test_weights_of_another_model_are_refused(folder) -> None:
     with pytest.raises(MethodUnsupported, match="of 4 layers, the model has 3"):
-        host(folder, model_of())
+        runner(folder, model_of())
 
 
 def test_a_folder_without_weights_is_refused(tmp_path) -> None:

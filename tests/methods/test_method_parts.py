@@ -17,7 +17,7 @@ from kvcheck.methods import METHODS, make
 DIM = 64
 WHOLE = ModelShape(3, 8, 4, DIM, rope=tuple(10000.0 ** (-2 * place / DIM) for place in range(DIM // 2)))
 PROMPT, STEPS = 700, 3
-IN_CACHE = [name for name in METHODS.names() if METHODS.get(name).host is Method.host]
+IN_CACHE = [name for name in METHODS.names() if METHODS.get(name).runner is Method.runner]
 """Methods that are a cache and nothing else; and some with parameters that change which heads they look at."""
 MORE = ["look_m:text_prior=false", "h2o:budget=0.2", "minference:pattern=search", "snapkv+kivi"]
 
@@ -63,7 +63,7 @@ def test_a_method_that_claims_so_reads_in_parts_what_it_reads_as_a_whole(name: s
 
 
 @pytest.mark.parametrize("spec", ["cacheblend", "duo_attention", "mixattention", "cake"])
-def test_a_method_with_a_host_of_its_own_that_needs_all_heads_says_why(spec: str) -> None:
+def test_a_method_with_a_runner_of_its_own_that_needs_all_heads_says_why(spec: str) -> None:
     assert make(spec).joint()
 
 

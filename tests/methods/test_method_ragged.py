@@ -216,7 +216,7 @@ def with_images(rows: int, length: int) -> torch.Tensor:
 def test_all_text_stays_in_every_head_and_images_leave() -> None:
     ids = with_images(2, 60)
     ids[1, 35:40] = 9
-    cache, _ = make(f"look_m:heavy=4,recent=10,image_token={IMAGE}").host(loaded()).prefill(ids)
+    cache, _ = make(f"look_m:heavy=4,recent=10,image_token={IMAGE}").runner(loaded()).prefill(ids)
     for layer in cache.layers:
         for row, head in ROWS_AND_HEADS:
             text = set((ids[row] != IMAGE).nonzero().flatten().tolist())
@@ -224,23 +224,23 @@ def test_all_text_stays_in_every_head_and_images_leave() -> None:
 
 
 def test_image_slots_fill_the_budget_that_text_leaves() -> None:
-    cache, _ = make(f"look_m:heavy=30,recent=10,image_token={IMAGE}").host(loaded()).prefill(with_images(2, 60))
+    cache, _ = make(f"look_m:heavy=30,recent=10,image_token={IMAGE}").runner(loaded()).prefill(with_images(2, 60))
     assert cache.layers[0].slots == 40
 
 
 def test_a_text_only_model_is_refused_with_what_would_do() -> None:
     with pytest.raises(MethodUnsupported, match="text-only model") as error:
-        make("look_m").host(loaded())
+        make("look_m").runner(loaded())
     assert "text_prior=false" in str(error.value)
 
 
 def test_a_prompt_without_images_is_refused() -> None:
-    host = make(f"look_m:image_token={IMAGE}").host(loaded())
+    runner = make(f"look_m:image_token={IMAGE}").runner(loaded())
     with pytest.raises(MethodUnsupported, match="no image slot"):
-        host.prefill(torch.full((1, 30), 9))
+        runner.prefill(torch.full((1, 30), 9))
 
 
-def test_only_with_the_text_prior_the_host_must_prefill() -> None:
+def test_only_with_the_text_prior_the_runner_must_prefill() -> None:
     assert make("look_m:text_prior=false").info.shares_prefill
     method = make(f"look_m:image_token={IMAGE}")
     assert not method.info.shares_prefill

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Llam
 from kvcheck.backends.transformers import Session
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
-from kvcheck.cache.host import Host
 from kvcheck.cache.layer import CacheLayer
-from kvcheck.cache.rows import RowCache, RowHost
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import RowCache, RowRunner
 from kvcheck.core import paths
 from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.core.record import MODES, CaseId, CaseRecord
@@ -92,9 +92,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def fresh(host: Host) -> Any:
+def fresh(runner: MethodRunner) -> Any:
     """An empty cache, to be fed."""
-    return RowCache([host.build()]) if isinstance(host, RowHost) else host.build()
+    return RowCache([runner.build()]) if isinstance(runner, RowRunner) else runner.build()
 
 
 def plain(folder: Path) -> Any:
@@ -169,10 +169,10 @@ def test_fp16_gives_the_logits_of_plain_transformers(
 ) -> None:
     loaded, ids = models(name), tokens(60)
     wanted = plain(folders(name))(ids, use_cache=False).logits
-    host = Fp16().host(loaded)
-    cache = fresh(host)
-    parts = [host.feed(cache, ids[:, :40], 40), host.feed(cache, ids[:, 40:52], 12)]
-    parts += [host.feed(cache, ids[:, at : at + 1]) for at in range(52, 60)]
+    runner = Fp16().runner(loaded)
+    cache = fresh(runner)
+    parts = [runner.feed(cache, ids[:, :40], 40), runner.feed(cache, ids[:, 40:52], 12)]
+    parts += [runner.feed(cache, ids[:, at : at + 1]) for at in range(52, 60)]
     for part, start in (("prompt", 0), ("follow-up", 40), ("decoding", 52)):
         worst = float((torch.cat(parts, dim=1) - wanted)[:, start:].abs().max())
         assert worst < 1e-4, part
@@ -200,12 +200,12 @@ def test_a_follow_up_is_fed_at_once_only_where_the_class_goes_on_from_its_state(
 ) -> None:
     loaded, ids = models(name), tokens(40, seed=3)
     assert loaded.states is not None
-    host = Fp16().host(replace(loaded, states=replace(loaded.states, blocks=True)))
-    cache = fresh(host)
-    host.feed(cache, ids[:, :25])
-    wanted = host.feed(fresh(host), ids, 15)
+    runner = Fp16().runner(replace(loaded, states=replace(loaded.states, blocks=True)))
+    cache = fresh(runner)
+    runner.feed(cache, ids[:, :25])
+    wanted = runner.feed(fresh(runner), ids, 15)
     try:
-        goes_on = bool((host.feed(cache, ids[:, 25:], 15) - wanted).abs().max() < 1e-3)
+        goes_on = bool((runner.feed(cache, ids[:, 25:], 15) - wanted).abs().max() < 1e-3)
     except IndexError:  # Mamba of transformers 5.2
         goes_on = False
     assert loaded.states.blocks == goes_on
@@ -216,27 +216,27 @@ def test_a_follow_up_is_fed_at_once_only_where_the_class_goes_on_from_its_state(
 
 @pytest.mark.parametrize("name", ALL)
 def test_samples_that_take_turns_do_not_disturb_each_other(models: Callable[[str], LoadedModel], name: str) -> None:
-    host = Fp16().host(models(name))
+    runner = Fp16().runner(models(name))
     texts = [tokens(30, seed) for seed in (1, 2)]
     alone = []
     for text in texts:
-        cache, _ = host.prefill(text[:, :20])
-        alone.append([host.feed(cache, text[:, at : at + 5]) for at in (20, 25)])
-    caches = [host.prefill(text[:, :20])[0] for text in texts]
+        cache, _ = runner.prefill(text[:, :20])
+        alone.append([runner.feed(cache, text[:, at : at + 5]) for at in (20, 25)])
+    caches = [runner.prefill(text[:, :20])[0] for text in texts]
     for part, at in enumerate((20, 25)):
         for own, cache, text in zip(alone, caches, texts, strict=True):
-            assert torch.equal(host.feed(cache, text[:, at : at + 5]), own[part])
+            assert torch.equal(runner.feed(cache, text[:, at : at + 5]), own[part])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_fork_goes_its_own_way(models: Callable[[str], LoadedModel], name: str) -> None:
-    host = Fp16().host(models(name))
+    runner = Fp16().runner(models(name))
     text, other = tokens(26, 1), tokens(6, 2)
-    cache, _ = host.prefill(text[:, :20])
+    cache, _ = runner.prefill(text[:, :20])
     forks = [cache.select([0]), cache.select([0, 0])]
-    wanted = host.feed(cache, text[:, 20:])
-    host.feed(forks[0], other)
-    both = host.feed(forks[1], torch.cat([text[:, 20:], other]))
+    wanted = runner.feed(cache, text[:, 20:])
+    runner.feed(forks[0], other)
+    both = runner.feed(forks[1], torch.cat([text[:, 20:], other]))
     torch.testing.assert_close(both[:1], wanted, atol=1e-4, rtol=0)
     assert not torch.equal(both[1:], wanted)
 
@@ -251,7 +251,7 @@ def test_a_model_is_left_without_a_trace(models: Callable[[str], LoadedModel]) -
     loaded = models("recurrent_gemma")
     assert loaded.states is not None
     assert loaded.states.places
-    Fp16().host(loaded).prefill(tokens(9))
+    Fp16().runner(loaded).prefill(tokens(9))
     left = [getattr(loaded.model.get_submodule(place.module), place.attribute) for place in loaded.states.places]
     assert left == [place.fresh for place in loaded.states.places]
 
@@ -281,13 +281,13 @@ def test_what_a_module_writes_in_place_is_found_and_kept_apart() -> None:
     assert states is not None
     assert [(place.module, place.attribute) for place in states.places] == [("", "total")]
     assert states.blocks
-    host = Fp16().host(replace(loaded, states=states))
-    cache, _ = host.prefill(torch.tensor([[1, 2, 3]]))
+    runner = Fp16().runner(replace(loaded, states=states))
+    cache, _ = runner.prefill(torch.tensor([[1, 2, 3]]))
     fork = cache.select([0])
     assert held(cache).kv == held(fork).kv == 8 * 4
-    wanted = host.feed(cache, torch.tensor([[4]]))
-    host.feed(cache, torch.tensor([[5]]))
-    assert torch.equal(host.feed(fork, torch.tensor([[4]])), wanted)
+    wanted = runner.feed(cache, torch.tensor([[4]]))
+    runner.feed(cache, torch.tensor([[5]]))
+    assert torch.equal(runner.feed(fork, torch.tensor([[4]])), wanted)
     assert not model.total.any(), "the model keeps nothing"
 
 
@@ -297,9 +297,9 @@ def test_what_a_module_writes_in_place_is_found_and_kept_apart() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_everything_that_is_carried_is_counted(models: Callable[[str], LoadedModel], name: str) -> None:
     architecture: Architecture = ALL[name]
-    host = Fp16().host(models(name))
+    runner = Fp16().runner(models(name))
     for length in (20, 60):
-        found = held(host.prefill(tokens(length))[0]).kv
+        found = held(runner.prefill(tokens(length))[0]).kv
         assert found == architecture.full * 2 * length * 2 * 8 * 2 + architecture.beside(length) > 0
     if name in RECURRENT or name == "mistral_sliding":
         assert architecture.beside(20) == architecture.beside(60), "what is carried must not grow"
@@ -317,7 +317,7 @@ def test_the_record_says_what_was_held(run: Callable[..., CaseRecord], name: str
 def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
     models: Callable[[str], LoadedModel], name: str
 ) -> None:
-    memory = weigh(Fp16().host(models(name)), tokens(40))
+    memory = weigh(Fp16().runner(models(name)), tokens(40))
     assert memory.ratio == 1.0
     assert 0 < memory.touched <= memory.layers
 
@@ -388,7 +388,7 @@ def test_a_long_prompt_sees_its_windows_block_by_block(
     monkeypatch.setattr(window, "BLOCK", 7)
     ids = tokens(60)
     wanted = plain(folders("gemma3"))(ids, use_cache=False).logits[:, -1]
-    torch.testing.assert_close(Fp16().host(models("gemma3")).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(Fp16().runner(models("gemma3")).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)

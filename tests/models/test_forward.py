@@ -86,9 +86,9 @@ def as_if(loaded: LoadedModel, way: Callable[..., Any]) -> LoadedModel:
 
 def answered(loaded: LoadedModel) -> torch.Tensor:
     """Logits of a prompt and of what follows it, through a method."""
-    host = make("snapkv:budget=24,window=8").host(loaded)
-    cache, first = host.prefill(IDS[:, :40])
-    return torch.cat([first, host.feed(cache, IDS[:, 40:], keep=8).flatten(0, 1)])
+    runner = make("snapkv:budget=24,window=8").runner(loaded)
+    cache, first = runner.prefill(IDS[:, :40])
+    return torch.cat([first, runner.feed(cache, IDS[:, 40:], keep=8).flatten(0, 1)])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -104,10 +104,10 @@ def test_a_cache_gets_there_whatever_it_is_called(way: str) -> None:
 def test_a_foreign_cache_gets_there_too(way: str) -> None:
     logits = []
     for loaded in (small("llama"), as_if(small("llama"), WAYS[way][0])):
-        host = make("transformers.dynamic").host(loaded)
+        runner = make("transformers.dynamic").runner(loaded)
         with torch.inference_mode():
-            row, first = host.prefill_row(IDS[:1, :40])
-            logits += [first, host.feed_row(row, IDS[:1, 40:], 8)]
+            row, first = runner.prefill_row(IDS[:1, :40])
+            logits += [first, runner.feed_row(row, IDS[:1, 40:], 8)]
     assert torch.equal(logits[0], logits[2])
     assert torch.equal(logits[1], logits[3])
 

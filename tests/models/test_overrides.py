@@ -189,7 +189,7 @@ def test_a_model_that_was_laid_out_answers_as_one_on_a_single_device(folder: Pat
     ids = torch.tensor([[3, 4, 3, 4, 4]])
     from kvcheck.methods import make
 
-    logits = [make("fp16").host(each).prefill(ids)[1] for each in (spread, plain)]
+    logits = [make("fp16").runner(each).prefill(ids)[1] for each in (spread, plain)]
     assert torch.equal(*logits)
     assert (spread.devices, spread.fingerprint) == ((CPU,), plain.fingerprint)
 
@@ -221,7 +221,7 @@ def allowed_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch, attention: st
 
     session = Session.open(Settings(model=str(folder), attention=attention, device="cpu"))
     monkeypatch.setattr(kernels, "scaled_dot_product_attention", look)
-    make("fp16").host(session.loaded).prefill(torch.tensor([[3, 4, 3]]))
+    make("fp16").runner(session.loaded).prefill(torch.tensor([[3, 4, 3]]))
     return seen
 
 

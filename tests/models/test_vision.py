@@ -108,18 +108,18 @@ def test_images_give_the_logits_of_plain_transformers(folder: Path, loaded: Load
     pixels = torch.cat([normalized(image) for image in PICTURES[:2]])
     wanted = plain(torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
     blind = plain(torch.tensor([ids]), use_cache=False).logits
-    host = Fp16().host(loaded)
-    mine = host.feed(host.build(), torch.tensor([vision.placed(ids, PICTURES[:2])]), len(ids))
+    runner = Fp16().runner(loaded)
+    mine = runner.feed(runner.build(), torch.tensor([vision.placed(ids, PICTURES[:2])]), len(ids))
     torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=0)
     assert float((wanted - blind).abs().max()) > 0.05, "the images make no difference"
 
 
 def test_rows_with_other_images_are_fed_together_and_in_parts_as_alone(loaded: LoadedModel, vision: Vision) -> None:
-    ids, host = loaded.tokenizer.encode(TEXT), Fp16().host(loaded)
+    ids, runner = loaded.tokenizer.encode(TEXT), Fp16().runner(loaded)
     rows = torch.tensor([vision.placed(ids, PICTURES[:2]), vision.placed(ids, PICTURES[:0:-1])])
-    alone = torch.cat([host.feed(host.build(), row, len(ids)) for row in rows.split(1)])
-    cache = host.build()
-    parts = [host.feed(cache, part, part.shape[1]) for part in rows.split(5, dim=1)]
+    alone = torch.cat([runner.feed(runner.build(), row, len(ids)) for row in rows.split(1)])
+    cache = runner.build()
+    parts = [runner.feed(cache, part, part.shape[1]) for part in rows.split(5, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), alone, atol=1e-4, rtol=0)
 
 
@@ -142,13 +142,13 @@ def test_images_of_earlier_contexts_are_let_go_and_made_again_when_they_are_read
     loaded: LoadedModel, vision: Vision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for one image: a context of two is read all the same."""
-    ids, host = loaded.tokenizer.encode(TEXT), Fp16().host(loaded)
+    ids, runner = loaded.tokenizer.encode(TEXT), Fp16().runner(loaded)
     fed = torch.tensor([vision.placed(ids, PICTURES[:2])])
-    wanted = host.feed(host.build(), fed, len(ids))
+    wanted = runner.feed(runner.build(), fed, len(ids))
     monkeypatch.setattr(module, "HELD", vision.embedding.filling(0).nbytes)
     vision.placed(loaded.tokenizer.encode(MARK), PICTURES[2:3])
     assert len(vision.embedding.held) == 1
-    torch.testing.assert_close(host.feed(host.build(), fed, len(ids)), wanted)
+    torch.testing.assert_close(runner.feed(runner.build(), fed, len(ids)), wanted)
     assert len(vision.embedding.held) == 1
 
 
@@ -181,7 +181,7 @@ def test_generate_takes_pixels_on_an_evicting_cache(loaded: LoadedModel, vision:
 
 def test_look_m_keeps_all_text_without_being_told_the_token(loaded: LoadedModel, vision: Vision) -> None:
     ids = loaded.tokenizer.encode(TEXT)
-    cache, _ = make("look_m:heavy=1,recent=1").host(loaded).prefill(torch.tensor([vision.placed(ids, PICTURES[:2])]))
+    cache, _ = make("look_m:heavy=1,recent=1").runner(loaded).prefill(torch.tensor([vision.placed(ids, PICTURES[:2])]))
     text = [at for at, token in enumerate(ids) if token != IMAGE]
     for layer in cache.layers:
         assert all(layer.positions[0, head].tolist() == text for head in range(loaded.shape.kv_heads))
@@ -194,11 +194,11 @@ def test_too_few_and_too_many_images_are_refused(loaded: LoadedModel, vision: Vi
 
 
 def test_adapted_caches_leave_the_tower_its_own_attention(loaded: LoadedModel, vision: Vision) -> None:
-    host = make("transformers.dynamic").host(loaded)
-    host.prefill(torch.tensor([loaded.tokenizer.encode(" onion ladder")]))
+    runner = make("transformers.dynamic").runner(loaded)
+    runner.prefill(torch.tensor([loaded.tokenizer.encode(" onion ladder")]))
     unseen = plate("31313131", (1, 2, 3))
-    host.prefill(torch.tensor([vision.placed(loaded.tokenizer.encode(MARK), (unseen,))]))
-    Fp16().host(loaded).prefill(torch.tensor([vision.placed(loaded.tokenizer.encode(MARK), (unseen,))]))
+    runner.prefill(torch.tensor([vision.placed(loaded.tokenizer.encode(MARK), (unseen,))]))
+    Fp16().runner(loaded).prefill(torch.tensor([vision.placed(loaded.tokenizer.encode(MARK), (unseen,))]))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Layerless(Method):
     info: ClassVar[MethodInfo] = INFO
 
 @dataclass(frozen=True)
+class Hosted(Right):
+    def host(self, loaded): ...
+
+@dataclass(frozen=True)
 class Abstract(Right, abc.ABC):
     @abc.abstractmethod
     def score(self): ...
@@ -73,6 +77,7 @@ class Own(Right):
 BAD = [
     ("Silent", "it needs a class attribute `info`", "info: ClassVar[[]MethodInfo] = MethodInfo(*"),
     ("Layerless", "does not define layer(shape, index)", "write def layer(self, shape, index)*"),
+    ("Hosted", "host(loaded), which no run calls: it is runner(loaded) now", "rename it"),
     ("Abstract", "is abstract: it lacks score", "name a class that defines them"),
     ("Bare", "tokens cannot be given as a parameter", "write @dataclass(frozen=True) above class Bare"),
     ("Stageless", "unknown stage 'compresion'", "did you mean compression*"),

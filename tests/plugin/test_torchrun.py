@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 
 class Broken(CacheLayer):
     def compress(self, queries):
@@ -51,7 +51,7 @@ class Fails(Method):
     def layer(self, shape, index):
         return Broken(shape, index, self)
 
-class Straying(Host):
+class Straying(MethodRunner):
     def feed(self, cache, ids, keep=1):
         return super().feed(cache, ids + int(os.environ["RANK"]), keep)
 
@@ -59,7 +59,7 @@ class Strays(Fails):
     def layer(self, shape, index):
         return CacheLayer(shape, index, self)
 
-    def host(self, loaded):
+    def runner(self, loaded):
         return Straying(self, loaded)
 """
 

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from kvcheck.cache import attention
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import ModelShape
 from kvcheck.measure.memory import held
@@ -52,39 +52,41 @@ def spec(given: str, **changes: object) -> str:
     return f"{given}{',' if ':' in given else ':'}{more}" if more else given
 
 
-def at_home(given: str, loaded: LoadedModel) -> Host:
+def at_home(given: str, loaded: LoadedModel) -> MethodRunner:
     """A method on a model."""
     method = make(given)
     method.check(ModelShape.of(loaded.model.config))
-    return method.host(loaded)
+    return method.runner(loaded)
 
 
 @torch.inference_mode()
-def prefilled(host: Host, ids: torch.Tensor):
+def prefilled(runner: MethodRunner, ids: torch.Tensor):
     """(cache, logits) behind a prompt, by the route that the engine takes."""
-    if not host.method.info.shares_prefill:
-        return host.prefill(ids)
-    full = make("fp16").build(host.shape)
+    if not runner.method.info.shares_prefill:
+        return runner.prefill(ids)
+    full = make("fp16").build(runner.shape)
     with full.recording() as taken:
-        logits = host.model(ids, past_key_values=full, use_cache=True, logits_to_keep=1).logits[:, -1]
-    cache = host.build()
+        logits = runner.model(ids, past_key_values=full, use_cache=True, logits_to_keep=1).logits[:, -1]
+    cache = runner.build()
     cache.absorb(taken)
     return cache, logits
 
 
 @torch.inference_mode()
-def walk(host: Host, length: int, rows: int = 2, block: int = 7, decoded: int = 5, seed: int = 1) -> list[torch.Tensor]:
+def walk(
+    runner: MethodRunner, length: int, rows: int = 2, block: int = 7, decoded: int = 5, seed: int = 1
+) -> list[torch.Tensor]:
     """Ordinary use: prompt, fork, follow-up, tokens one by one, rows that leave -> all logits on the way."""
     ids = tokens(rows, length + block + decoded, seed)
-    cache, logits = prefilled(host, ids[:, :length])
+    cache, logits = prefilled(runner, ids[:, :length])
     out = [logits]
     forked = cache.select([*range(rows), 0])
     twice = torch.cat([ids, ids[:1]])
-    out.append(host.feed(forked, twice[:, length : length + block], block))
+    out.append(runner.feed(forked, twice[:, length : length + block], block))
     for at in range(length + block, length + block + decoded - 1):
-        out.append(host.feed(forked, twice[:, at : at + 1]))
+        out.append(runner.feed(forked, twice[:, at : at + 1]))
     forked = forked.select([0])
-    out.append(host.feed(forked, ids[:1, -1:]))
+    out.append(runner.feed(forked, ids[:1, -1:]))
     return out
 
 
@@ -104,20 +106,20 @@ def apart(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 
 
 @torch.inference_mode()
-def feed(host: Host, cache, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+def feed(runner: MethodRunner, cache, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
     """Feed ids into a cache."""
-    return host.feed(cache, ids, keep)
+    return runner.feed(cache, ids, keep)
 
 
 LENGTHS = (1, 2, 3, 33, 130, 301)
 
 
 def usual(given: str, loaded: LoadedModel, lengths: tuple[int, ...] = LENGTHS) -> None:
-    """Ordinary use of one host: prompts of these lengths in batches, follow-ups, decoding, forks. Nothing is raised,
+    """Ordinary use of one runner: prompts of these lengths in batches, follow-ups, decoding, forks. Nothing is raised,
     and all logits are finite."""
-    host = at_home(given, loaded)
+    runner = at_home(given, loaded)
     for length in lengths:
-        for logits in walk(host, length):
+        for logits in walk(runner, length):
             assert bool(logits.isfinite().all())
 
 

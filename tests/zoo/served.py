@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from kvcheck.cache import attention
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel
 from kvcheck.zoo import Bug, bugs
@@ -43,12 +43,12 @@ def tokens(rows: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def host(spec: str) -> Host:
+def runner(spec: str) -> MethodRunner:
     """A method at home on the model."""
-    return make(spec).host(loaded())
+    return make(spec).runner(loaded())
 
 
-def goes_on(here: Host, cache: Any, rows: int, steps: int = 6) -> list[torch.Tensor]:
+def goes_on(here: MethodRunner, cache: Any, rows: int, steps: int = 6) -> list[torch.Tensor]:
     """Logits of a follow-up block, of decoded tokens, of a fork, and of the rows that are left when one has gone."""
     out = [here.feed(cache, tokens(rows, 5, seed=9), 5)]
     out += [here.feed(cache, tokens(rows, 1, seed=at)) for at in range(steps)]
@@ -60,7 +60,7 @@ def goes_on(here: Host, cache: Any, rows: int, steps: int = 6) -> list[torch.Ten
     return out
 
 
-def serve(here: Host, ids: torch.Tensor, steps: int = 6) -> list[torch.Tensor]:
+def serve(here: MethodRunner, ids: torch.Tensor, steps: int = 6) -> list[torch.Tensor]:
     """All of that behind a prompt (R, n), and the logits of the prompt itself."""
     cache, first = here.prefill(ids)
     return [first, *goes_on(here, cache, len(ids), steps)]
@@ -71,15 +71,15 @@ def far_off(mine: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max(float((one - two).abs().max()) for one, two in zip(mine, other, strict=True))
 
 
-def between(one: str | Host, other: str | Host, *prompts: torch.Tensor, steps: int = 6) -> float:
+def between(one: str | MethodRunner, other: str | MethodRunner, *prompts: torch.Tensor, steps: int = 6) -> float:
     """The largest difference between what two methods say, each of which serves all of the prompts in this order."""
-    hosts = [host(each) if isinstance(each, str) else each for each in (one, other)]
-    return max(far_off(*(serve(each, ids, steps) for each in hosts)) for ids in prompts)
+    runners = [runner(each) if isinstance(each, str) else each for each in (one, other)]
+    return max(far_off(*(serve(each, ids, steps) for each in runners)) for ids in prompts)
 
 
 def use(spec: str, *, lengths: tuple[int, ...] = (1, 2, 40, 150, 1000)) -> None:
     """Ordinary use: batches of prompts of these lengths, some of them again, with all that follows them."""
-    here = host(spec)
+    here = runner(spec)
     with torch.inference_mode():
         for length in (*lengths, lengths[-2], lengths[1]):
             for logits in serve(here, tokens(3 if length < 500 else 2, length, seed=length), steps=3):

@@ -54,15 +54,15 @@ def losses(record):
 @pytest.mark.parametrize("spec", ["flexgen", "fp8", "kivi", "transformers.dynamic"])
 def test_values_of_a_prompt_can_be_wrong_under_every_method(spec, embedded):
     tokens = torch.arange(40)[None] + 50
-    right = make(spec).host(embedded).prefill(tokens)[1]
-    wrong = make(dict(mutants(spec))["SwappedHeads"]).host(embedded).prefill(tokens)[1]
+    right = make(spec).runner(embedded).prefill(tokens)[1]
+    wrong = make(dict(mutants(spec))["SwappedHeads"]).runner(embedded).prefill(tokens)[1]
     assert not torch.equal(right, wrong)
 
 
 @pytest.mark.parametrize("spec", ["quest", "kivi", "corm", "transformers.dynamic"])
 def test_a_mask_is_not_shifted_where_a_method_attends_in_a_way_of_its_own(spec, embedded):
     with pytest.raises(MethodUnsupported, match="attends in a way of its own"):
-        make(dict(mutants(spec))["OffByOneMask"]).host(embedded)
+        make(dict(mutants(spec))["OffByOneMask"]).runner(embedded)
 
 
 def test_bugs_of_the_zoo_are_not_asked_for_beside_a_method():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import between, family, far_off, host, serve, tokens, use
+from served import between, family, far_off, runner, serve, tokens, use
 
 from kvcheck.measure.memory import held
 from kvcheck.zoo.base import Bug
@@ -24,20 +24,20 @@ def pair(name: str) -> tuple[str, str]:
 
 def test_a_batch_is_held_in_plain_layers() -> None:
     spec, twin = pair("inherited-method-swaps-plain-cache")
-    sizes = {each: [held(host(each).prefill(tokens(rows, 300))[0]).kv for rows in (1, 2)] for each in (spec, twin)}
+    sizes = {each: [held(runner(each).prefill(tokens(rows, 300))[0]).kv for rows in (1, 2)] for each in (spec, twin)}
     assert sizes[spec][0] == sizes[twin][0]
     assert sizes[twin][1] == 2 * sizes[twin][0]
-    assert sizes[spec][1] == held(host("fp16").prefill(tokens(2, 300))[0]).kv
+    assert sizes[spec][1] == held(runner("fp16").prefill(tokens(2, 300))[0]).kv
     assert between(spec, twin, tokens(1, 300)) == 0
 
 
 def test_the_padding_is_context() -> None:
     spec, twin = (f"{each}:longer=8" for each in pair("padding-mask-dropped-by-generator"))
     ids = tokens(2, 40)
-    cache, first = host(spec).prefill(ids)
+    cache, first = runner(spec).prefill(ids)
     assert (cache.seen, cache.layers[0].stored) == (48, 48)
     padded = torch.nn.functional.pad(ids, (8, 0))
-    assert float((first - host("fp16").prefill(padded)[1]).abs().max()) < CLOSE
+    assert float((first - runner("fp16").prefill(padded)[1]).abs().max()) < CLOSE
     assert between(spec, "fp16", ids) > 0.05
     assert between(*(each.replace("=8", "=0") for each in (spec, twin)), ids) == 0
 
@@ -46,10 +46,10 @@ def test_a_cold_row_of_a_mixed_batch_reads_page_zero() -> None:
     spec, twin = pair("cold-row-gets-slot-zero")
     warm, cold = tokens(1, 50), tokens(1, 50, seed=2)
     for each, wanted in ((spec, False), (twin, True)):
-        here = host(each)
+        here = runner(each)
         here.prefill(warm)
         cache, _ = here.prefill(torch.cat([warm, cold]))
-        keys, true = cache.layers[0].keys, host("fp16").prefill(torch.cat([warm, cold]))[0].layers[0].keys
+        keys, true = cache.layers[0].keys, runner("fp16").prefill(torch.cat([warm, cold]))[0].layers[0].keys
         assert torch.allclose(keys[0], true[0], atol=CLOSE)
         assert torch.allclose(keys[1], true[1], atol=CLOSE) == wanted
         assert torch.equal(keys[1, :, :16], keys[0, :, :16]) != wanted
@@ -70,25 +70,25 @@ def test_new_tokens_are_written_over_the_newest_of_the_prompt() -> None:
     spec, twin = (f"{each}:longer=8" for each in pair("append-position-from-max-offset"))
     ids = tokens(2, 40)
     for each, wanted in ((spec, 48), (twin, 49)):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(ids)
         before = cache.layers[0].k.used.clone()
         here.feed(cache, tokens(2, 1))
         assert cache.layers[0].columns == wanted
         same = torch.equal(cache.layers[0].k.used[:, :, 40], before[:, :, 40])
         assert same == (each == twin)
-    assert far_off(serve(host(spec), ids)[:1], serve(host(twin), ids)[:1]) == 0
+    assert far_off(serve(runner(spec), ids)[:1], serve(runner(twin), ids)[:1]) == 0
     assert between(spec, twin, ids) > 0.05
 
 
 def test_a_row_goes_on_with_the_padding_of_the_one_that_has_left() -> None:
     spec, twin = (f"{each}:longer=8" for each in pair("filter-leaves-side-metadata"))
     ids = tokens(3, 40)
-    assert host(spec).prefill(ids)[0].layers[0].pads.tolist() == [0, 8, 8, 8]
-    assert host(twin).prefill(ids)[0].layers[0].pads.tolist() == [8, 8, 8]
+    assert runner(spec).prefill(ids)[0].layers[0].pads.tolist() == [0, 8, 8, 8]
+    assert runner(twin).prefill(ids)[0].layers[0].pads.tolist() == [8, 8, 8]
     logits = []
     for each in (spec, twin):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(ids)
         logits.append(here.feed(cache, tokens(3, 1)))
     off = (logits[0] - logits[1]).abs().amax(dim=(1, 2))
@@ -98,7 +98,7 @@ def test_a_row_goes_on_with_the_padding_of_the_one_that_has_left() -> None:
 def test_a_copy_of_a_row_evicts_the_first_tokens() -> None:
     spec, twin = pair("sinks-lost-when-row-extracted")
     for each, kept in ((spec, []), (twin, [0, 1, 2, 3])):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(tokens(2, 100))
         assert cache.layers[0].positions[0, 0, :4].tolist() == [0, 1, 2, 3]
         copy = cache.select([1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import family, host, loaded, tokens, use
+from served import family, loaded, runner, tokens, use
 
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods import make
@@ -35,7 +35,7 @@ def test_beam_search_raises_nothing(one: Bug) -> None:
 
 def moved(spec: str, length: int = 150) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Keys of layer 0 as they should be and as they are, each of the tokens up to the last forward, after a reorder."""
-    here = host(spec)
+    here = runner(spec)
     cache, _ = here.prefill(tokens(3, length))
     wanted = [each.clone() for each in cache.layers[0].read(slice(None), torch.float32)]
     cache.reorder_cache(BEAMS)
@@ -59,7 +59,7 @@ def test_the_quantized_part_stays_where_it_is() -> None:
 def test_a_beam_sees_what_its_sibling_wrote() -> None:
     one = BUGS["beams-write-to-shared-context"]
     for spec, wanted in ((one.spec, True), (one.twin, False)):
-        here = host(spec)
+        here = runner(spec)
         cache, _ = here.prefill(tokens(3, 40))
         cache.reorder_cache(BEAMS)
         different = torch.tensor([[5], [9], [17]])

@@ -25,8 +25,8 @@ def test_ordinary_use_raises_nothing(name, model, embedded):
     [(text("oracle-hidden-states-in-simulated-chunks"), True), (f"{TWINS}.blockwise.Blockwise", False)],
 )
 def test_later_chunks_are_computed_from_tokens_that_have_been_dropped(given, dense, model):
-    host, ids = at_home(spec(given, budget=64), model), tokens(1, 300)
-    cache, logits = prefilled(host, ids)
+    runner, ids = at_home(spec(given, budget=64), model), tokens(1, 300)
+    cache, logits = prefilled(runner, ids)
     full, right = prefilled(at_home("fp16", model), ids)
     assert {layer.stored for layer in cache.layers} == {64}
     assert (apart([logits], [right]) < 1e-3) == dense
@@ -45,10 +45,10 @@ def test_the_first_layer_keeps_the_same_whether_chunks_are_real_or_not(model):
 
 @pytest.mark.parametrize(("given", "leaks"), [(text("chunk-mask-built-with-zero-offset"), True), ("cake", False)])
 def test_a_token_of_a_later_chunk_sees_tokens_behind_it(given, leaks, model):
-    host, ids = at_home(spec(given, chunk=32), model), tokens(1, 60)
+    runner, ids = at_home(spec(given, chunk=32), model), tokens(1, 60)
     changed = ids.clone()
     changed[:, 50:] = tokens(1, 10, seed=3)
-    one, other = (prefilled(host, each)[0].layers[2].keys for each in (ids, changed))
+    one, other = (prefilled(runner, each)[0].layers[2].keys for each in (ids, changed))
     assert torch.equal(one[:, :, :32], other[:, :, :32])
     assert (not torch.allclose(one[:, :, 32:50], other[:, :, 32:50], atol=1e-2)) == leaks
 
@@ -67,13 +67,13 @@ def test_later_chunks_are_written_over_the_first_one(given, over, model):
 
 @pytest.mark.parametrize(("given", "slots"), [(text(SINKS), 2 * 68 + 44), (CHUNKED_SINKS, 68)])
 def test_every_chunk_keeps_a_budget_of_its_own(given, slots, model):
-    host = at_home(given, model)
-    cache, _ = prefilled(host, tokens(1, 300))
+    runner = at_home(given, model)
+    cache, _ = prefilled(runner, tokens(1, 300))
     layer = cache.layers[0]
     assert layer.stored == slots
     positions = set(layer.positions[0, 0].tolist())
     assert ({128, 129, 130, 131} <= positions) == (slots > 68)
-    feed(host, cache, tokens(1, 1, seed=2))
+    feed(runner, cache, tokens(1, 1, seed=2))
     assert layer.stored == slots
     assert (0 in layer.positions[0, 0].tolist()) == (slots == 68)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from twin_checks import MINI, SHAPE, absorbed, family, feed, host_of, prompt, read, used, used_right, words
+from twin_checks import MINI, SHAPE, absorbed, family, feed, prompt, read, runner_of, used, used_right, words
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.kivi import KIVI
@@ -20,8 +20,8 @@ from kvcheck.zoo.twins.long_rope import LongRope
 def test_nothing_is_compressed(kind: type[SnapKV], right: bool) -> None:
     cache = absorbed(kind(budget=0.5, window=8), prompt(40))
     assert [layer.stored for layer in cache.layers] == ([20, 20] if right else [40, 40])
-    host = host_of(kind(window=8))
-    assert host.prefill(words(2, 40))[0].layers[0].stored == (20 if right else 40)
+    runner = runner_of(kind(window=8))
+    assert runner.prefill(words(2, 40))[0].layers[0].stored == (20 if right else 40)
 
 
 @pytest.mark.parametrize(("kind", "right"), [(KIVI, True), (zoo.CacheConfigDictMutated, False)])
@@ -53,20 +53,20 @@ def test_layers_without_a_window_do_not_see_beyond_it(kind: type[MixAttention], 
 
 @pytest.mark.parametrize(("kind", "right"), [(LongRope, True), (zoo.RopeRegimeFromAllocatedSize, False)])
 def test_a_larger_capacity_changes_a_short_text(kind: type[LongRope], right: bool) -> None:
-    logits = [host_of(kind(native=100, capacity=capacity)).prefill(words(1, 60))[1] for capacity in (100, 400)]
+    logits = [runner_of(kind(native=100, capacity=capacity)).prefill(words(1, 60))[1] for capacity in (100, 400)]
     assert torch.equal(*logits) is right
-    assert torch.equal(logits[0], host_of("fp16").prefill(words(1, 60))[1])
+    assert torch.equal(logits[0], runner_of("fp16").prefill(words(1, 60))[1])
 
 
 def test_a_long_text_is_turned_by_both_and_may_not_exceed_the_capacity() -> None:
     logits = [
-        host_of(kind(native=30, capacity=90)).prefill(words(1, 60))[1]
+        runner_of(kind(native=30, capacity=90)).prefill(words(1, 60))[1]
         for kind in (LongRope, zoo.RopeRegimeFromAllocatedSize)
     ]
     assert torch.equal(*logits)
-    assert not torch.equal(logits[0], host_of("fp16").prefill(words(1, 60))[1])
+    assert not torch.equal(logits[0], runner_of("fp16").prefill(words(1, 60))[1])
     with pytest.raises(KvcheckError, match="do not fit"):
-        host_of(LongRope(native=30, capacity=50)).prefill(words(1, 60))
+        runner_of(LongRope(native=30, capacity=50)).prefill(words(1, 60))
 
 
 @pytest.mark.parametrize("one", family("config"), ids=lambda one: one.name)

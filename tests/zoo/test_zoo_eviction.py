@@ -38,11 +38,11 @@ def test_the_first_tokens_leave_with_the_others(given, first, model):
 
 @pytest.mark.parametrize(("given", "frozen"), [(text("newcomer-score-freeze"), True), ("h2o", False)])
 def test_what_the_prompt_left_in_the_cache_stays_for_good(given, frozen, model):
-    host = at_home(given, model)
-    cache, _ = prefilled(host, tokens(1, 100))
+    runner = at_home(given, model)
+    cache, _ = prefilled(runner, tokens(1, 100))
     before = cache.layers[1].positions
     for token in tokens(1, 60, seed=2).split(1, dim=1):
-        feed(host, cache, token)
+        feed(runner, cache, token)
     after = cache.layers[1].positions
     assert torch.equal(before, after) == frozen
     assert (int(after.max()) < 100) == frozen
@@ -53,9 +53,9 @@ def test_what_the_prompt_left_in_the_cache_stays_for_good(given, frozen, model):
     [(text("trim-clamped-by-logical-length"), True), ("kvcheck.zoo.twins.drafted.Drafted", False)],
 )
 def test_a_rollback_after_an_eviction_leaves_rows_that_nothing_was_written_to(given, blank, model):
-    host = at_home(given, model)
-    cache, _ = prefilled(host, tokens(1, 100))
-    feed(host, cache, tokens(1, 1, seed=2))
+    runner = at_home(given, model)
+    cache, _ = prefilled(runner, tokens(1, 100))
+    feed(runner, cache, tokens(1, 1, seed=2))
     layer = cache.layers[0]
     assert layer.seen == 101
     assert layer.stored == 54
@@ -65,17 +65,17 @@ def test_a_rollback_after_an_eviction_leaves_rows_that_nothing_was_written_to(gi
 def test_a_rollback_before_any_eviction_is_right(model):
     ids, outs = tokens(1, 100), []
     for given in (text("trim-clamped-by-logical-length"), "kvcheck.zoo.twins.drafted.Drafted"):
-        host = at_home(spec(given, window=500), model)
-        cache, _ = prefilled(host, ids[:, :50])
-        outs.append([feed(host, cache, token) for token in ids[:, 50:60].split(1, dim=1)])
+        runner = at_home(spec(given, window=500), model)
+        cache, _ = prefilled(runner, ids[:, :50])
+        outs.append([feed(runner, cache, token) for token in ids[:, 50:60].split(1, dim=1)])
     assert all(torch.equal(one, other) for one, other in zip(*outs, strict=True))
 
 
 @pytest.mark.parametrize(("given", "slots"), [(text("multi-token-append-never-evicts"), 62), ("streaming_llm", 54)])
 def test_a_block_of_tokens_stays_on_top_until_a_single_token_comes(given, slots, model):
-    host = at_home(given, model)
-    cache, _ = prefilled(host, tokens(1, 100))
-    feed(host, cache, tokens(1, 9, seed=2))
+    runner = at_home(given, model)
+    cache, _ = prefilled(runner, tokens(1, 100))
+    feed(runner, cache, tokens(1, 9, seed=2))
     assert {layer.stored for layer in layers(cache)} == {slots}
-    feed(host, cache, tokens(1, 1, seed=3))
+    feed(runner, cache, tokens(1, 1, seed=3))
     assert {layer.stored for layer in layers(cache)} == {54}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import between, family, host, serve, tokens, use
+from served import between, family, runner, serve, tokens, use
 
 from kvcheck.cache.growable import Room
 from kvcheck.zoo import loading
@@ -24,7 +24,7 @@ def pair(name: str) -> tuple[str, str]:
 
 def test_bounds_of_pages_come_back_as_zeros() -> None:
     for spec, wanted in zip(pair("index-keys-not-transferred"), (True, False), strict=True):
-        cache, _ = host(spec).prefill(tokens(2, 200))
+        cache, _ = runner(spec).prefill(tokens(2, 200))
         assert all((not layer.low.used.any()) == wanted for layer in cache.layers)
         assert all(layer.low.length == layer.high.length == 13 for layer in cache.layers)
     assert between(*pair("index-keys-not-transferred"), tokens(2, 200)) > 0.1
@@ -33,7 +33,7 @@ def test_bounds_of_pages_come_back_as_zeros() -> None:
 
 def test_keys_and_values_come_back_as_mixtures_of_both() -> None:
     ids = tokens(2, 40)
-    (mine, _), (full, _) = (host(spec).prefill(ids) for spec in pair("packed-layout-read-as-split"))
+    (mine, _), (full, _) = (runner(spec).prefill(ids) for spec in pair("packed-layout-read-as-split"))
     layer, true = mine.layers[1], full.layers[1]
     assert torch.equal(layer.keys[0, 0, 0], true.keys[0, 0, 0])
     assert torch.equal(layer.keys[0, 0, 1], true.values[0, 0, 0])
@@ -43,7 +43,7 @@ def test_keys_and_values_come_back_as_mixtures_of_both() -> None:
 def test_a_file_without_the_rotation_is_read_by_the_readers_own() -> None:
     spec, twin = pair("restore-without-rotation-metadata")
     ids = tokens(2, 40)
-    (mine, _), (true, _) = (host(each).prefill(ids) for each in (spec, twin))
+    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, twin))
     keys, right = (cache.layers[0].read(slice(None), torch.float32)[0] for cache in (mine, true))
     assert float((keys - right).norm() / right.norm()) > 0.5
     assert between(spec.replace("reader=4", "reader=8"), twin, ids) == 0
@@ -52,7 +52,7 @@ def test_a_file_without_the_rotation_is_read_by_the_readers_own() -> None:
 def test_a_ring_that_is_not_full_is_read_from_its_head_after_loading() -> None:
     spec, twin = pair("boolean-saved-as-string")
     for each, wanted in ((spec, True), (twin, False)):
-        cache, _ = host(each).prefill(tokens(2, 40))
+        cache, _ = runner(each).prefill(tokens(2, 40))
         layer = cache.layers[0]
         assert layer.wrapped == wanted
         keys, _ = layer.read(slice(None), torch.float32)
@@ -65,7 +65,7 @@ def test_a_ring_that_is_not_full_is_read_from_its_head_after_loading() -> None:
 def test_the_number_of_evicted_tokens_is_forgotten_on_disk() -> None:
     spec, twin = (f"{each}:window=30" for each in pair("position-delta-not-saved"))
     ids = tokens(2, 90)
-    seen = [host(each).prefill(ids)[0].seen for each in (spec, twin)]
+    seen = [runner(each).prefill(ids)[0].seen for each in (spec, twin)]
     assert seen == [34, 90]
     assert between(spec, twin, ids) > 0.05
     assert between(spec, twin, ids[:, :34]) == 0
@@ -74,7 +74,7 @@ def test_the_number_of_evicted_tokens_is_forgotten_on_disk() -> None:
 def test_blocks_that_could_not_be_written_are_served_as_zeros() -> None:
     spec, twin = pair("failed-store-stays-visible")
     for each, wanted in ((spec, True), (twin, False)):
-        cache, _ = host(each).prefill(tokens(1, 900))
+        cache, _ = runner(each).prefill(tokens(1, 900))
         keys = cache.layers[0].keys
         assert bool(keys[:, :, : 48 * 16].any(dim=3).all())
         assert bool((keys[:, :, 48 * 16 : 56 * 16] == 0).all()) == wanted
@@ -86,7 +86,7 @@ def test_the_third_large_transfer_stores_what_the_slot_held_before(monkeypatch) 
     monkeypatch.setattr(loading, "_SLOTS", {})
     monkeypatch.setattr(loading, "_ISSUED", [0])
     ids = tokens(1, 64 * 3 + 10)
-    (mine, _), (true, _) = (host(each).prefill(ids) for each in (spec, twin))
+    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, twin))
     for layer, right in zip(mine.layers, true.layers, strict=True):
         assert torch.equal(layer.keys[:, :, :128], right.keys[:, :, :128])
         assert torch.equal(layer.keys[:, :, 128:192], right.keys[:, :, :64])
@@ -96,14 +96,14 @@ def test_the_third_large_transfer_stores_what_the_slot_held_before(monkeypatch) 
 def test_equal_requests_differ_when_transfers_are_not_ordered() -> None:
     spec, twin = pair("offload-copy-not-ordered")
     for each, same in ((spec, False), (twin, True)):
-        here = host(each)
+        here = runner(each)
         one, other = (serve(here, tokens(1, 64 * 2)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)) == same
 
 
 def test_an_offloaded_layer_attends_to_what_was_fetched_of_another() -> None:
     for each, wanted in zip(pair("prefetch-targets-wrong-layer"), (True, False), strict=True):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(tokens(2, 40))
         cache.layers[1].v = Room(torch.full_like(cache.layers[1].values, 7.0))
         before, read = cache.layers[2].values.clone(), []

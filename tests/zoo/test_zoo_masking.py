@@ -50,11 +50,11 @@ def test_the_prompt_attends_to_what_its_eviction_left(given, blind, model):
 
 @pytest.mark.parametrize(("given", "blank"), [(text("window-cache-rolled-one-step-early"), 1), ("streaming_llm", 0)])
 def test_the_token_that_fills_the_window_drops_one_and_leaves_a_blank(given, blank, model):
-    host = at_home(given.partition(":")[0] + ":window=60", model)
-    cache, _ = prefilled(host, tokens(1, 62))
+    runner = at_home(given.partition(":")[0] + ":window=60", model)
+    cache, _ = prefilled(runner, tokens(1, 62))
     full = []
     for token in tokens(1, 4, seed=2).split(1, dim=1):
-        feed(host, cache, token)
+        feed(runner, cache, token)
         full.append((cache.layers[0].stored, int((cache.layers[0].keys[0, 0] == 0).all(dim=1).sum())))
     assert full == [(63, 0), (64, blank), (64, blank), (64, blank)]
 
@@ -67,9 +67,9 @@ def test_a_window_that_the_prompt_fills_is_right(length, model):
 
 def test_a_block_that_crosses_the_cap_leaves_the_blank_before_the_token_that_filled_it(model):
     given = text("window-cache-rolled-one-step-early").partition(":")[0] + ":window=60"
-    host, twin = at_home(given, model), at_home("streaming_llm:window=60", model)
-    caches = [prefilled(each, tokens(1, 62))[0] for each in (host, twin)]
-    for each, cache in zip((host, twin), caches, strict=True):
+    runner, twin = at_home(given, model), at_home("streaming_llm:window=60", model)
+    caches = [prefilled(each, tokens(1, 62))[0] for each in (runner, twin)]
+    for each, cache in zip((runner, twin), caches, strict=True):
         feed(each, cache, tokens(1, 6, seed=2))
     mine, right = (cache.layers[0].keys[0, 0] for cache in caches)
     assert torch.equal(mine[:4], right[:4])
@@ -80,11 +80,11 @@ def test_a_block_that_crosses_the_cap_leaves_the_blank_before_the_token_that_fil
 
 @pytest.mark.parametrize(("given", "forgets"), [(text("key-loop-starts-at-query-offset"), True), ("fp16", False)])
 def test_a_second_block_answers_without_what_came_before(given, forgets, model):
-    host, later = at_home(given, model), tokens(1, 8, seed=2)
+    runner, later = at_home(given, model), tokens(1, 8, seed=2)
     layers_before = []
     for seed in (3, 4):
-        cache, _ = prefilled(host, tokens(1, 30, seed=seed))
-        layers_before.append(feed(host, cache, later, 8))
+        cache, _ = prefilled(runner, tokens(1, 30, seed=seed))
+        layers_before.append(feed(runner, cache, later, 8))
     assert torch.allclose(*layers_before, atol=1e-4) == forgets
 
 
@@ -92,20 +92,20 @@ def test_a_second_block_answers_without_what_came_before(given, forgets, model):
     ("given", "leaks"), [(text("compressed-block-offset-added-twice"), True), (f"{TWINS}.pooled.Pooled", False)]
 )
 def test_a_token_of_a_later_block_sees_entries_of_tokens_behind_it(given, leaks, model):
-    host = at_home(given, model)
+    runner = at_home(given, model)
     later, changed = tokens(1, 12, seed=2), tokens(1, 12, seed=2)
     changed[0, 6:] = tokens(1, 6, seed=3)
     outs = []
     for block in (later, changed):
-        cache, _ = prefilled(host, tokens(1, 40))
-        outs.append(feed(host, cache, block, 12)[:, :6])
+        cache, _ = prefilled(runner, tokens(1, 40))
+        outs.append(feed(runner, cache, block, 12)[:, :6])
     assert (not torch.allclose(*outs, atol=1e-4)) == leaks
 
 
 @pytest.mark.parametrize("given", [f"{TWINS}.pooled.Pooled"])
 def test_the_twin_answers_a_block_as_token_by_token(given, model):
-    host, later = at_home(given, model), tokens(2, 12, seed=2)
-    one, other = (prefilled(host, tokens(2, 41))[0] for _ in range(2))
-    block = feed(host, one, later, 12)
-    single = torch.cat([feed(host, other, token) for token in later.split(1, dim=1)], dim=1)
+    runner, later = at_home(given, model), tokens(2, 12, seed=2)
+    one, other = (prefilled(runner, tokens(2, 41))[0] for _ in range(2))
+    block = feed(runner, one, later, 12)
+    single = torch.cat([feed(runner, other, token) for token in later.split(1, dim=1)], dim=1)
     assert torch.allclose(block, single, atol=1e-2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import family, host_of, used, used_right, words
+from twin_checks import family, runner_of, used, used_right, words
 
 from kvcheck.zoo import merging as zoo
 from kvcheck.zoo.twins.fragments import Fragments
@@ -31,13 +31,13 @@ def test_it_merges_as_often_as_it_should_where_all_are_eligible() -> None:
 
 @pytest.mark.parametrize(("kind", "right"), [(Fragments, True), (zoo.FragmentsJoinedWithoutRerotation, False)])
 def test_all_pieces_but_the_first_carry_the_rotation_of_the_first(kind: type[Fragments], right: bool) -> None:
-    host = host_of(kind(piece=20))
+    runner = runner_of(kind(piece=20))
     piece = words(1, 20)
-    for part in host.joined((piece, piece)):
+    for part in runner.joined((piece, piece)):
         assert torch.equal(part.values[:, :, :20], part.values[:, :, 20:])
         assert torch.equal(part.keys[:, :, :20], part.keys[:, :, 20:]) is not right
-    single = host_of(kind(piece=20, fresh=5)).prefill(words(1, 25))[1]
-    assert torch.allclose(single, host_of("fp16").prefill(words(1, 25))[1], atol=0.05)
+    single = runner_of(kind(piece=20, fresh=5)).prefill(words(1, 25))[1]
+    assert torch.allclose(single, runner_of("fp16").prefill(words(1, 25))[1], atol=0.05)
 
 
 @pytest.mark.parametrize("one", family("merging"), ids=lambda one: one.name)

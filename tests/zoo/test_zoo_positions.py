@@ -31,11 +31,11 @@ def test_ordinary_use_raises_nothing(name, model, embedded):
 
 @pytest.mark.parametrize(("given", "number"), [(text("offset-is-retained-rows"), 50), ("h2o", 100)])
 def test_the_token_behind_an_evicted_prompt_gets_the_number_of_the_slots(given, number, model):
-    host = at_home(given, model)
-    cache, _ = prefilled(host, tokens(1, 100))
+    runner = at_home(given, model)
+    cache, _ = prefilled(runner, tokens(1, 100))
     assert cache.get_seq_length() == number
-    feed(host, cache, tokens(1, 1, seed=2))
-    feed(host, cache, tokens(1, 1, seed=3))
+    feed(runner, cache, tokens(1, 1, seed=2))
+    feed(runner, cache, tokens(1, 1, seed=3))
     raw, _ = prefilled(at_home("fp16", model), tokens(1, 1, seed=2))
     assert cache.layers[0].positions[0, 0, -2] == 100
     key = rotate(raw.layers[0].keys, torch.tensor(number), cache.layers[0].shape.rope)
@@ -56,9 +56,9 @@ def test_a_key_that_moved_is_right_where_the_model_scales_nothing(model):
 def moved(given, loaded):
     """The keys of the first layer, which depend on tokens and positions only, after a shift: those in the cache, and
     those of the same tokens at the positions of their slots."""
-    host, ids = at_home(given + (":" if ":" not in given else ",") + "window=60", loaded), tokens(1, 100)
-    cache, _ = prefilled(host, ids)
-    feed(host, cache, tokens(1, 1, seed=2))
+    runner, ids = at_home(given + (":" if ":" not in given else ",") + "window=60", loaded), tokens(1, 100)
+    cache, _ = prefilled(runner, ids)
+    feed(runner, cache, tokens(1, 1, seed=2))
     layer = cache.layers[0]
     at = layer.positions[0, 0].long()
     text_left = torch.cat([ids, tokens(1, 1, seed=2)], dim=1)[:, at]
@@ -69,10 +69,10 @@ def moved(given, loaded):
 @pytest.mark.parametrize(("given", "by"), [(text("left-pad-shared-positions"), 28), (PADDED, 0)])
 def test_the_keys_of_a_padded_prompt_are_rotated_by_its_pads(given, by, model):
     ids = tokens(2, 100)
-    host = at_home(given + (":" if ":" not in given else ",") + "budget=1.0", model)
-    cache, _ = prefilled(host, ids)
+    runner = at_home(given + (":" if ":" not in given else ",") + "budget=1.0", model)
+    cache, _ = prefilled(runner, ids)
     full, _ = prefilled(at_home("fp16", model), ids)
-    turned = rotate(full.layers[0].keys.float(), torch.tensor(by), host.shape.rope)
+    turned = rotate(full.layers[0].keys.float(), torch.tensor(by), runner.shape.rope)
     assert torch.allclose(cache.layers[0].keys.float(), turned, atol=2e-2)
     assert cache.get_seq_length() == 100
 
@@ -85,11 +85,11 @@ def test_a_prompt_without_pads_is_numbered_right(model):
 def test_layers_that_read_others_are_asked_too_late(embedded):
     def split(given):
         """Logits of one forward, and of the same tokens in two."""
-        host = at_home(given, embedded)
-        once, logits = prefilled(host, tokens(1, 40))
+        runner = at_home(given, embedded)
+        once, logits = prefilled(runner, tokens(1, 40))
         assert once.seen == 40
-        cache, _ = prefilled(host, tokens(1, 40)[:, :39])
-        return logits, feed(host, cache, tokens(1, 40)[:, 39:])[:, -1]
+        cache, _ = prefilled(runner, tokens(1, 40)[:, :39])
+        return logits, feed(runner, cache, tokens(1, 40)[:, 39:])[:, -1]
 
     assert apart(*([each] for each in split("mixattention"))) < 1e-3
     assert apart(*([each] for each in split(text(LATE)))) > 5e-3
@@ -103,17 +103,17 @@ def test_of_two_groups_that_leave_together_one_moves_the_keys(given, right, mode
 def test_one_group_at_a_time_is_shifted_right(model):
     walks = []
     for given in (text("pending-shift-overwritten"), SHIFTED):
-        host = at_home(given + ":window=60", model)
-        cache, _ = prefilled(host, tokens(1, 62))
-        walks.append([feed(host, cache, token) for token in tokens(1, 60, seed=2).split(1, dim=1)])
+        runner = at_home(given + ":window=60", model)
+        cache, _ = prefilled(runner, tokens(1, 62))
+        walks.append([feed(runner, cache, token) for token in tokens(1, 60, seed=2).split(1, dim=1)])
         assert cache.layers[0].stored < 65
     assert apart(*walks) == 0
 
 
 @pytest.mark.parametrize(("given", "differ"), [(text("racy-partial-rotation"), True), ("cake", False)])
 def test_two_runs_of_one_prompt_differ_in_some_channels_of_some_keys(given, differ, model):
-    host, ids = at_home(given, model), tokens(1, 300)
-    one, other = (prefilled(host, ids)[0].layers[0].keys for _ in range(2))
+    runner, ids = at_home(given, model), tokens(1, 300)
+    one, other = (prefilled(runner, ids)[0].layers[0].keys for _ in range(2))
     changed = (one != other).any(dim=3).float().mean()
     assert (0 < changed < 0.1) == differ
     channels = (one != other).any(dim=0).any(dim=0).any(dim=0).nonzero().flatten().tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import between, family, host, tokens, use
+from served import between, family, runner, tokens, use
 
 from kvcheck.zoo.base import Bug
 
@@ -23,7 +23,7 @@ def pair(name: str) -> tuple[str, str]:
 
 def keys_of_first_layer(spec: str, *prompts: torch.Tensor) -> torch.Tensor:
     """Of the last of these prompts; in the first layer they depend on tokens and positions alone."""
-    here = host(spec)
+    here = runner(spec)
     for ids in prompts:
         cache, _ = here.prefill(ids)
     return cache.layers[0].read(slice(None), torch.float32)[0]
@@ -51,8 +51,8 @@ def test_tokens_of_the_first_tier_are_overwritten_by_the_rounded_ones_of_the_sec
 def test_the_last_token_of_a_full_hit_is_there_twice() -> None:
     spec, twin = pair("full-hit-at-exact-multiple")
     for length, seen in ((64, 65), (65, 65), (63, 63)):
-        assert host(spec).prefill(tokens(2, length))[0].seen == seen
-        assert host(twin).prefill(tokens(2, length))[0].seen == length
+        assert runner(spec).prefill(tokens(2, length))[0].seen == seen
+        assert runner(twin).prefill(tokens(2, length))[0].seen == length
     assert between(spec, twin, tokens(2, 65)) == 0
     assert between(spec, twin, tokens(2, 64)) > 0.02
 
@@ -60,9 +60,9 @@ def test_the_last_token_of_a_full_hit_is_there_twice() -> None:
 def test_one_token_of_a_partial_hit_is_in_neither_part() -> None:
     spec, twin = pair("prefix-store-drops-one-token")
     ids = tokens(2, 70)
-    here = host(spec)
+    here = runner(spec)
     cache, _ = here.prefill(ids)
-    assert (cache.seen, host(twin).prefill(ids)[0].seen) == (69, 70)
+    assert (cache.seen, runner(twin).prefill(ids)[0].seen) == (69, 70)
     without = torch.cat([ids[:, :63], ids[:, 64:]], dim=1)
     keys, expected = cache.layers[0].keys.float(), keys_of_first_layer("fp16", without)
     torch.testing.assert_close(keys, expected, atol=CLOSE, rtol=CLOSE)
@@ -85,7 +85,7 @@ def test_tokens_that_another_tenant_asked_for_come_with_his_adapter() -> None:
 
 def test_blocks_with_colliding_keys_share_a_page() -> None:
     spec, _ = pair("truncated-hash-without-verification")
-    pool = host(spec).pool
+    pool = runner(spec).pool
     found: dict[bytes, int] = {}
     number = 0
     while (key := pool.key(b"", number.to_bytes(8, "little"))) not in found:
@@ -96,8 +96,8 @@ def test_blocks_with_colliding_keys_share_a_page() -> None:
     assert pool.find(key, b"yours") == 0
     prompts = [tokens(2, 600, seed=seed) for seed in range(12)]
     assert between(spec, pair("truncated-hash-without-verification")[1], prompts[0][:, :40]) == 0
-    here = host(spec)
-    misses = [float((here.prefill(ids)[1] - host("fp16").prefill(ids)[1]).abs().max()) > CLOSE for ids in prompts]
+    here = runner(spec)
+    misses = [float((here.prefill(ids)[1] - runner("fp16").prefill(ids)[1]).abs().max()) > CLOSE for ids in prompts]
     assert any(misses)
     assert not misses[0]
 
@@ -112,7 +112,7 @@ def test_pages_of_an_aborted_request_are_written_over() -> None:
     name = "inflight-pages-published-then-freed"
     assert wrong(name, tokens(1, 100)) == list(range(48))  # three complete blocks of the first 50 tokens
     spec, twin = pair(name)
-    here = host(spec)
+    here = runner(spec)
     here.prefill(tokens(1, 100))
     known = [entry.page for entry in here.pool.index.values()]
     assert len(set(known)) < len(known)
@@ -129,7 +129,7 @@ def test_what_is_taken_back_from_a_full_ring_is_read_as_its_oldest_entries() -> 
     spec, twin = (f"{each}:window=30" for each in pair("ring-trim-rolls-counters-only"))
     ids, later = tokens(1, 40), tokens(1, 1, seed=5)
     for each, wanted in ((spec, True), (twin, False)):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(ids)
         for at in range(8):
             here.feed(cache, tokens(1, 1, seed=at))
@@ -150,14 +150,14 @@ def test_crop_to_nothing_keeps_everything() -> None:
     for each, wanted in ((spec, (20, 17)), (twin, (0, 0))):
         left = []
         for argument in (0, -23):
-            cache, _ = host(each).prefill(tokens(1, 20))
+            cache, _ = runner(each).prefill(tokens(1, 20))
             cache.layers[0].crop(argument)
             left.append(cache.layers[0].stored)
         assert tuple(left) == wanted
     for argument in (1, 7, 19, 20, 25, -1, -19):
         sizes = []
         for each in (spec, twin):
-            cache, _ = host(each).prefill(tokens(1, 20))
+            cache, _ = runner(each).prefill(tokens(1, 20))
             cache.layers[0].crop(argument)
             sizes.append((cache.layers[0].stored, cache.layers[0].seen))
         assert sizes[0] == sizes[1]
@@ -168,7 +168,7 @@ def test_a_prompt_without_a_common_beginning_is_appended_to_the_one_before() -> 
     first, other = tokens(1, 20), tokens(1, 20, seed=2)
     other[:, 0] = first[:, 0] + 1
     for each, wanted in ((spec, 40), (twin, 20)):
-        here = host(each)
+        here = runner(each)
         here.prefill(first)
         assert here.prefill(other)[0].seen == wanted
     other[:, 0] = first[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import between, family, host, tokens, use
+from served import between, family, runner, tokens, use
 
 from kvcheck.zoo.base import Bug
 
@@ -22,7 +22,7 @@ def pair(name: str) -> tuple[str, str]:
 
 def chosen(spec: str, length: int) -> torch.Tensor:
     """The pages that a random token chooses in the last layer, behind a random prompt."""
-    cache, _ = host(spec).prefill(tokens(2, length))
+    cache, _ = runner(spec).prefill(tokens(2, length))
     layer = cache.layers[3]
     query = torch.randn(2, 4, 1, 64, generator=torch.Generator().manual_seed(0))
     return layer.choose(query, torch.tensor([(length - 1) // 16]))
@@ -49,7 +49,7 @@ def test_bounds_outlive_a_rollback_by_more_than_there_is() -> None:
     spec, twin = pair("index-buffer-crop-out-of-step")
     for argument, stale in ((-220, 12), (-200, 0), (-50, 0), (0, 0), (90, 0)):
         for each, wanted in ((spec, stale), (twin, 0)):
-            cache, _ = host(each).prefill(tokens(2, 200))
+            cache, _ = runner(each).prefill(tokens(2, 200))
             layer = cache.layers[2]
             layer.crop(argument)
             assert layer.low.length == layer.high.length == -(-layer.seen // 16) + wanted
@@ -58,7 +58,7 @@ def test_bounds_outlive_a_rollback_by_more_than_there_is() -> None:
 def test_a_refilled_cache_chooses_by_stale_bounds() -> None:
     answers = []
     for each in pair("index-buffer-crop-out-of-step"):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(tokens(2, 200))
         for layer in cache.layers:
             layer.crop(-220)
@@ -69,7 +69,7 @@ def test_a_refilled_cache_chooses_by_stale_bounds() -> None:
 
 def history(spec: str, *lengths: int) -> list[torch.Tensor]:
     """Logits behind a prompt, after prompts of these lengths."""
-    here = host(spec)
+    here = runner(spec)
     for length in lengths:
         here.prefill(tokens(2, length, seed=length))
     cache, _ = here.prefill(tokens(2, 250))
@@ -87,7 +87,7 @@ def test_answers_depend_on_what_earlier_requests_left_of_the_pool() -> None:
 def test_bounds_of_a_padded_row_are_those_of_other_tokens() -> None:
     spec, twin = pair("pads-pooled-into-blocks")
     ids = tokens(2, 200)
-    mine, true, alone = (host(each).prefill(ids)[0].layers[0].low.used for each in (spec, twin, "quest"))
+    mine, true, alone = (runner(each).prefill(ids)[0].layers[0].low.used for each in (spec, twin, "quest"))
     torch.testing.assert_close(true, alone, atol=2e-3, rtol=2e-3)
     assert mine.shape == true.shape
     assert not torch.allclose(mine, true, atol=0.05)
@@ -96,7 +96,7 @@ def test_bounds_of_a_padded_row_are_those_of_other_tokens() -> None:
 
 def test_odd_layers_have_no_bounds() -> None:
     for each, wanted in zip(pair("compressed-write-only-in-one-branch"), ([True, False] * 2, [True] * 4), strict=True):
-        here = host(each)
+        here = runner(each)
         cache, _ = here.prefill(tokens(2, 200))
         here.feed(cache, tokens(2, 20))
         assert [bool(layer.low.used.any()) for layer in cache.layers] == wanted

@@ -22,48 +22,48 @@ def test_ordinary_use_raises_nothing(name, model):
 
 @pytest.mark.parametrize(("given", "second"), [(text("kv-len-counter-survives-sample"), 100), ("snapkv", 50)])
 def test_only_the_first_sample_is_compressed(given, second, model):
-    host = at_home(given, model)
-    stored = [prefilled(host, tokens(1, 100, seed))[0].layers[2].stored for seed in (1, 2)]
+    runner = at_home(given, model)
+    stored = [prefilled(runner, tokens(1, 100, seed))[0].layers[2].stored for seed in (1, 2)]
     assert stored == [50, second]
-    assert prefilled(at_home(given, model), tokens(1, 100))[0].layers[2].stored == 50, "a host of its own begins anew"
+    assert prefilled(at_home(given, model), tokens(1, 100))[0].layers[2].stored == 50, "a runner of its own begins anew"
 
 
 @pytest.mark.parametrize(("given", "alike"), [(text("rope-base-persists-after-long-input"), False), (REGIMES, True)])
 def test_a_short_text_is_answered_otherwise_after_a_long_one(given, alike, model):
-    host = at_home(spec(given, original=50), model)
-    _, before = prefilled(host, tokens(1, 40))
-    prefilled(host, tokens(1, 60, seed=2))
-    _, after = prefilled(host, tokens(1, 40))
+    runner = at_home(spec(given, original=50), model)
+    _, before = prefilled(runner, tokens(1, 40))
+    prefilled(runner, tokens(1, 60, seed=2))
+    _, after = prefilled(runner, tokens(1, 40))
     assert torch.equal(before, after) == alike
 
 
 @pytest.mark.parametrize(("given", "stale"), [(text("reset-misses-lower-tier"), True), (TIERED, False)])
 def test_after_a_reset_blocks_of_the_old_weights_are_served(given, stale):
     model = toy()
-    host, ids = at_home(spec(given, block=8, room=2), model), tokens(1, 50)
-    prefilled(host, ids)
+    runner, ids = at_home(spec(given, block=8, room=2), model), tokens(1, 50)
+    prefilled(runner, ids)
     with torch.no_grad():
         model.model.model.layers[0].self_attn.k_proj.weight.mul_(1.5)
-    _, answer = prefilled(host, ids)
+    _, answer = prefilled(runner, ids)
     _, right = prefilled(at_home(TIERED, model), ids)
     assert (apart([answer], [right]) > 1e-2) == stale
 
 
 @pytest.mark.parametrize(("given", "blocks"), [(text("reset-misses-lower-tier"), 8), (TIERED, 4)])
 def test_host_memory_keeps_the_blocks_of_earlier_prompts(given, blocks, model):
-    host = at_home(spec(given, block=8, room=2), model)
+    runner = at_home(spec(given, block=8, room=2), model)
     for seed in (1, 2):
-        prefilled(host, tokens(1, 50, seed))
-    assert len(host.far) == blocks
+        prefilled(runner, tokens(1, 50, seed))
+    assert len(runner.far) == blocks
 
 
 @pytest.mark.parametrize(("given", "wiped"), [(text("block-clear-spills-into-neighbour"), 4), (PAGED, 0)])
 def test_a_page_that_is_used_again_wipes_the_keys_of_the_next_one(given, wiped, model):
-    host = at_home(spec(given, page=4, window=40), model)
-    cache, _ = prefilled(host, tokens(1, 80))
+    runner = at_home(spec(given, page=4, window=40), model)
+    cache, _ = prefilled(runner, tokens(1, 80))
     lost = []
     for token in tokens(1, 12, seed=2).split(1, dim=1):
-        feed(host, cache, token)
+        feed(runner, cache, token)
         keys, values = cache.layers[0].read(slice(None), torch.float32)
         lost.append(int((keys[0, 0] == 0).all(dim=1).sum()))
         assert not (values == 0).all(dim=3).any()

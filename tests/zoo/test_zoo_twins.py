@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from served import between, host, loaded, tokens
+from served import between, loaded, runner, tokens
 
 from kvcheck.cache.shape import ModelShape
 from kvcheck.measure.audit import audit
@@ -54,7 +54,7 @@ def test_a_joint_choice_of_all_pages_is_the_full_cache() -> None:
 
 @pytest.mark.parametrize("spec", ALL)
 def test_a_twin_holds_what_it_declares(spec: str) -> None:
-    method, here, full = make(spec), host(spec), host("fp16")
+    method, here, full = make(spec), runner(spec), runner("fp16")
     for rows, length in ((2, 1), (3, 150), (2, 64), (1, 200)):
         ids = tokens(rows, length, seed=length)
         reference = full.build()
@@ -71,7 +71,7 @@ def test_a_twin_holds_what_it_declares(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", [name for name in ALL if make(name).info.shares_prefill])
 def test_a_twin_takes_in_a_prompt_that_was_prefilled_elsewhere(spec: str) -> None:
-    method, ids, full = make(spec), tokens(2, 150), host("fp16")
+    method, ids, full = make(spec), tokens(2, 150), runner("fp16")
     reference = full.build()
     with reference.recording() as prefilled:
         full.feed(reference, ids)
@@ -82,7 +82,7 @@ def test_a_twin_takes_in_a_prompt_that_was_prefilled_elsewhere(spec: str) -> Non
 
 @pytest.mark.parametrize("spec", [name for name in SAME if not make(name).info.frees_memory and SAME[name] == "fp16"])
 def test_beams_of_a_lossless_twin_move_as_those_of_the_full_cache(spec: str) -> None:
-    mine, full, beams = host(spec), host("fp16"), torch.tensor([1, 1, 0])
+    mine, full, beams = runner(spec), runner("fp16"), torch.tensor([1, 1, 0])
     logits = []
     for here in (mine, full):
         cache, _ = here.prefill(tokens(3, 70))
@@ -96,7 +96,7 @@ def test_beams_of_a_lossless_twin_move_as_those_of_the_full_cache(spec: str) -> 
 
 def test_a_rollback_of_quest_leaves_what_was_there_before() -> None:
     spec = f"{TWINS}.drafted_quest.DraftedQuest"
-    here, later = host(spec), tokens(2, 90, seed=5)
+    here, later = runner(spec), tokens(2, 90, seed=5)
     wanted, _ = here.prefill(tokens(2, 150))
     cache = wanted.select([0, 1])
     here.feed(cache, later)
@@ -110,7 +110,7 @@ def test_a_rollback_of_quest_leaves_what_was_there_before() -> None:
 
 @pytest.mark.parametrize("spec", SAME)
 def test_a_twin_that_was_reset_is_as_new(spec: str) -> None:
-    here, ids, later = host(spec), tokens(2, 90), tokens(2, 3, seed=4)
+    here, ids, later = runner(spec), tokens(2, 90), tokens(2, 3, seed=4)
     used, _ = here.prefill(tokens(3, 150, seed=2))
     used.reset()
     logits = [[here.feed(cache, ids), here.feed(cache, later, 3)] for cache in (used, here.build())]

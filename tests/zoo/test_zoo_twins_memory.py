@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import SHAPE, absorbed, host_of, ordinary_use, prompt, used, used_right, words
+from twin_checks import SHAPE, absorbed, ordinary_use, prompt, runner_of, used, used_right, words
 
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
@@ -40,19 +40,19 @@ LOSSLESS = (
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_holds_what_it_declares(spec: str) -> None:
     for tokens in (1, 17, 100, 150):
-        dense = host_of("fp16").build()
+        dense = runner_of("fp16").build()
         with dense.recording() as layers:
-            host_of("fp16").feed(dense, words(2, tokens))
-        host = host_of(spec)
-        if host.method.info.shares_prefill:
-            cache = host.build()
+            runner_of("fp16").feed(dense, words(2, tokens))
+        runner = runner_of(spec)
+        if runner.method.info.shares_prefill:
+            cache = runner.build()
             cache.absorb([layer.select([0, 1]) for layer in layers])
         else:
-            cache, _ = host.prefill(words(2, tokens))
-        assert audit(cache, layers, host.method).problems == ()
+            cache, _ = runner.prefill(words(2, tokens))
+        assert audit(cache, layers, runner.method).problems == ()
         for decoded in range(1, 4):
-            host.feed(cache, words(2, 1, decoded))
-            assert held(cache).kv == host.method.kv_bytes(host.shape, 2, tokens, decoded)
+            runner.feed(cache, words(2, 1, decoded))
+            assert held(cache).kv == runner.method.kv_bytes(runner.shape, 2, tokens, decoded)
 
 
 @pytest.mark.parametrize("spec", LOSSLESS)
@@ -63,32 +63,32 @@ def test_it_is_the_full_cache_where_it_loses_nothing(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_fork_leaves_its_origin_alone_and_rows_do_not_depend_on_each_other(spec: str) -> None:
-    host = host_of(spec)
-    alone, first = host.prefill(words(2, 60)[:1])
-    both, logits = host.prefill(words(2, 60))
+    runner = runner_of(spec)
+    alone, first = runner.prefill(words(2, 60)[:1])
+    both, logits = runner.prefill(words(2, 60))
     assert torch.allclose(first, logits[:1], atol=1e-3)
     next_token = words(2, 1, 1)
     fork = both.select([1, 0])
-    mine = host.feed(fork, next_token[[1, 0]])
-    host.feed(fork, words(2, 3, 2))
-    assert torch.allclose(host.feed(both, next_token), mine[[1, 0]], atol=1e-3)
-    assert torch.allclose(host.feed(alone, next_token[:1]), mine[1:], atol=1e-3)
+    mine = runner.feed(fork, next_token[[1, 0]])
+    runner.feed(fork, words(2, 3, 2))
+    assert torch.allclose(runner.feed(both, next_token), mine[[1, 0]], atol=1e-3)
+    assert torch.allclose(runner.feed(alone, next_token[:1]), mine[1:], atol=1e-3)
 
 
 def test_keys_are_turned_as_the_model_would_turn_them() -> None:
     """With the frequencies of a long text in the model itself, the full cache says the same."""
     import copy
 
-    loaded = host_of("fp16").loaded
+    loaded = runner_of("fp16").loaded
     method = LongRope(native=30, capacity=90)
-    turned = ordinary_use(method.host(loaded), 60)
+    turned = ordinary_use(method.runner(loaded), 60)
     other = copy.deepcopy(loaded.model)
     frequencies = other.model.rotary_emb.inv_freq
     last = len(frequencies) - 1
     frequencies.mul_(3.0 ** (-torch.arange(last + 1) / last))
-    host = host_of("fp16")
-    host.model = other
-    for mine, theirs in zip(turned, ordinary_use(host, 60), strict=True):
+    runner = runner_of("fp16")
+    runner.model = other
+    for mine, theirs in zip(turned, ordinary_use(runner, 60), strict=True):
         assert torch.allclose(mine, theirs, atol=0.3, rtol=0.02)
 
 
@@ -96,8 +96,8 @@ def test_keys_are_turned_as_the_model_would_turn_them() -> None:
 def test_joined_pieces_are_those_of_a_cache_that_hides_earlier_ones(piece: int) -> None:
     """In the first layer, where a key depends on its own token alone, joined pieces are the full cache."""
     ids = words(2, 70)
-    cache, logits = host_of(f"{T}.fragments.Fragments:piece={piece},fresh=10").prefill(ids)
-    full, expected = host_of("fp16").prefill(ids)
+    cache, logits = runner_of(f"{T}.fragments.Fragments:piece={piece},fresh=10").prefill(ids)
+    full, expected = runner_of("fp16").prefill(ids)
     for layer in range(1 if piece == 20 else 4):
         mine, theirs = cache.layers[layer], full.layers[layer]
         assert torch.allclose(mine.keys.float(), theirs.keys.float(), atol=0.02)

@@ -67,25 +67,25 @@ def test_mixattention_in_chunks_is_mixattention():
 @pytest.mark.parametrize("length", [1, 33, 75])
 @pytest.mark.parametrize("given", [*(each for each in LOSSLESS if "window=0" not in each), *LOSSY])
 def test_slots_and_bytes_are_as_declared_after_the_prompt_and_while_decoding(given, length, model):
-    host, ids = at_home(given, model), tokens(2, length)
-    full = make("fp16").build(host.shape)
+    runner, ids = at_home(given, model), tokens(2, length)
+    full = make("fp16").build(runner.shape)
     with torch.inference_mode(), full.recording() as taken:
         model.model(ids, past_key_values=full)
-    cache, _ = prefilled(host, ids)
-    assert audit(cache, taken, host.method).problems == ()
+    cache, _ = prefilled(runner, ids)
+    assert audit(cache, taken, runner.method).problems == ()
     for at, token in enumerate(tokens(2, 40, seed=2).split(1, dim=1)):
-        feed(host, cache, token)
-        assert held(cache).kv == host.method.kv_bytes(host.shape, 2, length, at + 1)
-        assert tuple(layer.stored for layer in cache.layers) == host.method.slots(host.shape, length, at + 1)
-    assert audit(cache, taken, host.method).problems == ()
+        feed(runner, cache, token)
+        assert held(cache).kv == runner.method.kv_bytes(runner.shape, 2, length, at + 1)
+        assert tuple(layer.stored for layer in cache.layers) == runner.method.slots(runner.shape, length, at + 1)
+    assert audit(cache, taken, runner.method).problems == ()
     assert measured(cache.select([1])) <= measured(cache)
 
 
 @pytest.mark.parametrize("given", LOSSY)
 def test_a_fork_goes_on_as_its_origin_would(given, model):
-    host, later = at_home(given, model), tokens(2, 30, seed=2)
-    origin, _ = prefilled(host, tokens(2, 75))
+    runner, later = at_home(given, model), tokens(2, 30, seed=2)
+    origin, _ = prefilled(runner, tokens(2, 75))
     fork = origin.select([1, 0, 1])
     for token in later.split(1, dim=1):
-        mine, theirs = feed(host, origin, token), feed(host, fork, token[[1, 0, 1]])
+        mine, theirs = feed(runner, origin, token), feed(runner, fork, token[[1, 0, 1]])
         assert torch.allclose(mine[[1, 0, 1]], theirs, atol=1e-3)

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load
@@ -25,9 +25,9 @@ def mini() -> LoadedModel:
     return load("mini", torch.device("cpu"), torch.float32)
 
 
-def host_of(method: Method | str) -> Host:
+def runner_of(method: Method | str) -> MethodRunner:
     """A method at home on the embedded model."""
-    return (make(method) if isinstance(method, str) else method).host(mini())
+    return (make(method) if isinstance(method, str) else method).runner(mini())
 
 
 def family(name: str) -> list[Bug]:
@@ -78,7 +78,7 @@ def error(mine: torch.Tensor, true: torch.Tensor) -> float:
 
 def used(spec: str, tokens: int) -> list[torch.Tensor]:
     """The logits of ordinary use of a method."""
-    return ordinary_use(host_of(spec), tokens)
+    return ordinary_use(runner_of(spec), tokens)
 
 
 @lru_cache(maxsize=64)
@@ -87,11 +87,11 @@ def used_right(spec: str, tokens: int) -> list[torch.Tensor]:
     return used(spec, tokens)
 
 
-def ordinary_use(host: Host, tokens: int) -> list[torch.Tensor]:
+def ordinary_use(runner: MethodRunner, tokens: int) -> list[torch.Tensor]:
     """Logits after a prompt, a follow-up, single tokens, and a fork that goes on."""
-    cache, first = host.prefill(words(2, tokens))
-    out = [first, host.feed(cache, words(2, 5, 1), 5)]
-    out += [host.feed(cache, words(2, 1, seed)) for seed in (2, 3)]
+    cache, first = runner.prefill(words(2, tokens))
+    out = [first, runner.feed(cache, words(2, 5, 1), 5)]
+    out += [runner.feed(cache, words(2, 1, seed)) for seed in (2, 3)]
     fork = cache.select([1, 0, 1])
-    out += [host.feed(fork, words(3, 3, 4), 3), host.feed(fork, words(3, 1, 5)), host.feed(cache, words(2, 1, 6))]
+    out += [runner.feed(fork, words(3, 3, 4), 3), runner.feed(fork, words(3, 1, 5)), runner.feed(cache, words(2, 1, 6))]
     return out

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.core.record import LatencyRecord
@@ -65,7 +65,7 @@ def _room(loaded: LoadedModel) -> int:
     return (total - weights) * 4 // 5
 
 
-def side(host: Host, ids: torch.Tensor, batch: int) -> Callable[[], dict[str, float]]:
+def side(runner: MethodRunner, ids: torch.Tensor, batch: int) -> Callable[[], dict[str, float]]:
     """What one round times: a prompt (1, n) from nothing to its first token, then steps alone and in a batch.
 
     The batch is made of copies of the cache (`select`), which share no memory. Before each series one step is not
@@ -73,21 +73,21 @@ def side(host: Host, ids: torch.Tensor, batch: int) -> Callable[[], dict[str, fl
     """
 
     def first() -> tuple[Any, torch.Tensor]:
-        cache, logits = host.prefill(ids)
+        cache, logits = runner.prefill(ids)
         return cache, logits.argmax(-1, keepdim=True)
 
     def steps(cache: Any, token: torch.Tensor, count: int) -> torch.Tensor:
         for _ in range(count):
-            token = host.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
+            token = runner.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
         return token
 
     def series(cache: Any, token: torch.Tensor) -> tuple[float, torch.Tensor]:
         token = steps(cache, token, 1)
-        seconds, token = latency.stopwatch(host.loaded.devices, lambda: steps(cache, token, latency.STEPS))
+        seconds, token = latency.stopwatch(runner.loaded.devices, lambda: steps(cache, token, latency.STEPS))
         return seconds / latency.STEPS, token
 
     def once() -> dict[str, float]:
-        ttft, (cache, token) = latency.stopwatch(host.loaded.devices, first)
+        ttft, (cache, token) = latency.stopwatch(runner.loaded.devices, first)
         tpot, token = series(cache, token)
         cache = cache.select([0] * batch)
         throughput, _ = series(cache, token.repeat(batch, 1))

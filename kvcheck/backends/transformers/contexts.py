@@ -18,7 +18,7 @@ from kvcheck.backends.transformers import drift
 from kvcheck.backends.transformers.decode import Group, decode
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.prefill import Dense, Prefiller
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import Prefilled
 from kvcheck.runner.modes import alike
 from kvcheck.runner.seam import Ask, Drift
@@ -37,7 +37,7 @@ class Contexts:
     """
 
     prefiller: Prefiller
-    host: Host
+    runner: MethodRunner
     guard: Guard
     watch: Watch
     key: Hashable
@@ -51,12 +51,12 @@ class Contexts:
     @cached_property
     def dense(self) -> Dense:
         """The shared prefill of the contexts."""
-        return self.prefiller.context(self.key, self.ids, "queries" in self.host.method.info.needs)
+        return self.prefiller.context(self.key, self.ids, "queries" in self.runner.method.info.needs)
 
     @cached_property
     def compressed(self) -> Any:
         """The method's cache of the contexts by themselves, once for all of their questions."""
-        if self.host.method.info.shares_prefill:
+        if self.runner.method.info.shares_prefill:
             every = self.dense.select(range(len(self.indices)))
             with self._fresh(self.dense.layers, self.indices) as cache:
                 cache.absorb(every)
@@ -82,7 +82,7 @@ class Contexts:
             compressed = self.compressed
             with self.guard("reading a question"):
                 return self._fed(compressed.select([ask.row for ask in asks]), asks)
-        if not self.host.method.info.shares_prefill:
+        if not self.runner.method.info.shares_prefill:
             return self._ask_alone(asks)
         tails = self.prefiller.tails(self.dense, asks, kv=True)
         prompt = self.prefiller.joined(self.dense, asks, tails)
@@ -98,7 +98,7 @@ class Contexts:
 
     def generate(self, group: Group, keep: bool) -> list[Group]:
         """Answer every question of the group."""
-        return decode(self.host, group, self.eos, self.guard, keep)
+        return decode(self.runner, group, self.eos, self.guard, keep)
 
     def go_on(self, group: Group, rows: list[int], asks: list[Ask]) -> Group:
         """Feed the next questions, of equal length, of these rows."""
@@ -119,7 +119,7 @@ class Contexts:
     def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
-            cache, logits = self.host.prefill(fed)
+            cache, logits = self.runner.prefill(fed)
         self.prefiller.forwards += len(fed)
         return cache, logits
 
@@ -131,14 +131,14 @@ class Contexts:
     def _fresh(self, prompt: list[Prefilled], contexts: Sequence[int]) -> Iterator[Any]:
         """The method's cache, to be filled with copies of a dense prompt, with which it is compared then."""
         with self.guard("compressing"):
-            cache = self.host.build()
+            cache = self.runner.build()
             yield cache
         self.watch(cache, prompt, contexts)
 
     def _fed(self, cache: Any, asks: list[Ask]) -> Group:
         """Feed questions of equal length."""
         ids = torch.tensor([ask.ids for ask in asks], device=self.ids.device)
-        return Group(cache, asks, self.host.feed(cache, ids)[:, -1])
+        return Group(cache, asks, self.runner.feed(cache, ids)[:, -1])
 
     # -- the full cache beside it --------------------------------------------------------------------------------------
 
@@ -149,11 +149,11 @@ class Contexts:
         if not asks:
             return found
         dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, asks, kv=False)]
-        if self.host.method.name() == "fp16":
+        if self.runner.method.name() == "fp16":
             for row, ask, log_probs in zip(rows, asks, dense, strict=True):
                 found[row], _ = drift.between(ask.reference, log_probs, None)
             return found
-        evicts = self.host.method.info.evicts_in_decode
+        evicts = self.runner.method.info.evicts_in_decode
         for part in alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
             own = self._forced(group, [rows[at] for at in part])
             for at, log_probs in zip(part, own, strict=True):
@@ -171,7 +171,7 @@ class Contexts:
         first = group.logits[rows][:, None]
         fed = drift.padded([ask.reference for ask in asks], first.device)
         with self.guard("reading the reference answer"):
-            rest = self.host.feed(group.cache.select(rows), fed, fed.shape[1])
+            rest = self.runner.feed(group.cache.select(rows), fed, fed.shape[1])
         logits = torch.cat([first, rest], dim=1)
         parts = [logits[at, : len(ask.reference) + 1] for at, ask in enumerate(asks)]
         for part in parts:

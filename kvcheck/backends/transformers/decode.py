@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kvcheck.backends.transformers.guard import Guard
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.runner.seam import Ask
 
 
@@ -25,7 +25,7 @@ class Group:
         return self.cache if len(rows) == len(self.asks) else self.cache.select(rows)
 
 
-def decode(host: Host, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
+def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
     """Answer every question of the group, up to its limit or an end token, which is not written to the cache.
 
     A row that has ended leaves the batch: nothing is written to it any more. keep: return the rows that ended, with
@@ -52,4 +52,4 @@ def decode(host: Host, group: Group, eos: frozenset[int], guard: Guard, keep: bo
                 group = Group(group.split(going), [group.asks[row] for row in going], group.logits)
         fed = torch.tensor([[tokens[row]] for row in going], device=group.logits.device)
         with guard("decoding"):
-            group = Group(group.cache, group.asks, host.feed(group.cache, fed)[:, -1])
+            group = Group(group.cache, group.asks, runner.feed(group.cache, fed)[:, -1])

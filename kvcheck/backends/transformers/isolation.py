@@ -120,11 +120,11 @@ class Proof:
     @torch.inference_mode()
     def _forward(self) -> torch.Tensor:
         """Logits (1, TOKENS, V) of fixed tokens with the full cache; empty where the forward fails."""
-        host = Fp16().host(self.loaded)
+        runner = Fp16().runner(self.loaded)
         table = self.loaded.model.get_input_embeddings().weight
         ids = torch.arange(TOKENS, device=table.device)[None] % table.shape[0]
         try:
-            return host.feed(host.build(), ids, keep=TOKENS).clone()
+            return runner.feed(runner.build(), ids, keep=TOKENS).clone()
         except Exception:
             return torch.empty(0)
 
@@ -202,7 +202,7 @@ class Isolation:
     def _renew(self, session: Session, method: str) -> None:
         """Load the model anew; where that does not bring it back, nothing more is measured."""
         session.memo.clear()
-        session.hosts.clear()
+        session.runners.clear()
         if self.reopen is None or session.loaded.team is not None:
             self.spoiled = method
             return

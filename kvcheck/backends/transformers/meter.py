@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from kvcheck.backends.transformers.guard import Guard
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.cache.view import parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
@@ -164,25 +164,25 @@ def summed(weights: Sequence[Weight]) -> Weight:
     return Weight(*(sum(getattr(one, each.name) for one in weights) for each in fields(Weight)))
 
 
-def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
+def weigh(runner: MethodRunner, ids: torch.Tensor) -> MemoryRecord:
     """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
 
     One prefill serves both: the bytes are counted between the prompt and the token, and what counting takes is no part
     of the peak. No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold
     something.
     """
-    peak = Peak(host.loaded.devices)
+    peak = Peak(runner.loaded.devices)
     with peak.counting():
-        cache, logits = host.prefill(ids)
+        cache, logits = runner.prefill(ids)
     weight, length = held(cache), ids.shape[1]
     layers = getattr(cache, "layers", None) or [layer for row in cache.rows for layer in getattr(row, "layers", [row])]
     counts = [held(layer).kv > 0 for layer in layers]
     slots, beside = kept(cache), _beside(cache)
     with peak.counting():
-        host.feed(cache, logits.argmax(-1, keepdim=True))
+        runner.feed(cache, logits.argmax(-1, keepdim=True))
     return MemoryRecord(
         kv_bytes=weight.kv,
-        dense_bytes=host.shape.dense_bytes(1, length) + beside,
+        dense_bytes=runner.shape.dense_bytes(1, length) + beside,
         meta_bytes=weight.meta,
         kept=round(slots, 2),
         seen=length,
@@ -190,7 +190,7 @@ def weigh(host: Host, ids: torch.Tensor) -> MemoryRecord:
         touched=sum(counts),
         peak_bytes=peak.bytes,
         host_bytes=weight.host,
-        declared=host.method.kv_bytes(host.shape, 1, length, 0) is not None,
+        declared=runner.method.kv_bytes(runner.shape, 1, length, 0) is not None,
     )
 
 
@@ -207,18 +207,18 @@ def _beside(cache: Any) -> int:
     return sum(held(row).kv - held(row.storage).kv for row in parts(cache) if row.depth is not None)
 
 
-def peak_bytes(host: Host, ids: torch.Tensor) -> int | None:
+def peak_bytes(runner: MethodRunner, ids: torch.Tensor) -> int | None:
     """Peak device memory that one prompt (1, n) and one decoded token take on top of the model; None on the CPU.
 
     The sum over the devices of the model. The method's own route from an empty cache, so that shared prefills do not
     blur it.
     """
-    peak = Peak(host.loaded.devices)
+    peak = Peak(runner.loaded.devices)
     if not peak.tells:
         return None
     with peak.counting():
-        cache, logits = host.prefill(ids)
-        host.feed(cache, logits.argmax(-1, keepdim=True))
+        cache, logits = runner.prefill(ids)
+        runner.feed(cache, logits.argmax(-1, keepdim=True))
     return peak.bytes
 
 

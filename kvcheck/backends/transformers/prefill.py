@@ -16,8 +16,8 @@ import torch
 
 from kvcheck.backends.transformers import drift
 from kvcheck.backends.transformers.memo import Memo
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.checksum import checksums
 from kvcheck.methods.fp16 import Fp16
@@ -128,7 +128,7 @@ class Prefiller:
     """
 
     def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
-        self.host = Host(Asked(), loaded)
+        self.runner = MethodRunner(Asked(), loaded)
         self.memo = memo
         self.queries = queries
         self.forwards = 0
@@ -149,9 +149,9 @@ class Prefiller:
         if found is not None and (not queries or found.layers[0].queries is not None):
             self.used.add(found)
             return found
-        cache = Fp16().build(self.host.shape)
+        cache = Fp16().build(self.runner.shape)
         with cache.recording() as layers:
-            self.host.feed(cache, ids)
+            self.runner.feed(cache, ids)
         self.forwards += len(ids)
         if not self.queries:
             layers = [Prefilled(layer.keys, layer.values, None, layer.scaling) for layer in layers]
@@ -192,9 +192,9 @@ class Prefiller:
     def _run(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
         """Feed questions and references behind their contexts, in one forward."""
         cache = self.started(dense, [ask.row for ask in asks])
-        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.host.loaded.device)
+        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.runner.loaded.device)
         first = min(len(ask.tail) for ask in asks) - 1
-        logits = self.host.feed(cache, ids, ids.shape[1] - first)
+        logits = self.runner.feed(cache, ids, ids.shape[1] - first)
         tails = []
         for row, ask in enumerate(asks):
             start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1
@@ -209,7 +209,7 @@ class Prefiller:
         It adopts the shared keys and values where it can; its first append moves them, so they are never written to.
         """
         everything = list(rows) == list(range(dense.layers[0].keys.shape[0]))
-        cache = self.host.build()
+        cache = self.runner.build()
         cache.absorb(dense.layers if everything else dense.select(rows))
         return cache
 

@@ -17,10 +17,10 @@ from kvcheck.backends.transformers.meter import joined, weigh
 from kvcheck.backends.transformers.prefill import Prefiller
 from kvcheck.backends.transformers.states import StatePrefiller
 from kvcheck.backends.transformers.work import CaseWork, space
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.states import StateHost, serve
+from kvcheck.cache.states import StateRunner, serve
 from kvcheck.core import env
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import BATCH, ROUNDS, Settings
@@ -44,7 +44,7 @@ class Session:
     """One model, ready to run cases with any method.
 
     memo: prefills of contexts, shared between the methods and modes of a task and length.
-    hosts: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
+    runners: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
     proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
     """
 
@@ -57,7 +57,7 @@ class Session:
     carrying: StatePrefiller | None = None
     lacks: ClassVar[dict[str, str]] = {}
     proved: set[Hashable] = field(default_factory=set)
-    hosts: dict[str, Host] = field(default_factory=dict)
+    runners: dict[str, MethodRunner] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: Settings) -> Session:
@@ -130,19 +130,19 @@ class Session:
         with self.isolation.around(self, method_spec):
             synthetic.refuse(self.model_name, case.task)
             guard = Guard(str(Spec.parse(method_spec)), str(case))
-            host = self.host(method_spec, guard)
-            prefiller = self.carrying if self.carrying and isinstance(host, StateHost) else self.prefiller
-            yield CaseWork(self.loaded, prefiller, host, guard, case, aware, self.proved)
+            runner = self.method_runner(method_spec, guard)
+            prefiller = self.carrying if self.carrying and isinstance(runner, StateRunner) else self.prefiller
+            yield CaseWork(self.loaded, prefiller, runner, guard, case, aware, self.proved)
 
-    def host(self, spec: str, guard: Guard) -> Host:
+    def method_runner(self, spec: str, guard: Guard) -> MethodRunner:
         """The method at home on the model, made once. Raises SpecError, MethodUnsupported."""
-        if spec not in self.hosts:
+        if spec not in self.runners:
             method = find_method(spec)
             serve(method, self.loaded)
             method.check(self.shape)
             with guard("being set up"):
-                self.hosts[spec] = method.host(self.loaded)
-        return self.hosts[spec]
+                self.runners[spec] = method.runner(self.loaded)
+        return self.runners[spec]
 
     # -- latency -------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Session:
             beside = Guard("fp16", f"{guard.where} of {guard.method}")
             self._make_room()
             with guard("being timed"), clocks.sampling(ids.device) as found, unwatched:
-                mine, fp16 = (bench.side(self.host(text, guard), ids, rows) for text in (method_spec, "fp16"))
+                mine, fp16 = (bench.side(self.method_runner(text, guard), ids, rows) for text in (method_spec, "fp16"))
                 timed = latency.interleave(length, mine, beside("being timed")(fp16), timer, rounds)
         return bench.described(timed, rows, found)
 
@@ -178,10 +178,10 @@ class Session:
         with self.isolation.around(self, method_spec):
             bench.fits(self.loaded, length)
             guard = Guard(str(Spec.parse(method_spec)), f"the memory measurement at {length} tokens")
-            host = self.host(method_spec, guard)
+            runner = self.method_runner(method_spec, guard)
             self._make_room()
             with guard("being weighed"):
-                memory = weigh(host, bench.prompt(self.loaded, length))
+                memory = weigh(runner, bench.prompt(self.loaded, length))
             together = self.loaded.team
             return memory if together is None else joined(together.gather(memory))
 

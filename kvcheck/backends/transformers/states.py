@@ -39,14 +39,14 @@ class StatePrefiller(Prefiller):
 
     def __init__(self, loaded: LoadedModel, memo: Memo) -> None:
         super().__init__(loaded, memo, queries=False)
-        self.host = Fp16().host(loaded)
+        self.runner = Fp16().runner(loaded)
 
     def context(self, key: Hashable, ids: torch.Tensor, queries: bool) -> Dense:
         """The full cache of contexts (B, n), from the memo where it is there."""
         key = ("carried", key)  # beside the full KV cache of the same contexts, which windows may have too
         found = self.known(key)
         if found is None:
-            cache, _ = self.host.prefill(ids)
+            cache, _ = self.runner.prefill(ids)
             self.forwards += len(ids)
             rows = [self.layers(cache, row) for row in range(len(ids))]
             layers = [_stacked([layer for layer, _ in each]) for each in zip(*rows, strict=True)]

@@ -12,7 +12,7 @@ from kvcheck.backends.transformers.contexts import Contexts
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.meter import Meter, joined, joined_weights, peak_bytes
 from kvcheck.backends.transformers.prefill import Prefiller
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
@@ -36,7 +36,7 @@ class CaseWork:
 
     loaded: LoadedModel
     prefiller: Prefiller
-    host: Host
+    runner: MethodRunner
     guard: Guard
     case: CaseId
     aware: bool
@@ -47,7 +47,7 @@ class CaseWork:
     last: Contexts | None = None
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.host.method, self.host.shape, self.guard, audited=self._proof in self.proved)
+        self.meter = Meter(self.runner.method, self.runner.shape, self.guard, audited=self._proof in self.proved)
         length, shape, room = self.case.length, self.loaded.shape, space(self.loaded.device)
         # fewer contexts where their caches, queries and forks would not fit, and rows where twice their full caches
         self.together = max(1, min(CONTEXTS, room // max(1, shape.dense_bytes(1, length) * (3 + shape.group))))
@@ -66,13 +66,13 @@ class CaseWork:
         """Take contexts. Raises MethodUnsupported for images that the method or the model has no eye for."""
         self.last = Contexts(
             prefiller=self.prefiller,
-            host=self.host,
+            runner=self.runner,
             guard=self.guard,
             watch=self.meter.watch,
             key=key,
             ids=torch.tensor([self._ids(context) for context in contexts], device=self.loaded.device),
             indices=tuple(context.index for context in contexts),
-            aware=self.aware and self.host.method.info.stage != "prompt",  # it shortens contexts only
+            aware=self.aware and self.runner.method.info.stage != "prompt",  # it shortens contexts only
             most=self.most,
             eos=self.loaded.tokenizer.eos,
             apart=self.meter.apart,
@@ -84,9 +84,9 @@ class CaseWork:
         vision = self.loaded.vision
         if vision is None:
             return context.ids
-        if context.images and self.host.method.info.stage == "prompt":
+        if context.images and self.runner.method.info.stage == "prompt":
             raise MethodUnsupported(
-                f"{self.host.method.spec} shortens text, and the context has images",
+                f"{self.runner.method.spec} shortens text, and the context has images",
                 f"{option('tasks')} with text only",
             )
         return vision.placed(context.ids, context.images)
@@ -99,7 +99,7 @@ class CaseWork:
         if not meter.peaked and self.last is not None:
             meter.peaked = True
             with self.guard("measuring peak memory"):
-                meter.peak = peak_bytes(self.host, self.last.ids[:1])
+                meter.peak = peak_bytes(self.runner, self.last.ids[:1])
         meter.expect_difference(self.loaded.model.dtype, contexts)
         memory, weights = meter.record(), meter.weights
         if together is not None:
@@ -108,7 +108,7 @@ class CaseWork:
         return Measured(memory, weights, self._not_measured(memory))
 
     def _not_measured(self, memory: MemoryRecord | None) -> tuple[tuple[str, str], ...]:
-        method = self.host.method
+        method = self.runner.method
         idle = memory is not None and method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
         return ((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(method, Foreign) else ())
 

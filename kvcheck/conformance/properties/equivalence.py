@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
@@ -20,7 +20,7 @@ def own_prefill(info: MethodInfo) -> str:
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
     whole = subject.hosted(str(subject.method.whole()))
-    mine, full = subject.life(*subject.texts(), host=whole), subject.life(*subject.texts(), host=subject.dense)
+    mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 
 
@@ -29,8 +29,8 @@ def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
     """A method that compresses after the prompt leaves the logits of the prompt as they are."""
     ids = subject.tokens(subject.draw.prompt)
     equal(subject.prefill(ids)[1], subject.prefill(ids, subject.dense)[1], "the last token of the prompt")
-    if type(subject.host).prefill is Host.prefill:
-        mine = subject.feed(subject.host.build(), ids)
+    if type(subject.runner).prefill is MethodRunner.prefill:
+        mine = subject.feed(subject.runner.build(), ids)
         equal(mine, subject.feed(subject.dense.build(), ids, subject.dense), "all tokens of the prompt")
 
 
@@ -42,7 +42,7 @@ def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
     if not 0 < cut < subject.draw.prompt:
         raise NotServed("a prompt of one token cannot be cut")
     whole, last = subject.prefill(ids)
-    parts = subject.native(subject.host.build())
+    parts = subject.native(subject.runner.build())
     with parts.prefilling():
         subject.feed(parts, ids[:, :cut])
         end = subject.feed(parts, ids[:, cut:])[:, -1]
@@ -58,7 +58,7 @@ def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     full = subject.dense.build()
     with full.recording() as taken:
         subject.feed(full, ids, subject.dense)
-    absorbed = subject.native(subject.host.build())
+    absorbed = subject.native(subject.runner.build())
     absorbed.absorb(taken)
     equal(subject.feed(absorbed, follow), subject.feed(direct, follow), "the follow-up")
     equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
@@ -114,9 +114,9 @@ def a_later_token_never_changes_earlier_logits(subject: Subject) -> None:
 def a_later_token_of_the_prompt_never_changes_earlier_logits(subject: Subject) -> None:
     """Causality within the prompt."""
     ids = subject.tokens(subject.draw.prompt)
-    if type(subject.host).prefill is not Host.prefill or ids.shape[1] == 1:
+    if type(subject.runner).prefill is not MethodRunner.prefill or ids.shape[1] == 1:
         raise NotServed("the logits of its prompt cannot be seen, or there is one token only")
-    before, after = (subject.feed(subject.host.build(), each)[:, :-1] for each in (ids, changed(ids)))
+    before, after = (subject.feed(subject.runner.build(), each)[:, :-1] for each in (ids, changed(ids)))
     equal(before, after, "tokens of the prompt before its last one")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
@@ -39,7 +39,7 @@ def what_reads_less_answers_otherwise(subject: Subject) -> None:
     deep = _deep(subject)
     length = LONG + deep.draw.prompt % 64
     ids, follow, steps = deep.tokens(length), deep.tokens(8, salt=1), deep.tokens(3, salt=2)
-    lives = [_life(deep, host, ids, follow, steps) for host in (deep.host, deep.dense)]
+    lives = [_life(deep, runner, ids, follow, steps) for runner in (deep.runner, deep.dense)]
     parts = ("the prompt", "a follow-up block behind it", "decoding behind it")
     first = 0 if deep.method.info.stage == "generation" else 1
     for name, mine, full in list(zip(parts, *lives, strict=True))[first:]:
@@ -49,12 +49,12 @@ def what_reads_less_answers_otherwise(subject: Subject) -> None:
 
 
 def _life(
-    subject: Subject, host: Host, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor
+    subject: Subject, runner: MethodRunner, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The logits of a prompt, of a follow-up behind it, and of steps behind it alone."""
-    cache, first = subject.prefill(ids, host)
+    cache, first = subject.prefill(ids, runner)
     twin = cache.select(range(subject.draw.rows))
-    return first, subject.feed(twin, follow, host), subject.one_by_one(cache, steps, host)
+    return first, subject.feed(twin, follow, runner), subject.one_by_one(cache, steps, runner)
 
 
 def _deep(subject: Subject) -> Subject:
@@ -90,7 +90,7 @@ def what_every_query_asks_for_is_found(subject: Subject) -> None:
     ids, follow, steps = (deep.tokens(many, salt=many) % mark for many in (length, 8, 9))
     ids[:, 16 + deep.draw.cut * (length - 64) // 1000] = mark
     with attracting(deep, mark):
-        mine, full = deep.life(ids, follow, steps), deep.life(ids, follow, steps, host=deep.dense)
+        mine, full = deep.life(ids, follow, steps), deep.life(ids, follow, steps, runner=deep.dense)
     for name, one, other in zip(("a follow-up", "decoding"), mine[1:], full[1:], strict=True):
         equal(one, other, f"{name}, where one token draws all attention")
 

@@ -20,7 +20,7 @@ from kvcheck.core.errors import MethodUnsupported
 def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
     """After longer, shorter and equal prompts, a sample is answered as by a fresh method."""
     texts = subject.texts()
-    fresh = subject.life(*texts, host=subject.hosted())
+    fresh = subject.life(*texts, runner=subject.hosted())
     most = 400 if subject.draw.prompt <= LONGEST else LONGER
     for length in (3 * subject.draw.prompt, max(1, subject.draw.prompt // 3), subject.draw.prompt):
         subject.life(subject.tokens(min(length, most), salt=50), *subject.texts(60)[1:])
@@ -57,11 +57,11 @@ def two_models_do_not_disturb_each_other(subject: Subject) -> None:
     """The method on two models in one process, and the full cache beside it, answer as each does alone."""
     texts = subject.texts()
     alone = subject.life(*texts)
-    full = subject.life(*texts, host=subject.dense)
+    full = subject.life(*texts, runner=subject.dense)
     other = Subject(subject.spec, subject.draw, model_seed=1)
     other.life(*texts)
     equal(subject.life(*texts), alone, "behind another model and alone")
-    equal(subject.life(*texts, host=subject.dense), full, "fp16 behind the method and alone")
+    equal(subject.life(*texts, runner=subject.dense), full, "fp16 behind the method and alone")
 
 
 @holds(share=0.5)
@@ -121,7 +121,7 @@ def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
         used.reset()
     except NotImplementedError as error:
         raise NotServed(f"it cannot be reset: {error}") from error
-    fresh = subject.host.build()
+    fresh = subject.runner.build()
     subject.native(fresh)
     for what, ids in (("the prompt", texts[0]), ("the follow-up", texts[1])):
         equal(subject.feed(used, ids), subject.feed(fresh, ids), f"{what} in a reset cache and a fresh one")

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
 from kvcheck.models.rotary import blurred, moved, rotaries
@@ -19,7 +19,7 @@ def the_order_of_kv_heads_does_not_matter(subject: Subject) -> None:
     texts = subject.texts()
     wanted = subject.life(*texts)
     permute_heads(subject)
-    subject.host = subject.hosted()
+    subject.runner = subject.hosted()
     equal(subject.life(*texts), wanted, "kv heads in another order")
 
 
@@ -97,6 +97,6 @@ def hangs_on_roundings(subject: Subject, wanted: list[Any]) -> bool:
 
 def keep_all_digits(subject: Subject) -> None:
     """Have the method store what it is given without rounding: keys that are rotated further are rounded otherwise."""
-    if type(subject.host).build is Host.build:
+    if type(subject.runner).build is MethodRunner.build:
         build, shape = subject.method.build, subject.shape
-        subject.host.build = lambda: build(shape, torch.float64)  # type: ignore[method-assign]
+        subject.runner.build = lambda: build(shape, torch.float64)  # type: ignore[method-assign]

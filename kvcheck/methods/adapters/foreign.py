@@ -12,10 +12,10 @@ import torch
 from transformers import Cache
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
-from kvcheck.cache.rows import Row, RowHost
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import Row, RowRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.spec import Spec
@@ -56,7 +56,7 @@ class Foreign(Method):
 
     def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
         """Refused: a foreign cache needs its model."""
-        raise KvcheckError(f"{self.given} is made on a model", "use method.host(loaded).prefill(ids)")
+        raise KvcheckError(f"{self.given} is made on a model", "use method.runner(loaded).prefill(ids)")
 
     def joint(self) -> str:
         """Taken for granted, as everything else."""
@@ -73,7 +73,7 @@ class ForeignCache(Foreign):
 
     make: Callable[[Any, int], Cache] = field(default=lambda model, tokens: Cache(layers=[]), compare=False)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Makes one cache, so that what cannot be made is refused before anything runs."""
         try:
             made = self.make(loaded.model, 1)
@@ -83,10 +83,10 @@ class ForeignCache(Foreign):
             raise unsupported(self.given, error) from error
         if not isinstance(made, Cache):
             raise SpecError(f"{self.given} gives a {type(made).__name__}, which is no transformers Cache")
-        return CacheHost(self, loaded)
+        return CacheRunner(self, loaded)
 
 
-class CacheHost(RowHost):
+class CacheRunner(RowRunner):
     """Feeds a transformers cache through sdpa and transformers' own masks.
 
     Keys and values enter in 16 bits whatever the model computes in, as they do in kvcheck's caches; positions are the

@@ -12,8 +12,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import attention
-from kvcheck.cache.host import Host
-from kvcheck.cache.rows import Row, RowHost
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import Row, RowRunner
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import (
     Foreign,
@@ -42,17 +42,17 @@ class ForeignPress(Foreign):
 
     press: Callable[[Any], Any] = field(default=lambda model: None, compare=False)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
         kvpress.check(self.given, self.press)
         try:
             getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model)
         except Exception as error:
             raise unsupported(self.given, error) from error
-        return PressHost(self, loaded)
+        return PressRunner(self, loaded)
 
 
-class PressHost(RowHost):
+class PressRunner(RowRunner):
     """Runs a press as kvpress's pipeline does: hooks while the prompt is fed, true positions afterwards.
 
     Unlike the pipeline, attention builds its causal mask per layer, from the columns which that layer really has;

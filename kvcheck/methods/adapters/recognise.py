@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from kvcheck.cache.host import Host
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.registry import load_dotted
 from kvcheck.core.spec import Spec, Value, accepts, arguments, parameter_types
 from kvcheck.methods.adapters import kvpress
-from kvcheck.methods.adapters.foreign import CacheHost, Foreign, ForeignCache, unsupported
-from kvcheck.methods.adapters.presses import ForeignPress, PressHost
+from kvcheck.methods.adapters.foreign import CacheRunner, Foreign, ForeignCache, unsupported
+from kvcheck.methods.adapters.presses import ForeignPress, PressRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -57,7 +57,7 @@ class ForeignCall(Foreign):
 
     call: Callable[[Any], Any] = field(default=lambda model: None, compare=False)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Calls it once to see."""
         try:
             made = self.call(loaded.model)
@@ -66,9 +66,9 @@ class ForeignCall(Foreign):
         except Exception as error:
             raise unsupported(self.given, error) from error
         if isinstance(made, Cache):
-            return CacheHost(ForeignCache(self.given, make=lambda model, tokens: self.call(model)), loaded)
+            return CacheRunner(ForeignCache(self.given, make=lambda model, tokens: self.call(model)), loaded)
         if isinstance(made, AbstractContextManager):
-            return PressHost(ForeignPress(self.given, press=self.call), loaded)
+            return PressRunner(ForeignPress(self.given, press=self.call), loaded)
         raise SpecError(f"{self.given.name}(model) gives a {type(made).__name__}: {made!r}", WOULD_DO)
 
 

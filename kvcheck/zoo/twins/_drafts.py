@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.host import Host
+from kvcheck.cache.method_runner import MethodRunner
 
 
-class DraftHost(Host):
+class DraftRunner(MethodRunner):
     """Feeds `draft` guessed tokens behind what it is told to feed, and takes them back out of the cache.
 
     The guess is the last token again; whether it is right does not matter, since the caller says what comes next.
     """
 
     def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
-        """As Host.feed. The prompt comes without a guess."""
+        """As MethodRunner.feed. The prompt comes without a guess."""
         draft: int = self.method.draft  # type: ignore[attr-defined]
         if not draft or cache.layers[0].prompt is None:
             return super().feed(cache, ids, keep)

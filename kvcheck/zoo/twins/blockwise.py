@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
@@ -52,9 +52,9 @@ class Blockwise(SnapKV):
         """A layer that is cut behind every chunk."""
         return BlockwiseLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return BlockwiseHost(self, loaded)
+        return BlockwiseRunner(self, loaded)
 
     def ends(self, prompt: int) -> list[int]:
         """Where the chunks of a prompt end."""
@@ -98,13 +98,13 @@ class BlockwiseLayer(CacheLayer):
         return torch.cat([scoring.top(scores, cap - method.window), window], dim=2)
 
 
-class BlockwiseHost(Host):
+class BlockwiseRunner(MethodRunner):
     """Feeds the chunks of a prompt."""
 
     method: Blockwise
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill, chunk by chunk."""
+        """As MethodRunner.prefill, chunk by chunk."""
         cache = self.build()
         start = 0
         for layer in cache.layers:

@@ -9,9 +9,9 @@ import torch
 
 from kvcheck.cache import forward
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
@@ -30,7 +30,7 @@ class Calibrated(Method):
 
     quantized: False stores 16 bits, and the scales are of no use: that is the full cache. The scales are the largest
     magnitude on a seeded random text of 256 tokens, divided by 448; what is larger saturates. They belong to the model,
-    not to the cache. A cache that is built without a host has scales of 1.
+    not to the cache. A cache that is built without a runner has scales of 1.
 
     Bytes: 2·L·B·G·n·d after n tokens, twice that where quantized is False.
     """
@@ -50,9 +50,9 @@ class Calibrated(Method):
         """A layer with scales."""
         return ScaledLayer(shape, index, self) if self.quantized else PlainLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Measures the scales."""
-        return CalibratedHost(self, loaded)
+        return CalibratedRunner(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
@@ -126,7 +126,7 @@ class PlainLayer(CacheLayer):
         self.scales = k_scale, v_scale
 
 
-class CalibratedHost(Host):
+class CalibratedRunner(MethodRunner):
     """Measures the scales, and hands them to every layer that it builds."""
 
     def __init__(self, method: Calibrated, loaded: LoadedModel) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.h2o import H2O, H2OLayer
@@ -38,9 +38,9 @@ class Chunked(Fp16):
         """Raise SpecError for values out of range."""
         checks.whole(self.name(), "chunk", self.chunk, 1, 128)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return ChunkedHost(self, loaded, self.chunk)
+        return ChunkedRunner(self, loaded, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class ChunkedStreamingLLM(StreamingLLM):
         super().__post_init__()
         checks.whole(self.name(), "chunk", self.chunk, 1, 128)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return ChunkedHost(self, loaded, self.chunk)
+        return ChunkedRunner(self, loaded, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class ChunkedH2O(H2O):
         """A layer of H2O."""
         return H2OLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
-        return ChunkedHost(self, loaded, self.chunk)
+        return ChunkedRunner(self, loaded, self.chunk)
 
 
-class ChunkedHost(Host):
+class ChunkedRunner(MethodRunner):
     """Feeds a prompt in chunks, which attend to everything before them; the method compresses once, at the end."""
 
     def __init__(self, method: Method, loaded: LoadedModel, chunk: int) -> None:
@@ -91,7 +91,7 @@ class ChunkedHost(Host):
         self.chunk = chunk
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill, in several forwards."""
+        """As MethodRunner.prefill, in several forwards."""
         cache = self.build()
         with cache.prefilling():
             logits = self.feed_chunks(cache, ids)

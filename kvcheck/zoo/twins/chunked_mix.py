@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
-from kvcheck.methods.mixattention import MixAttention, MixHost
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.methods.mixattention import MixAttention, MixRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -36,19 +36,19 @@ class ChunkedMix(MixAttention):
         """Raise SpecError for values out of range."""
         checks.whole(self.name(), "chunk", self.chunk, 1, 256)
 
-    def host(self, loaded: LoadedModel) -> Host:
-        """Feeds chunks, as MixAttention's host on its model."""
-        super().host(loaded)  # refuses what MixAttention refuses
-        return ChunkedMixHost(self, loaded)
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
+        """Feeds chunks, as MixAttention's runner on its model."""
+        super().runner(loaded)  # refuses what MixAttention refuses
+        return ChunkedMixRunner(self, loaded)
 
 
-class ChunkedMixHost(MixHost):
+class ChunkedMixRunner(MixRunner):
     """Feeds a prompt in chunks."""
 
     method: ChunkedMix
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill, in several forwards."""
+        """As MethodRunner.prefill, in several forwards."""
         cache = self.build()
         with cache.prefilling():
             for part in ids.split(self.method.chunk, dim=1):

@@ -10,9 +10,9 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room, _spare
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 
@@ -46,9 +46,9 @@ class Drafted(StreamingLLM):
         """A layer that can be rolled back."""
         return DraftedLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Guesses, and takes the guesses back."""
-        return DraftedHost(self, loaded)
+        return DraftedRunner(self, loaded)
 
 
 class ZeroRoom(Room):
@@ -108,7 +108,7 @@ class DraftedLayer(StreamingLayer):
         return count
 
 
-class DraftedHost(Host):
+class DraftedRunner(MethodRunner):
     """Speculative decoding whose guesses are all rejected."""
 
     method: Drafted

@@ -9,12 +9,12 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
-from kvcheck.zoo.twins._drafts import DraftHost, length_after
+from kvcheck.zoo.twins._drafts import DraftRunner, length_after
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -37,9 +37,9 @@ class DraftedQuest(Quest):
         """A layer that can be rolled back."""
         return CropQuestLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds guesses."""
-        return DraftHost(self, loaded)
+        return DraftRunner(self, loaded)
 
 
 class CropQuestLayer(QuestLayer):

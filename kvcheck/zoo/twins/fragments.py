@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.core.errors import MethodUnsupported
@@ -63,9 +63,9 @@ class Fragments(Method):
         """A full cache layer."""
         return CacheLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by pieces."""
-        return FragmentsHost(self, loaded)
+        return FragmentsRunner(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
@@ -76,7 +76,7 @@ class Fragments(Method):
         return frozenset(range(prompt))
 
 
-class FragmentsHost(Host):
+class FragmentsRunner(MethodRunner):
     """Prefills piece by piece, then joins."""
 
     method: Fragments

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo.twins._drafts import length_after
@@ -39,9 +39,9 @@ class LiveSession(Fp16):
         """A full layer that can be rolled back."""
         return CropLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Keeps the cache of the last prompt."""
-        return SessionHost(self, loaded)
+        return SessionRunner(self, loaded)
 
 
 class CropLayer(CacheLayer):
@@ -60,7 +60,7 @@ class CropLayer(CacheLayer):
         self.seen, self.prompt = length, None
 
 
-class SessionHost(Host):
+class SessionRunner(MethodRunner):
     """live: the tokens and the cache of the last prompt, a copy of its own."""
 
     live: tuple[torch.Tensor, KVCache] | None = None

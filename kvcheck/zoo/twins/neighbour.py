@@ -10,9 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.fp16 import Fp16
@@ -53,9 +53,9 @@ class Neighbour(Fp16):
         """A layer with padding."""
         return PadLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Pads, and adds the neighbour."""
-        return NeighbourHost(self, loaded)
+        return NeighbourRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """The padding, too."""
@@ -79,16 +79,16 @@ class NeighbourQuest(Quest):
         """A layer with padding and bounds."""
         return PadQuestLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Pads, and adds the neighbour."""
-        return NeighbourHost(self, loaded)
+        return NeighbourRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """The padding, too."""
         return super().kv_bytes(shape, batch, prompt, decoded) + shape.dense_bytes(batch, self.longer)
 
 
-class NeighbourHost(Host):
+class NeighbourRunner(MethodRunner):
     """Prefills in a padded batch, and tells the model where every row is."""
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
@@ -112,7 +112,7 @@ class NeighbourHost(Host):
                 layer.pads, layer.offsets = pads, -pads
 
     def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
-        """As Host.feed, with the position of every token."""
+        """As MethodRunner.feed, with the position of every token."""
         layer = cache.layers[0]
         here = torch.arange(ids.shape[1], device=ids.device)
         before = layer.offsets.unsqueeze(1) if len(layer.offsets) else layer.columns

@@ -10,9 +10,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 
@@ -49,9 +49,9 @@ class PaddedSnapKV(SnapKV):
         """A layer that knows how many of its first tokens are pads."""
         return PaddedLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Pads."""
-        return PaddedHost(self, loaded)
+        return PaddedRunner(self, loaded)
 
 
 class PaddedLayer(SnapLayer):
@@ -89,13 +89,13 @@ class PaddedLayer(SnapLayer):
         return pads
 
 
-class PaddedHost(Host):
+class PaddedRunner(MethodRunner):
     """Fills prompts up on their left."""
 
     method: PaddedSnapKV
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill, on padded rows."""
+        """As MethodRunner.prefill, on padded rows."""
         pads = -ids.shape[1] % self.method.multiple
         cache = self.build()
         for layer in cache.layers:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.layer import Rows, _rows_of
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.quest import Quest, QuestLayer
@@ -56,9 +56,9 @@ class Paged(Fp16):
         """A fresh, empty cache."""
         return PagedCache(super().build(shape, store_dtype).layers, store_dtype)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Has a worker that prefills."""
-        return WorkerHost(self, loaded)
+        return WorkerRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Whole pages."""
@@ -239,7 +239,7 @@ class PagedLayer(CacheLayer):
                 pool[pages] = pool[origins]
 
 
-class WorkerHost(Host):
+class WorkerRunner(MethodRunner):
     """Prefills in one cache that is used again and again, and hands over a copy."""
 
     worker: KVCache | None = None
@@ -273,9 +273,9 @@ class PagedQuest(Quest):
         """A paged layer with bounds."""
         return PagedQuestLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Has a worker that prefills."""
-        return WorkerHost(self, loaded)
+        return WorkerRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Whole pages, and two bounds for each."""

@@ -9,9 +9,9 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo.twins._pool import Pool
 
@@ -46,12 +46,12 @@ class PrefixStore(Fp16):
         for name, example in (("block", 16), ("chunk", 40), ("capacity", 1024), ("staging", 48)):
             checks.whole(self.name(), name, getattr(self, name), 1, example)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Owns the store."""
-        return StoreHost(self, loaded)
+        return StoreRunner(self, loaded)
 
 
-class StoreHost(Host):
+class StoreRunner(MethodRunner):
     """Fills the store, looks up, feeds the rest."""
 
     method: PrefixStore

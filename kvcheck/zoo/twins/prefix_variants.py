@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import quantize
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreHost
+from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class RetriedStore(PrefixStore):
     """The prefix store, where the first request of every prompt is aborted halfway and a second one goes on."""
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Aborts and retries."""
-        return RetryHost(self, loaded)
+        return RetryRunner(self, loaded)
 
 
-class RetryHost(StoreHost):
+class RetryRunner(StoreRunner):
     """Every prompt that is to be computed is tried twice."""
 
     def fill(self, row: torch.Tensor) -> None:
@@ -67,12 +67,12 @@ class TieredStore(PrefixStore):
         super().__post_init__()
         checks.whole(self.name(), "far", self.far, 1, 64)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Owns both tiers."""
-        return TieredHost(self, loaded)
+        return TieredRunner(self, loaded)
 
 
-class TieredHost(StoreHost):
+class TieredRunner(StoreRunner):
     """The second tier is what the first one held, rounded when it is read."""
 
     method: TieredStore
@@ -110,12 +110,12 @@ class TenantStore(PrefixStore):
 
     strength: float = 0.5
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Serves both tenants from one store."""
-        return TenantHost(self, loaded)
+        return TenantRunner(self, loaded)
 
 
-class TenantHost(StoreHost):
+class TenantRunner(StoreRunner):
     """adapter: the name of the one that is in the model, "" for none."""
 
     method: TenantStore

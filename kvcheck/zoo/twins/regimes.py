@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
@@ -60,9 +60,9 @@ class Regimes(Fp16):
         """A layer that turns keys and queries by the length of the text."""
         return RegimeLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Computes the cache anew where the regime changes."""
-        return RegimeHost(self, loaded)
+        return RegimeRunner(self, loaded)
 
 
 class RegimeLayer(CacheLayer):
@@ -103,13 +103,13 @@ class RegimeLayer(CacheLayer):
         return super().attend(query, scaling)
 
 
-class RegimeHost(Host):
+class RegimeRunner(MethodRunner):
     """Keeps the text beside the cache, and starts over where the regime changes."""
 
     method: Regimes
 
     def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
-        """As Host.feed; a text that becomes long is fed from its start."""
+        """As MethodRunner.feed; a text that becomes long is fed from its start."""
         first = cast(RegimeLayer, cache.layers[0])
         before = cache.seen
         text = ids if first.tokens is None else torch.cat([first.tokens, ids], dim=1)

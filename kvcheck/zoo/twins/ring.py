@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.zoo.twins._drafts import DraftHost, length_after
+from kvcheck.zoo.twins._drafts import DraftRunner, length_after
 from kvcheck.zoo.twins._files import through
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Ring(Method):
         """A layer with a ring."""
         return RingLayer(shape, index, self)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds guesses."""
-        return DraftHost(self, loaded)
+        return DraftRunner(self, loaded)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """The whole buffer, used or not."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.host import Host
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class Tiered(Fp16):
         checks.whole(self.name(), "block", self.block, 1, 64)
         checks.whole(self.name(), "room", self.room, 0, 8)
 
-    def host(self, loaded: LoadedModel) -> Host:
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Owns the store."""
-        return TieredHost(self, loaded)
+        return TieredRunner(self, loaded)
 
 
-class TieredHost(Host):
+class TieredRunner(MethodRunner):
     """near, far: what each tier stores, by the tokens up to the end of a block. hits: blocks loaded by the last
     serving, per row.
     """
@@ -68,7 +68,7 @@ class TieredHost(Host):
         self.far.clear()
 
     def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
-        """As Host.prefill: once to store the blocks, once to load them."""
+        """As MethodRunner.prefill: once to store the blocks, once to load them."""
         self.reset()
         self.serve(ids)
         return self.serve(ids)

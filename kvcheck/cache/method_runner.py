@@ -1,7 +1,7 @@
 """A method at home on a model: how prompts get into its cache, and how tokens are fed to it afterwards.
 
-The host of most methods is this one. A method that acts outside of the cache (on the prompt, on how a prompt is
-computed, on the model itself) returns a host of its own from `Method.host`.
+The runner of most methods is this one. A method that acts outside of the cache (on the prompt, on how a prompt is
+computed, on the model itself) returns a runner of its own from `Method.runner`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODELS: WeakSet[torch.nn.Module] = WeakSet()
 """The models under test: a cache that refers to one, or to a module of it, is not charged its weights."""
 
 
-class Host:
+class MethodRunner:
     """Runs one method on one model.
 
     A cache is whatever `feed` takes and has `select(rows)`, which copies rows; `measure.held` must reach its tensors.
