@@ -142,7 +142,7 @@ def drift_regression(pairs: Pairs, alpha: float, rule: DriftRule) -> Drift:
     Two exact tests at alpha / 2 each: a one-sided sign test over the changed contexts (many a little worse), and a
     binomial test of the broken ones against the noise rate (few, much worse). Both need a mean worsening above margin.
     """
-    changes = [change for now, then in pairs if (change := _context_drift(now, then, rule)) is not None]
+    changes = [change for now, then in pairs if (change := context_drift(now, then, rule)) is not None]
     if not changes:
         return Drift(0, 0, 0, 0.0, False, "")
     worse, better = stats.count_changes(changes)
@@ -155,7 +155,7 @@ def drift_regression(pairs: Pairs, alpha: float, rule: DriftRule) -> Drift:
     return Drift(worse, better, broken, mean, fails, reason if worse or better else "")
 
 
-def _context_drift(now: SampleRecord, then: SampleRecord, rule: DriftRule) -> float | None:
+def context_drift(now: SampleRecord, then: SampleRecord, rule: DriftRule) -> float | None:
     """Mean change over the turns of a context, changes within the tolerance taken as 0; None without measurements."""
     changes = []
     for a, b in zip(now.turns, then.turns, strict=True):

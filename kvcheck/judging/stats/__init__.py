@@ -4,15 +4,18 @@ Everything is pure and seeded: the same numbers in give the same numbers out.
 """
 
 from kvcheck.judging.stats.binary import clopper_pearson, count_changes, mcnemar, paired_interval, tail
-from kvcheck.judging.stats.graded import bootstrap_interval, sign_flip
-from kvcheck.judging.stats.multiple import holm
+from kvcheck.judging.stats.graded import bootstrap_interval, bootstrap_p, sign_flip
+from kvcheck.judging.stats.multiple import holm, weighted_holm
 from kvcheck.judging.stats.power import detectable, detectable_change
 from kvcheck.judging.stats.sequential import binary_sequence, confidence_sequence, log_capital
+from kvcheck.judging.stats.stratified import cluster, stratified_interval, stratified_p
 
 __all__ = [
     "binary_sequence",
     "bootstrap_interval",
+    "bootstrap_p",
     "clopper_pearson",
+    "cluster",
     "confidence_sequence",
     "count_changes",
     "detectable",
@@ -22,5 +25,8 @@ __all__ = [
     "mcnemar",
     "paired_interval",
     "sign_flip",
+    "stratified_interval",
+    "stratified_p",
     "tail",
+    "weighted_holm",
 ]

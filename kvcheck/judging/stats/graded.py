@@ -19,7 +19,7 @@ _KEPT = 2_000_000
 
 
 def bootstrap_interval(
-    values: Sequence[float],
+    values: Sequence[float] | Array,
     alpha: float = 0.05,
     *,
     lowest: float | None = None,
@@ -56,6 +56,23 @@ def bootstrap_interval(
     high += body
     np.negative(high, out=high)
     return _smallest(low, alpha / 2), -_smallest(high, alpha / 2)
+
+
+def bootstrap_p(
+    values: Sequence[float] | Array, limit: float, *, lowest: float, draws: int = 40_000, seed: int = 0
+) -> float:
+    """One-sided p-value of "the mean is above `limit`": the share of the guarded draws that are not.
+
+    The level at which the lower end of bootstrap_interval is the limit; the observed draw is counted in, so that it is
+    never below 1 / (draws + 1).
+    """
+    data = np.asarray(values, dtype=float)
+    if data.ndim != 1 or not data.size:
+        raise ValueError("no values")
+    below = sum(
+        int((weights @ data + guard * lowest <= limit).sum()) for weights, guard in _weights(draws, data.size, seed)
+    )
+    return (1 + below) / (1 + draws)
 
 
 def _smallest(values: Array, level: float) -> float:

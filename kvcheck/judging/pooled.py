@@ -1,0 +1,229 @@
+"""Verdicts over many cases: of a capability and of the whole run.
+
+A case has 4 to 8 contexts, which show a crash or a collapse. What every case loses a little of shows only where all
+contexts of a method are put together: paired with a reference's (fp16's, or the method's own record), each with the
+same weight, as in the tables. A context that is asked in several modes is one draw (a cluster); contexts of one task
+and length are alike (a stratum). One method in one run has one family of pooled tests, and Holm's procedure keeps the
+chance that any of them accuses a harmless method below the share of alpha that is set aside for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, Verdict
+from kvcheck.judging import stats
+from kvcheck.judging.pairing import identical, pair, score
+from kvcheck.judging.questions import DriftRule, context_drift
+
+RUN = "run"
+"""The scope of everything that was measured; the others are "capability NAME" and "task NAME"."""
+QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
+"""Share of alpha for the pooled tests of each question; the rest is that of the cases (budget.CASES). Whatever is asked
+only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
+SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
+"""How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+LEVEL = 0.05
+"""1 - the level of the intervals that are shown."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A record with what it is judged against; None for what is not there or not asked for."""
+
+    record: CaseRecord
+    fp16: CaseRecord | None
+    own: CaseRecord | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The paired contexts of several cases, (record, now, then) each."""
+
+    contexts: Sequence[tuple[CaseRecord, SampleRecord, SampleRecord]]
+
+    @classmethod
+    def of(cls, cases: Iterable[tuple[CaseRecord, CaseRecord]], whose: str) -> Pool:
+        """Pair the contexts of each (record, reference). Raises as `pair` does."""
+        return cls([(record, now, then) for record, other in cases for now, then in pair(record, other, whose)])
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    @cached_property
+    def pairs(self) -> list[tuple[SampleRecord, SampleRecord]]:
+        return [(now, then) for _, now, then in self.contexts]
+
+    @cached_property
+    def drops(self) -> list[float]:
+        """The reference's score minus the method's, per context."""
+        return [score(then) - score(now) for now, then in self.pairs]
+
+    @cached_property
+    def clusters(self) -> list[tuple[str, int, int, int]]:
+        """The context that each was drawn as, whatever the mode in which it is asked."""
+        return [(one.case.task, one.case.length, one.case.seed, now.index) for one, now, _ in self.contexts]
+
+    @cached_property
+    def strata(self) -> list[tuple[str, int, int]]:
+        return [name[:3] for name in self.clusters]
+
+    def interval(self, alpha: float = LEVEL) -> tuple[float, float]:
+        """Of the mean drop, as a share: no more can be lost than the reference has, nor gained than it lacks."""
+        lowest, highest = self._room
+        return stats.stratified_interval(self.drops, self.clusters, self.strata, alpha, lowest=lowest, highest=highest)
+
+    def p_above(self, limit: float) -> float:
+        """One-sided p-value of "the mean drop is above `limit`", a share."""
+        return stats.stratified_p(self.drops, self.clusters, self.strata, limit, lowest=self._room[0])
+
+    @cached_property
+    def _room(self) -> tuple[float, float]:
+        mean = float(np.mean([score(then) for _, then in self.pairs]))
+        return mean - 1.0, mean
+
+    def by_cluster(self, values: Sequence[float]) -> list[float]:
+        """The sum of the values of each cluster."""
+        sums: dict[object, float] = {}
+        for name, value in zip(self.clusters, values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
+        return list(sums.values())
+
+
+@dataclass(frozen=True)
+class Test:
+    """One pooled test before the others are known: `verdict` gives its outcome once it is told whether it rejects."""
+
+    scope: str
+    p: float
+    weight: float
+    verdict: Callable[[bool], Verdict]
+
+
+def judge_pooled(
+    cases: Sequence[Compared], drop: float | None, alpha: float, rule: DriftRule | None = None
+) -> dict[str, tuple[Verdict, ...]]:
+    """Verdicts by scope, RUN first, on all cases of one method that were measured.
+
+    drop: the budget in points against fp16, None where it is not asked. alpha: that of the method's run. Scopes of
+    which nothing can be paired are left out. Raises NotComparable, MissingBaseline.
+    """
+    tests = [test for scope, weight, found in _scopes(cases) for test in _tests(scope, weight, found, drop, rule)]
+    adjusted = stats.weighted_holm(
+        [test.p for test in tests], [test.weight for test in tests], total=sum(QUESTIONS.values())
+    )
+    found: dict[str, tuple[Verdict, ...]] = {}
+    for test, p in zip(tests, adjusted, strict=True):
+        found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
+    return found
+
+
+def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
+    """(scope, share, its cases). What would be a second name for the same cases is left out."""
+    seen: set[tuple[CaseId, ...]] = set()
+    for kind, share in SCOPES.items():
+        groups: dict[str, list[Compared]] = {}
+        for one in cases:
+            groups.setdefault(_scope(kind, one.record), []).append(one)
+        for name, found in groups.items():
+            held = tuple(one.record.case for one in found)
+            if held not in seen:
+                yield name, share / len(groups), found
+            seen.add(held)
+
+
+def _scope(kind: str, record: CaseRecord) -> str:
+    names = {"run": RUN, "capability": f"capability {record.capability}", "task": f"task {record.case.task}"}
+    return names[kind]
+
+
+def _tests(
+    scope: str, share: float, cases: Sequence[Compared], drop: float | None, rule: DriftRule | None
+) -> Iterator[Test]:
+    rule = rule or DriftRule()
+    asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
+    own = [(one.record, one.own) for one in cases if one.own is not None]
+    if asked and drop is not None:
+        yield _budget(scope, share, Pool.of(asked, "fp16"), drop)
+    if own:
+        pool = Pool.of(own, own[0][0].method)
+        yield _scores(scope, share, pool, rule)
+        yield _drift(scope, share, pool, rule)
+
+
+def _budget(scope: str, share: float, pool: Pool, drop: float) -> Test:
+    """Does the method lose more than the budget against fp16?"""
+    low, high = pool.interval()
+    mean, limit = float(np.mean(pool.drops)), drop / 100
+    lost, won = stats.count_changes(pool.drops)
+
+    def verdict(rejects: bool) -> Verdict:
+        needed = contexts_needed(len(pool), mean, (low, high), limit)
+        if rejects:
+            outcome, reason = "fail", f"even the low end ({100 * low:.1f}) is beyond the budget"
+        elif identical(pool.pairs):
+            outcome, reason = "pass", "identical answers"
+        elif high <= limit:
+            outcome, reason = "pass", f"even the high end ({100 * high:.1f}) is within the budget"
+        else:
+            outcome, reason = (
+                "inconclusive",
+                f"about {needed:,} contexts would tell" if needed else "the drop is at the budget",
+            )
+        return Verdict("budget", outcome, 100 * mean, 100 * low, 100 * high, drop, len(pool), lost, won, reason=reason)
+
+    return Test(scope, pool.p_above(limit), share * QUESTIONS["budget"], verdict)
+
+
+def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
+    """Contexts at which an interval around `mean` would no longer hold the limit; None where the two are the same."""
+    low, high = interval
+    reach = mean - low if mean > limit else high - mean
+    gap = abs(mean - limit)
+    return None if gap < 1e-9 else max(n, int(np.ceil(n * (reach / gap) ** 2)))
+
+
+def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+    """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
+    low, high = pool.interval()
+    mean = float(np.mean(pool.drops))
+    lost, won = stats.count_changes(pool.drops)
+    p = stats.sign_flip(pool.by_cluster(pool.drops))
+
+    def verdict(rejects: bool) -> Verdict:
+        outcome = "fail" if rejects else "inconclusive" if mean > 0 else "pass"
+        reason = f"scores: p = {p:.2g}" if lost or won else AS_RECORDED
+        return Verdict(
+            "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
+        )
+
+    return Test(scope, p, share * QUESTIONS["regression"], verdict)
+
+
+def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+    """Did the reference answers become less likely than in the method's own record, by more than float noise?
+
+    A sign test over the clusters that moved (many, a little), and a binomial test of the broken ones against what other
+    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails.
+    """
+    changes = [context_drift(now, then, rule) for now, then in pool.pairs]
+    known = [0.0 if change is None else change for change in changes]
+    worse, better = stats.count_changes(pool.by_cluster(known))
+    broken = sum(change > rule.broken for change in known)
+    mean = float(np.mean(known))
+    many = stats.mcnemar(worse, better, one_sided=True)
+    few = float(stats.tail(broken, len(known), rule.noise))
+    p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
+
+    def verdict(rejects: bool) -> Verdict:
+        outcome = "fail" if rejects else "inconclusive" if mean > rule.margin else "pass"
+        reason = (
+            f"{worse} contexts worse, {better} better, {broken} broken; p = {p:.2g}" if worse or better else AS_RECORDED
+        )
+        return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
+
+    return Test(scope, p, share * QUESTIONS["drift"], verdict)
