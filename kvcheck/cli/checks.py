@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from kvcheck.cli import options
 from kvcheck.core.errors import KvcheckError
@@ -135,9 +136,12 @@ def _power(given: argparse.Namespace) -> int:
 
 def _zoo(given: argparse.Namespace) -> int:
     """0: every bug caught and no correct method accused, 1: not so."""
+    from kvcheck.store.journal import folder_of
+
     arguments = ["--pyargs", "kvcheck.suites.test_zoo", "-q", f"-n{given.workers}", f"--kv-zoo={','.join(given.names)}"]
     arguments += [f"--kv-method={method}" for method in given.method]
-    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
+    begun = given.json and (Path(given.json).exists() or folder_of(Path(given.json)).exists())
+    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": begun and given.json}
     arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
     return REGRESSION if run_pytest([*arguments, "-p", "no:cacheprovider"]) else OK
 

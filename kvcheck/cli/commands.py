@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import kvcheck
 from kvcheck.cli import baselines, checks, new_method, speed
@@ -15,10 +14,6 @@ from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
 from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
-
-if TYPE_CHECKING:
-    from kvcheck.core.record import CaseRecord, Run
-
 
 HEAVY = ("alarms", "prompt", "speed")
 """Commands that run torch in this process."""
@@ -104,26 +99,16 @@ def _tasks(given: argparse.Namespace) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     from kvcheck.report import markdown, terminal
+    from kvcheck.store.baselines import ModelId, stored_fp16
     from kvcheck.store.run_file import read_run
 
     run = read_run(given.run_file)
-    stored = _stored_fp16(run)
+    try:  # those that the run was judged by, as far as they are still there; none for a run of another model
+        stored = stored_fp16(own_store(), ModelId.of(run.header.model_name, run.header.model), run.cases)
+    except KvcheckError:
+        stored = {}
     show(markdown.lines(run, stored) if given.md else terminal.lines(run, stored))
     return OK
-
-
-def _stored_fp16(run: Run) -> dict[str, CaseRecord]:
-    """The fp16 records that the run was judged by, as far as they are still there; none for a run of another model."""
-    from kvcheck.store.baselines import ModelId
-
-    model = ModelId.of(run.header.model_name, run.header.model)
-    store = own_store()
-    cases = {record.case.key: record.case for record in run.cases if record.samples}
-    try:
-        found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
-    except KvcheckError:
-        return {}
-    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
 
 
 def _compare(given: argparse.Namespace) -> int:

@@ -299,21 +299,6 @@ class PropertyRecord:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
-
-    partial: cases that were begun and did not end, for --kv-resume.
-    """
-
-    header: RunHeader
-    cases: tuple[CaseRecord, ...]
-    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    properties: tuple[PropertyRecord, ...] = ()
-    partial: tuple[CaseRecord, ...] = ()
-
-
-@dataclass(frozen=True)
 class ZooRecord:
     """Whether the gate caught a faulty method, or accused a correct one.
 
@@ -332,3 +317,38 @@ class ZooRecord:
     cases: tuple[str, ...] = ()
     samples: int = 0
     case_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured number of what a paper found.
+
+    claim: what the paper says. what: what the number is. mean: points of accuracy over n contexts, with the interval
+    [low, high]. wanted: "> 0", "< 5", or "" where nothing is asserted. outcome: "shown", "not shown" or "measured".
+    """
+
+    claim: str
+    what: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    wanted: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
+
+    partial: cases that were begun and did not end, for --kv-resume. zoo, findings: of --kv-zoo and --kv-findings.
+    """
+
+    header: RunHeader
+    cases: tuple[CaseRecord, ...]
+    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    properties: tuple[PropertyRecord, ...] = ()
+    partial: tuple[CaseRecord, ...] = ()
+    zoo: tuple[ZooRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()

@@ -206,6 +206,8 @@ class Settings:
         found |= {name: text for name, text in named.items() if getattr(self, name) != getattr(usual, name)}
         if self.budget:
             found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
+        if self.zoo:
+            found["cases"] = ";".join(str(chosen) for chosen in (self.lengths, self.tasks, self.modes, self.n))
         return found
 
     @classmethod

@@ -5,7 +5,7 @@ options, no more. Nothing else of kvcheck is imported until an option, a `[tool.
 asks for it.
 
 Who knows whom, from the bottom: options, state, cases, items; resume, refusals, parse; opening, where a session begins;
-params, what a test is given; taken, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
+params, what a test is given; item, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
-    from kvcheck.plugin.taken import Taken
+    from kvcheck.plugin.item import KvItem
 
 COLLECTOR = "kvcheck-collector"
 
@@ -43,28 +43,20 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where kvcheck is used: check the options, and gather results unless this is a worker of xdist."""
+    """Where kvcheck is used: check the options, and collect results unless this is a worker of xdist."""
     config.addinivalue_line("markers", "kv_capability(name): run the cases of this capability (see `kvcheck tasks`)")
     if not options.wanted(config):
         return
     from kvcheck.plugin import collector, guardian, opening
 
     guardian.tell(config, began=True)
-    settings = opening.activate(config).settings
+    opening.activate(config)
     if hasattr(config, "workerinput"):
         from kvcheck.plugin import resume
 
         resume.join(config)
     else:
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
-        if settings.zoo:
-            from kvcheck.plugin import zoo
-
-            config.pluginmanager.register(zoo.gatherer(config), "kvcheck-zoo")
-        if settings.findings:
-            from kvcheck.plugin import findings
-
-            config.pluginmanager.register(findings.gatherer(config), "kvcheck-findings")
         if config.pluginmanager.hasplugin("xdist"):
             from kvcheck.plugin import scheduling
 
@@ -186,11 +178,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         harmless.report(report)
     if call.when == "call" or report.failed:
         result = item.stash.get(options.RESULT, None)
-        ended = None if result is None else result()
-        if ended is not None:
+        if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.of(item.config).end(ended)
+            report.kvcheck = state.of(item.config).end(result())
     if report.failed and item.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import state
 
@@ -217,9 +208,9 @@ def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
 def _fixture(name: str, text: str) -> Any:
     """A fixture that gives what one item is about; see `options.FIXTURES`."""
 
-    def taken(request: pytest.FixtureRequest) -> Iterator[Taken]:
+    def taken(request: pytest.FixtureRequest) -> Iterator[KvItem]:
         module, _, what = options.FIXTURES[name].partition(".")
-        found: Taken = getattr(import_module(f"kvcheck.plugin.{module}"), what)(request, *request.param.given)
+        found: KvItem = getattr(import_module(f"kvcheck.plugin.{module}"), what)(request, *request.param.given)
         yield found
         found.close()
 

@@ -183,14 +183,6 @@ def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple
     return tuple(judge_one(one, limit) for one, limit in found if limit is not None)
 
 
-def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
-    """The stored fp16 records of these cases, by case key; those that hold fewer contexts were not judged by."""
-    where = store(config)
-    keys = {record.case.key: record.case for record in records if record.samples}
-    found = {key: where.get(model, "fp16", case) for key, case in keys.items()}
-    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= keys[key].n}
-
-
 def record(config: pytest.Config, run: Run) -> Iterator[str]:
     """Write the baselines of a run, fp16 first, and say what changed. Cases that failed to run are not in it."""
     verb = state.settings(config).record or "new"

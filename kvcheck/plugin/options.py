@@ -45,7 +45,7 @@ REFUSAL = "kvcheck_refusal"
 """On a report: why no case of this session can run."""
 STATUS: pytest.StashKey[int] = pytest.StashKey()
 """On the config: the exit status of the session, once it is over."""
-RESULT: pytest.StashKey[Callable[[], Ended | None]] = pytest.StashKey()
+RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
 """On an item: what rides on its report."""
 DEST = "kv_"
 """Before the name of a setting, on `config.option`."""

@@ -124,7 +124,7 @@ def suspect_params(settings: Settings) -> list[Any]:
         found = list(suspects(settings.zoo, settings.methods))
     except KvcheckError as error:
         raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
-    return [pytest.param(Subject((one,), one.name), id=f"{one.family}-{one.name}") for one in found]
+    return [pytest.param(Subject((one,), one.name, one.twin), id=f"{one.family}-{one.name}") for one in found]
 
 
 def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:

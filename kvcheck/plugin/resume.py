@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def expect_two(run_file: Path | None, md_file: Path | None) -> None:
 
 def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:
     """(what an earlier run has, its methods of which the code has changed since). Raises SpecError, BaselineError."""
-    if settings.resume is None or settings.zoo:  # the zoo has results of its own
+    if settings.resume is None:
         return None, ()
     last = settings.resume == "last"
     place = options.last_run(config) if last else Path(os.path.abspath(settings.resume))
@@ -71,7 +72,9 @@ def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple
 def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -> None:
     """Refuse a run that was measured otherwise. Raises SpecError."""
     texts = settings.texts()
-    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
+    same: Iterable[str] = ("device", "dtype", "query_aware", *PROMPTS, *MODEL, "cases")
+    if settings.zoo:  # a result of the zoo depends on all of them
+        same = sorted({*header.settings, *texts})
     facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
     facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
     now = env.packages()

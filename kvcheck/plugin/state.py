@@ -41,6 +41,13 @@ class State:
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def model(self) -> dict[str, str]:
+        """Name and fingerprint of the model, once it is open."""
+        if self.session is None:
+            return {}
+        return {"name": self.session.model_name, "fingerprint": self.session.fingerprint}
+
     def start(self, item: Item | None) -> None:
         """An item begins: written down, so that it can be named should the process die."""
         if self.journal is not None and item is not None:

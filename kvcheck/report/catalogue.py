@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcheck.core.front import command, option
-from kvcheck.report.text import WIDTH, columns, short, wrap
+from kvcheck.report.table import Table
+from kvcheck.report.text import WIDTH, wrap
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,12 @@ def tasks() -> Iterator[str]:
     infos = [TASKS.get(name).info for name in TASKS.names()]
     order = {name: at for at, name in enumerate(CAPABILITIES)}
     infos.sort(key=lambda info: (order.get(info.capability, len(order)), info.name))
-    body = [("task", "v", "capability", "chance", "modes", "lengths")]
+    body = []
     for info in infos:
         modes = " ".join(info.modes)
         lengths = f"{min(info.lengths)}-{max(info.lengths)}"
         body.append((info.name, str(info.version), info.capability, f"{info.chance:.2f}", modes, lengths))
-    yield from (short(line, WIDTH) for line in columns(body, "<><><<"))
+    yield from Table(("task", "v", "capability", "chance", "modes", "lengths"), "<><><<", body).text()
     yield ""
     for info in infos:
         first = info.doc.strip().partition("\n")[0]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from kvcheck.core.escape import code
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
-from kvcheck.report.text import columns, plural, wrap
+from kvcheck.report.table import Code, Table
+from kvcheck.report.text import plural, wrap
 
 if TYPE_CHECKING:
     from kvcheck.conformance.alarms import Tried
@@ -78,16 +79,15 @@ def _by_reason(found: Sequence[PropertyRecord], outcome: str) -> dict[str, list[
     return grouped
 
 
-HEADER = ("method", "seeds", "trials", "alarms", "seconds per seed")
-
-
-def _alarms(tried: Sequence[Tried]) -> Iterator[tuple[str, ...]]:
-    """The cells of every method."""
+def _alarms(tried: Sequence[Tried]) -> Table:
+    """Every method with its alarms."""
+    rows = []
     for method in dict.fromkeys(one.method for one in tried):
         mine = [one for one in tried if one.method == method]
         seconds = sum(one.seconds for one in mine) / len(mine)
         counted = (len(mine), sum(one.trials for one in mine), sum(len(one.alarms) for one in mine))
-        yield (method, *(str(each) for each in counted), f"{seconds:.0f}")
+        rows.append((Code(method), *(str(each) for each in counted), f"{seconds:.0f}"))
+    return Table(("method", "seeds", "trials", "alarms", "seconds per seed"), "<>>>>", rows)
 
 
 def alarm_rate(tried: Sequence[Tried]) -> str:
@@ -98,7 +98,7 @@ def alarm_rate(tried: Sequence[Tried]) -> str:
 
 def alarms(tried: Sequence[Tried]) -> Iterator[str]:
     """Whether properties accuse correct methods, for the terminal; every alarm with its test."""
-    yield from columns([HEADER, *_alarms(tried)], "<>>>>")
+    yield from _alarms(tried).text()
     for one in tried:
         for each in one.alarms:
             yield ""
@@ -112,9 +112,7 @@ def alarms_markdown(tried: Sequence[Tried]) -> Iterator[str]:
     """The same as a Markdown table."""
     yield f"{alarm_rate(tried)}."
     yield ""
-    yield f"| {' | '.join(HEADER)} |"
-    yield "|---|---:|---:|---:|---:|"
-    yield from (f"| {code(cells[0])} | {' | '.join(cells[1:])} |" for cells in _alarms(tried))
+    yield from _alarms(tried).markdown()
     for one in tried:
         yield from (
             f"- {code(one.method)}, seed {one.seed}: {code(words(each.name))}: {code(each.reason)}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
-from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import ZooRecord
-from kvcheck.report.text import WIDTH, columns, short, wrap
+from kvcheck.report.table import Code, Table
+from kvcheck.report.text import WIDTH, short, wrap
 
-ADDRESS = re.compile(r"https://[\w./#?=&%:-]+")
-"""What is linked; any other text is shown."""
+HEAD = ("family", "name", "in", "property", "tried", "case", "measured")
 
 
 def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
@@ -50,9 +48,9 @@ def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
         yield family.replace("_", " ")
         for one in (one for one in found if one.family == family):
             name, way, tried, where, measured = _cells(one)
-            body = [(f"    properties: {way}", tried), (f"    tasks: {where}", measured)]
             yield short(f"  {name}", WIDTH)
-            yield from (short(line, WIDTH) for line in columns(body, "<<"))
+            body = [(f"    properties: {way}", tried), (f"    tasks: {where}", measured)]
+            yield from Table(("", ""), "<<", body).text()
     for line in rates(found):
         yield from wrap(line)
 
@@ -60,16 +58,12 @@ def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
 def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
     """Markdown tables: bugs, then correct methods."""
     yield from (f"{escape(line)}." for line in rates(found))
-    for title, rows in (
-        ("Bugs", [one for one in found if not one.correct]),
-        ("Correct methods", [one for one in found if one.correct]),
-    ):
+    for title, correct in (("Bugs", False), ("Correct methods", True)):
+        mine = sorted((one for one in found if one.correct == correct), key=lambda one: (one.family, one.name))
+        rows = []
+        for one in mine:
+            name, *rest = _cells(one)
+            rows.append((one.family.replace("_", " "), name if one.url else Code(name), Code(one.twin), *rest))
         if rows:
-            yield from ("", f"## {title}", "", "| family | name | in | property | tried | case | measured |")
-            yield "|---|---|---|---|---|---|---|"
-        for one in sorted(rows, key=lambda one: (one.family, one.name)):
-            name, way, tried, where, measured = _cells(one)
-            linked = f"[{escape(name)}]({one.url})" if ADDRESS.fullmatch(one.url) else code(name)
-            rest = map(escape, (way, tried, where, measured))
-            cells = (escape(one.family.replace("_", " ")), linked, code(one.twin), *rest)
-            yield f"| {' | '.join(cells)} |"
+            yield from ("", f"## {title}", "")
+            yield from Table(HEAD, "<<<<<<<", rows, links={one.name: one.url for one in mine}).markdown()

@@ -34,6 +34,7 @@ __all__ = [
     "open_place",
     "open_store",
     "places",
+    "stored_fp16",
 ]
 
 
@@ -205,6 +206,13 @@ def open_store(uri: str | Path | None = None, rootdir: Path | None = None) -> St
     if isinstance(first, FileStore) and Path(first.root).resolve() == shipped and not others:
         return first
     return Layered(first, *map(ReadOnly, [*others, FileStore(shipped)]))
+
+
+def stored_fp16(store: Store, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
+    """The stored fp16 records of these cases, by case key; those that hold fewer contexts were not judged by."""
+    cases = {record.case.key: record.case for record in records if record.samples}
+    found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
+    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
 
 
 def places(uri: str | Path) -> list[str | Path]:

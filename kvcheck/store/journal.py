@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, Verdict
+from kvcheck.core.record import CaseRecord, Finding, PropertyRecord, Run, RunHeader, SampleRecord, Verdict, ZooRecord
 from kvcheck.store.run_file import dumps, loads
 
 Name = tuple[str, str]
@@ -50,7 +50,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of an item: the text of its failure, "" where it passed; verdicts and the record of a case."""
+    """What came of an item: the text of its failure, "" where it passed; verdicts and the record of a case.
+
+    skipped: why there was nothing to judge.
+    """
 
     case: str
     method: str
@@ -59,11 +62,14 @@ class Ended:
     verdicts: tuple[Verdict, ...] = ()
     failure: str = ""
     property: PropertyRecord | None = None
+    zoo: ZooRecord | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: str = ""
 
 
 @dataclass
 class Kept:
-    """What journals, or a run file, hold. records: all cases that were begun, as far as they got, by name."""
+    """What journals, a run file or reports hold. records: all cases that were begun, as far as they got, by name."""
 
     header: RunHeader | None = None
     items: dict[str, Item] = field(default_factory=dict)
@@ -72,6 +78,7 @@ class Kept:
     ended: dict[Name, Ended] = field(default_factory=dict)
     died: dict[str, list[Item]] = field(default_factory=dict)
     properties: dict[Name, PropertyRecord] = field(default_factory=dict)
+    zoo: dict[Name, ZooRecord] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, run: Run) -> Kept:
@@ -89,26 +96,56 @@ class Kept:
             case, _, method = text.partition("|")
             kept.ended.setdefault((case, method), Ended(case, method, {}, failure=failure))
         kept.properties = {(one.name, one.method): one for one in run.properties}
+        kept.zoo = {(one.name, one.twin): one for one in run.zoo}
         return kept
+
+    def end(self, ended: Ended) -> None:
+        """An item is over."""
+        name = (ended.case, ended.method)
+        self.running.pop(name, None)
+        if ended.property is not None:
+            self.properties[name] = ended.property
+            return
+        self.ended[name] = ended
+        if ended.zoo is not None:
+            self.zoo[name] = ended.zoo
+        if ended.record is not None and ended.record.samples:
+            self.records[name] = ended.record
+
+    def over(self, before: Kept) -> Kept:
+        """What another one holds, and this one in its place where both hold the same."""
+        parts = ("items", "records", "running", "ended", "properties", "zoo")
+        both: dict[str, Any] = {name: {**getattr(before, name), **getattr(self, name)} for name in parts}
+        return replace(self, **both)
 
     def without(self, methods: Iterable[str]) -> Kept:
         """All but what was measured of these methods."""
         left = set(methods)
-        parts = {name: getattr(self, name) for name in ("records", "ended", "properties")}
+        parts = {name: getattr(self, name) for name in ("records", "ended", "properties", "zoo")}
         kept: dict[str, Any] = {
             what: {name: one for name, one in part.items() if name[1] not in left} for what, part in parts.items()
         }
         return replace(self, **kept)
 
-    def run(self, header: RunHeader) -> Run:
-        """As a run: what ended, and what was begun as its partial cases."""
-        whole = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
-        rest = {name: record for name, record in self.records.items() if name not in whole and record.samples}
-        judged = {"|".join(name): one.verdicts for name, one in self.ended.items() if one.verdicts}
-        failures = {"|".join(name): one.failure for name, one in self.ended.items() if one.failure}
-        cases = tuple(one.record for _, one in sorted(whole.items()) if one.record is not None)
-        partial = tuple(rest[name] for name in sorted(rest))
-        return Run(header, cases, judged, failures, tuple(self.properties.values()), partial)
+    def run(self, header: RunHeader, methods: Sequence[str] = ()) -> Run:
+        """As a run: what ended, and what was begun as its partial cases. methods: the order of their cases."""
+
+        def order(name: Name) -> tuple[int, str]:
+            return (methods.index(name[1]) if name[1] in methods else len(methods), "|".join(name))
+
+        ended = {name: self.ended[name] for name in sorted(self.ended, key=order)}
+        whole = {name: one.record for name, one in ended.items() if one.record is not None}
+        rest = sorted(name for name, record in self.records.items() if name not in whole and record.samples)
+        return Run(
+            header,
+            tuple(whole.values()),
+            {"|".join(name): one.verdicts for name, one in sorted(ended.items()) if one.verdicts},
+            {"|".join(name): one.failure for name, one in sorted(ended.items()) if one.failure},
+            tuple(self.properties.values()),
+            tuple(self.records[name] for name in rest),
+            tuple(self.zoo.values()),
+            tuple(finding for one in ended.values() for finding in one.findings),
+        )
 
 
 class Journal:
@@ -227,6 +264,9 @@ def _seed(journal: Journal, kept: Kept) -> None:
         journal.end(ended)
     for (name, method), found in kept.properties.items():
         journal.end(Ended(name, method, {}, property=found))
+    for (name, method), result in kept.zoo.items():
+        if (name, method) not in kept.ended:
+            journal.end(Ended(name, method, {}, zoo=result))
     journal.close()
 
 
@@ -311,16 +351,4 @@ def _take(kept: Kept, kind: str, value: Any) -> None:
         joined = {sample.index: sample for sample in (*before, *value.samples)}
         kept.records[name] = replace(value, samples=tuple(joined[index] for index in sorted(joined)))
     elif kind == "end":
-        _close(kept, value)
-
-
-def _close(kept: Kept, ended: Ended) -> None:
-    """An item is over."""
-    name = (ended.case, ended.method)
-    kept.running.pop(name, None)
-    if ended.property is not None:
-        kept.properties[name] = ended.property
-        return
-    kept.ended[name] = ended
-    if ended.record is not None and ended.record.samples:
-        kept.records[name] = ended.record
+        kept.end(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.escape import json_text
 from kvcheck.core.files import expect_plain, write_atomically
 from kvcheck.core.front import ANY, command
-from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
+from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict
 from kvcheck.store.validate import check_case, shown, strict_json
 
 T = TypeVar("T")
@@ -35,11 +36,6 @@ def case_from_json(text: str) -> CaseRecord:
     return loads(CaseRecord, text)
 
 
-def zoo_from_json(text: str) -> ZooRecord:
-    """Read `dumps(record)` back."""
-    return loads(ZooRecord, text)
-
-
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
     """Read `dumps(verdicts)` back."""
     return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
@@ -51,7 +47,7 @@ def write_run(path: str | Path, run: Run) -> None:
 
 
 def run_to_json(run: Run) -> str:
-    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and properties."""
+    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and the rest."""
     cases = sorted(run.cases, key=lambda record: (record.case, record.method))
     verdicts = [f"    {_text(key)}: {dumps(run.verdicts[key])}" for key in sorted(run.verdicts)]
     parts = [
@@ -60,12 +56,18 @@ def run_to_json(run: Run) -> str:
         '  "verdicts": {\n' + ",\n".join(verdicts) + "\n  }",
         f'  "failures": {dumps(run.failures)}',
     ]
-    if run.properties:
-        known = sorted(run.properties, key=lambda one: (one.method, one.name))
-        parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
-    if run.partial:
-        begun = sorted(run.partial, key=lambda record: (record.case, record.method))
-        parts.append('  "partial": [\n' + ",\n".join(f"    {dumps(one)}" for one in begun) + "\n  ]")
+    properties = sorted(run.properties, key=lambda one: (one.method, one.name))
+    begun = sorted(run.partial, key=lambda record: (record.case, record.method))
+    zoo = sorted(run.zoo, key=lambda one: (one.correct, one.family, one.name, one.twin))
+    more: dict[str, Sequence[object]] = {
+        "properties": properties,
+        "partial": begun,
+        "zoo": zoo,
+        "findings": run.findings,
+    }
+    for name, found in more.items():
+        if found:
+            parts.append(f'  "{name}": [\n' + ",\n".join(f"    {dumps(one)}" for one in found) + "\n  ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

@@ -1,8 +1,9 @@
-"""What the fixtures share: a test takes one thing to measure, tries it once, and says what came of it."""
+"""What the fixtures share: a test item measures one thing, once, and says what came of it."""
 
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ FRAMES = 4
 """Frames of the traceback of a method that raised; the innermost ones."""
 
 
-class Taken:
-    """One thing with one method. What a fixture gives is a subclass: it measures, then checks.
+class KvItem:
+    """One thing to measure with one method. What a fixture gives is a subclass: it measures, then checks.
 
     failure: what the test failed with, "" as long as it has not.
     """
@@ -39,7 +40,7 @@ class Taken:
         self._node.stash[options.RESULT] = self._ended
 
     @property
-    def _session(self) -> Engine:
+    def _engine(self) -> Engine:
         """The engine, opened when the first test needs it."""
         engine: Engine = self._request.getfixturevalue("kv_session")
         return engine
@@ -54,7 +55,7 @@ class Taken:
         """
         try:
             self._state.start(items.of(self._node))
-            with time_limit(self.settings.timeout):
+            with time_limit(self.settings.timeout), in_place(), threads_fail():
                 return run(), ""
         except KeyboardInterrupt:
             raise
@@ -62,13 +63,13 @@ class Taken:
             return None, failed(error)  # as text: the exception would keep alive what the method held
 
     def _fail(self, message: str) -> NoReturn:
-        """Fail the test, outside of any `except`: pytest would print the exception once more, above the message."""
+        """Fail the test; what is being handled is not printed above the message."""
         self.failure = commands.completer(self._config)(message)
-        pytest.fail(self.failure, pytrace=False)
+        raise pytest.fail.Exception(self.failure, pytrace=False) from None
 
-    def _ended(self) -> Ended | None:
-        """What rides on the report; None for what the report's own properties tell."""
-        return None
+    def _ended(self) -> Ended:
+        """What rides on the report."""
+        raise NotImplementedError
 
 
 @contextmanager
@@ -79,6 +80,25 @@ def in_place() -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def threads_fail() -> Iterator[None]:
+    """Raise at the end what a thread raised meanwhile: nobody else would hear of it."""
+    raised: list[BaseException] = []
+    before = threading.excepthook
+
+    def hear(found: threading.ExceptHookArgs) -> None:
+        if found.exc_value is not None:
+            raised.append(found.exc_value)
+
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if raised:
+        raise raised[0]
 
 
 def tail(error: BaseException | None) -> str:
