@@ -21,6 +21,9 @@ from kvcheck.core.front import for_pytest
 Value = int | float | bool | str | None
 T = TypeVar("T")
 
+JOINED = 16
+"""Methods that may take over from each other in one spec."""
+
 _NAME = re.compile(r"[A-Za-z_]\w*(?:[./-]\w+)*")
 _KEY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _BARE = re.compile(r"[\w./-]+")
@@ -61,6 +64,8 @@ class Spec:
         first, *others = _split(text, text, _NEXT)
         if others and not "".join(others).strip():
             raise SpecError(f"nothing stands behind the + in {text!r}", "leave the + out, or name a second method")
+        if len(others) >= JOINED:
+            raise SpecError(f"{len(others) + 1} methods are joined by +: {text[:60]}…", f"join at most {JOINED}")
         then = cls.parse(text[len(first) + 1 :]) if others else None
         name, colon, rest = first.strip().partition(":")
         name = name.strip()

@@ -131,15 +131,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         items.number(item)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> Generator[None, None, None]:
     """Refuse tests that take a case where no method was named; write down the others: each must come to an end."""
     _expect_methods(session.config, [item.nodeid for item in session.items])
     if session.config.stash.get(options.ACTIVE, False):
-        from kvcheck.plugin import items, state
+        from kvcheck.plugin import items
 
-        journal = state.of(session.config).journal
-        if journal is not None:
-            journal.item(filter(None, map(items.of, session.items)))
+        items.select(session)
+    result = yield
+    if session.config.stash.get(options.ACTIVE, False):
+        items.expect_all(session)
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -181,7 +184,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.of(item.config).end(result())
+            report.kvcheck, lost = state.of(item.config).end(result())
+            if lost:
+                report.outcome, report.longrepr = "failed", lost
     if report.failed and item.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import state
 

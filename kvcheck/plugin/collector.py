@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class Collector:
         """A worker died: tell the others of which method."""
         item = self._written().items.get(crashitem)
         if item is not None and item.method and self.state.journal is not None:
-            self.state.journal.died(item)
+            with suppress(KvcheckError):  # that the journal is gone is said at the end
+                self.state.journal.died(item)
 
     @property
     def seen(self) -> bool:
@@ -162,6 +164,8 @@ class Collector:
     def _written(self) -> Kept:
         """What is in the journals so far."""
         try:
+            if self.folder is not None and not self.folder.is_dir():
+                raise KvcheckError(f"{self.folder} is gone", "leave it alone while a run goes on")
             return Kept() if self.folder is None else journal.read(self.folder)
         except (KvcheckError, OSError) as error:
             self.failures.setdefault("the journal|", str(error))
@@ -189,7 +193,12 @@ class Collector:
     def _idle(self, terminalreporter: Any) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
         if self._nothing() and not self.config.stash.get(options.USED, False):
-            words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
+            typed = [str(word) for word in self.config.option.file_or_dir or ()]
+            there = any(word.startswith("kvcheck.suites") for word in typed)
+            usual = ["-opython_files=test_*.py", "-opython_functions=test_*"] if there else []
+            suites = typed if there else ["kvcheck.suites"]
+            options_typed = options.words(options.given(self.config))
+            words = shlex.join(["pytest", "--pyargs", *suites, *usual, *options_typed])
             terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
 
     def run(self) -> Run:

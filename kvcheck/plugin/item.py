@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import pytest
 
 from kvcheck.plugin import commands, items, options, state
+from kvcheck.plugin.state import in_place
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.store.journal import Ended
 
@@ -70,16 +71,6 @@ class KvItem:
     def _ended(self) -> Ended:
         """What rides on the report."""
         raise NotImplementedError
-
-
-@contextmanager
-def in_place() -> Iterator[None]:
-    """Come back to the folder that pytest works in."""
-    before = os.getcwd()
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager

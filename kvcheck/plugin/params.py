@@ -32,6 +32,7 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     """Give the test its cases: items of one task and length stand together, over all modes and methods."""
     config = metafunc.config
     config.stash[options.USED] = True
+    _expect_ours(metafunc, fixture)
     try:
         settings = opening.activate(config).settings
     except pytest.UsageError as error:
@@ -53,6 +54,18 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     else:
         params = list(case_params(settings, _capability(metafunc)))
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
+
+
+def _expect_ours(metafunc: pytest.Metafunc, fixture: str) -> None:
+    """Refuse fixtures of ours that somebody else has replaced: nothing would be judged. Raises CollectError."""
+    manager = metafunc.definition.session._fixturemanager
+    for name in (fixture, "kv_session", "kv_settings"):
+        module = (manager.getfixturedefs(name, metafunc.definition) or ())[-1].func.__module__
+        if module != "kvcheck.plugin":
+            raise pytest.Collector.CollectError(
+                f"kvcheck: the fixture {name} is defined anew in {module}: nothing would be judged\n"
+                "  give it another name; an engine of your own is opened by the hook pytest_kvcheck_open"
+            )
 
 
 def _capability(metafunc: pytest.Metafunc) -> str | None:
