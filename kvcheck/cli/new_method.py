@@ -8,7 +8,6 @@ import keyword
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import KvcheckError
 
@@ -98,7 +97,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
 '''
 
 
-def add(commands: Any) -> None:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The arguments of the command."""
     new = commands.add_parser("new-method", help="write a method that works and its test, to go on from")
     new.add_argument("name", metavar="NAME", help="in lower case, such as my_method")

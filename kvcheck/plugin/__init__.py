@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +20,8 @@ from kvcheck.plugin import options
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from xdist.workermanage import WorkerController
 
     from kvcheck.backends.base import Engine
     from kvcheck.core.record import CaseRecord, Verdict
@@ -146,7 +148,7 @@ def pytest_collection_finish(session: pytest.Session) -> Generator[None, None, N
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     """The same for what a worker collected."""
     _expect_methods(node.config, ids)
 
@@ -169,7 +171,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies.
 
     What the report prints of methods, models and files is made harmless.
@@ -184,7 +188,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck, lost = state.of(item.config).end(result())
+            ended, lost = state.of(item.config).end(result())
+            setattr(report, options.ENDED, ended)
             if lost:
                 report.outcome, report.longrepr = "failed", lost
     if report.failed and item.config.stash.get(options.ACTIVE, False):
@@ -210,7 +215,7 @@ def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
     return opening.open_session(request.config)
 
 
-def _fixture(name: str, text: str) -> Any:
+def _fixture(name: str, text: str) -> object:
     """A fixture that gives what one item is about; see `options.FIXTURES`."""
 
     def taken(request: pytest.FixtureRequest) -> Iterator[KvItem]:
@@ -242,7 +247,7 @@ kv_suspect = _fixture(
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_kvcheck_open(settings: Settings) -> Any:
+def pytest_kvcheck_open(settings: Settings) -> Engine:
     """The in-process engine, unless a plugin opened another one."""
     from kvcheck.backends.transformers import open_engine
 

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +25,9 @@ from kvcheck.store import journal
 from kvcheck.store.baselines import ModelId, stored_fp16
 from kvcheck.store.journal import Ended, Kept
 from kvcheck.store.run_file import loads, write_run
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
 
 OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
 """Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
@@ -60,7 +63,7 @@ class Collector:
                 raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
+    def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell a worker of pytest-xdist where that is."""
         node.workerinput[resume.FOLDER] = str(self.folder or "")
 
@@ -82,7 +85,7 @@ class Collector:
         """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
         if refusal := getattr(report, options.REFUSAL, ""):
             raise pytest.UsageError(plain(refusal))
-        text = getattr(report, "kvcheck", None)
+        text = getattr(report, options.ENDED, None)
         ended = None if text is None else loads(Ended, text)
         result = self.results.setdefault(report.nodeid, Result())
         result.take(report, ended)
@@ -172,7 +175,7 @@ class Collector:
             return Kept()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the summary."""
         if not self.seen and not self.failures:
             self._idle(terminalreporter)
@@ -190,7 +193,7 @@ class Collector:
         option = self.config.option
         return bool(option.kv_methods) and not option.collectonly and not self.seen and not self.written.items
 
-    def _idle(self, terminalreporter: Any) -> None:
+    def _idle(self, terminalreporter: pytest.TerminalReporter) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
         if self._nothing() and not self.config.stash.get(options.USED, False):
             typed = [str(word) for word in self.config.option.file_or_dir or ()]

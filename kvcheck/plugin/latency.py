@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
@@ -29,7 +29,7 @@ class KvLatency(KvItem):
         self.memory: MemoryRecord | None = None
         self._not_measured: tuple[tuple[str, str], ...] = ()
 
-    def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
+    def run(self, benchmark: Callable[..., object]) -> tuple[LatencyRecord, ...]:
         """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
         self._refuse_workers()
         where = self._state.died(self.method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +18,8 @@ from kvcheck.plugin import cases, opening, options
 from kvcheck.plugin.options import Subject
 
 if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
     from kvcheck.core.settings import Settings
 
 SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
@@ -80,7 +82,7 @@ def _capability(metafunc: pytest.Metafunc) -> str | None:
     return str(marker.args[0])
 
 
-def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
+def case_params(settings: Settings, capability: str | None) -> Iterator[ParameterSet]:
     """One parameter (case, method) per item, sorted by task, length, mode, then as the methods were given."""
     for case in cases.cases(settings, capability):
         for method in settings.methods:
@@ -92,7 +94,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
             )
 
 
-def latency_params(settings: Settings) -> Iterator[Any]:
+def latency_params(settings: Settings) -> Iterator[ParameterSet]:
     """One parameter (method, length) per item, where latency is to be measured."""
     asked, random = {"ttft", "tpot"} & set(settings.budget), synthetic.is_random(settings.model)
     if not asked and not random and settings.profile != "full":
@@ -120,7 +122,7 @@ def properties_wanted(settings: Settings, marks: str = "") -> bool:
     return not (narrow or synthetic.is_random(settings.model))
 
 
-def property_params(settings: Settings, marks: str = "") -> list[Any]:
+def property_params(settings: Settings, marks: str = "") -> list[ParameterSet]:
     """One parameter (property, method) per item."""
     if not properties_wanted(settings, marks):
         return []
@@ -129,7 +131,7 @@ def property_params(settings: Settings, marks: str = "") -> list[Any]:
     return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 
 
-def suspect_params(settings: Settings) -> list[Any]:
+def suspect_params(settings: Settings) -> list[ParameterSet]:
     """One parameter per bug and per correct twin. Raises CollectError for an unknown name."""
     from kvcheck.zoo.hunt import suspects
 
