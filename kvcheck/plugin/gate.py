@@ -36,6 +36,11 @@ class Judged:
     baseline: str = ""
 
 
+def shown(file: str, root: Path) -> str:
+    """A file of a store as messages name it: from rootdir on, where it lies there."""
+    return file.removeprefix(f"{root}/") if "://" not in file else file
+
+
 FIRST = "recorded now: later runs are held to it"
 Judge = Callable[..., Iterable[Verdict]]
 """Called as `pytest_kvcheck_judge` is, without config."""
@@ -56,6 +61,7 @@ class Gate:
         self.model = model
         self.records = records
         self._judge = judge
+        self._root = root
         self.store = open_store(settings.baselines, root)
         self.allowances = shipped(model.name)
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
@@ -128,7 +134,7 @@ class Gate:
         names = ["fp16"] if fp16 is not None else []
         names += [record.method] if own is not None and record.method != "fp16" else []
         files = (self.store.source(self.model, name, record.case) for name in names)
-        return ", ".join(file for file in files if file) or "the records of this session"
+        return ", ".join(shown(file, self._root) for file in files if file) or "the records of this session"
 
     def message(self, judged: Judged) -> str:
         """What a failed case says."""
@@ -194,8 +200,9 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
         records = [one for one in run.cases if one.method == method and one.samples]
         changes = where.record(model, method, records, verb, about)
         if changes.written:
-            yield f"recorded {plural(changes.written, 'case')} of {method} in {changes.path}"
+            yield f"recorded {plural(changes.written, 'case')} of {method} in {shown(changes.path, config.rootpath)}"
         else:
             held = dict.fromkeys(where.source(model, method, one.case) for one in records)
-            yield f"nothing to record for {method}: {', '.join(filter(None, held)) or changes.path} is up to date"
+            files = [shown(file, config.rootpath) for file in held if file] or [shown(changes.path, config.rootpath)]
+            yield f"nothing to record for {method}: {', '.join(files)} is up to date"
         yield from (f"  {line}" for line in changes.lines)

@@ -135,7 +135,7 @@ def test_the_zoo_goes_on_where_it_stopped_and_loses_nothing(zoo_results: Path, r
 def test_results_of_other_settings_are_not_taken(zoo_results: Path, repo: pytest.Pytester) -> None:
     (repo.path / "z.json").write_text((zoo_results / "z.json").read_text("utf-8"), "utf-8")
     found = repo.runpytest_subprocess(*ZOO, f"--kv-zoo={BUGS}", "--kv-resume=z.json", "--kv-seed=1")
-    found.stderr.fnmatch_lines(["*z.json holds results of seed=0, this session has seed=1*"])
+    found.stderr.fnmatch_lines(["*z.json was measured with seed=0, this session has seed=1*"])
     assert found.ret == pytest.ExitCode.USAGE_ERROR
 
 
