@@ -4,7 +4,7 @@
     run.json.journal/gw0.jsonl      of each worker of pytest-xdist
 
 One process writes a file, lines are only appended, and a last line that was cut off is ignored. At the end the run file
-is written from what the session gathered, and the folder goes. Kinds of lines, by their first word:
+is written from what the session collected, and the folder goes. Kinds of lines, by their first word:
 
     header   what must be known to go on with the run
     item     a test item that was selected: every one of them must come to an end
