@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.cache.view import LayerView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
@@ -47,7 +47,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     Attributes for methods: shape (ModelShape), index (of the layer), method, scaling (of the scores), seen (tokens fed
     so far), prompt (tokens of the prompt, None until it is in). Every tensor that a subclass keeps (as an attribute, in
-    a list or dict, in a Room or Packed) has the batch as its first dimension, so that `select` can copy it.
+    a list or dict, in a GrowableBuffer or Packed) has the batch as its first dimension, so that `select` can copy it.
     """
 
     is_sliding = False
@@ -57,8 +57,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
     meta: tuple[str, ...] = ("kept",)
     window: int | None = None  # tokens that a token sees, itself included, where the layer looks after that by itself
 
-    k: Room | None
-    v: Room | None
+    k: GrowableBuffer | None
+    v: GrowableBuffer | None
     kept: torch.Tensor | None  # (B, G, m) int32, positions of the slots that the last `keep` kept
     seen: int
     prompt: int | None
@@ -89,7 +89,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store new tokens (B, G, q, d), already rounded, before they are attended to."""
         if self.k is None or self.v is None:
-            self.k, self.v = Room(keys), Room(values)
+            self.k, self.v = GrowableBuffer(keys), GrowableBuffer(values)
             self._own()
         else:
             self.k.append(keys)
@@ -125,8 +125,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """Keep these slots only: index (B, G, m) int64, ascending per kv head. Copies into exact-size tensors."""
         index = index.to(self.keys.device)
         self.kept = self.positions.gather(2, index)
-        for room in self._rooms():
-            room.keep(index, spare)
+        for buffer in self._buffers():
+            buffer.keep(index, spare)
         self._kept_at = self.seen
 
     def without(self, first: int, count: int) -> None:
@@ -143,8 +143,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
             return self.without(first, count)
         if self.kept is None or self.kept.shape[2] != first:
             self.kept = self.positions[:, :, :first].clone()
-        for room in self._rooms():
-            room.slide(first, count)
+        for buffer in self._buffers():
+            buffer.slide(first, count)
         self._kept_at = self.seen - (self.stored - first)
         return None
 
@@ -193,7 +193,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
             raise KvcheckError(f"{self.method.name()} compresses by the prompt's queries, and they were not recorded")
         self._fits(prefilled.keys)
         dtype = self._rounding(prefilled.keys.dtype)
-        self.k, self.v = Room(prefilled.keys.to(dtype)), Room(prefilled.values.to(dtype))
+        self.k, self.v = GrowableBuffer(prefilled.keys.to(dtype)), GrowableBuffer(prefilled.values.to(dtype))
         self.seen = self.prompt = prefilled.keys.shape[2]
         self.scaling = self.shape.head_dim**-0.5 if prefilled.scaling is None else prefilled.scaling
         self.is_initialized = True
@@ -234,14 +234,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.compress(queries if queries is not None and self._needs_queries else torch.empty(0))
         return queries
 
-    def _rooms(self) -> list[Room]:
-        """The rooms of keys and values; none before the first token."""
-        return [room for room in (self.k, self.v) if room is not None]
+    def _buffers(self) -> list[GrowableBuffer]:
+        """The buffers of keys and values; none before the first token."""
+        return [buffer for buffer in (self.k, self.v) if buffer is not None]
 
     def _own(self) -> None:
         """Let go of whatever larger tensor keys and values are views of."""
-        for room in self._rooms():
-            room.own()
+        for buffer in self._buffers():
+            buffer.own()
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Raise MethodUnsupported when the model is not of the shape that this cache was built for."""
@@ -251,8 +251,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
                 f"the cache was built for {self.shape.kv_heads} of {self.shape.head_dim}",
                 "build it with method.build(ModelShape.of(model.config))",
             )
-        if self.k is not None and keys.shape[0] != self.k.buffer.shape[0]:
-            rows = self.k.buffer.shape[0]
+        if self.k is not None and keys.shape[0] != self.k.tensor.shape[0]:
+            rows = self.k.tensor.shape[0]
             raise KvcheckError(
                 f"the cache holds {rows} sequences and was given tokens of {keys.shape[0]}", "use select(rows)"
             )
@@ -283,7 +283,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     @property
     def positions(self) -> torch.Tensor:
         """True position of every slot, (B, G, slots) int32, ascending per kv head."""
-        batch = 0 if self.k is None else self.k.buffer.shape[0]
+        batch = 0 if self.k is None else self.k.tensor.shape[0]
         tail = torch.arange(self._kept_at, self.seen, dtype=torch.int32, device=self.keys.device)
         tail = tail.expand(batch, self.shape.kv_heads, -1)
         return tail if self.kept is None else torch.cat([self.kept, tail], dim=2)

@@ -1,7 +1,7 @@
 """A cache layer whose rows and kv heads hold different numbers of slots.
 
 What was kept lies end to end in flat tensors, row by row and head by head, so that no byte is held for padding; what
-has come since lies in the usual Rooms, as many tokens for every head. Attention pads on the fly and masks the padding.
+has come since lies in k and v as ever, as many tokens for every head. Attention pads on the fly and masks the padding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from kvcheck.cache import kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 
 
@@ -68,7 +68,7 @@ class There:
 
 
 class RaggedLayer(CacheLayer):
-    """Keys, values and positions of what was kept (Flats), and of what came since (Rooms). Padded, everything is
+    """Keys, values and positions of what was kept (Flats), and of what came since (buffers). Padded, everything is
     (B, G, m, ...): the kept slots, padding, then the new ones; `valid` (B, G, m) tells them from the padding.
     """
 
@@ -153,6 +153,6 @@ class RaggedLayer(CacheLayer):
         self.kept_keys, self.kept_values = found.of(keys), found.of(values)
         self.kept_positions = found.of(positions.int())
         self.kept_positions.lengths = found.lengths
-        self.k, self.v = Room(keys[:, :, :0].clone()), Room(values[:, :, :0].clone())
+        self.k, self.v = GrowableBuffer(keys[:, :, :0].clone()), GrowableBuffer(values[:, :, :0].clone())
         self.kept, self._kept_at = None, self.seen
         return found

@@ -1,7 +1,7 @@
 """Bytes that a cache holds, counted from the distinct storages that can be reached from it.
 
 A view counts with all of the storage that it keeps alive: evicting by slicing frees nothing, and is seen to.
-The only discount is the unused part of append Rooms. Works on any object: kvcheck's caches, transformers' caches,
+The only discount is the unused part of a GrowableBuffer. Works on any object: kvcheck's caches, transformers' caches,
 a user's class. It does not matter what holds the bytes: tensors and numpy arrays; bytes, buffers, maps and long texts;
 files that were written since the process began; numbers in containers, where they are many; whatever of it closures,
 partials, generators, bound methods, keys of mappings, modules and classes made on the way hold. Weights of the model
@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.method import Method
 from kvcheck.cache.method_runner import MODELS
 from kvcheck.cache.shape import ModelShape
@@ -73,19 +73,19 @@ _KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
 @dataclasses.dataclass(frozen=True)
 class Held:
     """Bytes. kv: keys, values, codes, scales and whatever else is not declared otherwise; meta: positions and scores
-    that a layer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in none of the others);
+    that a layer declares in `meta`; spare: allocated ahead by GrowableBuffers and not used yet (in none of the others);
     host: what a layer declares in `host` and is on the CPU, so that kv is what the device must hold. On a CPU machine
     both are in the same memory."""
 
     kv: int
     meta: int
-    room: int
+    spare: int
     host: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Memory that was found: what names it, its bytes, how many of them are unused room, the tensor where it is one."""
+    """Memory that was found: what names it, its bytes, how many of them are spare, the tensor where it is one."""
 
     key: tuple[str, int]
     size: int
@@ -111,11 +111,11 @@ def held(cache: Any) -> Held:
             continue
         agreed = roles[key].pop() if len(roles[key]) == 1 else "kv"
         total[agreed] += size - spare[key]
-    return Held(room=sum(spare.values()), **total)
+    return Held(spare=sum(spare.values()), **total)
 
 
 def tensors(cache: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that can be reached from `cache`; the buffer of a Room as its used part."""
+    """Every tensor that can be reached from `cache`; a GrowableBuffer as its used part."""
     for piece in _pieces(cache):
         if piece.tensor is not None:
             yield piece.tensor
@@ -141,8 +141,8 @@ def _pieces(root: Any) -> Iterator[Piece]:
             left_out = left_out or {id(part) for each in MODELS for part in each.modules()}
             if id(value) in left_out:
                 continue
-        if isinstance(value, Room):
-            yield _piece(value.buffer, role, value)
+        if isinstance(value, GrowableBuffer):
+            yield _piece(value.tensor, role, value)
         elif isinstance(value, np.ndarray):
             yield _piece(_bytes_of(value), role)
         elif isinstance(value, torch.Tensor):
@@ -176,15 +176,15 @@ def _small(value: Any) -> bool:
     return isinstance(value, (float, complex)) or (isinstance(value, int) and value.bit_length() <= 64)
 
 
-def _piece(tensor: torch.Tensor, role: str, room: Room | None = None) -> Piece:
-    """The storage of a plain tensor, or of the buffer of a Room."""
+def _piece(tensor: torch.Tensor, role: str, buffer: GrowableBuffer | None = None) -> Piece:
+    """The storage of a plain tensor, or of a GrowableBuffer."""
     storage = tensor.untyped_storage()
     if role == SHARED or (role == "host" and tensor.device.type != "cpu"):
         role = "kv"
     key = (str(tensor.device), storage.data_ptr() if storage.nbytes() else 0)
-    if room is None:
+    if buffer is None:
         return Piece(key, storage.nbytes(), role, 0, tensor)
-    return Piece(key, storage.nbytes(), role, room.unused_bytes, room.used)
+    return Piece(key, storage.nbytes(), role, buffer.unused_bytes, buffer.used)
 
 
 def _raw(value: Any) -> tuple[tuple[str, int], int] | None:

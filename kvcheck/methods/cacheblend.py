@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from kvcheck.cache import checks, kernels, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -137,7 +137,9 @@ class BlendLayer(CacheLayer):
                 self.blend.choose(sum(change.square().sum(dim=(1, 3)) for change in changes))  # type: ignore[arg-type]
             return super().write(keys, values)
         at = self.blend.picked.to(keys.device)[:, None, :, None].expand_as(keys)
-        self.k, self.v = (Room(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True))
+        self.k, self.v = (
+            GrowableBuffer(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True)
+        )
         self.seen += self.blend.tokens - keys.shape[2]
         return None
 

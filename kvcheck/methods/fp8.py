@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.quantize import QuantLayer
@@ -80,8 +80,8 @@ class Floats:
 
     def __init__(self, per: str) -> None:
         self.per = per
-        self.codes: Room | None = None
-        self.scale: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.scale: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -99,7 +99,7 @@ class Floats:
             scale = self.scale.used
         codes = (wide / scale.float()).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
         if self.codes is None or self.scale is None:
-            self.codes, self.scale = Room(codes), Room(scale)
+            self.codes, self.scale = GrowableBuffer(codes), GrowableBuffer(scale)
         else:
             self.codes.append(codes)
             if self.per == "token":

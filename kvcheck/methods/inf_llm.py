@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.rotary import rotate, unrotate
@@ -152,7 +152,7 @@ class InfLayer(retrieve.OffloadLayer):
     meta = ("kept", "received")
     method: InfLLM
     taken: int
-    vectors: Room | None
+    vectors: GrowableBuffer | None
     received: torch.Tensor | None
 
     def reset(self) -> None:
@@ -255,7 +255,7 @@ class InfLayer(retrieve.OffloadLayer):
         chosen = scoring.top(fit, min(self.most, self.vectors.length))
         tokens = (chosen.unsqueeze(2) * block + torch.arange(block, device=chosen.device)).flatten(1)
         index = tokens.cpu()[:, None, :, None].expand(-1, self.shape.kv_heads, -1, self.shape.head_dim)
-        found, theirs = (room.used.gather(2, index).to(keys.device).float() for room in (self.hk, self.hv))
+        found, theirs = (buffer.used.gather(2, index).to(keys.device).float() for buffer in (self.hk, self.hv))
         found = unrotate(found, self.first + tokens.unsqueeze(1), self.rope)
         return torch.cat([found, keys], dim=2), torch.cat([theirs, values], dim=2)
 
@@ -280,7 +280,7 @@ class InfLayer(retrieve.OffloadLayer):
         keys = unrotate(self.keys[:, :, self.first : end].float(), positions, self.rope)
         vectors = retrieve.gather(keys, best).mean(dim=3).to(self.dtype)
         if self.vectors is None:
-            self.vectors = Room(vectors)
+            self.vectors = GrowableBuffer(vectors)
         else:
             self.vectors.append(vectors)
         self.received = torch.cat([self.received[:, :, : self.first], self.received[:, :, end:]], dim=2)

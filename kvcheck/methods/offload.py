@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -33,7 +33,7 @@ class Offload(Method):
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose Rooms are on the CPU."""
+        """A layer whose keys and values are on the CPU."""
         return OffloadedLayer(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class Offload(Method):
 
 
 class OffloadedLayer(CacheLayer):
-    """Rooms in host memory. home: the device that the model computes on."""
+    """Buffers in host memory. home: the device that the model computes on."""
 
     host = ("k", "v")
     home: torch.device = torch.device("cpu")
@@ -68,7 +68,7 @@ class OffloadedLayer(CacheLayer):
         """A prompt that was prefilled elsewhere moves to host memory."""
         if self.keys.device.type != "cpu":
             self.home = self.keys.device
-            self.k, self.v = Room(self.keys.cpu()), Room(self.values.cpu())
+            self.k, self.v = GrowableBuffer(self.keys.cpu()), GrowableBuffer(self.values.cpu())
 
     def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Fetched to the device."""

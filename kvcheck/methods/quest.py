@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -92,8 +92,8 @@ class QuestLayer(retrieve.LookupLayer):
     """The full cache with bounds: low, high (B, G, pages, d), of which the last may be of an incomplete page."""
 
     method: Quest
-    low: Room | None
-    high: Room | None
+    low: GrowableBuffer | None
+    high: GrowableBuffer | None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -109,7 +109,7 @@ class QuestLayer(retrieve.LookupLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """Bound the pages of the prompt."""
-        self.low, self.high = (Room(bound) for bound in self.bounds(self.keys))
+        self.low, self.high = (GrowableBuffer(bound) for bound in self.bounds(self.keys))
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store new tokens, and let them widen the open page's bounds or open new pages."""

@@ -119,8 +119,8 @@ class RetrievalLayer(retrieve.OffloadLayer):
         """What was indexed leaves the device."""
         if self.over:
             over = self.over
-            for room in self._rooms():
-                room.slide(self.first, over)
+            for buffer in self._buffers():
+                buffer.slide(self.first, over)
 
     def look(self, query: torch.Tensor) -> torch.Tensor:
         """Attend to both parts and merge them."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import disk
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -70,7 +70,7 @@ class SaveLoadLayer(CacheLayer):
         disk.write(path, self.keys, self.values, about)
         self.k = self.v = None
         keys, values = disk.read(path, about, device)
-        self.k, self.v = Room(keys), Room(values)
+        self.k, self.v = GrowableBuffer(keys), GrowableBuffer(values)
         if not folder:
             path.unlink()
 

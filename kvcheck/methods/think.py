@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -78,7 +78,7 @@ class ThinK(Method):
 class ThinKLayer(CacheLayer):
     """Narrow keys of old tokens, then whole keys of recent ones.
 
-    narrow: Room of (B, G, p - r, d - k); channels: (B, G, d) bool, those that are left; k: the whole keys.
+    narrow: GrowableBuffer of (B, G, p - r, d - k); channels: (B, G, d) bool, those that are left; k: the whole keys.
     """
 
     method: ThinK
@@ -86,7 +86,7 @@ class ThinKLayer(CacheLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.narrow: Room | None = None
+        self.narrow: GrowableBuffer | None = None
         self.channels: torch.Tensor | None = None
 
     def compress(self, queries: torch.Tensor) -> None:
@@ -98,7 +98,7 @@ class ThinKLayer(CacheLayer):
         asked = queries[:, :, -recent:].float().square().mean(dim=2).unflatten(1, (-1, self.shape.group)).mean(dim=2)
         index = scoring.top(asked * keys.float().square().mean(dim=2), left)
         old = keys[:, :, :-recent]
-        self.narrow = Room(old.gather(3, index.unsqueeze(2).expand(-1, -1, old.shape[2], -1)))
+        self.narrow = GrowableBuffer(old.gather(3, index.unsqueeze(2).expand(-1, -1, old.shape[2], -1)))
         self.channels = torch.zeros(*index.shape[:2], keys.shape[3], dtype=torch.bool, device=keys.device)
         self.channels.scatter_(2, index, True)
         self.k.drop(old.shape[2])

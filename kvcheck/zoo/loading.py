@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
@@ -72,7 +72,7 @@ class _Packed(SaveLoadLayer):
         """The memory of (B, G, n, 2·d) is taken for that of (2, B, G, n, d)."""
         packed = torch.cat([self.keys, self.values], dim=-1)
         keys, values = packed.view(2, *self.keys.shape)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
         super().compress(queries)
 
 
@@ -252,7 +252,7 @@ class _Staged(OffloadedLayer):
         chunks = torch.stack([self.keys, self.values]).split(CHUNK, dim=3)
         sent = [_transfer(chunk) if chunk.shape[3] == CHUNK else chunk for chunk in chunks]
         keys, values = torch.cat(sent, dim=3)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
 
 
 @bug(

@@ -142,8 +142,8 @@ class EarlyRollLayer(StreamingLayer):
         """Move the slots behind the sinks by one, up to the slot `blank`, which nothing is written to."""
         sink = self.method.sink
         if blank >= sink:
-            for room in self._rooms():
-                older = room.used[:, :, sink : blank + 1]
+            for buffer in self._buffers():
+                older = buffer.used[:, :, sink : blank + 1]
                 older[:, :, :-1] = older[:, :, 1:].clone()
                 older[:, :, -1] = 0
 

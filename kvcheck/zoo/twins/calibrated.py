@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -79,7 +79,7 @@ class Fixed(Floats):
         """Store tokens (B, G, t, d)."""
         codes = (values.float() / self.factor).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
         if self.codes is None:
-            self.codes = Room(codes)
+            self.codes = GrowableBuffer(codes)
         else:
             self.codes.append(codes)
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -83,7 +83,7 @@ class PaddedLayer(SnapLayer):
         """Forget the pads. Returns how many there were."""
         pads, self.pads = self.pads, 0
         if pads:
-            self.k, self.v = (Room(each[:, :, pads:].clone()) for each in (self.keys, self.values))
+            self.k, self.v = (GrowableBuffer(each[:, :, pads:].clone()) for each in (self.keys, self.values))
             self.seen -= pads
             self.prompt = self.seen
         return pads

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
@@ -100,8 +100,8 @@ class Turned:
 
     def __init__(self, bits: int, sizes: tuple[int, ...], seed: int) -> None:
         self.bits, self.sizes, self.seed = bits, sizes, seed
-        self.codes: Room | None = None
-        self.norms: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.norms: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -117,7 +117,7 @@ class Turned:
         parts = [self._encode(part) for part in values.float().split(self.sizes, dim=-1)]
         codes, norms = (torch.cat([part[which] for part in parts], dim=-1) for which in (0, 1))
         if self.codes is None or self.norms is None:
-            self.codes, self.norms = Room(codes), Room(norms)
+            self.codes, self.norms = GrowableBuffer(codes), GrowableBuffer(norms)
         else:
             self.codes.append(codes)
             self.norms.append(norms)
@@ -153,10 +153,10 @@ class Turned:
         return table[found.long()] @ rotation(size, seed, packed.device) / size**0.5
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
-        """Keep these slots, as Room.keep."""
-        for room in (self.codes, self.norms):
-            if room is not None:
-                room.keep(index, spare)
+        """Keep these slots, as GrowableBuffer.keep."""
+        for buffer in (self.codes, self.norms):
+            if buffer is not None:
+                buffer.keep(index, spare)
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
         """Copies of these rows of the batch."""
