@@ -22,7 +22,7 @@ from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.cache.view import LayerView
-from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,6 +68,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
     _keeps: bool  # they are kept
     _waiting: bool  # between update and attend
 
+    def __init_subclass__(cls) -> None:
+        """Raise SpecError for what no forward calls any more."""
+        super().__init_subclass__()
+        if "mix" in vars(cls):
+            raise SpecError(
+                f"{cls.__name__} defines mix(…), which no forward calls: it is attention(…) now", "rename it"
+            )
+
     def __init__(self, shape: ModelShape, index: int, method: Method | None) -> None:
         self.shape, self.index = shape, index
         self.method: Any = method
@@ -111,9 +119,9 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """Read and attend, some rows of the batch: query (b, H, q, d) -> (b, H, q, d)."""
-        return self.mix(query, *checks.pair(self.read(rows, query.dtype), "read"), rows)
+        return self.attention(query, *checks.pair(self.read(rows, query.dtype), "read"), rows)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
         one = query.shape[2] == 1 and keys.dtype != self.dtype
         kernel = kernels.attend_one if one else kernels.attend_block

@@ -185,7 +185,7 @@ class QuantLayer(CacheLayer):
         """The same for the query heads of one kv head. A function of its own, so that what it dequantizes dies here."""
         group = self.shape.group
         mine = query[:, head.start * group : head.stop * group]
-        return self.mix(mine, *self.read(rows, query.dtype, head), rows)
+        return self.attention(mine, *self.read(rows, query.dtype, head), rows)
 
     def read(self, rows: slice, dtype: torch.dtype, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Quantized part and tail of these rows and kv heads, dequantized in float32, in `dtype`."""

@@ -133,10 +133,10 @@ class RaggedLayer(CacheLayer):
         keys = torch.cat([self.kept_keys.padded(rows), keys], dim=2)
         return keys.to(dtype), torch.cat([self.kept_values.padded(rows), values], dim=2).to(dtype)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Causal attention over what is there."""
         if self.kept_keys is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         mask = self.valid[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
         tokens, columns = query.shape[2], keys.shape[2]
         if tokens > 1:

@@ -33,15 +33,15 @@ class SparsePrefill(Method):
 class SparsePrefillLayer(CacheLayer):
     """The full cache. The tokens of the prompt attend by `sparse`, all later ones densely."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Sparse attention until the prompt is in."""
         if self.prompt is not None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         return self.sparse(query, keys, values)
 
     def dense(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What the full cache computes, bit for bit."""
-        return super().mix(query, keys, values, slice(None))
+        return super().attention(query, keys, values, slice(None))
 
     def sparse(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attention of the prompt's newest q tokens to all c fed so far: (B, H, q, d), (B, G, c, d) -> (B, H, q, d)."""

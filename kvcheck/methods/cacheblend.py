@@ -143,10 +143,10 @@ class BlendLayer(CacheLayer):
         self.seen += self.blend.tokens - keys.shape[2]
         return None
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """A chosen token sees everything up to its own position."""
         if self.blend is None or self.index <= CHECK:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
         mask = (column <= self.blend.picked[rows].to(keys.device).unsqueeze(-1)).unsqueeze(1)
         return kernels.attend_masked(query, keys, values, mask, self.scaling)

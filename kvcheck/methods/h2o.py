@@ -92,14 +92,14 @@ class H2OLayer(CacheLayer):
         self.scores = scoring.column_sums(queries, self.keys, self.scaling)
         self.evict()
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend; after the prompt, note what every slot received."""
         if self.prompt is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         past = keys.shape[2] - query.shape[2]
         if query.shape[2] > 1:
             self._received.append(scoring.column_sums(query, keys, self.scaling, past))
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         weights = kernels.probabilities(query, keys, self.scaling, past).squeeze(3)
         self._received.append(weights.sum(dim=2))
         return torch.matmul(weights.to(values.dtype), values).reshape(query.shape)

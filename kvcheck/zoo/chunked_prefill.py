@@ -91,11 +91,11 @@ class ChunkMaskBuiltWithZeroOffset(Cake):
 class MasklessLayer(CacheLayer):
     """Masks only what begins at 0."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend without a mask where one of the size of the block does not fit."""
         if 1 < query.shape[2] < keys.shape[2]:
             return scaled_dot_product_attention(query, keys, values, scale=self.scaling, enable_gqa=True)
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 @bug(

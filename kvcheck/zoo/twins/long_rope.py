@@ -93,7 +93,7 @@ class LongLayer(CacheLayer):
         keys, values = self.read(rows, query.dtype)
         positions = torch.arange(self.seen, device=query.device)
         turned = rotate(query, positions[-query.shape[2] :], self.change())
-        return self.mix(turned, rotate(keys, positions, self.change()), values, rows)
+        return self.attention(turned, rotate(keys, positions, self.change()), values, rows)
 
     def change(self) -> tuple[float, ...]:
         """By how much the other frequencies differ from the model's, per pair."""

@@ -173,7 +173,7 @@ class PadLayer(CacheLayer):
         first = int(pads.min())
         keys, values = self.from_column(first, rows, query.dtype)
         if bool((pads == first).all()):
-            return self.mix(query, keys, values, rows)
+            return self.attention(query, keys, values, rows)
         count, columns = query.shape[2], keys.shape[2]
         here = torch.arange(columns, device=keys.device)
         newest = here[columns - count :].unsqueeze(1)

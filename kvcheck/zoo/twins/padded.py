@@ -64,10 +64,10 @@ class PaddedLayer(SnapLayer):
         super().reset()
         self.pads = 0
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Real tokens see no pad; a pad sees itself and earlier ones, so that its softmax is over something."""
         if not self.pads:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         count = keys.shape[2]
         row = torch.arange(count - query.shape[2], count, device=query.device).unsqueeze(1)
         column = torch.arange(count, device=query.device)

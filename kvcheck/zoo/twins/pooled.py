@@ -114,10 +114,10 @@ class PooledLayer(CacheLayer):
             else:
                 buffer.append(means)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """After the prompt, the window and the entries, by one softmax."""
         if self.prompt is None or self.pk is None or self.pv is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         device, width = query.device, self.method.width(self.prompt)
         row = torch.arange(self.seen - query.shape[2], self.seen, device=device).unsqueeze(1)
         age = row - torch.arange(self.seen - keys.shape[2], self.seen, device=device)
