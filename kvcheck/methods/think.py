@@ -110,8 +110,8 @@ class ThinKLayer(CacheLayer):
             return whole, values
         narrow = self.narrow.used[rows].to(dtype)
         keys = whole.new_zeros(*whole.shape[:2], narrow.shape[2] + whole.shape[2], whole.shape[3])
-        there = self.channels[rows].unsqueeze(2).expand(-1, -1, narrow.shape[2], -1)
-        keys[:, :, : narrow.shape[2]].masked_scatter_(there, narrow)
+        channels = self.channels[rows].unsqueeze(2).expand(-1, -1, narrow.shape[2], -1)
+        keys[:, :, : narrow.shape[2]].masked_scatter_(channels, narrow)
         keys[:, :, narrow.shape[2] :] = whole
         return keys, values
 

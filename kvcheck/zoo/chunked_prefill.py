@@ -58,8 +58,8 @@ class SimulatedLayer(BlockwiseLayer):
             chunk = self.every_head(torch.arange(start, end, device=self.keys.device))
             kept = torch.cat([kept, chunk], dim=2)
             if kept.shape[2] > cap:
-                there = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
-                kept = kept.gather(2, self.choose(queries[:, :, start:end], there, cap))
+                kept_keys = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
+                kept = kept.gather(2, self.choose(queries[:, :, start:end], kept_keys, cap))
             start = end
         if kept.shape[2] < self.stored:
             self.keep(kept)
