@@ -81,9 +81,9 @@ class Composed(Method):
         known = [part for part in parts if part is not None]
         return sum(known) if parts and len(known) == len(parts) else None
 
-    def joint(self) -> str:
+    def cross_head(self) -> str:
         """What either of them says."""
-        return self.first.joint() or self.second.joint()
+        return self.first.cross_head() or self.second.cross_head()
 
     def rounding(self) -> tuple[float, float] | None:
         """What the second promises."""

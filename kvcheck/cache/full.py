@@ -14,7 +14,9 @@ from kvcheck.cache.shape import ModelShape
 class FullCache(Method):
     """Every token stays. Bytes: 2·L·B·G·n·d·2 after n tokens."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="the full cache", stage="compression", frees_memory=False, lossless=""
+    )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer."""

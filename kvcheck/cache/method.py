@@ -50,8 +50,8 @@ class MethodInfo:
     one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
     differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
     dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
-    whole: the parameters with which everything is held and every answer is that of the full cache, "" where it always
-    is, None where no parameters do that. joint: why what it does to one kv head depends on the others of the model, ""
+    lossless: the parameters with which everything is held and every answer is that of the full cache, "" where it always
+    is, None where no parameters do that. cross_head: why what it does to one kv head depends on the others of the model, ""
     where it does not, so that the heads may lie in several processes. exempt: (property of kvcheck.conformance, why it
     does not hold by design).
     """
@@ -68,8 +68,8 @@ class MethodInfo:
     variant: str = ""
     formula: str = ""
     refuses: str = ""
-    whole: str | None = None
-    joint: str = ""
+    lossless: str | None = None
+    cross_head: str = ""
     exempt: tuple[tuple[str, str], ...] = ()
 
 
@@ -133,15 +133,15 @@ class Method(Shared):
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
         return None
 
-    def whole(self) -> Spec | None:
-        """The spec that holds everything (see MethodInfo.whole), None where there is none."""
+    def lossless(self) -> Spec | None:
+        """The spec that holds everything (see MethodInfo.lossless), None where there is none."""
         from kvcheck.core.spec import Spec
 
-        return None if self.info.whole is None else Spec.parse(f"{self.name()}:{self.info.whole}".rstrip(":"))
+        return None if self.info.lossless is None else Spec.parse(f"{self.name()}:{self.info.lossless}".rstrip(":"))
 
-    def joint(self) -> str:
-        """Why its heads cannot lie in several processes (see MethodInfo.joint), "" where they can."""
-        return self.info.joint
+    def cross_head(self) -> str:
+        """Why its heads cannot lie in several processes (see MethodInfo.cross_head), "" where they can."""
+        return self.info.cross_head
 
     def rounding(self) -> tuple[float, float] | None:
         """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.

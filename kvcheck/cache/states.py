@@ -211,7 +211,7 @@ def serve(method: Method, loaded: LoadedModel) -> None:
 
     Nor on one of whose heads this process has some, where it treats them jointly.
     """
-    if loaded.team is not None and (why := method.joint()):
+    if loaded.team is not None and (why := method.cross_head()):
         raise MethodUnsupported(
             f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
             f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",

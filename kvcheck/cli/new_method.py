@@ -36,7 +36,7 @@ class {title}(Method):
         stage="compression",
         knob="tokens",
         formula="2·L·B·G·(min(p, tokens) + decoded)·d·2",
-        whole="tokens=100000",
+        lossless="tokens=100000",
     )
 
     tokens: int = 256

@@ -45,7 +45,7 @@ class AShape(sparsity.SparsePrefill):
         frees_memory=False,
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
-        whole="n_local=100000",
+        lossless="n_local=100000",
     )
 
     n_init: float | int = 0.01

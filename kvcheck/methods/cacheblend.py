@@ -53,8 +53,8 @@ class CacheBlend(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="one check layer (official; the paper filters layer by layer)",
-        whole="recompute=1.0",
-        joint="it computes anew the tokens that differ most over all heads",
+        lossless="recompute=1.0",
+        cross_head="it computes anew the tokens that differ most over all heads",
     )
 
     chunk: int = 256

@@ -47,7 +47,7 @@ class Cake(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="two workers on one stored prefix in safetensors files; the split does not change a bit",
-        whole="",
+        lossless="",
     )
 
     chunk: int = 128
@@ -69,7 +69,7 @@ class Cake(Method):
         """Prefills by both workers."""
         return CakeRunner(self, loaded)
 
-    def joint(self) -> str:
+    def cross_head(self) -> str:
         """Where the faster of two workers decides, several processes would split a prompt differently."""
         return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else ""
 

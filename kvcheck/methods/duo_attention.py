@@ -57,9 +57,9 @@ class DuoAttention(Method):
         evicts_in_decode=True,
         shares_prefill=False,
         variant="heads found by attention on a repeated random text (official: gates trained by distillation)",
-        whole="sparsity=0.0",
+        lossless="sparsity=0.0",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
-        joint="its pattern and its search number the heads of the whole model",
+        cross_head="its pattern and its search number the heads of the whole model",
     )
 
     heads: str = SEARCH

@@ -22,7 +22,7 @@ class Fp16(FullCache):
         stage="compression",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
-        whole="",
+        lossless="",
     )
 
 

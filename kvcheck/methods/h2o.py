@@ -42,7 +42,7 @@ class H2O(Method):
         evicts_in_decode=True,
         needs=("queries",),
         variant="real drop at original positions; scores from prompt and decoding, per kv head",
-        whole="budget=100000",
+        lossless="budget=100000",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
     )
 

@@ -63,7 +63,7 @@ class InfLLM(Method):
         needs=("queries",),
         shares_prefill=False,
         variant="sparse decoding (official; SCBench decodes densely); blocks shared over heads; minimal storage",
-        whole="local=100000",
+        lossless="local=100000",
         exempt=(
             ("a_block_is_its_tokens_one_by_one", "the tokens of a group choose their blocks together"),
             ("a_block_begins_as_its_first_token", "the tokens of a group choose their blocks together"),
@@ -73,7 +73,7 @@ class InfLLM(Method):
                 "the tokens of a group choose their blocks together",
             ),
         ),
-        joint="all heads of a layer look up the same blocks",
+        cross_head="all heads of a layer look up the same blocks",
     )
 
     init: int = 16

@@ -40,7 +40,7 @@ class KIVI(Method):
         knob="bits",
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
-        whole="residual=102400",
+        lossless="residual=102400",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
     )
 

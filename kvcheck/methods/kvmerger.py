@@ -42,7 +42,7 @@ class KVMerger(Method):
         verbatim=False,
         needs=("queries",),
         variant="Gaussian weights with a bandwidth of our own, guarded against 0; merges after the prompt only",
-        whole="threshold=1.0",
+        lossless="threshold=1.0",
         exempt=(
             (
                 "memory_is_freed_in_every_row_of_every_sample",

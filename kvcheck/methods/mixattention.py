@@ -114,7 +114,7 @@ class MixAttention(Method):
         evicts_in_decode=True,  # what leaves the window
         shares_prefill=False,
         variant="trained on from the embedded model; layout 0s 1 1 0s, window 128",
-        joint="it is a model of its own, which is not shared out",
+        cross_head="it is a model of its own, which is not shared out",
     )
 
     weights: str = ""

@@ -29,7 +29,7 @@ class Offload(Method):
         paper="arXiv 2303.06865",
         formula="0 on the device, 2·L·B·G·n·d·2 in host memory",
         variant="whole layers, fetched when they attend and not ahead",
-        whole="",
+        lossless="",
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -36,7 +36,7 @@ class PyramidKV(SnapKV):
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); budgets by the official integer rule",
-        whole="budget=1.0",
+        lossless="budget=1.0",
     )
 
     beta: int = 20

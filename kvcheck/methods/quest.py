@@ -47,7 +47,7 @@ class Quest(Method):
         knob="budget",
         frees_memory=False,
         variant="the newest page is forced (official kernels); pages per query head; follow-up blocks are sparse too",
-        whole="budget=100000",
+        lossless="budget=100000",
         exempt=(
             (
                 "where_a_text_begins_does_not_matter",

@@ -37,7 +37,7 @@ class SaveLoad(Method):
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         variant="safetensors, one file per layer and prompt",
-        whole="",
+        lossless="",
     )
 
     folder: str = ""

@@ -40,7 +40,7 @@ class SnapKV(Method):
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); official chooses and stores per query head",
-        whole="budget=1.0",
+        lossless="budget=1.0",
     )
 
     budget: float | int = 0.5

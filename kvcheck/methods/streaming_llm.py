@@ -37,7 +37,7 @@ class StreamingLLM(Method):
         knob="window",
         evicts_in_decode=True,
         variant="original positions, no re-rotation to slots; dense prefill; evicts after every forward",
-        whole="window=100000",
+        lossless="window=100000",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
     )
 

@@ -39,7 +39,7 @@ class ThinK(Method):
         verbatim=False,
         needs=("queries",),
         variant="on the full cache, one mask per kv head (official: on top of SnapKV, per query head)",
-        whole="ratio=0.0",
+        lossless="ratio=0.0",
     )
 
     ratio: float = 0.4

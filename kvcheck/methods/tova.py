@@ -35,9 +35,9 @@ class TOVA(Method):
         evicts_in_decode=True,
         needs=("queries",),
         variant="the newest token may leave (official); original positions",
-        whole="budget=100000",
+        lossless="budget=100000",
         exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
-        joint="all heads of a layer keep the same tokens",
+        cross_head="all heads of a layer keep the same tokens",
     )
 
     budget: float | int = 0.5

@@ -72,9 +72,9 @@ class Mutant(Method):
         """As the correct method."""
         return self.inner.protected(prompt)
 
-    def whole(self) -> Spec | None:
+    def lossless(self) -> Spec | None:
         """The same fault around the correct method's."""
-        inner = self.inner.whole()
+        inner = self.inner.lossless()
         return None if inner is None else Spec(self.name(), (("of", str(inner)),))
 
     def rounding(self) -> tuple[float, float] | None:

@@ -35,7 +35,7 @@ class Good(Method):
     """The full cache."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="keeps everything", stage="compression", frees_memory=False, whole=""
+        summary="keeps everything", stage="compression", frees_memory=False, lossless=""
     )
     layers: ClassVar[type[CacheLayer]] = CacheLayer
 
@@ -203,7 +203,7 @@ method(
 
 with_layer("HalvesKeys", compress=lambda self, queries: self.keys.mul_(0.5))
 with_layer("DropsInSilence", compress=lambda self, queries: self.keep(self.every_head(torch.arange(0, self.stored, 2))))
-READS = MethodInfo(summary="reads queries", stage="compression", frees_memory=False, whole="", needs=("queries",))
+READS = MethodInfo(summary="reads queries", stage="compression", frees_memory=False, lossless="", needs=("queries",))
 with_layer("ClearsQueries", info=READS, compress=lambda self, queries: queries.zero_())
 
 

@@ -26,7 +26,9 @@ PILE: list[torch.Tensor] = []
 class Full(Method):
     """The full cache, by whatever layer a subclass names."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="the full cache", stage="compression", frees_memory=False, lossless=""
+    )
     made: ClassVar[type[CacheLayer]] = CacheLayer
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -50,9 +50,9 @@ def holds(
     return lambda check: Property(check, unless, longest, steps, share)
 
 
-def no_whole(info: MethodInfo) -> str:
+def not_lossless(info: MethodInfo) -> str:
     """Excuses methods that never hold everything."""
-    return "it declares no parameters with which everything is held" if info.whole is None else ""
+    return "it declares no parameters with which everything is held" if info.lossless is None else ""
 
 
 def other_prompt(info: MethodInfo) -> str:

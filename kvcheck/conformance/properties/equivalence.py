@@ -7,7 +7,7 @@ import torch
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
+from kvcheck.conformance.properties.base import holds, not_lossless, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 
@@ -16,10 +16,10 @@ def own_prefill(info: MethodInfo) -> str:
     return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
 
 
-@holds(unless=no_whole, longest=LONGER)
+@holds(unless=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(subject.method.whole()))
+    whole = subject.hosted(str(subject.method.lossless()))
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 

@@ -24,7 +24,7 @@ SAME = 1e-7
 
 def reads_all(info: MethodInfo) -> str:
     """Excuses methods that read everything, and those whose effect shows elsewhere."""
-    if info.whole == "":
+    if info.lossless == "":
         return "its answers are always those of the full cache"
     sparse = info.stage in ("retrieval", "generation", "loading")
     return other_prompt(info) or ("" if sparse else "it does not claim to read less than it holds")

@@ -58,7 +58,7 @@ class Foreign(Method):
         """Refused: a foreign cache needs its model."""
         raise KvcheckError(f"{self.given} is made on a model", "use method.runner(loaded).prefill(ids)")
 
-    def joint(self) -> str:
+    def cross_head(self) -> str:
         """Taken for granted, as everything else."""
         return "what a foreign method does between heads is out of sight"
 

@@ -36,7 +36,7 @@ class LongRope(Method):
         shares_prefill=False,
         refuses="models whose rotation of keys is not known",
         variant="NTK-aware frequencies, in a layer's reach",
-        whole="",
+        lossless="",
     )
 
     native: int = 8192

@@ -57,7 +57,7 @@ class TieredStore(PrefixStore):
         PrefixStore.info,
         summary="the full cache, from a store of prefixes in two tiers",
         verbatim=False,
-        whole="far=1000000",
+        lossless="far=1000000",
     )
 
     far: int = 64

@@ -39,7 +39,7 @@ class Regimes(Fp16):
         evicts_in_decode=True,  # nothing leaves; but tokens are turned by what is fed in one group with them
         shares_prefill=False,
         variant="two sets of frequencies; the cache is computed anew when a text crosses the length",
-        whole="original=1000000",
+        lossless="original=1000000",
         exempt=(("a_block_is_its_tokens_one_by_one", "what is fed together with a crossing is turned like the rest"),),
     )
 
