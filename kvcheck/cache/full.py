@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -15,7 +15,11 @@ class FullCache(Method):
     """Every token stays. Bytes: 2·L·B·G·n·d·2 after n tokens."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="the full cache", stage="compression", frees_memory=False, lossless=""
+        summary="the full cache in 16 bits",
+        stage=Stage.COMPRESSION,
+        formula="2·L·B·G·n·d·2",
+        frees_memory=False,
+        lossless=Lossless.ALWAYS,
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -14,7 +14,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.layer import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.cache.view import CacheView, LayerView, view
 from kvcheck.measure.memory import held, tensors
@@ -59,7 +59,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
 
 def _declared(cache: CacheView, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     """What is declared of the method's layers."""
-    rewritten = method.info.stage == "prompt"
+    rewritten = method.info.stage == Stage.PROMPT
     layers = cache.method_layers
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
@@ -208,7 +208,7 @@ def _faithful(
     prompt = prefilled.keys.shape[2]
     if not info.verbatim and layer.slots != layer.seen:
         return  # merged slots stand for several tokens
-    if info.stage == "architecture" or (not info.shares_prefill and layer.index > 0):
+    if info.stage == Stage.ARCHITECTURE or (not info.shares_prefill and layer.index > 0):
         return
     verbatim = info.verbatim and info.shares_prefill
     inside = (positions < prompt) & valid

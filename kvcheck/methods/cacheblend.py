@@ -10,7 +10,7 @@ import torch
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
@@ -45,7 +45,7 @@ class CacheBlend(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="reuses keys and values of chunks computed alone, and recomputes those that deviate most",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2405.16444",
         formula="2·L·B·G·n·d·2",
         refuses="models whose rotation of keys is not known",
@@ -53,7 +53,7 @@ class CacheBlend(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="one check layer (official; the paper filters layer by layer)",
-        lossless="recompute=1.0",
+        lossless=Lossless.at("recompute=1.0"),
         cross_head="it computes anew the tokens that differ most over all heads",
     )
 

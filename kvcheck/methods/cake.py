@@ -14,7 +14,7 @@ import torch
 
 from kvcheck.cache import checks, disk
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 
@@ -41,13 +41,13 @@ class Cake(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="computes the cache from the front while loading it from the back",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2410.03065",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="two workers on one stored prefix in safetensors files; the split does not change a bit",
-        lossless="",
+        lossless=Lossless.ALWAYS,
     )
 
     chunk: int = 128
@@ -69,9 +69,9 @@ class Cake(Method):
         """Prefills by both workers."""
         return CakeRunner(self, loaded)
 
-    def cross_head(self) -> str:
+    def cross_head(self) -> str | None:
         """Where the faster of two workers decides, several processes would split a prompt differently."""
-        return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else ""
+        return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else None
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.ragged import Flat, RaggedLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -38,17 +38,17 @@ class CORM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="evicts what none of the last queries found important; heads keep different numbers of tokens",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2404.15949",
         formula="2·d·2·Σ kept slots over layers, rows and kv heads (depends on the data)",
         knob="window",
         evicts_in_decode=True,
         needs=("queries",),
         variant="important for any query head of the group; the average is that over stored keys",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),
-            ("memory_is_freed_in_every_row_of_every_sample", "queries at random may find every token important"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once",
+            "memory_is_freed_in_every_row_of_every_sample": "queries at random may find every token important",
+        },
     )
 
     window: float | int = 0.0625

@@ -12,7 +12,7 @@ import torch
 
 from kvcheck.cache import checks, forward, kernels
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
@@ -50,15 +50,15 @@ class DuoAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps everything in retrieval heads, sinks and a window in the others",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2410.10819",
         formula="2·B·d·2·Σ_l [G_r(l)·n + G_s(l)·min(n, S + R)]",
         knob="sparsity",
         evicts_in_decode=True,
         shares_prefill=False,
         variant="heads found by attention on a repeated random text (official: gates trained by distillation)",
-        lossless="sparsity=0.0",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
+        lossless=Lossless.at("sparsity=0.0"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on"},
         cross_head="its pattern and its search number the heads of the whole model",
     )
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.quantize import BITS, Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
@@ -32,14 +32,14 @@ class FlexGen(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="quantizes every token in groups of channels",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2303.06865",
         formula="2·L·B·G·n·(d·bits/8 + 4·d/s)",
         refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
     )
 
     bits: int = 4

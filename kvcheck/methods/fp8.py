@@ -11,7 +11,7 @@ import torch
 from kvcheck.cache import checks
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -37,13 +37,13 @@ class FP8(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="stores keys and values as 8-bit floats",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2209.05433",
         formula="2·L·B·G·(n·d + 4) with a scale per head, 2·L·B·G·n·(d + 2) with one per token",
         knob="scale",
         verbatim=False,
         variant="e4m3 with a scale per row and kv head, frozen after the prompt; saturates",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then rounded"),),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then rounded"},
     )
 
     scale: str = "head"

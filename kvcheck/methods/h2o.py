@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -35,15 +35,15 @@ class H2O(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps the newest tokens and those that received most attention so far",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2306.14048",
         formula="2·L·B·G·min(n, C)·d·2",
         knob="budget",
         evicts_in_decode=True,
         needs=("queries",),
         variant="real drop at original positions; scores from prompt and decoding, per kv head",
-        lossless="budget=100000",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
+        lossless=Lossless.at("budget=100000"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once"},
     )
 
     budget: float | int = 0.5

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from kvcheck.cache import checks, retrieve, scoring
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -54,7 +54,7 @@ class InfLLM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="attends to a window and to the blocks of the past that fit best, in prompt and decoding",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2402.04617",
         formula="2·L·B·G·(n - b·block)·d·2 + L·B·H·b·d·2 on the device, 2·L·B·G·b·block·d·2 in host memory",
         refuses="models whose rotation of keys cannot be undone",
@@ -63,16 +63,15 @@ class InfLLM(Method):
         needs=("queries",),
         shares_prefill=False,
         variant="sparse decoding (official; SCBench decodes densely); blocks shared over heads; minimal storage",
-        lossless="local=100000",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "the tokens of a group choose their blocks together"),
-            ("a_block_begins_as_its_first_token", "the tokens of a group choose their blocks together"),
-            ("a_later_token_never_changes_earlier_logits", "the tokens of a group choose their blocks together"),
-            (
-                "a_later_token_of_the_prompt_never_changes_earlier_logits",
-                "the tokens of a group choose their blocks together",
+        lossless=Lossless.at("local=100000"),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "the tokens of a group choose their blocks together",
+            "a_block_begins_as_its_first_token": "the tokens of a group choose their blocks together",
+            "a_later_token_never_changes_earlier_logits": "the tokens of a group choose their blocks together",
+            "a_later_token_of_the_prompt_never_changes_earlier_logits": (
+                "the tokens of a group choose their blocks together"
             ),
-        ),
+        },
         cross_head="all heads of a layer look up the same blocks",
     )
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.quantize import Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
@@ -33,15 +33,15 @@ class KIVI(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="quantizes keys per channel and values per token",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2402.02750",
         formula="L·B·G·d·[(qK + qV)·bits/8 + 4·(qK + qV)/g + 2·(rK + rV)]",
         refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
-        lossless="residual=102400",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
+        lossless=Lossless.at("residual=102400"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
     )
 
     bits: int = 2

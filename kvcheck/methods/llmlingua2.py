@@ -14,7 +14,7 @@ import torch
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.lingua import LONGEST, SPACE, Rules, chunks
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowRunner
 from kvcheck.cache.shape import ModelShape
@@ -60,7 +60,7 @@ class LLMLingua2(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="leaves out words of the context that a token classifier takes for dispensable",
-        stage="prompt",
+        stage=Stage.PROMPT,
         paper="arXiv 2403.12968",
         knob="rate",
         formula="2·L·B·G·(n' + decoded)·d·2 for the n' tokens that are left of the context",

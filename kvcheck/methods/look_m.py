@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
@@ -48,7 +48,7 @@ class LookM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps text before image slots and merges what leaves into what stays",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2406.18139",
         formula="2·d·2·Σ slots over layers, rows and kv heads (at least the text)",
         refuses="text-only models, unless text_prior=false",

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks, kernels, scoring, sparsity
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 PATTERNS = ("a_shape", "vertical_slash", "block_sparse")
@@ -58,18 +58,17 @@ class MInference(sparsity.SparsePrefill):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="lets each head of the prompt attend in the sparse pattern that suits it",
-        stage="generation",
+        stage=Stage.GENERATION,
         paper="arXiv 2407.02490",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="patterns searched on the prompt itself, masks at token level; decoding is dense over the full cache",
-        exempt=(
-            (
-                "a_later_token_of_the_prompt_never_changes_earlier_logits",
-                "its lines are those that the last queries of the prompt look at",
+        exempt={
+            "a_later_token_of_the_prompt_never_changes_earlier_logits": (
+                "its lines are those that the last queries of the prompt look at"
             ),
-        ),
+        },
     )
 
     pattern: str = "search"

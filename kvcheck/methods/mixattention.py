@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
@@ -106,7 +106,7 @@ class MixAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="a variant of the model with sliding windows, and keys and values shared between layers",
-        stage="architecture",
+        stage=Stage.ARCHITECTURE,
         paper="arXiv 2409.15012",
         formula="2·B·G·d·2·(F·n + S·min(n, W))",
         refuses="any model but the one that its weights were trained from",

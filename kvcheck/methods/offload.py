@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -25,11 +25,11 @@ class Offload(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps keys and values in host memory and fetches them layer by layer",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2303.06865",
         formula="0 on the device, 2·L·B·G·n·d·2 in host memory",
         variant="whole layers, fetched when they attend and not ahead",
-        lossless="",
+        lossless=Lossless.ALWAYS,
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from kvcheck.cache import checks, retrieve, scoring
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 
@@ -41,19 +41,18 @@ class Quest(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="attends to the pages whose key bounds promise the largest scores",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2406.10774",
         formula="2·L·B·G·(n + ceil(n/S))·d·2",
         knob="budget",
         frees_memory=False,
         variant="the newest page is forced (official kernels); pages per query head; follow-up blocks are sparse too",
-        lossless="budget=100000",
-        exempt=(
-            (
-                "where_a_text_begins_does_not_matter",
-                "it bounds the numbers of rotated keys, which depend on where they stand",
+        lossless=Lossless.at("budget=100000"),
+        exempt={
+            "where_a_text_begins_does_not_matter": (
+                "it bounds the numbers of rotated keys, which depend on where they stand"
             ),
-        ),
+        },
     )
 
     page: int = 16

@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks, retrieve
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -37,7 +37,7 @@ class RetrievalAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps sinks and a window on the device and retrieves the rest from host memory",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2409.10516",
         formula="2·L·B·G·min(n, S + W)·d·2 on the device, 6·L·B·G·max(0, n - S - W)·d in host memory",
         knob="top_k",

@@ -14,7 +14,7 @@ import torch
 from kvcheck.cache import disk
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core import env
 
@@ -32,12 +32,12 @@ class SaveLoad(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="writes the cache of the prompt to disk, drops it, and reads it back",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2412.10319",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         variant="safetensors, one file per layer and prompt",
-        lossless="",
+        lossless=Lossless.ALWAYS,
     )
 
     folder: str = ""

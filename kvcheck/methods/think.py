@@ -10,7 +10,7 @@ import torch
 from kvcheck.cache import checks, scoring
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -32,14 +32,14 @@ class ThinK(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="drops the channels of keys that matter least to the newest queries",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2407.21018",
         formula="L·B·G·[((p - r)·(d - k) + r·d + p·d + 2·decoded·d)·2 + d]",
         knob="ratio",
         verbatim=False,
         needs=("queries",),
         variant="on the full cache, one mask per kv head (official: on top of SnapKV, per query head)",
-        lossless="ratio=0.0",
+        lossless=Lossless.at("ratio=0.0"),
     )
 
     ratio: float = 0.4

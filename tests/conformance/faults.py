@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
@@ -27,7 +27,7 @@ class Full(Method):
     """The full cache, by whatever layer a subclass names."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="the full cache", stage="compression", frees_memory=False, lossless=""
+        summary="the full cache", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS
     )
     made: ClassVar[type[CacheLayer]] = CacheLayer
 

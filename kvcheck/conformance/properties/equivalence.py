@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.draw import LONGER
 from kvcheck.conformance.properties.base import holds, not_lossless, other_prompt
@@ -80,7 +80,7 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
 
 def otherwise(info: MethodInfo) -> str:
     """Excuses methods that read a prompt otherwise than what follows it."""
-    return "" if info.stage == "architecture" else "what follows a prompt is read otherwise than the prompt"
+    return "" if info.stage == Stage.ARCHITECTURE else "what follows a prompt is read otherwise than the prompt"
 
 
 @holds(unless=otherwise, longest=LONGER)

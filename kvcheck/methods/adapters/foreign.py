@@ -13,7 +13,7 @@ from transformers import Cache
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Row, RowRunner
 from kvcheck.cache.shape import ModelShape
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 INFO = MethodInfo(
-    summary="a method from elsewhere", stage="compression", frees_memory=False, verbatim=False, shares_prefill=False
+    summary="a method from elsewhere", stage=Stage.COMPRESSION, frees_memory=False, verbatim=False, shares_prefill=False
 )
 """What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
 

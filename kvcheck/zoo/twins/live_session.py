@@ -32,7 +32,7 @@ class LiveSession(Fp16):
         summary="the full cache, reused from prompt to prompt as far as their tokens agree",
         stage="loading",
         shares_prefill=False,
-        exempt=(("the_same_call_gives_the_same", "a second time it computes less, and rounds sums otherwise"),),
+        exempt={"the_same_call_gives_the_same": "a second time it computes less, and rounds sums otherwise"},
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

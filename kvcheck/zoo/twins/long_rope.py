@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
@@ -36,7 +36,7 @@ class LongRope(Method):
         shares_prefill=False,
         refuses="models whose rotation of keys is not known",
         variant="NTK-aware frequencies, in a layer's reach",
-        lossless="",
+        lossless=Lossless.ALWAYS,
     )
 
     native: int = 8192

@@ -41,10 +41,10 @@ class Turbo(Method):
         knob="bits",
         verbatim=False,
         variant="mean squared error only (no residual sign bits); one random rotation per layer",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),
-            ("what_was_read_back_is_stored_without_loss", "what is read back has another norm, and other directions"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized",
+            "what_was_read_back_is_stored_without_loss": "what is read back has another norm, and other directions",
+        },
     )
 
     bits: int = 4
