@@ -55,7 +55,7 @@ class Flat:
 
 
 class ValidSlots:
-    """The slots of a valid mask (B, G, m). The runner reads it twice, however many tensors are cut by it."""
+    """The slots of a valid mask (B, G, m). The host reads it twice, however many tensors are cut by it."""
 
     def __init__(self, valid: torch.Tensor) -> None:
         self.at = valid.flatten().nonzero().squeeze(1)

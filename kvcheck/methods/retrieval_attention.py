@@ -22,7 +22,7 @@ class RetrievalAttention(Method):
     a share of the prompt or a number (0.05; the paper scans 1 to 3 % of 128k tokens, SCBench retrieves 4096 of them).
 
     The prompt is dense. After it, a token at position t attends on the device to the sinks and to itself and the W - 1
-    before it; on the runner to the k highest inner products with post-RoPE keys among the positions S to t - W (all of
+    before it; on the host to the k highest inner products with post-RoPE keys among the positions S to t - W (all of
     them where there are fewer); the two are merged by their log-sum-exp. A new token enters the window and the oldest
     there moves to the index. A follow-up block answers as token by token: of the tokens that leave the window with the
     block, each row sees those as retrievable that are behind its own window.
@@ -41,7 +41,7 @@ class RetrievalAttention(Method):
         paper="arXiv 2409.10516",
         formula="2·L·B·G·min(n, S + W)·d·2 on the device, 6·L·B·G·max(0, n - S - W)·d in host memory",
         knob="top_k",
-        variant="exact (flat) index in place of the paper's graph, as in SCBench; device bytes, runner bytes apart",
+        variant="exact (flat) index in place of the paper's graph, as in SCBench; device bytes, host bytes apart",
     )
 
     sink: int = 4

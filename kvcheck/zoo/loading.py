@@ -214,7 +214,7 @@ class _Careless(StoreRunner):
 @bug("offload-copy-not-ordered", "https://github.com/LMCache/LMCache/issues/4870", "offload")
 @dataclass(frozen=True)
 class OffloadCopyNotOrdered(Offload):
-    """Prompts leave through a staging buffer of two slots; the runner copies a slot at once, although the transfer that
+    """Prompts leave through a staging buffer of two slots; the host copies a slot at once, although the transfer that
     fills it may still be under way. Of three large transfers in a row the third is late, and what is stored then is
     the chunk that the slot held before, of whatever layer or prompt that was.
 
@@ -236,7 +236,7 @@ _ISSUED = [0]
 
 
 def _transfer(chunk: torch.Tensor) -> torch.Tensor:
-    """What the runner copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
+    """What the host copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
     _ISSUED[0] += 1
     number = _ISSUED[0]
     held = _SLOTS.get(number % 2)

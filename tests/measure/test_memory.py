@@ -219,11 +219,11 @@ def test_what_a_layer_declares_to_be_in_host_memory_is_counted_apart():
     layer = Away(ModelShape(1, 2, 1, 8), 0, Method())
     layer.far = [GrowableBuffer(torch.zeros(1, 1, 10, 8)), torch.zeros(4)]
     layer.near = torch.zeros(2)
-    assert held(layer) == Held(kv=8, meta=0, spare=0, runner=320 + 16)
+    assert held(layer) == Held(kv=8, meta=0, spare=0, host=320 + 16)
     layer.far[0].append(torch.zeros(1, 1, 1, 8))
     assert held(layer).host == 352 + 16
     layer.near = layer.far[1]
-    assert held(layer) == Held(kv=16, meta=0, spare=held(layer).spare, runner=352), "what is also held otherwise is kv"
+    assert held(layer) == Held(kv=16, meta=0, spare=held(layer).spare, host=352), "what is also held otherwise is kv"
     layer.far = torch.zeros(4, device="meta")
     assert held(layer).host == 0, "only the CPU is host memory"
 
