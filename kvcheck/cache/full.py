@@ -11,7 +11,20 @@ from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class FullCache(Method):
+class KeepsAll(Method):
+    """Base of methods that hold every token."""
+
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Every token has a slot."""
+        return (prompt + decoded,) * shape.layers
+
+    def protected(self, prompt: int) -> frozenset[int]:
+        """All positions."""
+        return frozenset(range(prompt))
+
+
+@dataclass(frozen=True)
+class FullCache(KeepsAll):
     """Every token stays. Bytes: 2·L·B·G·n·d·2 after n tokens."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -25,14 +38,6 @@ class FullCache(Method):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer."""
         return CacheLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 FULL = FullCache()

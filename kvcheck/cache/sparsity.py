@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method
 from kvcheck.cache.scoring import WEIGHTS
-from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 
 ROWS = 128  # query rows that share one gathering of keys
-
-
-@dataclass(frozen=True)
-class SparsePrefill(Method):
-    """Base: the prompt attends sparsely, every token is stored, and what comes later attends to all of them."""
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class SparsePrefillLayer(CacheLayer):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, sparsity
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
@@ -15,7 +16,7 @@ from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class AShape(sparsity.SparsePrefill):
+class AShape(KeepsAll):
     """While prefilling, the token at position i sees position j <= i if i - j < n_local or j < n_init.
 
     n_init, n_local: a share of the prompt of p tokens (0.01 and 0.25; rounded down, at least 4 sinks and a window of 1)

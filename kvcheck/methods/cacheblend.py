@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from kvcheck.cache import checks, kernels, scoring
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
@@ -25,7 +26,7 @@ CHECK = 1
 
 
 @dataclass(frozen=True)
-class CacheBlend(Method):
+class CacheBlend(KeepsAll):
     """Prefill chunks of the prompt alone, put their keys and values together, and recompute those of some tokens.
 
     Each chunk of `chunk` tokens is computed without the others and stored with its keys un-rotated; they are rotated to
@@ -83,14 +84,6 @@ class CacheBlend(Method):
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by blending."""
         return BlendRunner(self, loaded)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 @dataclass

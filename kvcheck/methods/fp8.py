@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo, Stage
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -20,7 +21,7 @@ LARGEST = torch.finfo(FORMAT).max
 
 
 @dataclass(frozen=True)
-class FP8(Method):
+class FP8(KeepsAll):
     """Store every key and value as an 8-bit float of 4 exponent and 3 mantissa bits, times a scale.
 
     scale: "head": one float32 per row and kv head, the largest magnitude of the prompt / 448, frozen there; what comes
@@ -60,19 +61,11 @@ class FP8(Method):
         """A layer whose tail is empty between forwards."""
         return FP8Layer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """A byte per value, and the scales."""
         seen = prompt + decoded
         each = seen * shape.head_dim + 4 if self.scale == "head" else seen * (shape.head_dim + 2)
         return 2 * shape.layers * batch * shape.kv_heads * each
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class Floats:

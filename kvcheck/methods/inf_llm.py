@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -19,7 +20,7 @@ from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class InfLLM(Method):
+class InfLLM(KeepsAll):
     """Attend to a local window, to the first tokens and to the few blocks of the past that fit best.
 
     init: I, tokens at the start that are always seen (16; the paper 128). local: W, a share of the prompt (0.25,
@@ -118,10 +119,6 @@ class InfLLM(Method):
         """A layer with blocks."""
         return InfLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot, on the device or on the runner."""
-        return (prompt + decoded,) * shape.layers
-
     def blocks(self, prompt: int, decoded: int) -> int:
         """b: blocks at that point."""
         return max(0, prompt + decoded - self.width(prompt) - self.init) // self.block
@@ -135,10 +132,6 @@ class InfLLM(Method):
     def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """In host memory: the blocks."""
         return shape.dense_bytes(batch, self.blocks(prompt, decoded) * self.block)
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class InfLayer(retrieve.OffloadLayer):
@@ -266,7 +259,7 @@ class InfLayer(retrieve.OffloadLayer):
         self.received[:, :, self.received.shape[2] - received.shape[2] :] += received
 
     def cut(self) -> None:
-        """Move whole blocks behind the first tokens to the runner, for as long as W tokens are left."""
+        """Move whole blocks behind the first tokens to the host, for as long as W tokens are left."""
         size = self.method.block
         blocks = (self.taken - self.away - self.first - self.width) // size
         if blocks <= 0 or self.received is None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, kernels, scoring, sparsity
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
@@ -19,7 +20,7 @@ COLUMNS, DIAGONALS = 30, 100  # first columns and nearest diagonals that vertica
 
 
 @dataclass(frozen=True)
-class MInference(sparsity.SparsePrefill):
+class MInference(KeepsAll):
     """While prefilling, every query head sees about v + s keys per row, in one of three patterns.
 
     vertical, slash: v and s, a share of the prompt (0.05 and 0.2, rounded down, at least 1) or a number of tokens (the

@@ -7,14 +7,15 @@ from typing import ClassVar
 
 import torch
 
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Offload(Method):
+class Offload(KeepsAll):
     """The full cache in the memory of the host; keys and values of a layer are on the device only while it attends.
 
     Lossless: answers are those of the full cache. On a CPU machine host and device are the same memory.
@@ -36,10 +37,6 @@ class Offload(Method):
         """A layer whose keys and values are on the CPU."""
         return OffloadedLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """None on the device."""
         return 0
@@ -47,10 +44,6 @@ class Offload(Method):
     def host_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """All of it."""
         return shape.dense_bytes(batch, prompt + decoded)
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class OffloadedLayer(CacheLayer):

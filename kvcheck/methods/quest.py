@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 
@@ -19,7 +20,7 @@ FEWEST = 3  # pages, however small the budget; as officially
 
 
 @dataclass(frozen=True)
-class Quest(Method):
+class Quest(KeepsAll):
     """Keep every token; after the prompt, every query head attends to K pages of `page` tokens only.
 
     page: S, tokens per page (16). budget: tokens that a query head attends to, a share of the prompt (0.125, rounded
@@ -73,18 +74,10 @@ class Quest(Method):
         """A layer with bounds per page."""
         return QuestLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Keys and values, and two bounds per page."""
         seen = prompt + decoded
         return shape.dense_bytes(batch, seen) + shape.dense_bytes(batch, -(-seen // self.page))
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class QuestLayer(retrieve.LookupLayer):

@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, retrieve
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo, Stage
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class RetrievalAttention(Method):
+class RetrievalAttention(KeepsAll):
     """Keep sinks and a window on the device, the rest in host memory; attend to both, of the rest to the top k only.
 
     sink: S, tokens at the start (4; SCBench 128). window: W, newest tokens, a share of the prompt (rounded down, at
@@ -66,10 +67,6 @@ class RetrievalAttention(Method):
         """A layer with an index."""
         return RetrievalLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot, on the device or on the runner."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """On the device: min(n, S + W) tokens."""
         return shape.dense_bytes(batch, min(prompt + decoded, self.sink + self.width(prompt)))
@@ -78,10 +75,6 @@ class RetrievalAttention(Method):
         """In host memory: the other tokens, keys in float32."""
         away = max(0, prompt + decoded - self.sink - self.width(prompt))
         return shape.layers * batch * shape.kv_heads * away * shape.head_dim * (4 + shape.itemsize)
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class RetrievalLayer(retrieve.OffloadLayer):

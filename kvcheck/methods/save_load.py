@@ -12,15 +12,16 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import disk
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core import env
 
 
 @dataclass(frozen=True)
-class SaveLoad(Method):
+class SaveLoad(KeepsAll):
     """The full cache, which after the prompt is written to safetensors files, one per layer, dropped, and read back.
 
     folder: where the files are written and stay (an existing or new folder); empty: a temporary folder, and each file
@@ -45,14 +46,6 @@ class SaveLoad(Method):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that goes through a file once, after the prompt."""
         return SaveLoadLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class SaveLoadLayer(CacheLayer):

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, scoring
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class ThinK(Method):
+class ThinK(KeepsAll):
     """Once, after the prompt: drop k = int(d · ratio) of the d channels of all keys but those of the newest tokens.
 
     ratio: the share of channels that go. recent: r, the newest tokens whose keys stay whole, and as many queries whose
@@ -58,10 +59,6 @@ class ThinK(Method):
         """A layer that prunes once, after the prompt."""
         return ThinKLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Narrow old keys, whole recent ones, values, and the mask."""
         whole, heads = shape.dense_bytes(batch, prompt + decoded), shape.layers * batch * shape.kv_heads
@@ -69,10 +66,6 @@ class ThinK(Method):
             return whole
         saved = (prompt - self.recent) * self.dropped(shape.head_dim) * shape.itemsize
         return whole - heads * saved + heads * shape.head_dim
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class ThinKLayer(CacheLayer):

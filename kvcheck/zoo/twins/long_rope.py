@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 
 @dataclass(frozen=True)
-class LongRope(Method):
+class LongRope(KeepsAll):
     """The full cache, with two sets of rotary frequencies: the model's own, and others for texts longer than `native`.
 
     native: tokens up to which the model's own frequencies hold. capacity: tokens that the cache may come to hold. In a
@@ -62,14 +63,6 @@ class LongRope(Method):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer that can turn what it reads."""
         return LongLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class LongLayer(CacheLayer):

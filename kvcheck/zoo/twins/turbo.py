@@ -11,16 +11,17 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 
 
 @dataclass(frozen=True)
-class Turbo(Method):
+class Turbo(KeepsAll):
     """Cut every vector into blocks, store each as its norm and the codes of its rotated direction.
 
     bits: 2 or 4. block: channels that are rotated together; the last block of a vector is what is left of head_dim.
@@ -78,18 +79,10 @@ class Turbo(Method):
         """A layer whose tail is empty between forwards."""
         return TurboLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, and a float16 norm per block."""
         token = shape.head_dim * self.bits // 8 + 2 * -(-shape.head_dim // self.block)
         return 2 * shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class Turned:
