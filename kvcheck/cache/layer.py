@@ -163,7 +163,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     # -- the life of a layer -------------------------------------------------------------------------------------------
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on."""
         if self._waiting:
@@ -324,14 +324,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     # -- what transformers asks ----------------------------------------------------------------------------------------
 
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Nothing to prepare: the first tokens bring shapes and dtypes."""
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """Tokens seen, not slots stored: transformers derives the positions of new tokens from it."""
         return self.seen
 
-    def get_mask_sizes(self, query_length: Any, *args: Any) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: object) -> tuple[int, int]:
         """(columns, offset) of a mask, which kvcheck's attention function builds itself. 5.2 passes cache positions."""
         new = (
             query_length.shape[0] if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
@@ -346,7 +346,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """No maximum (the name in transformers 5.2)."""
         return -1
 
-    def crop(self, *args: Any) -> None:
+    def crop(self, tokens: int = 0) -> None:
         """Refused: an evicted or quantized token cannot be taken back."""
         raise MethodUnsupported("a kvcheck cache cannot be cropped", "assisted decoding is not served")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from kvcheck.cache import checks
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.view import CacheView, LayerView, view
+from kvcheck.cache.view import CacheView, FedCache, LayerView, view
 from kvcheck.measure.memory import held, tensors
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
@@ -35,7 +34,7 @@ class Proof:
     problems: tuple[str, ...]
 
 
-def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+def audit(cache: FedCache, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     """Check a cache against the prompt it was made from (one Prefilled per layer) and the method's own declarations.
 
     Problems: layers without tokens or that saw another number of tokens; numbers that are not finite; positions out
@@ -75,7 +74,7 @@ def _declared(cache: CacheView, prefilled: Sequence[Prefilled], method: Method) 
     return Proof(len(layers), touched, kept(cache), max(seen, default=0), tuple(problems))
 
 
-def kept(cache: Any) -> float:
+def kept(cache: FedCache) -> float:
     """Slots per row, layer and kv head, on average over all of the cache."""
     looked = view(cache)
     if looked.rows is not None:
@@ -172,7 +171,7 @@ def _in_order(positions: torch.Tensor, valid: torch.Tensor) -> bool:
     return all(bool((segment.diff() > 0).all()) for segment in each)
 
 
-def _finite(layer: Any) -> Iterator[str]:
+def _finite(layer: object) -> Iterator[str]:
     """No NaN and no infinity in anything that the layer holds."""
     for tensor in tensors(layer):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.full import KeepsAll
@@ -20,6 +21,8 @@ from kvcheck.methods.fp16 import Fp16
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
+
+States = TypeVar("States", torch.Tensor, tuple[torch.Tensor, ...])
 
 CHECK = 1
 """The layer at which the deviation of reused keys and values is measured."""
@@ -183,13 +186,15 @@ class BlendRunner(MethodRunner):
             start += chunk.shape[1]
         return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in parts]
 
-    def _narrow(self, blend: Blend) -> list[Any]:
+    def _narrow(self, blend: Blend) -> list[RemovableHandle]:
         """Let only the chosen tokens go on above layer CHECK."""
         layers = self.model.get_decoder().layers
         if len(layers) <= CHECK + 1:
             return []
 
-        def narrow(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def narrow(
+            module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
             chosen = blend.picked
             if args[0].shape[1] == blend.tokens:
                 args = (_rows(args[0], chosen), *args[1:])
@@ -208,7 +213,7 @@ def _rows(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return wide.gather(1, index.expand(*chosen.shape, *states.shape[2:]))
 
 
-def _of(value: Any, chosen: torch.Tensor, tokens: int) -> Any:
+def _of(value: States, chosen: torch.Tensor, tokens: int) -> States:
     """The same of a tensor or a pair of them, where they are of all tokens."""
     if isinstance(value, tuple):
         return tuple(_of(each, chosen, tokens) for each in value)

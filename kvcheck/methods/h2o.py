@@ -12,6 +12,7 @@ from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class H2OLayer(CacheLayer):
     def step(self, query: torch.Tensor) -> None:
         """Add what was received, then evict."""
         received, self._received = torch.cat(self._received), []
+        if self.scores is None:
+            raise KvcheckError("no slot has a score yet: the prompt is not in")
         self.scores = pad(self.scores, (0, query.shape[2])) + received
         self.evict()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.ragged import RaggedLayer
@@ -170,7 +170,7 @@ class LookMRunner(MethodRunner):
             return ids == self.named
         return self.vision.shown(ids)
 
-    def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """As MethodRunner.prefill. Raises MethodUnsupported for a prompt without images."""
         images = self.slots(ids)
         if not bool(images.any(dim=1).all()):

@@ -18,7 +18,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import view
+from kvcheck.cache.view import FedCache, view
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.spec import Spec
 from kvcheck.methods import make
@@ -270,7 +270,7 @@ class OffByOneMask(Mutant):
             CacheLayer.attention = attention  # type: ignore[method-assign]
 
 
-def attends_as_the_full_cache(cache: object) -> bool:
+def attends_as_the_full_cache(cache: FedCache) -> bool:
     """Whether what comes behind the prompt goes through CacheLayer.attention, in every layer."""
     native = view(cache).native
     layers = [] if native is None else native.layers
