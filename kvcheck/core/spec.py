@@ -50,11 +50,6 @@ class Spec:
         first = f"{self.name}:{params}" if params else self.name
         return f"{first}+{self.then}" if self.then is not None else first
 
-    @property
-    def is_path(self) -> bool:
-        """Whether the name is an import path `package.module.Class` rather than a registered name."""
-        return "." in self.name and self.name.rsplit(".", 1)[1][:1].isupper()
-
     @classmethod
     def parse(cls, text: str) -> Spec:
         """Read the text form. Raises SpecError that quotes the part that cannot be read."""

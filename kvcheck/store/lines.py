@@ -1,4 +1,4 @@
-"""The text of one context in a baseline file: columns and JSON, see baseline_text.py."""
+"""The text of one context in a baseline file: columns and JSON, see text.py."""
 
 from __future__ import annotations
 
