@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeGuard, TypeVar, Union
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.formats import Json
 from kvcheck.core.front import for_pytest
 
 Value = int | float | bool | str | None
@@ -192,7 +193,7 @@ def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
     declared, types = _parameters(factory), parameter_types(factory)
 
     def meant(key: str, value: Value) -> Value:
-        return float(value) if type(value) is int and _is_float(types[key], value) else value
+        return float(value) if _is_float(types[key], value) else value
 
     def says(key: str, value: Value) -> bool:
         usual = meant(key, declared[key].default)
@@ -203,12 +204,10 @@ def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
     return replace(spec, params=(*((key, value) for key, value in known if says(key, value)), *given.items()))
 
 
-def arguments(
-    spec: Spec, factory: Callable[..., object], ready: Mapping[str, object] | None = None
-) -> dict[str, object]:
+def arguments(spec: Spec, factory: Callable[..., object], ready: Mapping[str, object] | None = None) -> dict[str, Json]:
     """The checked parameters of a spec for a factory. ready: values that need no check. Raises SpecError."""
     fields, ready = parameter_types(factory), ready or {}
-    given: dict[str, object] = {}
+    given: dict[str, Json] = {}
     for key, value in spec.params:
         if key not in fields:
             hint = did_you_mean(key, fields) if fields else f"it takes none: {spec.name}"
@@ -217,7 +216,7 @@ def arguments(
         if key not in ready and not accepts(wanted, value):
             hint = _type_hint(wanted, value)
             raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
-        given[key] = float(value) if _is_float(wanted, value) else value  # type: ignore[arg-type]
+        given[key] = float(value) if _is_float(wanted, value) else value
     given |= ready
     missing = [name for name in _required(factory) if name not in given]
     if missing:
@@ -276,7 +275,7 @@ def _accepts_one(option: object, value: Value) -> bool:
     return option in (int, str, bool) and type(value) is option
 
 
-def _is_float(wanted: object, value: Value) -> bool:
+def _is_float(wanted: object, value: Value) -> TypeGuard[int]:
     """Whether an int was given where only a float is declared."""
     options = _options(wanted)
     return type(value) is int and float in options and int not in options
