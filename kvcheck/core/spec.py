@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.formats import Json
@@ -193,7 +193,7 @@ def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
     declared, types = _parameters(factory), parameter_types(factory)
 
     def meant(key: str, value: Value) -> Value:
-        return float(value) if _is_float(types[key], value) else value
+        return float(value) if isinstance(value, int) and _is_float(types[key], value) else value
 
     def says(key: str, value: Value) -> bool:
         usual = meant(key, declared[key].default)
@@ -216,7 +216,7 @@ def arguments(spec: Spec, factory: Callable[..., object], ready: Mapping[str, ob
         if key not in ready and not accepts(wanted, value):
             hint = _type_hint(wanted, value)
             raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
-        given[key] = float(value) if _is_float(wanted, value) else value
+        given[key] = float(value) if isinstance(value, int) and _is_float(wanted, value) else value
     given |= ready
     missing = [name for name in _required(factory) if name not in given]
     if missing:
@@ -275,7 +275,7 @@ def _accepts_one(option: object, value: Value) -> bool:
     return option in (int, str, bool) and type(value) is option
 
 
-def _is_float(wanted: object, value: Value) -> TypeGuard[int]:
+def _is_float(wanted: object, value: Value) -> bool:
     """Whether an int was given where only a float is declared."""
     options = _options(wanted)
     return type(value) is int and float in options and int not in options
