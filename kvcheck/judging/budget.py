@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.formats import Json
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.core.spec import read_pair, write_value
@@ -83,7 +83,7 @@ class Budget:
         0.3
         """
         known = [field.name for field in fields(cls)]
-        values: dict[str, Any] = {}
+        values: dict[str, Json] = {}
         for part in text.split(","):
             name, value = read_pair(part, text)
             if name not in known:
