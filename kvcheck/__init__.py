@@ -27,7 +27,7 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
-    "MethodRunner": "cache.runner",
+    "MethodRunner": "cache.method_runner",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
     "Method": "cache.method",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 WHOLE = 256 * 1024**2
-"""Weights up to this many bytes are hashed in full; of larger ones, three samples of every tensor."""
-SAMPLE = 16 * 1024
+"""Weights up to this many bytes are hashed in full; of larger ones, three extracts of every tensor."""
+EXTRACT = 16 * 1024
 
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
 _ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
@@ -81,7 +81,7 @@ def _weights(folder: Path) -> bytes:
     for name, meta, path, start in sorted(_tensors(files), key=lambda entry: entry[0]):
         low, high = meta["data_offsets"]
         digest.update(f"{name} {meta['dtype']} {meta['shape']}\n".encode())
-        digest.update(_range(path, start + low, high - low, WHOLE if whole else 3 * SAMPLE))
+        digest.update(_range(path, start + low, high - low, WHOLE if whole else 3 * EXTRACT))
     return digest.digest()
 
 
@@ -97,9 +97,9 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, dict[str, Any], Path, int
 
 
 def _range(path: Path, start: int, size: int, most: int) -> bytes:
-    """Digest of `size` bytes from `start`; of the first, middle and last sample where there are more than `most`."""
+    """Digest of `size` bytes from `start`; of the first, middle and last extract where there are more than `most`."""
     digest = hashlib.sha256(str(size).encode())
-    spans = [(start, size)] if size <= most else [(start + place, SAMPLE) for place in (0, size // 2, size - SAMPLE)]
+    spans = [(start, size)] if size <= most else [(start + place, EXTRACT) for place in (0, size // 2, size - EXTRACT)]
     with path.open("rb") as handle:
         for offset, count in spans:
             handle.seek(offset)

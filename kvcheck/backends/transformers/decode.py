@@ -9,20 +9,20 @@ import torch
 
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.runner.seam import Ask
+from kvcheck.runner.seam import Question
 
 
 @dataclass
 class Group:
-    """Rows that are fed together. cache: the method's, one row per ask. logits (R, V) give each ask's next token."""
+    """Rows that are fed together. cache: the method's, one row per question. logits (R, V) give their next tokens."""
 
     cache: Any
-    asks: list[Ask]
+    questions: list[Question]
     logits: torch.Tensor
 
     def split(self, rows: list[int]) -> Any:
         """The cache of these rows: itself where that is all of them, else a copy."""
-        return self.cache if len(rows) == len(self.asks) else self.cache.select(rows)
+        return self.cache if len(rows) == len(self.questions) else self.cache.select(rows)
 
 
 def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
@@ -35,21 +35,21 @@ def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard
     while True:
         tokens = guard.pick(group.logits)
         going: list[int] = []
-        for row, (ask, token) in enumerate(zip(group.asks, tokens, strict=True)):
+        for row, (question, token) in enumerate(zip(group.questions, tokens, strict=True)):
             if token in eos:
-                ask.ended = True
+                question.ended = True
                 continue
-            ask.answer.append(token)
-            if len(ask.answer) < ask.limit:
+            question.answer.append(token)
+            if len(question.answer) < question.limit:
                 going.append(row)
         if len(going) < len(tokens):
             with guard("leaving the batch (select)"):
                 if keep:
                     done = [row for row in range(len(tokens)) if row not in going]
-                    ended.append(Group(group.split(done), [group.asks[row] for row in done], group.logits[done]))
+                    ended.append(Group(group.split(done), [group.questions[row] for row in done], group.logits[done]))
                 if not going:
                     return ended
-                group = Group(group.split(going), [group.asks[row] for row in going], group.logits)
+                group = Group(group.split(going), [group.questions[row] for row in going], group.logits)
         fed = torch.tensor([[tokens[row]] for row in going], device=group.logits.device)
         with guard("decoding"):
-            group = Group(group.cache, group.asks, runner.feed(group.cache, fed)[:, -1])
+            group = Group(group.cache, group.questions, runner.feed(group.cache, fed)[:, -1])

@@ -21,10 +21,10 @@ Limit = Callable[[float], AbstractContextManager[None]]
 def open_engine(settings: Settings) -> Engine:
     """The engine of this session: one model in this process, or shared out over those of torchrun."""
     found = team()
-    return Session.open(settings).runner if found is None else Led(found, settings)
+    return Session.open(settings).runner if found is None else DistributedBackend(found, settings)
 
 
-class Led:
+class DistributedBackend:
     """What the first process has in place of a Runner: each call is done by all processes, and answered by this one.
 
     The others see no baselines: whether a case may stop is decided here.

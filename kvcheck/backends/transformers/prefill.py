@@ -22,7 +22,7 @@ from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.checksum import checksums
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
-from kvcheck.runner.seam import Ask
+from kvcheck.runner.seam import Question
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -160,20 +160,20 @@ class Prefiller:
         self.used.add(dense)
         return dense
 
-    def tails(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+    def tails(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """What the full cache says of each question, after the same token history. kv: with keys and values."""
-        keys: list[Hashable] = [(ask.row, ask.tail, ask.reference) for ask in asks]
+        keys: list[Hashable] = [(question.row, question.tail, question.reference) for question in questions]
         missing = [at for at, key in enumerate(keys) if not self._known(dense, key, kv)]
         if missing:
-            fresh = self._run(dense, [asks[at] for at in missing], kv)
+            fresh = self._run(dense, [questions[at] for at in missing], kv)
             dense.tails.update((keys[at], tail) for at, tail in zip(missing, fresh, strict=True))
             self.memo.put(dense.key, dense, dense.nbytes)
         return [dense.tails[key] for key in keys]
 
-    def joined(self, dense: Dense, asks: Sequence[Ask], tails: Sequence[Tail]) -> list[Prefilled]:
+    def joined(self, dense: Dense, questions: Sequence[Question], tails: Sequence[Tail]) -> list[Prefilled]:
         """Context and question as one prompt, for questions of equal length -> per layer (R, ·, n + T, d)."""
         layers = []
-        for index, layer in enumerate(dense.select([ask.row for ask in asks])):
+        for index, layer in enumerate(dense.select([question.row for question in questions])):
             parts = [tail.layers[index] for tail in tails if tail.layers is not None]
             keys = torch.cat([layer.keys, torch.stack([part[0] for part in parts])], dim=2)
             values = torch.cat([layer.values, torch.stack([part[1] for part in parts])], dim=2)
@@ -189,17 +189,17 @@ class Prefiller:
             return tail is not None
         return tail.layers is not None and (not self.queries or all(part[2] is not None for part in tail.layers))
 
-    def _run(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+    def _run(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """Feed questions and references behind their contexts, in one forward."""
-        cache = self.started(dense, [ask.row for ask in asks])
-        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.runner.loaded.device)
-        first = min(len(ask.tail) for ask in asks) - 1
+        cache = self.started(dense, [question.row for question in questions])
+        ids = drift.padded([question.tail + question.reference for question in questions], self.runner.loaded.device)
+        first = min(len(question.tail) for question in questions) - 1
         logits = self.runner.feed(cache, ids, ids.shape[1] - first)
         tails = []
-        for row, ask in enumerate(asks):
-            start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1
+        for row, question in enumerate(questions):
+            start, size = len(question.tail) - 1 - first, len(question.reference) + 1
             wanted = logits[row, start : start + size]
-            layers = self._cut(cache, row, dense.tokens, len(ask.tail)) if kv else None
+            layers = self._cut(cache, row, dense.tokens, len(question.tail)) if kv else None
             tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
         return tails
 
