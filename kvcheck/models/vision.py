@@ -27,7 +27,7 @@ from kvcheck.models.fingerprint import IMAGES
 from kvcheck.tasks.images import MARK, Image
 
 SERVED = ("llava",)
-"""Model types. What is tried in tests/models and tests/engine stands here, nothing else."""
+"""Model types. What is tried in tests/models and tests/backends stands here, nothing else."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that take one square of pixels and give a fixed number of slots."""
 CLASSED = TOWERS[:1]

@@ -57,12 +57,12 @@ def profile(session: Session, methods: list[str], task: str, length: int, n: int
     clock.wrap("drift", Contexts, "drift")
     clock.wrap("audit", Meter, "watch")
     clock.wrap("samples", Runner, "sample")
-    sums: dict[str, float] = {}
+    runner, sums = Runner(session, session.settings), dict[str, float]()
     print(f"{task}, {length} tokens, {n} contexts\n{'method':24} {'mode':14} {'total':>8} {'model':>8} ratio  shares")
     for method in methods:
         for mode in MODES:
             start = CLOCK()
-            session.run_case(CaseId(task, version, mode, length, 0, n), method)
+            runner.run_case(CaseId(task, version, mode, length, 0, n), method)
             spent = {"total": CLOCK() - start, **clock.take()}
             sums = {
                 name: sums.get(name, 0.0) + seconds for name, seconds in {**dict.fromkeys(sums, 0.0), **spent}.items()

@@ -1,11 +1,10 @@
-"""The in-process engine: one model in this process, and the cases that are run with it."""
+"""The backend of this process: one model, ready for any method."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 from kvcheck.backends.base import Timer
@@ -22,14 +21,13 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import StateRunner, serve
 from kvcheck.core import env
-from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
+from kvcheck.core.record import CaseId, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import BATCH, ROUNDS, Settings
 from kvcheck.core.spec import Spec
 from kvcheck.measure import clocks, latency
 from kvcheck.models import Encoder, LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
-from kvcheck.runner.case import OnBlock, Progress, Runner
 
 
 def find_method(text: str) -> Method:
@@ -41,7 +39,7 @@ def find_method(text: str) -> Method:
 
 @dataclass
 class Session:
-    """One model, ready to run cases with any method.
+    """One model in this process, for a Runner to drive (kvcheck/backends/base.py).
 
     memo: prefills of contexts, shared between the methods and modes of a task and length.
     runners: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
@@ -106,22 +104,6 @@ class Session:
         return f"greedy {str(self.loaded.model.dtype).removeprefix('torch.')}{by}"
 
     # -- cases ---------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def runner(self) -> Runner:
-        """What drives this session through cases."""
-        return Runner(self, self.settings)
-
-    def run_case(
-        self,
-        case: CaseId,
-        method_spec: str,
-        on_block: OnBlock | None = None,
-        progress: Progress | None = None,
-        so_far: CaseRecord | None = None,
-    ) -> CaseRecord:
-        """As Runner.run_case."""
-        return self.runner.run_case(case, method_spec, on_block, progress, so_far)
 
     @contextmanager
     def work(self, case: CaseId, method_spec: str, aware: bool) -> Iterator[CaseWork]:
