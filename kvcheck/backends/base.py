@@ -31,8 +31,11 @@ from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 from kvcheck.runner.case import OnBlock, Progress
 from kvcheck.runner.seam import Answer, Context, Drift, Encoder, Measured, Question
 
-Timer = Callable[..., Any]
-"""Runs `timer(target, rounds=…, iterations=1, warmup_rounds=…)`, as pytest-benchmark's `benchmark.pedantic` does."""
+
+class Timer(Protocol):
+    """Runs a target some times, as pytest-benchmark's `benchmark.pedantic` does."""
+
+    def __call__(self, target: Callable[[], object], *, rounds: int, iterations: int, warmup_rounds: int) -> object: ...
 
 
 class Group(Protocol):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kvcheck.backends.transformers import Session
-from kvcheck.backends.transformers.memo import Memo
+from kvcheck.backends.transformers.prefill import Memo
 from kvcheck.core.record import MODES, CaseId
 from kvcheck.methods.snapkv import SnapKV
 from kvcheck.runner.case import Runner

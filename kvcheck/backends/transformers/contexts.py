@@ -10,20 +10,42 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from kvcheck.backends.transformers import drift
-from kvcheck.backends.transformers.decode import Group, decode
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.prefill import Dense, Prefiller
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import Prefilled
 from kvcheck.runner.modes import alike
 from kvcheck.runner.seam import Drift, Question
 
-Watch = Callable[[Any, Sequence[Prefilled], Sequence[int]], None]
+
+class Cache(Protocol):
+    """A method's cache, whatever its runner makes of it."""
+
+    def select(self, rows: Sequence[int]) -> Cache:
+        """Copies of these rows; repeats allowed."""
+        ...
+
+
+@dataclass
+class Group:
+    """Rows that are fed together. cache: the method's, one row per question. logits (R, V) give their next tokens."""
+
+    cache: Cache
+    questions: list[Question]
+    logits: torch.Tensor
+
+    def split(self, rows: list[int]) -> Cache:
+        """The cache of these rows: itself where that is all of them, else a copy."""
+        return self.cache if len(rows) == len(self.questions) else self.cache.select(rows)
+
+
+Watch = Callable[[Cache, Sequence[Prefilled], Sequence[int]], None]
 """Called with a freshly compressed cache, the dense prefill that it was made from, and the context of each row."""
 
 
@@ -54,16 +76,16 @@ class Contexts:
         return self.prefiller.context(self.key, self.ids, "queries" in self.runner.method.info.needs)
 
     @cached_property
-    def compressed(self) -> Any:
+    def compressed(self) -> Cache:
         """The method's cache of the contexts by themselves, once for all of their questions."""
         if self.runner.method.info.shares_prefill:
             every = self.dense.select(range(len(self.indices)))
             with self._fresh(self.dense.layers, self.indices) as cache:
                 cache.absorb(every)
             return cache
-        cache, _ = self._prefilled(self.ids)
-        self.watch(cache, self.dense.layers, self.indices)
-        return cache
+        own, _ = self._prefilled(self.ids)
+        self.watch(own, self.dense.layers, self.indices)
+        return own
 
     def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""
@@ -116,7 +138,7 @@ class Contexts:
         self.watch(cache, self.prefiller.joined(self.dense, questions, tails), self._contexts(questions))
         return Group(cache, questions, logits)
 
-    def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def _prefilled(self, fed: torch.Tensor) -> tuple[Cache, torch.Tensor]:
         """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
             cache, logits = self.runner.prefill(fed)
@@ -128,14 +150,14 @@ class Contexts:
         return [self.indices[question.row] for question in questions]
 
     @contextmanager
-    def _fresh(self, prefill: list[Prefilled], contexts: Sequence[int]) -> Iterator[Any]:
+    def _fresh(self, prefill: list[Prefilled], contexts: Sequence[int]) -> Iterator[KVCache]:
         """The method's cache, to be filled with copies of a dense prefill, with which it is compared then."""
         with self.guard("compressing"):
             cache = self.runner.build()
             yield cache
         self.watch(cache, prefill, contexts)
 
-    def _fed(self, cache: Any, questions: list[Question]) -> Group:
+    def _fed(self, cache: Cache, questions: list[Question]) -> Group:
         """Feed questions of equal length."""
         ids = torch.tensor([question.ids for question in questions], device=self.ids.device)
         return Group(cache, questions, self.runner.feed(cache, ids)[:, -1])
@@ -182,3 +204,33 @@ class Contexts:
 def _copy(layer: Prefilled) -> Prefilled:
     """A copy of the keys and values; the queries are shared with nothing that outlives the compression."""
     return Prefilled(layer.keys.clone(), layer.values.clone(), layer.queries, layer.scaling)
+
+
+def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
+    """Answer every question of the group, up to its limit or an end token, which is not written to the cache.
+
+    A row that has ended leaves the batch: nothing is written to it any more. keep: return the rows that ended, with
+    their caches, in groups that ended together; else their caches are dropped.
+    """
+    ended: list[Group] = []
+    while True:
+        tokens = guard.pick(group.logits)
+        going: list[int] = []
+        for row, (question, token) in enumerate(zip(group.questions, tokens, strict=True)):
+            if token in eos:
+                question.ended = True
+                continue
+            question.answer.append(token)
+            if len(question.answer) < question.limit:
+                going.append(row)
+        if len(going) < len(tokens):
+            with guard("leaving the batch (select)"):
+                if keep:
+                    done = [row for row in range(len(tokens)) if row not in going]
+                    ended.append(Group(group.split(done), [group.questions[row] for row in done], group.logits[done]))
+                if not going:
+                    return ended
+                group = Group(group.split(going), [group.questions[row] for row in going], group.logits)
+        fed = torch.tensor([[tokens[row]] for row in going], device=group.logits.device)
+        with guard("decoding"):
+            group = Group(group.cache, group.questions, runner.feed(group.cache, fed)[:, -1])

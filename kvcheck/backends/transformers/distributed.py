@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from kvcheck.backends.base import Backend, Engine, Timer
 from kvcheck.backends.transformers.session import Session
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import Settings
-from kvcheck.models.parallel import Team, team
+from kvcheck.models.parallel import Order, Team, team
 from kvcheck.runner.case import OnBlock, Progress, Runner
 
+T = TypeVar("T")
 Limit = Callable[[float], AbstractContextManager[None]]
 """Gives a block of code some seconds; see kvcheck/plugin/timelimit.py."""
 
@@ -37,11 +38,11 @@ class DistributedBackend:
 
     def __init__(self, found: Team, settings: Settings) -> None:
         self.team = found
-        self.runner = self._all("open", (settings,), partial(_runner, settings))
+        self.runner = self._all(("open", (settings,)), partial(_runner, settings))
 
-    def _all(self, name: str, args: tuple[Any, ...], work: Callable[[], Any]) -> Any:
+    def _all(self, order: Order, work: Callable[[], T]) -> T:
         if not self.team.lost:  # else the others are gone, and `together` says why
-            self.team.order((name, args))
+            self.team.order(order)
         return self.team.together(work)
 
     @property
@@ -59,17 +60,17 @@ class DistributedBackend:
     ) -> CaseRecord:
         """As Runner.run_case. Raises what the first process that fails raises."""
         work = partial(self.runner.run_case, case, method_spec, first_decides(self.team, on_block), progress)
-        return self._all("run_case", (case, method_spec), work)
+        return self._all(("run_case", (case, method_spec)), work)
 
     def measure_latency(self, method_spec: str, length: int, timer: Timer | None = None) -> tuple[LatencyRecord, ...]:
         """As Runner.measure_latency: the seconds of this process, which waits for the others in every layer."""
         work = partial(self.runner.measure_latency, method_spec, length, None if timer is None else _counted(timer))
-        return self._all("measure_latency", (method_spec, length), work)
+        return self._all(("measure_latency", (method_spec, length)), work)
 
     def measure_memory(self, method_spec: str, length: int) -> MemoryRecord:
         """As Runner.measure_memory: bytes of all processes."""
         work = partial(self.runner.measure_memory, method_spec, length)
-        return self._all("measure_memory", (method_spec, length), work)
+        return self._all(("measure_memory", (method_spec, length)), work)
 
 
 def first_decides(found: Team, on_block: OnBlock | None = None) -> OnBlock:
@@ -87,7 +88,7 @@ def _counted(timer: Timer) -> Timer:
     pytest-benchmark runs it only once where benchmarks are switched off, and once more for a profiler.
     """
 
-    def timed(target: Callable[[], Any], rounds: int, iterations: int, warmup_rounds: int) -> Any:
+    def timed(target: Callable[[], object], *, rounds: int, iterations: int, warmup_rounds: int) -> None:
         left = warmup_rounds + rounds
 
         def once() -> None:

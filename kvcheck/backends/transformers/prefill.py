@@ -7,23 +7,25 @@ a causal model with a full cache does not see.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 from weakref import WeakSet
 
 import torch
 
 from kvcheck.backends.transformers import drift
-from kvcheck.backends.transformers.memo import Memo
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.view import CacheView
 from kvcheck.measure.checksum import checksums
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
 from kvcheck.runner.seam import Question
 
+T = TypeVar("T")
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -121,20 +123,59 @@ class Tail(Shared):
         yield from (self.logits, self.log_probs)
 
 
+class Memo(Generic[T]):
+    """A mapping with a byte limit: what was used longest ago goes first, what exceeds it by itself is not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> T | None:
+        """The value, now the most recently used one; None when it is not (or no longer) here."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Hashable, value: T, nbytes: int) -> None:
+        """Keep a value of nbytes, in place of an older one under the same key."""
+        self.drop(key)
+        if nbytes > self.limit:
+            return
+        self._entries[key] = (value, nbytes)
+        self.held += nbytes
+        while self.held > self.limit:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.held -= freed
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value; nothing happens when it is not here."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.held -= entry[1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.held = 0
+
+
 class Prefiller:
     """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
 
     used: the prefills that were handed out since somebody emptied it, as long as they are kept.
     """
 
-    def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
+    def __init__(self, loaded: LoadedModel, memo: Memo[Dense], queries: bool) -> None:
         self.runner = MethodRunner(Asked(), loaded)
         self.memo = memo
         self.queries = queries
         self.forwards = 0
         self.used: WeakSet[Dense] = WeakSet()
 
-    def known(self, key: Hashable) -> Any | None:
+    def known(self, key: Hashable) -> Dense | None:
         """The prefill from the memo; None where it is not there, or was written to and is dropped."""
         found = self.memo.get(key)
         if found is not None and not found.sound:
@@ -203,7 +244,7 @@ class Prefiller:
             tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
         return tails
 
-    def started(self, dense: Dense, rows: Sequence[int]) -> Any:
+    def started(self, dense: Dense, rows: Sequence[int]) -> CacheView:
         """A cache that holds the contexts of these rows.
 
         It adopts the shared keys and values where it can; its first append moves them, so they are never written to.
@@ -213,11 +254,11 @@ class Prefiller:
         cache.absorb(dense.layers if everything else dense.select(rows))
         return cache
 
-    def layers(self, cache: Any, row: int) -> list[tuple[CacheLayer, int]]:
+    def layers(self, cache: CacheView, row: int) -> list[tuple[CacheLayer, int]]:
         """The layers whose keys and values make a prompt, and where the row is in them."""
-        return [(layer, row) for layer in cache.layers]
+        return [(layer.known, row) for layer in cache.method_layers if layer.known is not None]
 
-    def _cut(self, cache: Any, row: int, start: int, size: int) -> list[Part]:
+    def _cut(self, cache: CacheView, row: int, start: int, size: int) -> list[Part]:
         """Copies of what the `size` tokens from position `start` left in one row."""
         span = slice(start, start + size)
         parts: list[Part] = []

@@ -11,9 +11,8 @@ from kvcheck.backends.base import Timer
 from kvcheck.backends.transformers import bench, kernel
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.isolation import Isolation
-from kvcheck.backends.transformers.memo import Memo
 from kvcheck.backends.transformers.meter import joined, weigh
-from kvcheck.backends.transformers.prefill import Prefiller
+from kvcheck.backends.transformers.prefill import Dense, Memo, Prefiller
 from kvcheck.backends.transformers.states import StatePrefiller
 from kvcheck.backends.transformers.work import CaseWork, space
 from kvcheck.cache.method import Method
@@ -50,7 +49,7 @@ class Session:
     settings: Settings
     shape: ModelShape
     prefiller: Prefiller
-    memo: Memo
+    memo: Memo[Dense]
     isolation: Isolation
     carrying: StatePrefiller | None = None
     lacks: ClassVar[dict[str, str]] = {}
@@ -72,7 +71,7 @@ class Session:
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
         """A session with a model that is loaded already."""
-        memo, isolation = Memo(space(loaded.device)), Isolation(loaded)  # before any method's module is imported
+        memo, isolation = Memo[Dense](space(loaded.device)), Isolation(loaded)  # before any method's module is imported
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
         carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
         return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants), memo, isolation, carrying)
