@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def find(name: str) -> Source:
 
     Raises SpecError for what is no embedded model, no shape, no folder with a model and no hub id.
     """
-    folder, where = Path(name).expanduser(), option("model")
+    folder, where = Path(os.path.expanduser(name)), option("model")
     if synthetic.is_random(name):
         synthetic.shape_of(name)
     if name in EMBEDDED or synthetic.is_random(name):
