@@ -40,7 +40,10 @@ def make(text: str | Spec) -> Method:
     found = _find(spec.name)
     if isinstance(found, type) and issubclass(found, Method):
         expect_method(found, spec.name)
-        return bind(spec, found)
+        method = bind(spec, found)
+        with building(spec):
+            str(method.spec)  # messages name it so: one that cannot say it is refused here
+        return method
     from kvcheck.methods.adapters import recognise
 
     return recognise.adapt(spec, found)

@@ -10,12 +10,14 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -99,6 +101,24 @@ def recurse() -> None:
     recurse()
 
 
+def say_it_is_over() -> None:
+    """End the process, having told every pipe that all is well."""
+    for handle in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(handle).st_mode):
+                os.write(handle, b'{"finished": 0}\n')
+    os._exit(0)
+
+
+def fork_and_exit() -> None:
+    """Leave a process behind, which says where it is, and end this one."""
+    child = os.fork()
+    if not child:
+        hang()
+    Path("left.txt").write_text(str(child))
+    os._exit(0)
+
+
 def in_a_thread(what: Callable[[], Any]) -> None:
     threading.Thread(target=what).start()
 
@@ -121,12 +141,15 @@ WAYS: dict[str, Callable[[], Any]] = {
     "IsUnsupported": lambda: throw(MethodUnsupported("I serve no such model", "take another")),
     "SaysTimeIsUp": lambda: throw(TimeLimit("raised by the method")),
     "OsExit0": lambda: os._exit(0),
+    "OsExit0WithAWord": say_it_is_over,
     "OsExit1": lambda: os._exit(1),
     "Segfaults": lambda: ctypes.string_at(0),
     "Aborts": os.abort,
     "Terminates": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "Kills": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "Interrupts": lambda: throw(KeyboardInterrupt()),
+    "Stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "ForksAndExits": fork_and_exit,
     "Hangs": hang,
     "HangsAndSwallows": hang_and_swallow,
     "ThreadRaises": lambda: in_a_thread(lambda: throw(OSError("a copy got lost"))),
