@@ -10,7 +10,7 @@ from kvcheck.cache.growable import Room
 from kvcheck.cache.quantize import Packed, pack, quantize, unpack
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
-from kvcheck.zoo.twins.turbo import Turned, centroids
+from kvcheck.zoo.counterparts.turbo import Turned, centroids
 
 
 class OpenPacked(Packed):
@@ -60,10 +60,12 @@ class OpenPacked(Packed):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> OpenPacked:
         """Copies of these rows of the batch."""
-        twin = type(self)(self.bits, self.group, self.along)
+        selected = type(self)(self.bits, self.group, self.along)
         if self.codes is not None and self.scale is not None and self.low is not None:
-            twin.codes, twin.scale, twin.low = (each.select(rows) for each in (self.codes, self.scale, self.low))
-        return twin
+            selected.codes, selected.scale, selected.low = (
+                each.select(rows) for each in (self.codes, self.scale, self.low)
+            )
+        return selected
 
 
 class DefaultGroupPacked(OpenPacked):
@@ -104,10 +106,10 @@ class UnscaledFloats(Floats):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> UnscaledFloats:
         """Copies of these rows of the batch."""
-        twin = UnscaledFloats(self.per)
+        selected = UnscaledFloats(self.per)
         if self.codes is not None and self.scale is not None:
-            twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
-        return twin
+            selected.codes, selected.scale = self.codes.select(rows), self.scale.select(rows)
+        return selected
 
 
 class ZeroPointPacked(OpenPacked):
@@ -155,9 +157,9 @@ class WholeBlocks(Turned):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
         """Copies of these rows of the batch."""
-        twin = super().select(rows)
-        twin.block = self.block  # type: ignore[attr-defined]
-        return twin
+        selected = super().select(rows)
+        selected.block = self.block  # type: ignore[attr-defined]
+        return selected
 
 
 class Narrow(Turned):

@@ -14,14 +14,14 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.chain import Chain
-from kvcheck.zoo.twins.pyramid import Pyramid
+from kvcheck.zoo.counterparts.chain import Chain
+from kvcheck.zoo.counterparts.pyramid import Pyramid
 
 
 @bug(
     "composed-ratios-multiplied-as-removed",
     "https://github.com/NVIDIA/kvpress/issues/146",
-    twin="kvcheck.zoo.twins.chain.Chain",
+    counterpart="kvcheck.zoo.counterparts.chain.Chain",
 )
 @dataclass(frozen=True)
 class ComposedRatiosMultipliedAsRemoved(Chain):
@@ -36,7 +36,7 @@ class ComposedRatiosMultipliedAsRemoved(Chain):
         return min(int(self.votes * self.norms * prompt), max(0, prompt - self.window))
 
 
-@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54", twin="flexgen")
+@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54", "flexgen")
 @dataclass(frozen=True)
 class BitWidthAccountingOnly(FlexGen):
     """Keys and values are quantized, dequantized at once and kept in 16 bits; the declared bytes are computed from the
@@ -81,9 +81,9 @@ class RoundTrip:
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> RoundTrip:
         """Copies of these rows of the batch."""
-        twin = RoundTrip(self.bits, self.group)
-        twin.tokens = None if self.tokens is None else self.tokens.select(rows)
-        return twin
+        selected = RoundTrip(self.bits, self.group)
+        selected.tokens = None if self.tokens is None else self.tokens.select(rows)
+        return selected
 
 
 class RoundTripLayer(FlexGenLayer):
@@ -98,7 +98,7 @@ class RoundTripLayer(FlexGenLayer):
 @bug(
     "per-layer-budget-guarded-by-global",
     "https://github.com/Zefan-Cai/KVCache-Factory/issues/6",
-    twin="kvcheck.zoo.twins.pyramid.Pyramid:budget=352",
+    counterpart="kvcheck.zoo.counterparts.pyramid.Pyramid:budget=352",
 )
 @dataclass(frozen=True)
 class PerLayerBudgetGuardedByGlobal(Pyramid):
@@ -114,7 +114,7 @@ class PerLayerBudgetGuardedByGlobal(Pyramid):
         return mean if prompt < 2 * mean else super().prefix(layers, index, prompt)
 
 
-@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377", twin="fp16")
+@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377", "fp16")
 @dataclass(frozen=True)
 class LengthInferredFromNonzeroValues(Fp16):
     """The number of tokens, from which the positions of the next ones follow, is the number of slots of the first row

@@ -1,9 +1,10 @@
 """What a bug of the zoo is: a class that breaks a correct method as a public project once broke its own.
 
-One module per family. A bug is a subclass of its twin's class, with the same parameters and the same declarations, so
-that it is the method after a bad commit. Its docstring says what is broken, where it was found, and when it shows.
+One module per family. A bug is a subclass of its counterpart's class, with the same parameters and the same
+declarations, so that it is the method after a bad commit. Its docstring says what is broken, where it was
+found, and when it shows.
 
-    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", twin="snapkv:budget=0.25")
+    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", counterpart="snapkv:budget=0.25")
     @dataclass(frozen=True)
     class NkeptFloorsToZero(SnapKV):
         ...
@@ -44,11 +45,11 @@ Faulty = TypeVar("Faulty", bound=type[Method])
 
 @dataclass(frozen=True)
 class Bug:
-    """A faulty method. name: its id in the catalogue; twin: the spec of the correct method that it breaks."""
+    """A faulty method. name: its id in the catalogue; counterpart: the spec of the correct method that it breaks."""
 
     name: str
     url: str
-    twin: str
+    counterpart: str
     faulty: type[Method]
 
     @property
@@ -63,18 +64,18 @@ class Bug:
 
     @property
     def spec(self) -> str:
-        """The spec of the faulty method: its import path, with the parameters of its twin."""
-        return str(Spec(self.faulty.name(), Spec.parse(self.twin).params))
+        """The spec of the faulty method: its import path, with the parameters of its counterpart."""
+        return str(Spec(self.faulty.name(), Spec.parse(self.counterpart).params))
 
 
 _KNOWN: dict[str, Bug] = {}
 
 
-def bug(name: str, url: str, twin: str) -> Callable[[Faulty], Faulty]:
+def bug(name: str, url: str, counterpart: str) -> Callable[[Faulty], Faulty]:
     """Put a faulty method into the zoo."""
 
     def add(faulty: Faulty) -> Faulty:
-        _KNOWN[name] = Bug(name, url, twin, faulty)
+        _KNOWN[name] = Bug(name, url, counterpart, faulty)
         return faulty
 
     return add

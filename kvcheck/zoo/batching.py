@@ -16,14 +16,14 @@ from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.neighbour import Neighbour, NeighbourRunner, PadLayer
-from kvcheck.zoo.twins.paged import Paged, PagedLayer
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.neighbour import Neighbour, NeighbourRunner, PadLayer
+from kvcheck.zoo.counterparts.paged import Paged, PagedLayer
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-NEIGHBOUR = "kvcheck.zoo.twins.neighbour.Neighbour"
+NEIGHBOUR = "kvcheck.zoo.counterparts.neighbour.Neighbour"
 
 
 @bug("inherited-method-swaps-plain-cache", "https://github.com/rajveer43/VeloxQuant-MLX/issues/358", "kivi")
@@ -88,7 +88,7 @@ class _Silent(NeighbourRunner):
 @bug(
     "cold-row-gets-slot-zero",
     "https://github.com/vllm-project/vllm/pull/7018",
-    "kvcheck.zoo.twins.prefix_store.PrefixStore",
+    "kvcheck.zoo.counterparts.prefix_store.PrefixStore",
 )
 @dataclass(frozen=True)
 class ColdRowGetsSlotZero(PrefixStore):
@@ -113,7 +113,9 @@ class _ZeroFilled(StoreRunner):
 
 
 @bug(
-    "stale-page-table-tail", "https://github.com/gittensor-ai-lab/sparkinfer/pull/185", "kvcheck.zoo.twins.paged.Paged"
+    "stale-page-table-tail",
+    "https://github.com/gittensor-ai-lab/sparkinfer/pull/185",
+    "kvcheck.zoo.counterparts.paged.Paged",
 )
 @dataclass(frozen=True)
 class StalePageTableTail(Paged):
@@ -206,6 +208,6 @@ class SinksLostWhenRowExtracted(StreamingLLM):
 class _Forgetful(StreamingLayer):
     def select(self, rows: Rows) -> Self:
         """The default of the constructor is no sinks."""
-        twin = super().select(rows)
-        twin.method = replace(twin.method, sink=0)
-        return twin
+        selected = super().select(rows)
+        selected.method = replace(selected.method, sink=0)
+        return selected

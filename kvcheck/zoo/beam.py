@@ -14,7 +14,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.paged import Paged, PagedLayer
+from kvcheck.zoo.counterparts.paged import Paged, PagedLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,12 +116,12 @@ class _SharedLayer(CacheLayer):
     def select(self, rows: Rows) -> Self:
         """A layer in which these beams have rows of their own."""
         at = torch.as_tensor(rows).tolist()
-        twin = super().select([self.owners[row] for row in at] if self.owners else at)
-        twin.owners = []
-        return twin
+        selected = super().select([self.owners[row] for row in at] if self.owners else at)
+        selected.owners = []
+        return selected
 
 
-@bug("beam-copy-on-write-missing", "https://github.com/xLLM-AI/xllm/pull/1984", "kvcheck.zoo.twins.paged.Paged")
+@bug("beam-copy-on-write-missing", "https://github.com/xLLM-AI/xllm/pull/1984", "kvcheck.zoo.counterparts.paged.Paged")
 @dataclass(frozen=True)
 class BeamCopyOnWriteMissing(Paged):
     """A beam that takes over another hypothesis gets a copy of that one's last page only; its earlier pages hold what

@@ -16,9 +16,9 @@ from kvcheck.methods.h2o import H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, ReadLayer
 from kvcheck.methods.streaming_llm import StreamingLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseLayer, BlockwiseRunner
-from kvcheck.zoo.twins.chunked import Chunked, ChunkedH2O, ChunkedRunner, ChunkedStreamingLLM
-from kvcheck.zoo.twins.chunked_mix import ChunkedMix
+from kvcheck.zoo.counterparts.blockwise import Blockwise, BlockwiseLayer, BlockwiseRunner
+from kvcheck.zoo.counterparts.chunked import Chunked, ChunkedH2O, ChunkedRunner, ChunkedStreamingLLM
+from kvcheck.zoo.counterparts.chunked_mix import ChunkedMix
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @bug(
     "oracle-hidden-states-in-simulated-chunks",
     "https://github.com/NVIDIA/kvpress/issues/186",
-    twin="kvcheck.zoo.twins.blockwise.Blockwise",
+    counterpart="kvcheck.zoo.counterparts.blockwise.Blockwise",
 )
 @dataclass(frozen=True)
 class OracleHiddenStatesInSimulatedChunks(Blockwise):
@@ -73,7 +73,7 @@ class SimulatingRunner(BlockwiseRunner):
         return MethodRunner.prefill(self, ids)
 
 
-@bug("chunk-mask-built-with-zero-offset", "https://github.com/lablup/mlxcel/issues/885", twin="cake")
+@bug("chunk-mask-built-with-zero-offset", "https://github.com/lablup/mlxcel/issues/885", counterpart="cake")
 @dataclass(frozen=True)
 class ChunkMaskBuiltWithZeroOffset(Cake):
     """The mask of a block that continues a cache is built as if the block were the start of the text: it is as wide as
@@ -101,7 +101,7 @@ class MasklessLayer(CacheLayer):
 @bug(
     "resume-uses-first-chunk-pages",
     "https://github.com/tenstorrent/tt-metal/pull/55630",
-    twin="kvcheck.zoo.twins.chunked.Chunked",
+    counterpart="kvcheck.zoo.counterparts.chunked.Chunked",
 )
 @dataclass(frozen=True)
 class ResumeUsesFirstChunkPages(Chunked):
@@ -144,7 +144,7 @@ class UnheldRunner(ChunkedRunner):
 @bug(
     "chunk-treated-as-new-prefill",
     "https://github.com/rajveer43/VeloxQuant-MLX/pull/91",
-    twin="kvcheck.zoo.twins.chunked.ChunkedStreamingLLM:window=64",
+    counterpart="kvcheck.zoo.counterparts.chunked.ChunkedStreamingLLM:window=64",
 )
 @dataclass(frozen=True)
 class ChunkTreatedAsNewPrefill(ChunkedStreamingLLM):
@@ -209,7 +209,7 @@ class AnewLayer(StreamingLayer):
 @bug(
     "one-shot-block-eviction",
     "https://github.com/rajveer43/VeloxQuant-MLX/issues/172",
-    twin="kvcheck.zoo.twins.chunked.ChunkedH2O",
+    counterpart="kvcheck.zoo.counterparts.chunked.ChunkedH2O",
 )
 @dataclass(frozen=True)
 class OneShotBlockEviction(ChunkedH2O):
@@ -254,7 +254,7 @@ class OneShotLayer(H2OLayer):
 @bug(
     "ring-smaller-than-chunk-plus-window",
     "https://github.com/pytorch/executorch/pull/20346",
-    twin="kvcheck.zoo.twins.chunked_mix.ChunkedMix",
+    counterpart="kvcheck.zoo.counterparts.chunked_mix.ChunkedMix",
 )
 @dataclass(frozen=True)
 class RingSmallerThanChunkPlusWindow(ChunkedMix):

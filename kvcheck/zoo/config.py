@@ -17,10 +17,10 @@ from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, MixLayer, ReadLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.long_rope import LongRope
+from kvcheck.zoo.counterparts.long_rope import LongRope
 
 
-@bug("empty-cache-is-falsy", "https://github.com/NVIDIA/kvpress/pull/152", twin="snapkv")
+@bug("empty-cache-is-falsy", "https://github.com/NVIDIA/kvpress/pull/152", counterpart="snapkv")
 @dataclass(frozen=True)
 class EmptyCacheIsFalsy(SnapKV):
     """The cache has a length, its tokens, and the code that is to compress it takes hold of it by `cache or None`. A
@@ -66,7 +66,7 @@ class ToldLayer(SnapLayer):
             super().compress(queries)
 
 
-@bug("cache-config-dict-mutated", "https://github.com/huggingface/transformers/pull/48700", twin="kivi")
+@bug("cache-config-dict-mutated", "https://github.com/huggingface/transformers/pull/48700", counterpart="kivi")
 @dataclass(frozen=True)
 class CacheConfigDictMutated(KIVI):
     """The settings of the cache are a dict that lives as long as the method. Making a cache takes the backend out of it
@@ -103,7 +103,7 @@ class PerTokenLayer(KIVILayer):
 BACKENDS: dict[str, type[KIVILayer]] = {"per_channel": KIVILayer, "per_token": PerTokenLayer}
 
 
-@bug("group-window-on-global-layers", "https://github.com/vllm-project/vllm/pull/51756", twin="mixattention")
+@bug("group-window-on-global-layers", "https://github.com/vllm-project/vllm/pull/51756", counterpart="mixattention")
 @dataclass(frozen=True)
 class GroupWindowOnGlobalLayers(MixAttention):
     """Layers that see a window and layers that see everything share one record of how to attend; attention takes the
@@ -138,7 +138,7 @@ class WindowReadLayer(WindowLayer, ReadLayer):
 @bug(
     "rope-regime-from-allocated-size",
     "https://github.com/ggml-org/llama.cpp/issues/8995",
-    twin="kvcheck.zoo.twins.long_rope.LongRope",
+    counterpart="kvcheck.zoo.counterparts.long_rope.LongRope",
 )
 @dataclass(frozen=True)
 class RopeRegimeFromAllocatedSize(LongRope):

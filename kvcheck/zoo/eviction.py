@@ -15,10 +15,10 @@ from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.methods.tova import TOVA, TOVALayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted import Drafted, DraftedLayer
+from kvcheck.zoo.counterparts.drafted import Drafted, DraftedLayer
 
 
-@bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", twin="tova")
+@bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", counterpart="tova")
 @dataclass(frozen=True)
 class NkeptFloorsToZero(TOVA):
     """The number of slots is the share of the prompt rounded down, without a least of one: for a prompt of one token at
@@ -46,7 +46,7 @@ class FlooringLayer(TOVALayer):
             self.keep(self.every_head(torch.arange(0)), spare=1)
 
 
-@bug("attention-sinks-evictable", "https://github.com/awslabs/keys_values/issues/140", twin="streaming_llm")
+@bug("attention-sinks-evictable", "https://github.com/awslabs/keys_values/issues/140", counterpart="streaming_llm")
 @dataclass(frozen=True)
 class AttentionSinksEvictable(StreamingLLM):
     """No slots are reserved for the first tokens: the budget of sinks and window together goes to the newest tokens, so
@@ -72,7 +72,7 @@ class SinklessLayer(StreamingLayer):
             self.keep(self.every_head(newest), spare=1)
 
 
-@bug("newcomer-score-freeze", "https://github.com/rajveer43/VeloxQuant-MLX/pull/141", twin="h2o")
+@bug("newcomer-score-freeze", "https://github.com/rajveer43/VeloxQuant-MLX/pull/141", counterpart="h2o")
 @dataclass(frozen=True)
 class NewcomerScoreFreeze(H2O):
     """A token that is decoded starts with a score of zero, and the slot with the smallest score of all leaves, be it
@@ -107,7 +107,7 @@ class FrozenLayer(H2OLayer):
 @bug(
     "trim-clamped-by-logical-length",
     "https://github.com/rajveer43/VeloxQuant-MLX/pull/371",
-    twin="kvcheck.zoo.twins.drafted.Drafted",
+    counterpart="kvcheck.zoo.counterparts.drafted.Drafted",
 )
 @dataclass(frozen=True)
 class TrimClampedByLogicalLength(Drafted):
@@ -142,7 +142,7 @@ class RunawayLayer(DraftedLayer):
         return count
 
 
-@bug("multi-token-append-never-evicts", "https://github.com/ml-explore/mlx-lm/issues/1914", twin="streaming_llm")
+@bug("multi-token-append-never-evicts", "https://github.com/ml-explore/mlx-lm/issues/1914", counterpart="streaming_llm")
 @dataclass(frozen=True)
 class MultiTokenAppendNeverEvicts(StreamingLLM):
     """How much is to leave the window is reckoned for one new token, whatever the block: slots before it, plus one,

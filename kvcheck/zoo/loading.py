@@ -14,17 +14,17 @@ from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins._pool import Entry, Full, Pool
-from kvcheck.zoo.twins.prefetch import FetchedLayer, Prefetch, PrefetchCache
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
-from kvcheck.zoo.twins.ring import Ring, RingLayer
-from kvcheck.zoo.twins.rotated_store import RotatedLayer, RotatedStore
-from kvcheck.zoo.twins.stored_quest import StoredQuest, StoredQuestLayer
+from kvcheck.zoo.counterparts._pool import Entry, Full, Pool
+from kvcheck.zoo.counterparts.prefetch import FetchedLayer, Prefetch, PrefetchCache
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.ring import Ring, RingLayer
+from kvcheck.zoo.counterparts.rotated_store import RotatedLayer, RotatedStore
+from kvcheck.zoo.counterparts.stored_quest import StoredQuest, StoredQuestLayer
 
-TWINS = "kvcheck.zoo.twins"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
 
 
-@bug("index-keys-not-transferred", "https://github.com/ROCm/ATOM/pull/1368", f"{TWINS}.stored_quest.StoredQuest")
+@bug("index-keys-not-transferred", "https://github.com/ROCm/ATOM/pull/1368", f"{COUNTERPARTS}.stored_quest.StoredQuest")
 @dataclass(frozen=True)
 class IndexKeysNotTransferred(StoredQuest):
     """Only keys and values are saved; the bounds of the pages come back as zeros, so every page of the prompt looks
@@ -79,7 +79,7 @@ class _Packed(SaveLoadLayer):
 @bug(
     "restore-without-rotation-metadata",
     "https://github.com/ggml-org/llama.cpp/pull/28498",
-    f"{TWINS}.rotated_store.RotatedStore:reader=4",
+    f"{COUNTERPARTS}.rotated_store.RotatedStore:reader=4",
 )
 @dataclass(frozen=True)
 class RestoreWithoutRotationMetadata(RotatedStore):
@@ -104,7 +104,11 @@ class _Unlabelled(RotatedLayer):
         return self.method.reader
 
 
-@bug("boolean-saved-as-string", "https://github.com/ml-explore/mlx-lm/issues/1250", f"{TWINS}.ring.Ring:window=4096")
+@bug(
+    "boolean-saved-as-string",
+    "https://github.com/ml-explore/mlx-lm/issues/1250",
+    f"{COUNTERPARTS}.ring.Ring:window=4096",
+)
 @dataclass(frozen=True)
 class BooleanSavedAsString(Ring):
     """Whether the ring is full is saved as the text of a boolean and read back as the truth of that text, which is
@@ -153,7 +157,7 @@ class _TextFlag(RingLayer):
         self.wrapped = bool(about["wrapped"])
 
 
-@bug("position-delta-not-saved", "https://github.com/ml-explore/mlx-swift-lm/issues/443", f"{TWINS}.ring.Ring")
+@bug("position-delta-not-saved", "https://github.com/ml-explore/mlx-swift-lm/issues/443", f"{COUNTERPARTS}.ring.Ring")
 @dataclass(frozen=True)
 class PositionDeltaNotSaved(Ring):
     """Keys and values are saved, the number of tokens that were evicted is not: what is loaded takes the number of its
@@ -175,7 +179,9 @@ class _Rows(RingLayer):
 
 
 @bug(
-    "failed-store-stays-visible", "https://github.com/LMCache/LMCache/issues/4991", f"{TWINS}.prefix_store.PrefixStore"
+    "failed-store-stays-visible",
+    "https://github.com/LMCache/LMCache/issues/4991",
+    f"{COUNTERPARTS}.prefix_store.PrefixStore",
 )
 @dataclass(frozen=True)
 class FailedStoreStaysVisible(PrefixStore):
@@ -258,7 +264,7 @@ class _Staged(OffloadedLayer):
 @bug(
     "prefetch-targets-wrong-layer",
     "https://github.com/huggingface/transformers/pull/46748",
-    f"{TWINS}.prefetch.Prefetch",
+    f"{COUNTERPARTS}.prefetch.Prefetch",
 )
 @dataclass(frozen=True)
 class PrefetchTargetsWrongLayer(Prefetch):

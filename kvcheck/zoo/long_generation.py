@@ -14,14 +14,14 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted import Drafted, DraftedRunner
-from kvcheck.zoo.twins.regimes import RegimeRunner, Regimes
+from kvcheck.zoo.counterparts.drafted import Drafted, DraftedRunner
+from kvcheck.zoo.counterparts.regimes import RegimeRunner, Regimes
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 
-@bug("evict-at-prefill-only", "https://github.com/Zefan-Cai/KVCache-Factory/issues/20", twin="h2o")
+@bug("evict-at-prefill-only", "https://github.com/Zefan-Cai/KVCache-Factory/issues/20", counterpart="h2o")
 @dataclass(frozen=True)
 class EvictAtPrefillOnly(H2O):
     """The cache is cut when a forward is the whole text so far, which only the prompt's is: all that comes later is
@@ -47,7 +47,7 @@ class OnceLayer(H2OLayer):
 @bug(
     "rope-regime-switch-keeps-old-keys",
     "https://github.com/huggingface/transformers/pull/33129",
-    twin="kvcheck.zoo.twins.regimes.Regimes",
+    counterpart="kvcheck.zoo.counterparts.regimes.Regimes",
 )
 @dataclass(frozen=True)
 class RopeRegimeSwitchKeepsOldKeys(Regimes):
@@ -74,7 +74,7 @@ class UnawareRunner(RegimeRunner):
 @bug(
     "rollback-silently-refused",
     "https://github.com/ml-explore/mlx-swift-lm/issues/424",
-    twin="kvcheck.zoo.twins.drafted.Drafted",
+    counterpart="kvcheck.zoo.counterparts.drafted.Drafted",
 )
 @dataclass(frozen=True)
 class RollbackSilentlyRefused(Drafted):
@@ -125,7 +125,7 @@ class Ledger:
             )
 
 
-@bug("shared-budget-never-released", "https://github.com/rajveer43/VeloxQuant-MLX/issues/80", twin="h2o")
+@bug("shared-budget-never-released", "https://github.com/rajveer43/VeloxQuant-MLX/issues/80", counterpart="h2o")
 @dataclass(frozen=True)
 class SharedBudgetNeverReleased(H2O):
     """The layers of a model share a ledger of the tokens that are being taken in. The first layer announces those of
@@ -170,7 +170,7 @@ class AnnouncingLayer(H2OLayer):
 @bug(
     "window-cache-only-right-for-first-prompt",
     "https://github.com/ml-explore/mlx-examples/issues/1000",
-    twin="streaming_llm",
+    counterpart="streaming_llm",
 )
 @dataclass(frozen=True)
 class WindowCacheOnlyRightForFirstPrompt(StreamingLLM):

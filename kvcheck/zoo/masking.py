@@ -12,15 +12,15 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseLayer
-from kvcheck.zoo.twins.padded import PaddedLayer, PaddedSnapKV
-from kvcheck.zoo.twins.pooled import Pooled, PooledLayer
+from kvcheck.zoo.counterparts.blockwise import Blockwise, BlockwiseLayer
+from kvcheck.zoo.counterparts.padded import PaddedLayer, PaddedSnapKV
+from kvcheck.zoo.counterparts.pooled import Pooled, PooledLayer
 
 
 @bug(
     "scoring-ignores-padding-mask",
     "https://github.com/FasterDecoding/SnapKV/issues/3",
-    twin="kvcheck.zoo.twins.padded.PaddedSnapKV",
+    counterpart="kvcheck.zoo.counterparts.padded.PaddedSnapKV",
 )
 @dataclass(frozen=True)
 class ScoringIgnoresPaddingMask(PaddedSnapKV):
@@ -61,7 +61,7 @@ class VotingPadsLayer(PaddedLayer):
 @bug(
     "causal-shortcut-after-prefill-eviction",
     "https://github.com/rajveer43/VeloxQuant-MLX/issues/370",
-    twin="kvcheck.zoo.twins.blockwise.Blockwise:chunk=8192",
+    counterpart="kvcheck.zoo.counterparts.blockwise.Blockwise:chunk=8192",
 )
 @dataclass(frozen=True)
 class CausalShortcutAfterPrefillEviction(Blockwise):
@@ -101,7 +101,7 @@ class EvictsFirstLayer(BlockwiseLayer):
 @bug(
     "window-cache-rolled-one-step-early",
     "https://github.com/huggingface/transformers/issues/37574",
-    twin="streaming_llm:window=1044",
+    counterpart="streaming_llm:window=1044",
 )
 @dataclass(frozen=True)
 class WindowCacheRolledOneStepEarly(StreamingLLM):
@@ -148,7 +148,7 @@ class EarlyRollLayer(StreamingLayer):
                 older[:, :, -1] = 0
 
 
-@bug("key-loop-starts-at-query-offset", "https://github.com/openai/gpt-oss/pull/196", twin="fp16")
+@bug("key-loop-starts-at-query-offset", "https://github.com/openai/gpt-oss/pull/196", counterpart="fp16")
 @dataclass(frozen=True)
 class KeyLoopStartsAtQueryOffset(Fp16):
     """A block of tokens that continues a cache loops over keys from the position of its own first token on: nothing
@@ -177,7 +177,7 @@ class OwnBlockLayer(CacheLayer):
 @bug(
     "compressed-block-offset-added-twice",
     "https://github.com/raullenchai/Rapid-MLX/pull/3545",
-    twin="kvcheck.zoo.twins.pooled.Pooled",
+    counterpart="kvcheck.zoo.counterparts.pooled.Pooled",
 )
 @dataclass(frozen=True)
 class CompressedBlockOffsetAddedTwice(Pooled):

@@ -9,8 +9,8 @@ import torch
 
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.fragments import Fragments, FragmentsRunner
-from kvcheck.zoo.twins.merge_on_evict import MergeOnEvict
+from kvcheck.zoo.counterparts.fragments import Fragments, FragmentsRunner
+from kvcheck.zoo.counterparts.merge_on_evict import MergeOnEvict
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @bug(
     "merge-quantile-over-ineligible",
     "https://github.com/NVIDIA/kvpress/pull/287",
-    twin="kvcheck.zoo.twins.merge_on_evict.MergeOnEvict",
+    counterpart="kvcheck.zoo.counterparts.merge_on_evict.MergeOnEvict",
 )
 @dataclass(frozen=True)
 class MergeQuantileOverIneligible(MergeOnEvict):
@@ -40,7 +40,7 @@ class MergeQuantileOverIneligible(MergeOnEvict):
 @bug(
     "fragments-joined-without-rerotation",
     "https://github.com/MemTensor/MemOS/issues/2315",
-    twin="kvcheck.zoo.twins.fragments.Fragments",
+    counterpart="kvcheck.zoo.counterparts.fragments.Fragments",
 )
 @dataclass(frozen=True)
 class FragmentsJoinedWithoutRerotation(Fragments):

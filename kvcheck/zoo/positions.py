@@ -15,14 +15,14 @@ from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.padded import PaddedRunner, PaddedSnapKV
-from kvcheck.zoo.twins.shifted import Shifted, ShiftedLayer
+from kvcheck.zoo.counterparts.padded import PaddedRunner, PaddedSnapKV
+from kvcheck.zoo.counterparts.shifted import Shifted, ShiftedLayer
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 
-@bug("offset-is-retained-rows", "https://github.com/rajveer43/VeloxQuant-MLX/issues/389", twin="h2o")
+@bug("offset-is-retained-rows", "https://github.com/rajveer43/VeloxQuant-MLX/issues/389", counterpart="h2o")
 @dataclass(frozen=True)
 class OffsetIsRetainedRows(H2O):
     """The length that the model asks for, to number the next token, is the number of slots that are left: the token is
@@ -48,7 +48,7 @@ class SlotCountLayer(H2OLayer):
 @bug(
     "rerotation-uses-unscaled-rope",
     "https://github.com/rajveer43/VeloxQuant-MLX/issues/148",
-    twin="kvcheck.zoo.twins.shifted.Shifted",
+    counterpart="kvcheck.zoo.counterparts.shifted.Shifted",
 )
 @dataclass(frozen=True)
 class RerotationUsesUnscaledRope(Shifted):
@@ -77,7 +77,7 @@ class TextbookLayer(ShiftedLayer):
 @bug(
     "left-pad-shared-positions",
     "https://github.com/unslothai/unsloth/pull/3795",
-    twin="kvcheck.zoo.twins.padded.PaddedSnapKV",
+    counterpart="kvcheck.zoo.counterparts.padded.PaddedSnapKV",
 )
 @dataclass(frozen=True)
 class LeftPadSharedPositions(PaddedSnapKV):
@@ -104,7 +104,7 @@ class SharedPositionsRunner(PaddedRunner):
 @bug(
     "shared-layer-query-offset-after-update",
     "https://github.com/ml-explore/mlx-lm/pull/1702",
-    twin="mixattention",
+    counterpart="mixattention",
 )
 @dataclass(frozen=True)
 class SharedLayerQueryOffsetAfterUpdate(MixAttention):
@@ -133,7 +133,7 @@ class LateOffsetLayer(ReadLayer):
 @bug(
     "pending-shift-overwritten",
     "https://github.com/ggml-org/llama.cpp/pull/3835",
-    twin="kvcheck.zoo.twins.shifted.Shifted",
+    counterpart="kvcheck.zoo.counterparts.shifted.Shifted",
 )
 @dataclass(frozen=True)
 class PendingShiftOverwritten(Shifted):
@@ -163,7 +163,7 @@ _RACE = torch.Generator()
 _RACE.seed()
 
 
-@bug("racy-partial-rotation", "https://github.com/1CatAI/1Cat-vLLM/pull/162", twin="cake")
+@bug("racy-partial-rotation", "https://github.com/1CatAI/1Cat-vLLM/pull/162", counterpart="cake")
 @dataclass(frozen=True)
 class RacyPartialRotation(Cake):
     """Two stores write the same channels of a key in no order, one before and one after the rotation: now and then the

@@ -12,10 +12,10 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins._pool import Entry, Pool
-from kvcheck.zoo.twins.live_session import CropLayer, LiveSession, SessionRunner
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
-from kvcheck.zoo.twins.prefix_variants import (
+from kvcheck.zoo.counterparts._pool import Entry, Pool
+from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.prefix_variants import (
     RetriedStore,
     RetryRunner,
     TenantRunner,
@@ -23,11 +23,11 @@ from kvcheck.zoo.twins.prefix_variants import (
     TieredRunner,
     TieredStore,
 )
-from kvcheck.zoo.twins.ring import Ring, RingLayer
+from kvcheck.zoo.counterparts.ring import Ring, RingLayer
 
-STORE = "kvcheck.zoo.twins.prefix_store.PrefixStore"
-VARIANTS = "kvcheck.zoo.twins.prefix_variants"
-SESSION = "kvcheck.zoo.twins.live_session.LiveSession"
+STORE = "kvcheck.zoo.counterparts.prefix_store.PrefixStore"
+VARIANTS = "kvcheck.zoo.counterparts.prefix_variants"
+SESSION = "kvcheck.zoo.counterparts.live_session.LiveSession"
 
 
 @bug("partial-chunk-overwrites-live-rows", "https://github.com/LMCache/LMCache/issues/2206", f"{VARIANTS}.TieredStore")
@@ -241,7 +241,7 @@ class _FromZero(StoreRunner):
 @bug(
     "ring-trim-rolls-counters-only",
     "https://github.com/ml-explore/mlx-swift-lm/pull/584",
-    "kvcheck.zoo.twins.ring.Ring",
+    "kvcheck.zoo.counterparts.ring.Ring",
 )
 @dataclass(frozen=True)
 class RingTrimRollsCountersOnly(Ring):

@@ -23,12 +23,12 @@ from kvcheck.zoo._packed import (
     ZeroPointPacked,
 )
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.calibrated import Calibrated, PlainLayer
-from kvcheck.zoo.twins.mix_turbo import MixTurbo, TurnedMadeLayer, TurnedReadLayer
-from kvcheck.zoo.twins.turbo import Turbo, TurboLayer, Turned
+from kvcheck.zoo.counterparts.calibrated import Calibrated, PlainLayer
+from kvcheck.zoo.counterparts.mix_turbo import MixTurbo, TurnedMadeLayer, TurnedReadLayer
+from kvcheck.zoo.counterparts.turbo import Turbo, TurboLayer, Turned
 
 
-@bug("prefill-quantized-despite-residual", "https://github.com/huggingface/transformers/issues/34189", twin="kivi")
+@bug("prefill-quantized-despite-residual", "https://github.com/huggingface/transformers/issues/34189", "kivi")
 @dataclass(frozen=True)
 class PrefillQuantizedDespiteResidual(KIVI):
     """The prompt is quantized to its end, and every later flush empties the tails; the newest tokens that are promised
@@ -53,7 +53,7 @@ class FlushedLayer(KIVILayer):
         return (keys - keys % method.group) * flush_keys, values * flush_values
 
 
-@bug("keys-quantized-per-vector", "https://github.com/ahb-sjsu/turboquant-pro/pull/98", twin="kivi:bits=4")
+@bug("keys-quantized-per-vector", "https://github.com/ahb-sjsu/turboquant-pro/pull/98", "kivi:bits=4")
 @dataclass(frozen=True)
 class KeysQuantizedPerVector(KIVI):
     """The groups of keys lie along the channels of one token, as those of values, so that a channel with large keys
@@ -80,7 +80,7 @@ class PerVectorLayer(KIVILayer):
 @bug(
     "group-size-hardcoded-in-dequant",
     "https://github.com/rajveer43/VeloxQuant-MLX/pull/97",
-    twin="flexgen:group=32",
+    counterpart="flexgen:group=32",
 )
 @dataclass(frozen=True)
 class GroupSizeHardcodedInDequant(FlexGen):
@@ -105,7 +105,7 @@ class DefaultGroupLayer(FlexGenLayer):
         self.kq, self.vq = (DefaultGroupPacked(self.method.bits, self.method.group, "token") for _ in "kv")
 
 
-@bug("bit-width-constants-hardcoded", "https://github.com/vllm-project/vllm/pull/38479", twin="kivi:bits=4")
+@bug("bit-width-constants-hardcoded", "https://github.com/vllm-project/vllm/pull/38479", "kivi:bits=4")
 @dataclass(frozen=True)
 class BitWidthConstantsHardcoded(KIVI):
     """Codes are unpacked with the mask of two bits whatever their width, so of four bits the upper two are lost.
@@ -131,7 +131,7 @@ class TwoBitLayer(KIVILayer):
 @bug(
     "scale-applied-to-unquantized-cache",
     "https://github.com/sgl-project/sglang/pull/18396",
-    twin="kvcheck.zoo.twins.calibrated.Calibrated:quantized=false",
+    counterpart="kvcheck.zoo.counterparts.calibrated.Calibrated:quantized=false",
 )
 @dataclass(frozen=True)
 class ScaleAppliedToUnquantizedCache(Calibrated):
@@ -154,7 +154,7 @@ class ShrunkLayer(PlainLayer):
         return super().attend(query, (query.shape[-1] ** -0.5 if scaling is None else scaling) * self.scales[0])
 
 
-@bug("scales-fall-back-to-one", "https://github.com/sgl-project/sglang/pull/20705", twin="fp8")
+@bug("scales-fall-back-to-one", "https://github.com/sgl-project/sglang/pull/20705", "fp8")
 @dataclass(frozen=True)
 class ScalesFallBackToOne(FP8):
     """The scales are measured and kept, in a field that neither rounding nor reading looks at; both use the default of
@@ -177,7 +177,7 @@ class UnscaledLayer(FP8Layer):
         self.kq, self.vq = UnscaledFloats(self.method.scale), UnscaledFloats(self.method.scale)
 
 
-@bug("constant-group-divides-by-zero", "https://github.com/openvinotoolkit/openvino/pull/28326", twin="kivi")
+@bug("constant-group-divides-by-zero", "https://github.com/openvinotoolkit/openvino/pull/28326", "kivi")
 @dataclass(frozen=True)
 class ConstantGroupDividesByZero(KIVI):
     """A group is stored as its scale and its minimum divided by that scale, and nothing keeps the scale of a group of
@@ -201,7 +201,7 @@ class ZeroPointLayer(KIVILayer):
         self.kq, self.vq = ZeroPointPacked(bits, group, "channel"), ZeroPointPacked(bits, group, "token")
 
 
-@bug("reciprocal-scale-overflows-fp16", "https://github.com/openvinotoolkit/openvino/pull/37095", twin="kivi:bits=4")
+@bug("reciprocal-scale-overflows-fp16", "https://github.com/openvinotoolkit/openvino/pull/37095", "kivi:bits=4")
 @dataclass(frozen=True)
 class ReciprocalScaleOverflowsFp16(KIVI):
     """A group is stored as levels / range in float16, with ranges held above 0.0001: at 4 bits that is 150,000 for a
@@ -225,7 +225,7 @@ class ReciprocalLayer(KIVILayer):
         self.kq = ReciprocalPacked(self.method.bits, self.method.group, "channel")
 
 
-@bug("half-values-dropped-in-decode", "https://github.com/TheTom/turboquant_plus/issues/99", twin="flexgen")
+@bug("half-values-dropped-in-decode", "https://github.com/TheTom/turboquant_plus/issues/99", "flexgen")
 @dataclass(frozen=True)
 class HalfValuesDroppedInDecode(FlexGen):
     """The way that one new token of one row attends takes four of every eight channels of the dequantized values and
@@ -255,7 +255,7 @@ class OneQueryLayer(FlexGenLayer):
 @bug(
     "tail-block-truncated",
     "https://github.com/TheTom/llama-cpp-turboquant/pull/4",
-    twin="kvcheck.zoo.twins.turbo.Turbo:block=24",
+    counterpart="kvcheck.zoo.counterparts.turbo.Turbo:block=24",
 )
 @dataclass(frozen=True)
 class TailBlockTruncated(Turbo):
@@ -283,7 +283,7 @@ class WholeBlocksLayer(TurboLayer):
 @bug(
     "codebook-fitted-to-wrong-variance",
     "https://github.com/TheTom/llama-cpp-turboquant/pull/197",
-    twin="kvcheck.zoo.twins.turbo.Turbo",
+    counterpart="kvcheck.zoo.counterparts.turbo.Turbo",
 )
 @dataclass(frozen=True)
 class CodebookFittedToWrongVariance(Turbo):
@@ -309,7 +309,7 @@ class NarrowLayer(TurboLayer):
 @bug(
     "shared-layer-uses-own-quant-params",
     "https://github.com/Alberto-Codes/turboquant-vllm/issues/79",
-    twin="kvcheck.zoo.twins.mix_turbo.MixTurbo",
+    counterpart="kvcheck.zoo.counterparts.mix_turbo.MixTurbo",
 )
 @dataclass(frozen=True)
 class SharedLayerUsesOwnQuantParams(MixTurbo):

@@ -12,12 +12,12 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted_quest import CropQuestLayer, DraftedQuest
-from kvcheck.zoo.twins.joint_quest import JointQuest
-from kvcheck.zoo.twins.neighbour import NeighbourQuest, PadQuestLayer
-from kvcheck.zoo.twins.paged import PagedQuest, PagedQuestLayer
+from kvcheck.zoo.counterparts.drafted_quest import CropQuestLayer, DraftedQuest
+from kvcheck.zoo.counterparts.joint_quest import JointQuest
+from kvcheck.zoo.counterparts.neighbour import NeighbourQuest, PadQuestLayer
+from kvcheck.zoo.counterparts.paged import PagedQuest, PagedQuestLayer
 
-TWINS = "kvcheck.zoo.twins"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
 LARGE = 128
 """Pages from which on a tensor of scores is too large for the reduction: 2,048 tokens in pages of 16."""
 
@@ -51,7 +51,7 @@ class _Collapsing(QuestLayer):
 @bug(
     "selector-wrong-head-aggregation",
     "https://github.com/ml-explore/mlx-lm/pull/531",
-    f"{TWINS}.joint_quest.JointQuest",
+    f"{COUNTERPARTS}.joint_quest.JointQuest",
 )
 @dataclass(frozen=True)
 class SelectorWrongHeadAggregation(JointQuest):
@@ -69,7 +69,7 @@ class SelectorWrongHeadAggregation(JointQuest):
 @bug(
     "index-buffer-crop-out-of-step",
     "https://github.com/huggingface/transformers/pull/47720",
-    f"{TWINS}.drafted_quest.DraftedQuest",
+    f"{COUNTERPARTS}.drafted_quest.DraftedQuest",
 )
 @dataclass(frozen=True)
 class IndexBufferCropOutOfStep(DraftedQuest):
@@ -96,7 +96,11 @@ class _TwoRules(CropQuestLayer):
         return None
 
 
-@bug("pages-in-physical-order", "https://github.com/vllm-project/vllm-ascend/pull/14039", f"{TWINS}.paged.PagedQuest")
+@bug(
+    "pages-in-physical-order",
+    "https://github.com/vllm-project/vllm-ascend/pull/14039",
+    f"{COUNTERPARTS}.paged.PagedQuest",
+)
 @dataclass(frozen=True)
 class PagesInPhysicalOrder(PagedQuest):
     """The chosen pages are fetched in the order in which they lie in the pool, and masked as if they had come in the
@@ -141,7 +145,7 @@ class _ByAddress(PagedQuestLayer):
 @bug(
     "pads-pooled-into-blocks",
     "https://github.com/huggingface/transformers/issues/45938",
-    f"{TWINS}.neighbour.NeighbourQuest",
+    f"{COUNTERPARTS}.neighbour.NeighbourQuest",
 )
 @dataclass(frozen=True)
 class PadsPooledIntoBlocks(NeighbourQuest):

@@ -14,15 +14,15 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
 from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.paged_window import PagedLayer, PagedWindow
-from kvcheck.zoo.twins.regimes import RegimeLayer, Regimes
-from kvcheck.zoo.twins.tiered import Tiered, TieredRunner
+from kvcheck.zoo.counterparts.paged_window import PagedLayer, PagedWindow
+from kvcheck.zoo.counterparts.regimes import RegimeLayer, Regimes
+from kvcheck.zoo.counterparts.tiered import Tiered, TieredRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 
-@bug("kv-len-counter-survives-sample", "https://github.com/Zefan-Cai/KVCache-Factory/issues/54", twin="snapkv")
+@bug("kv-len-counter-survives-sample", "https://github.com/Zefan-Cai/KVCache-Factory/issues/54", counterpart="snapkv")
 @dataclass(frozen=True)
 class KvLenCounterSurvivesSample(SnapKV):
     """Whether a forward is a prompt's is told by a count of tokens per layer of the model: where it equals the tokens
@@ -69,7 +69,7 @@ class CountingLayer(SnapLayer):
 @bug(
     "rope-base-persists-after-long-input",
     "https://github.com/huggingface/transformers/issues/25306",
-    twin="kvcheck.zoo.twins.regimes.Regimes",
+    counterpart="kvcheck.zoo.counterparts.regimes.Regimes",
 )
 @dataclass(frozen=True)
 class RopeBasePersistsAfterLongInput(Regimes):
@@ -104,7 +104,7 @@ class LongestLayer(RegimeLayer):
 @bug(
     "reset-misses-lower-tier",
     "https://github.com/vllm-project/vllm/issues/57727",
-    twin="kvcheck.zoo.twins.tiered.Tiered",
+    counterpart="kvcheck.zoo.counterparts.tiered.Tiered",
 )
 @dataclass(frozen=True)
 class ResetMissesLowerTier(Tiered):
@@ -131,7 +131,7 @@ class HalfResetRunner(TieredRunner):
 @bug(
     "block-clear-spills-into-neighbour",
     "https://github.com/vllm-project/vllm/pull/43990",
-    twin="kvcheck.zoo.twins.paged_window.PagedWindow",
+    counterpart="kvcheck.zoo.counterparts.paged_window.PagedWindow",
 )
 @dataclass(frozen=True)
 class BlockClearSpillsIntoNeighbour(PagedWindow):

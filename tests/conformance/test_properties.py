@@ -9,7 +9,7 @@ import pytest
 from kvcheck.conformance import NAMES, runner
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.properties import PROPERTIES
-from kvcheck.conformance.properties.base import Property
+from kvcheck.conformance.properties.base import PropertyTest
 from kvcheck.conformance.runner import AGAIN, check, examine
 from kvcheck.conformance.subject import Violation
 from kvcheck.core.errors import SpecError
@@ -167,7 +167,7 @@ def once(name, monkeypatch, fails):
             raise Violation("a tie fell the other way")
 
     check.__name__ = name
-    monkeypatch.setitem(PROPERTIES, name, Property(check, lambda info: "", 40, 2, 1.0))
+    monkeypatch.setitem(PROPERTIES, name, PropertyTest(check, lambda info: "", 40, 2, 1.0))
     return examine(name, "fp16", 12)
 
 
@@ -203,7 +203,9 @@ def test_few_trials_that_fail_once_and_none_that_holds_say_so(monkeypatch):
 @pytest.mark.parametrize("trials", [1, 12, 60])
 def test_trials_beyond_the_simplest_are_seldom_short_and_none_says_what_another_said(monkeypatch, trials):
     drawn = []
-    monkeypatch.setitem(PROPERTIES, "any", Property(lambda one: drawn.append(one.draw), lambda info: "", 300, 12, 1.0))
+    monkeypatch.setitem(
+        PROPERTIES, "any", PropertyTest(lambda one: drawn.append(one.draw), lambda info: "", 300, 12, 1.0)
+    )
     assert examine("any", "fp16", trials).trials == 1 + trials
     assert drawn[0] == Draw()
     assert len({(draw.architecture, draw.prompt) for draw in drawn}) == len(drawn)

@@ -34,8 +34,8 @@ def step(rng: random.Random, room: Room, held: torch.Tensor) -> torch.Tensor:
         oldest = rng.randint(0, length)
         room.drop(oldest)
         return held[:, :, oldest:]
-    twin = room.select(range(batch))
-    room.buffer, room.length, room.start = twin.buffer, twin.length, twin.start
+    counterpart = room.select(range(batch))
+    room.buffer, room.length, room.start = counterpart.buffer, counterpart.length, counterpart.start
     return held
 
 

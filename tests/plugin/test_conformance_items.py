@@ -100,7 +100,7 @@ def test_collecting_them_imports_no_torch(repo: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines([f"*test_conformance[[]{FORKS}-snapkv[]]"])
 
 
-ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not twins")
+ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not counterparts")
 BUGS = "newcomer-score-freeze,attention-sinks-evictable,offset-is-retained-rows"
 
 

@@ -11,19 +11,19 @@ from kvcheck.conformance.draw import LONGEST
 from kvcheck.conformance.subject import Subject
 
 Check = Callable[[Subject], None]
-Unless = Callable[[MethodInfo], str]
+SkipReason = Callable[[MethodInfo], str]
 
 
 @dataclass(frozen=True)
-class Property:
+class PropertyTest:
     """check(subject) raises Violation where it does not hold, NotServed where the trial says nothing about the method.
 
-    unless: why it does not follow from what a method declares, "" where it does. longest, steps: of the texts drawn.
-    share: of the number of trials, for those that take long.
+    skip_reason: why it does not follow from what a method declares, "" where it does. longest, steps: of the texts
+    drawn. share: of the number of trials, for those that take long.
     """
 
     check: Check
-    unless: Unless
+    skip_reason: SkipReason
     longest: int
     steps: int
     share: float
@@ -38,16 +38,16 @@ class Property:
         """What holds, in words."""
         return " ".join(inspect.cleandoc(self.check.__doc__ or "").partition("\n\n")[0].split())
 
-    def excuse(self, info: MethodInfo) -> str:
+    def exemption(self, info: MethodInfo) -> str:
         """Why the property does not apply to a method, "" where it does."""
-        return dict(info.exempt).get(self.name) or self.unless(info)
+        return dict(info.exempt).get(self.name) or self.skip_reason(info)
 
 
-def holds(
-    unless: Unless = lambda info: "", longest: int = LONGEST, steps: int = 8, share: float = 1.0
-) -> Callable[[Check], Property]:
+def property_test(
+    skip_reason: SkipReason = lambda info: "", longest: int = LONGEST, steps: int = 8, share: float = 1.0
+) -> Callable[[Check], PropertyTest]:
     """Make a function a property."""
-    return lambda check: Property(check, unless, longest, steps, share)
+    return lambda check: PropertyTest(check, skip_reason, longest, steps, share)
 
 
 def no_whole(info: MethodInfo) -> str:

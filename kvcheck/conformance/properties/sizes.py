@@ -14,7 +14,7 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import CacheView, view
 from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds
+from kvcheck.conformance.properties.base import property_test
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
@@ -49,7 +49,7 @@ def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, wh
         fail(f"{when}, the layers hold {layers} slots, {list(slots)} are declared")
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def bytes_are_as_declared(subject: Subject) -> None:
     """Behind the prompt, and behind every token that is decoded, bytes and slots are those that the method declares."""
     draw = subject.draw
@@ -60,7 +60,7 @@ def bytes_are_as_declared(subject: Subject) -> None:
         check(subject, cache, draw.rows, draw.prompt, step + 1, f"behind {step + 1} decoded tokens")
 
 
-@holds()
+@property_test()
 def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
     """A follow-up that is fed in one forward takes the bytes and slots that it takes token by token."""
     draw = subject.draw
@@ -69,7 +69,7 @@ def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
     check(subject, cache, draw.rows, draw.prompt, draw.block, f"behind a block of {draw.block} tokens")
 
 
-@holds()
+@property_test()
 def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
     """Rows that are selected take their bytes along and no others; so do rows that are repeated."""
     draw = subject.draw
@@ -82,7 +82,7 @@ PARTS = (70, 1, 1, 33, 1, 45)
 """Tokens that are fed together, one part after the other: over the borders of groups, pages and windows."""
 
 
-@holds(share=0.3)
+@property_test(share=0.3)
 def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     """Behind each part of a long follow-up, blocks and single tokens, bytes are as declared; in a fork of it too."""
     draw = subject.draw
@@ -107,7 +107,7 @@ def frees_nothing(info: MethodInfo) -> str:
     return "" if info.frees_memory else "it does not claim to free memory"
 
 
-@holds(unless=frees_nothing, share=0.3)
+@property_test(skip_reason=frees_nothing, share=0.3)
 def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
     """One prompt after the other, each row of each takes less memory than the full cache, and the same every time.
 
@@ -153,7 +153,7 @@ def keeps_all_decoded(info: MethodInfo) -> str:
     return "" if info.evicts_in_decode and info.frees_memory else "it does not claim to evict while decoding"
 
 
-@holds(unless=keeps_all_decoded, share=0.15)
+@property_test(skip_reason=keeps_all_decoded, share=0.15)
 def memory_stays_bounded_while_decoding(subject: Subject) -> None:
     """Decoding as many tokens again as the prompt had takes less memory than keeping them all would."""
     length = 64 + subject.draw.prompt % 33
@@ -187,7 +187,7 @@ SAMPLE = (200, 16, 1)
 """Tokens of prompt, follow-up and decoding: so many that even the smallest part of a leaked prompt shows."""
 
 
-@holds(share=0.05)
+@property_test(share=0.05)
 def nothing_piles_up_over_samples(subject: Subject) -> None:
     """Sample after sample, no memory stays behind."""
     sizes = []

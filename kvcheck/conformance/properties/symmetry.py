@@ -8,12 +8,12 @@ import torch
 
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.properties.base import other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
 from kvcheck.models.rotary import blurred, moved, rotaries
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def the_order_of_kv_heads_does_not_matter(subject: Subject) -> None:
     """A model whose kv heads come in another order, with all that belongs to them, gives the same answers."""
     texts = subject.texts()
@@ -62,7 +62,7 @@ ROUNDING = 2.0**-24
 """Of a number in float32."""
 
 
-@holds(unless=rounds)
+@property_test(skip_reason=rounds)
 def where_a_text_begins_does_not_matter(subject: Subject) -> None:
     """With rotary positions, a text that begins at position 37 gives the same answers as at 0.
 

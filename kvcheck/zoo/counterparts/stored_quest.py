@@ -12,7 +12,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
-from kvcheck.zoo.twins._files import through
+from kvcheck.zoo.counterparts._files import through
 
 
 @dataclass(frozen=True)

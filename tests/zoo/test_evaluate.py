@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvcheck.core.settings import Settings
 from kvcheck.tasks import TASKS
-from kvcheck.zoo.hunt import rungs
+from kvcheck.zoo.evaluate import rungs
 
 
 def test_every_task_is_tried_once_at_the_shortest_length() -> None:

@@ -1,4 +1,4 @@
-"""`kvcheck alarms`: whether properties accuse correct methods."""
+"""`kvcheck false-positives`: whether properties accuse correct methods."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from kvcheck.cli import commands
 from kvcheck.conformance import NAMES
-from kvcheck.conformance.alarms import Tried, attempt, correct
+from kvcheck.conformance.false_positives import Tried, attempt, correct
 from kvcheck.core.record import FAILS, HOLDS, PropertyRecord
 from kvcheck.report import conformance
 
@@ -20,19 +20,19 @@ def test_every_property_is_tried_on_a_method_with_every_seed():
     assert [(one.method, one.seed) for one in found] == [("faults.Random", 0), ("faults.Random", 1)]
     for one in found:
         assert tuple(each.name for each in one.found) == NAMES
-        assert "the_same_call_gives_the_same" in {each.name for each in one.alarms}
+        assert "the_same_call_gives_the_same" in {each.name for each in one.false_positives}
 
 
-def test_the_table_counts_trials_and_alarms_per_method():
-    text = list(conformance.alarms(SOME))
+def test_the_table_counts_trials_and_false_positives_per_method():
+    text = list(conformance.false_positives(SOME))
     assert text[1].split() == ["fp16", "2", "10", "0", "4"]
     assert text[2].split() == ["tova", "1", "2", "1", "1"]
-    assert text[-1] == "1 alarm in 12 trials of 2 correct methods"
+    assert text[-1] == "1 false positive in 12 trials of 2 correct methods"
     assert "    def test(): ..." in text
 
 
 def test_the_markdown_table_has_the_same_numbers():
-    text = list(conformance.alarms_markdown(SOME))
+    text = list(conformance.false_positives_markdown(SOME))
     assert "| `fp16` | 2 | 10 | 0 | 4 |" in text
     assert text[-1] == '- `tova`, seed 0: `"the same call gives the same"`: `it gives others`'
 
@@ -44,10 +44,15 @@ def test_all_registered_methods_are_tried_by_default():
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["-n", "0"]])
 def test_a_number_below_one_is_refused(wrong, capsys):
-    assert commands.main(["alarms", *wrong]) == commands.ERROR
+    assert commands.main(["false-positives", *wrong]) == commands.ERROR
     assert "from 1 up" in capsys.readouterr().err
 
 
 def test_an_unknown_method_is_refused_before_anything_runs(capsys):
-    assert commands.main(["alarms", "--method", "snapvk"]) == commands.ERROR
+    assert commands.main(["false-positives", "--method", "snapvk"]) == commands.ERROR
     assert "snapkv" in capsys.readouterr().err
+
+
+def test_the_command_by_its_former_name_is_refused_and_names_the_new_one(capsys):
+    assert commands.main(["alarms", "-n", "2"]) == commands.ERROR
+    assert "kvcheck false-positives -n 2" in capsys.readouterr().err

@@ -30,7 +30,7 @@ class Tried:
         return sum(one.trials for one in self.found)
 
     @property
-    def alarms(self) -> list[PropertyRecord]:
+    def false_positives(self) -> list[PropertyRecord]:
         """The properties that accuse the method."""
         return [one for one in self.found if one.outcome == FAILS]
 

@@ -14,7 +14,7 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
-from kvcheck.zoo.twins._drafts import DraftRunner, length_after
+from kvcheck.zoo.counterparts._drafts import DraftRunner, length_after
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -1,4 +1,4 @@
-"""The twins that no registered method could be: lossless where they say so, and exact in what they declare."""
+"""The counterparts that no registered method could be: lossless where they say so, and exact in what they declare."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
 
-TWINS = "kvcheck.zoo.twins"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
 LOSSLESS = (
-    f"{TWINS}.blockwise.Blockwise:budget=1000,window=8,chunk=16",
-    f"{TWINS}.chunked.Chunked:chunk=16",
-    f"{TWINS}.chunked.ChunkedH2O:budget=1000,chunk=16",
-    f"{TWINS}.chunked.ChunkedStreamingLLM:window=1000,chunk=16",
-    f"{TWINS}.drafted.Drafted:window=1000",
-    f"{TWINS}.padded.PaddedSnapKV:budget=1000",
-    f"{TWINS}.paged_window.PagedWindow:page=4,window=1000",
-    f"{TWINS}.pooled.Pooled:block=1,window=0",
-    f"{TWINS}.regimes.Regimes",
-    f"{TWINS}.shifted.Shifted:window=1000",
-    f"{TWINS}.tiered.Tiered:block=8,room=3",
+    f"{COUNTERPARTS}.blockwise.Blockwise:budget=1000,window=8,chunk=16",
+    f"{COUNTERPARTS}.chunked.Chunked:chunk=16",
+    f"{COUNTERPARTS}.chunked.ChunkedH2O:budget=1000,chunk=16",
+    f"{COUNTERPARTS}.chunked.ChunkedStreamingLLM:window=1000,chunk=16",
+    f"{COUNTERPARTS}.drafted.Drafted:window=1000",
+    f"{COUNTERPARTS}.padded.PaddedSnapKV:budget=1000",
+    f"{COUNTERPARTS}.paged_window.PagedWindow:page=4,window=1000",
+    f"{COUNTERPARTS}.pooled.Pooled:block=1,window=0",
+    f"{COUNTERPARTS}.regimes.Regimes",
+    f"{COUNTERPARTS}.shifted.Shifted:window=1000",
+    f"{COUNTERPARTS}.tiered.Tiered:block=8,room=3",
 )
 LIKE = {
-    f"{TWINS}.chunked.ChunkedH2O:chunk=16": "h2o",
-    f"{TWINS}.chunked.ChunkedStreamingLLM:chunk=16": "streaming_llm",
-    f"{TWINS}.drafted.Drafted": "streaming_llm",
-    f"{TWINS}.padded.PaddedSnapKV:window=4": "snapkv:window=4",
+    f"{COUNTERPARTS}.chunked.ChunkedH2O:chunk=16": "h2o",
+    f"{COUNTERPARTS}.chunked.ChunkedStreamingLLM:chunk=16": "streaming_llm",
+    f"{COUNTERPARTS}.drafted.Drafted": "streaming_llm",
+    f"{COUNTERPARTS}.padded.PaddedSnapKV:window=4": "snapkv:window=4",
 }
 LOSSY = (
     *LIKE,
-    f"{TWINS}.blockwise.Blockwise:window=8,chunk=16",
-    f"{TWINS}.paged_window.PagedWindow:page=4",
-    f"{TWINS}.paged_window.PagedWindow",
-    f"{TWINS}.pooled.Pooled",
-    f"{TWINS}.pooled.Pooled:block=3,window=7",
-    f"{TWINS}.regimes.Regimes:original=60",
-    f"{TWINS}.shifted.Shifted",
-    f"{TWINS}.shifted.Shifted:discard=5,window=21,sink=2",
+    f"{COUNTERPARTS}.blockwise.Blockwise:window=8,chunk=16",
+    f"{COUNTERPARTS}.paged_window.PagedWindow:page=4",
+    f"{COUNTERPARTS}.paged_window.PagedWindow",
+    f"{COUNTERPARTS}.pooled.Pooled",
+    f"{COUNTERPARTS}.pooled.Pooled:block=3,window=7",
+    f"{COUNTERPARTS}.regimes.Regimes:original=60",
+    f"{COUNTERPARTS}.shifted.Shifted",
+    f"{COUNTERPARTS}.shifted.Shifted:discard=5,window=21,sink=2",
 )
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 75])
 @pytest.mark.parametrize("given", LOSSLESS)
-def test_a_twin_that_loses_nothing_is_the_full_cache(given, length, model):
+def test_a_counterpart_that_loses_nothing_is_the_full_cache(given, length, model):
     assert apart(walk(at_home(given, model), length), walk(at_home("fp16", model), length)) < 1e-3
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 150])
 @pytest.mark.parametrize("given", LIKE)
-def test_a_twin_that_feeds_otherwise_is_the_method_that_it_wraps(given, length, model):
+def test_a_counterpart_that_feeds_otherwise_is_the_method_that_it_wraps(given, length, model):
     assert apart(walk(at_home(given, model), length), walk(at_home(LIKE[given], model), length)) < 1e-3
 
 
@@ -59,7 +59,7 @@ def test_mixattention_in_chunks_is_mixattention():
     model = mini()
     for length in (1, 129, 300):
         one, other = (
-            walk(at_home(each, model), length) for each in (f"{TWINS}.chunked_mix.ChunkedMix", "mixattention")
+            walk(at_home(each, model), length) for each in (f"{COUNTERPARTS}.chunked_mix.ChunkedMix", "mixattention")
         )
         assert apart(one, other) < 1e-2
 

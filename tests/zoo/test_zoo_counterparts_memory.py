@@ -1,19 +1,19 @@
-"""The twins of quantization, accounting, merging and config are right."""
+"""The counterparts of quantization, accounting, merging and config are right."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import SHAPE, absorbed, ordinary_use, prompt, runner_of, used, used_right, words
+from counterpart_checks import SHAPE, absorbed, ordinary_use, prompt, runner_of, used, used_right, words
 
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.zoo.twins.long_rope import LongRope
+from kvcheck.zoo.counterparts.long_rope import LongRope
 
-T = "kvcheck.zoo.twins"
+T = "kvcheck.zoo.counterparts"
 SPECS = (
     f"{T}.turbo.Turbo",
     f"{T}.turbo.Turbo:block=24,bits=2",

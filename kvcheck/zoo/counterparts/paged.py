@@ -210,18 +210,18 @@ class PagedLayer(CacheLayer):
         try:
             for name in self.pool:
                 setattr(self, name, None)
-            twin = super().select(rows)
+            selected = super().select(rows)
         finally:
             for name, value in pools.items():
                 setattr(self, name, value)
         at = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         pages = self.used(at)
         order = pages.flatten().argsort(stable=True)
-        twin.table = order.argsort().view(pages.shape)
-        twin.batch, twin.free = len(at), []
+        selected.table = order.argsort().view(pages.shape)
+        selected.batch, selected.free = len(at), []
         if self.pk is not None and self.pv is not None:
-            twin.pk, twin.pv = (pool[pages.flatten()[order]] for pool in (self.pk, self.pv))
-        return twin
+            selected.pk, selected.pv = (pool[pages.flatten()[order]] for pool in (self.pk, self.pv))
+        return selected
 
     def reorder(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes row beam_idx[i]: the content of its pages is overwritten."""

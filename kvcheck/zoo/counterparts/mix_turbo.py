@@ -11,7 +11,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
-from kvcheck.zoo.twins.turbo import TurboLayer, Turned
+from kvcheck.zoo.counterparts.turbo import TurboLayer, Turned
 
 BITS = 4
 

@@ -160,10 +160,10 @@ class Turned:
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
         """Copies of these rows of the batch."""
-        twin = type(self)(self.bits, self.sizes, self.seed)
+        selected = type(self)(self.bits, self.sizes, self.seed)
         if self.codes is not None and self.norms is not None:
-            twin.codes, twin.norms = self.codes.select(rows), self.norms.select(rows)
-        return twin
+            selected.codes, selected.norms = self.codes.select(rows), self.norms.select(rows)
+        return selected
 
 
 class TurboLayer(QuantLayer):

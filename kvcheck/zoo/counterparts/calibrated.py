@@ -90,10 +90,10 @@ class Fixed(Floats):
 
     def select(self, rows: object) -> Fixed:
         """Copies of these rows of the batch."""
-        twin = Fixed(self.factor)
+        selected = Fixed(self.factor)
         if self.codes is not None:
-            twin.codes = self.codes.select(rows)  # type: ignore[arg-type]
-        return twin
+            selected.codes = self.codes.select(rows)  # type: ignore[arg-type]
+        return selected
 
 
 class ScaledLayer(QuantLayer):

@@ -187,10 +187,10 @@ class PadLayer(CacheLayer):
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
             self.settle(self.k.buffer)
-        twin = super().select(rows)
-        twin.seen = int(twin.offsets.max())
-        twin.prompt = twin.seen if self.seen == self.prompt else self.prompt
-        return twin
+        selected = super().select(rows)
+        selected.seen = int(selected.offsets.max())
+        selected.prompt = selected.seen if self.seen == self.prompt else self.prompt
+        return selected
 
 
 class PadQuestLayer(QuestLayer, PadLayer):
@@ -221,8 +221,10 @@ class PadQuestLayer(QuestLayer, PadLayer):
 
     def select(self, rows: torch.Tensor | Any) -> Self:
         """Copies of these rows, with as many pages as they have."""
-        twin = super().select(rows)
-        if twin.low is not None and twin.high is not None:
-            pages = -(-twin.stored // self.method.page)
-            twin.low, twin.high = (Room(room.used[:, :, :pages].clone()) for room in (twin.low, twin.high))
-        return twin
+        selected = super().select(rows)
+        if selected.low is not None and selected.high is not None:
+            pages = -(-selected.stored // self.method.page)
+            selected.low, selected.high = (
+                Room(room.used[:, :, :pages].clone()) for room in (selected.low, selected.high)
+            )
+        return selected

@@ -13,7 +13,7 @@ from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.zoo.twins._pool import Pool
+from kvcheck.zoo.counterparts._pool import Pool
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

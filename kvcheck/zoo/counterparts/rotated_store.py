@@ -16,7 +16,7 @@ from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
-from kvcheck.zoo.twins._files import through
+from kvcheck.zoo.counterparts._files import through
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ class Turned(Packed):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
         """Copies of these rows of the batch."""
-        twin = Turned(self.bits, self.group, self.size)
+        selected = Turned(self.bits, self.group, self.size)
         if self.codes is not None and self.scale is not None and self.low is not None:
-            twin.codes, twin.scale, twin.low = (each.select(rows) for each in (self.codes, self.scale, self.low))
-        return twin
+            selected.codes, selected.scale, selected.low = (
+                each.select(rows) for each in (self.codes, self.scale, self.low)
+            )
+        return selected
 
 
 def rotated(values: torch.Tensor, size: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.zoo.twins._drafts import DraftRunner, length_after
-from kvcheck.zoo.twins._files import through
+from kvcheck.zoo.counterparts._drafts import DraftRunner, length_after
+from kvcheck.zoo.counterparts._files import through
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -14,7 +14,7 @@ from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import quantize
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -1,8 +1,9 @@
 """The gate over the zoo: would the tasks and the properties that a default run tries have caught this bug?
 
-A faulty method stands for its correct twin after a bad commit: its records are judged as the twin's would be, against
-the twin's own record (the stored one, else measured here), and against fp16 by the twin's allowance where one was
-reviewed. Both ways are tried by themselves, each until it catches the bug: tasks, case by case, and properties.
+A faulty method stands for its correct counterpart after a bad commit: its records are judged as the counterpart's would
+be, against the counterpart's own record (the stored one, else measured here), and against fp16 by the counterpart's
+allowance where one was reviewed. Both ways are tried by themselves, each until it catches the bug: tasks, case by case,
+and properties.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from kvcheck.tasks import profiles
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """Who is judged. name: of the bug or twin; family: "twins" for a correct method; faulty, twin: specs."""
+class Candidate:
+    """Who is judged. family: "counterparts" for a correct method; faulty, counterpart: specs."""
 
     name: str
     family: str
     faulty: str
-    twin: str
+    counterpart: str
     url: str = ""
 
     @property
     def correct(self) -> bool:
-        """Whether it is a twin, which must not be accused."""
-        return self.faulty == self.twin
+        """Whether it is a counterpart, which must not be accused."""
+        return self.faulty == self.counterpart
 
 
-class Hunt:
-    """The gate, on one session of the engine. records: of twins and fp16, measured once."""
+class Evaluation:
+    """The gate, on one session of the engine. records: of counterparts and fp16, measured once."""
 
     def __init__(self, session: Any, settings: Settings, store: Store, allowances: Allowances) -> None:
         self.session, self.settings, self.store, self.allowances = session, settings, store, allowances
@@ -51,27 +52,27 @@ class Hunt:
         self.cases, self.rest = rungs(settings)
         self.alpha = case_alpha(settings.alpha, len(gated(settings)))
 
-    def examine(self, suspect: Suspect) -> ZooRecord:
+    def examine(self, candidate: Candidate) -> ZooRecord:
         """Try properties, then tasks. A correct method is tried to the end of both.
 
         Raises MethodUnsupported where a fault of the user's method has no place in it.
         """
-        make(suspect.faulty).runner(self.session.backend.loaded)
+        make(candidate.faulty).runner(self.session.backend.loaded)
         start = time.perf_counter()
-        properties, trials = self.properties(suspect)
+        properties, trials = self.properties(candidate)
         between = time.perf_counter()
-        tasks, samples = self.tasks(suspect, self.cases_of(suspect))
-        if not properties and not tasks and not suspect.correct:
-            tasks, more = self.tasks(suspect, self.rest)
+        tasks, samples = self.tasks(candidate, self.cases_of(candidate))
+        if not properties and not tasks and not candidate.correct:
+            tasks, more = self.tasks(candidate, self.rest)
             samples += more
         end = time.perf_counter()
-        self.session.backend.runners.pop(suspect.faulty, None)  # what it keeps from prompt to prompt would add up
+        self.session.backend.runners.pop(candidate.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
-            name=suspect.name,
-            family=suspect.family,
-            twin=suspect.twin,
-            correct=suspect.correct,
-            url=suspect.url,
+            name=candidate.name,
+            family=candidate.family,
+            counterpart=candidate.counterpart,
+            correct=candidate.correct,
+            url=candidate.url,
             properties=tuple(properties),
             trials=trials,
             property_seconds=round(between - start, 1),
@@ -80,46 +81,46 @@ class Hunt:
             case_seconds=round(end - between, 1),
         )
 
-    def properties(self, suspect: Suspect) -> tuple[list[str], int]:
+    def properties(self, candidate: Candidate) -> tuple[list[str], int]:
         """Those that fail (the first one, for a bug), each with its reason, and the trials until then."""
         found, trials = [], 0
         for name in NAMES:
-            said = examine(name, suspect.faulty, TRIALS[self.settings.profile], self.settings.seed)
+            said = examine(name, candidate.faulty, TRIALS[self.settings.profile], self.settings.seed)
             trials += said.trials
             if said.outcome == FAILS:
                 found.append(f"{name}: {said.reason}")
-                if not suspect.correct:
+                if not candidate.correct:
                     break
         return found, trials
 
-    def tasks(self, suspect: Suspect, cases: list[CaseId]) -> tuple[list[str], int]:
+    def tasks(self, candidate: Candidate, cases: list[CaseId]) -> tuple[list[str], int]:
         """Cases that fail (the first one, for a bug), each with its reason, and the contexts until then."""
         found, samples = [], 0
         for case in cases:
-            reason, count = self.case(suspect, case)
+            reason, count = self.case(candidate, case)
             samples += count
             if reason:
                 found.append(f"{case}: {reason}")
-                if not suspect.correct:
+                if not candidate.correct:
                     break
         return found, samples
 
-    def cases_of(self, suspect: Suspect) -> list[CaseId]:
+    def cases_of(self, candidate: Candidate) -> list[CaseId]:
         """All; none of a correct method without a stored record, which could only be held against itself."""
-        known = any(self.store.get(self.model, suspect.twin, case) is not None for case in self.cases)
-        return self.cases if known or not suspect.correct else []
+        known = any(self.store.get(self.model, candidate.counterpart, case) is not None for case in self.cases)
+        return self.cases if known or not candidate.correct else []
 
-    def case(self, suspect: Suspect, case: CaseId) -> tuple[str, int]:
+    def case(self, candidate: Candidate, case: CaseId) -> tuple[str, int]:
         """Why a case fails, "" where it does not, and the contexts that were measured."""
-        fp16, own = self.reference(case, "fp16"), self.reference(case, suspect.twin)
+        fp16, own = self.reference(case, "fp16"), self.reference(case, candidate.counterpart)
         # without a reviewed allowance, what the correct method loses is no fault
-        budget = self.allowances.get(suspect.twin, own.capability) or Budget(drop=None)
+        budget = self.allowances.get(candidate.counterpart, own.capability) or Budget(drop=None)
 
         def clear(so_far: CaseRecord) -> bool:
-            return sequential(replace(so_far, method=suspect.twin), fp16, own, budget, self.alpha)
+            return sequential(replace(so_far, method=candidate.counterpart), fp16, own, budget, self.alpha)
 
         try:
-            record = replace(self.session.run_case(case, suspect.faulty, clear), method=suspect.twin)
+            record = replace(self.session.run_case(case, candidate.faulty, clear), method=candidate.counterpart)
             verdicts = judge(record, fp16, own, budget, self.alpha)
         except KvcheckError as error:
             return str(error).splitlines()[0], 0
@@ -159,8 +160,8 @@ def rungs(settings: Settings) -> tuple[list[CaseId], list[CaseId]]:
     return [replace(case, n=counts.get(case.key, case.n)) for case in first], ladder[len(first) :]
 
 
-def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspect]:
-    """The bugs of these names or families (none: all) and their twins; of methods of the user's own, their mutants.
+def candidates(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Candidate]:
+    """The bugs of these names or families (none: all) and their counterparts; of a user's own methods, their mutants.
 
     Raises SpecError for an unknown name, and for names beside methods.
     """
@@ -172,11 +173,11 @@ def suspects(names: tuple[str, ...], methods: tuple[str, ...]) -> Iterator[Suspe
             hint = f"leave the names out: kvcheck zoo --method=SPEC, or pytest {words(zoo='all', methods='SPEC')}"
             raise SpecError(f"{', '.join(names)}: bugs of the zoo cannot be put around a method of your own", hint)
         for method in methods:
-            yield from (Suspect(f"{name} in {method}", "mutants", spec, method) for name, spec in mutants(method))
-            yield Suspect(method, "twins", method, method)
+            yield from (Candidate(f"{name} in {method}", "mutants", spec, method) for name, spec in mutants(method))
+            yield Candidate(method, "counterparts", method, method)
         return
     found = bugs(tuple(name for name in names if name != "all"))
     for one in found:
-        yield Suspect(one.name, one.family, one.spec, one.twin, one.url)
-    for twin in dict.fromkeys(one.twin for one in found):
-        yield Suspect(twin, "twins", twin, twin)
+        yield Candidate(one.name, one.family, one.spec, one.counterpart, one.url)
+    for counterpart in dict.fromkeys(one.counterpart for one in found):
+        yield Candidate(counterpart, "counterparts", counterpart, counterpart)

@@ -13,7 +13,7 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.zoo.twins._drafts import length_after
+from kvcheck.zoo.counterparts._drafts import length_after
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
