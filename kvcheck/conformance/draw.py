@@ -8,11 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from kvcheck.conformance.base import LONGEST
+
 BLOCKS = (8, 16, 32, 64, 128)
 """Sizes around whose multiples windows, groups, pages and chunks have their borders."""
-LONGEST = 300
-LONGER = 1300
-"""Tokens of the longest prompt, as drawn for most properties and for those that are cheap or see nearly every fault."""
 MOST = 900
 """Tokens of the prompts of all rows, unless there is one row."""
 

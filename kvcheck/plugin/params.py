@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CAPABILITIES, cost_case
@@ -111,7 +111,7 @@ def property_params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
     if not properties_wanted(settings, marks):
         return []
-    pairs = [(name, method) for method in settings.methods for name in NAMES]
+    pairs = [(name, method) for method in settings.methods for name in names()]
     mine = [pytest.mark.conformance]
     return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 

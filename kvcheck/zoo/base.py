@@ -4,10 +4,13 @@ One module per family. A bug is a subclass of its counterpart's class, with the 
 declarations, so that it is the method after a bad commit. Its docstring says what is broken, where it was
 found, and when it shows.
 
-    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", counterpart="snapkv:budget=0.25")
-    @dataclass(frozen=True)
-    class NkeptFloorsToZero(SnapKV):
-        ...
+    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264")
+    class NkeptFloorsToZero(TOVA):
+        # what is broken, as a docstring
+
+    @used_by(NkeptFloorsToZero)
+    class FlooringLayer(TOVALayer):
+        def evict(self, queries): ...
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.spec import Spec
 
@@ -41,6 +46,7 @@ FAMILIES = (
 )
 
 Faulty = TypeVar("Faulty", bound=type[Method])
+Part = TypeVar("Part", bound=type[CacheLayer] | type[MethodRunner] | type[KVCache])
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,36 @@ class Bug:
 _KNOWN: dict[str, Bug] = {}
 
 
-def bug(name: str, url: str, counterpart: str) -> Callable[[Faulty], Faulty]:
-    """Put a faulty method into the zoo."""
+def bug(name: str, url: str, params: str = "") -> Callable[[Faulty], Faulty]:
+    """Put a faulty method into the zoo. params: those that its counterpart, the class that it is derived from, has."""
 
     def add(faulty: Faulty) -> Faulty:
-        _KNOWN[name] = Bug(name, url, counterpart, faulty)
+        counterpart: type[Method] = faulty.__mro__[1]
+        _KNOWN[name] = Bug(name, url, ":".join(filter(None, (counterpart.name(), params))), faulty)
         return faulty
 
     return add
+
+
+def used_by(method: type[Method]) -> Callable[[Part], Part]:
+    """Have a method use the decorated class in place of what it inherits: for its layers, as its runner, or as cache.
+
+    It is what most bugs come down to: all of a method is as before, and one function of its layer or runner is not.
+    """
+
+    def use(part: Part) -> Part:
+        new: Callable[..., object] = part
+        build = method.build
+        changed: dict[str, Callable[..., object]] = {
+            "layer": lambda self, shape, index: new(shape, index, self),
+            "runner": lambda self, loaded: new(self, loaded),
+            "build": lambda self, shape, store_dtype=None: new(build(self, shape, store_dtype).layers, store_dtype),
+        }
+        name = "layer" if issubclass(part, CacheLayer) else "runner" if issubclass(part, MethodRunner) else "build"
+        setattr(method, name, changed[name])
+        return part
+
+    return use
 
 
 def bugs(names: tuple[str, ...] = ()) -> tuple[Bug, ...]:

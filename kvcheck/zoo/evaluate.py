@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.conformance.runner import TRIALS, examine
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.front import words
@@ -84,7 +84,7 @@ class Evaluation:
     def properties(self, candidate: Candidate) -> tuple[list[str], int]:
         """Those that fail (the first one, for a bug), each with its reason, and the trials until then."""
         found, trials = [], 0
-        for name in NAMES:
+        for name in names():
             said = examine(name, candidate.faulty, TRIALS[self.settings.profile], self.settings.seed)
             trials += said.trials
             if said.outcome == FAILS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
-from kvcheck.conformance.properties.base import property_test
+from kvcheck.conformance.base import property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
 

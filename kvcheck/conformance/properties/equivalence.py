@@ -6,8 +6,7 @@ import torch
 
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import no_whole, other_prompt, property_test
+from kvcheck.conformance.base import LONGER, no_whole, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 

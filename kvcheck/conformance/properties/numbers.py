@@ -9,7 +9,7 @@ import torch
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import Prefilled
-from kvcheck.conformance.properties.base import other_prompt, property_test
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.properties.positions import dense_layers, of_length
 from kvcheck.conformance.properties.sizes import LONG
 from kvcheck.conformance.subject import NotServed, Subject, fail

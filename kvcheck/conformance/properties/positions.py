@@ -13,8 +13,7 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import parts
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import other_prompt, property_test
+from kvcheck.conformance.base import LONGER, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries

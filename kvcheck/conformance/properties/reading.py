@@ -11,7 +11,7 @@ import torch
 
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.properties.base import other_prompt, property_test
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 LONG = 640

@@ -13,8 +13,7 @@ import torch
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import CacheView, view
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import property_test
+from kvcheck.conformance.base import LONGER, property_test
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from kvcheck.cache.view import parts, view
-from kvcheck.conformance.draw import LONGER, LONGEST
-from kvcheck.conformance.properties.base import property_test
+from kvcheck.conformance.base import LONGER, LONGEST, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.core.errors import MethodUnsupported
 

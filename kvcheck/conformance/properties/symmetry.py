@@ -8,7 +8,7 @@ import torch
 
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.properties.base import other_prompt, property_test
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
 from kvcheck.models.rotary import blurred, moved, rotaries
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -11,13 +11,10 @@ from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.methods.snapkv import SnapKV
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,12 @@ class Blockwise(SnapKV):
                 f"type {option('methods')}={self.name()}:chunk={self.window}",
             )
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that is cut behind every chunk."""
-        return BlockwiseLayer(shape, index, self)
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Feeds chunks."""
-        return BlockwiseRunner(self, loaded)
-
     def ends(self, prompt: int) -> list[int]:
         """Where the chunks of a prompt end."""
         return list(range(prompt % self.chunk or self.chunk, prompt + 1, self.chunk))
 
 
+@used_by(Blockwise)
 class BlockwiseLayer(CacheLayer):
     """Chooses behind every chunk of the prompt. total: tokens of the prompt, None where it comes in one forward."""
 
@@ -98,6 +88,7 @@ class BlockwiseLayer(CacheLayer):
         return torch.cat([scoring.top(scores, cap - method.window), window], dim=2)
 
 
+@used_by(Blockwise)
 class BlockwiseRunner(MethodRunner):
     """Feeds the chunks of a prompt."""
 

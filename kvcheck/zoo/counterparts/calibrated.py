@@ -16,6 +16,7 @@ from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.zoo.base import used_by
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -49,10 +50,6 @@ class Calibrated(Method):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer with scales."""
         return ScaledLayer(shape, index, self) if self.quantized else PlainLayer(shape, index, self)
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Measures the scales."""
-        return CalibratedRunner(self, loaded)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
@@ -126,6 +123,7 @@ class PlainLayer(CacheLayer):
         self.scales = k_scale, v_scale
 
 
+@used_by(Calibrated)
 class CalibratedRunner(MethodRunner):
     """Measures the scales, and hands them to every layer that it builds."""
 

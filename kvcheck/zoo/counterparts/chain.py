@@ -11,6 +11,7 @@ from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,6 @@ class Chain(Method):
         """Tokens per layer and kv head that both stages together are to remove from a prompt."""
         return prompt - self.left(self.norms, self.left(self.votes, prompt))
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that evicts twice, after the prompt."""
-        return ChainLayer(shape, index, self)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """What is not removed, and everything decoded."""
         return (prompt - self.removed(prompt) + decoded,) * shape.layers
@@ -64,6 +61,7 @@ class Chain(Method):
         return frozenset(range(max(0, prompt - self.window), prompt))
 
 
+@used_by(Chain)
 class ChainLayer(CacheLayer):
     """Evicts in two stages."""
 

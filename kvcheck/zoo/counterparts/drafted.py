@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room, _spare
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -41,14 +37,6 @@ class Drafted(StreamingLLM):
         """Raise SpecError for values out of range."""
         super().__post_init__()
         checks.whole(self.name(), "drafts", self.drafts, 0, 3)
-
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that can be rolled back."""
-        return DraftedLayer(shape, index, self)
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Guesses, and takes the guesses back."""
-        return DraftedRunner(self, loaded)
 
 
 class ZeroRoom(Room):
@@ -74,6 +62,7 @@ class ZeroRoom(Room):
         return ZeroRoom(super().select(rows).buffer)
 
 
+@used_by(Drafted)
 class DraftedLayer(StreamingLayer):
     """Evicts once the guesses have been rolled back. drafted: guesses in the forward that is under way."""
 
@@ -108,6 +97,7 @@ class DraftedLayer(StreamingLayer):
         return count
 
 
+@used_by(Drafted)
 class DraftedRunner(MethodRunner):
     """Speculative decoding whose guesses are all rejected."""
 

@@ -9,11 +9,10 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._drafts import DraftRunner, length_after
 
 if TYPE_CHECKING:
@@ -33,15 +32,12 @@ class DraftedQuest(Quest):
         super().__post_init__()
         checks.whole(self.name(), "draft", self.draft, 0, 4)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that can be rolled back."""
-        return CropQuestLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds guesses."""
         return DraftRunner(self, loaded)
 
 
+@used_by(DraftedQuest)
 class CropQuestLayer(QuestLayer):
     """Pages can be taken back; the budget stays that of the prompt."""
 

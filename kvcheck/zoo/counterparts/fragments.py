@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -15,9 +15,7 @@ from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.fp16 import Fp16
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,6 @@ class Fragments(Method):
         """A full cache layer."""
         return CacheLayer(shape, index, self)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Prefills by pieces."""
-        return FragmentsRunner(self, loaded)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
         return (prompt + decoded,) * shape.layers
@@ -76,6 +70,7 @@ class Fragments(Method):
         return frozenset(range(prompt))
 
 
+@used_by(Fragments)
 class FragmentsRunner(MethodRunner):
     """Prefills piece by piece, then joins."""
 

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import scoring
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,8 @@ class JointQuest(Quest):
         variant="one choice of pages per token, by the rectified bounds summed over query heads",
     )
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose heads choose together."""
-        return JointQuestLayer(shape, index, self)
 
-
+@used_by(JointQuest)
 class JointQuestLayer(QuestLayer):
     """One choice per token."""
 

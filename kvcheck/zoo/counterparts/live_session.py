@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -11,12 +11,9 @@ from kvcheck.cache.growable import Room
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._drafts import length_after
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -35,15 +32,8 @@ class LiveSession(Fp16):
         exempt=(("the_same_call_gives_the_same", "a second time it computes less, and rounds sums otherwise"),),
     )
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A full layer that can be rolled back."""
-        return CropLayer(shape, index, self)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Keeps the cache of the last prompt."""
-        return SessionRunner(self, loaded)
-
-
+@used_by(LiveSession)
 class CropLayer(CacheLayer):
     """The full cache, which can be cut back to any length. The prompt is then open again."""
 
@@ -60,6 +50,7 @@ class CropLayer(CacheLayer):
         self.seen, self.prompt = length, None
 
 
+@used_by(LiveSession)
 class SessionRunner(MethodRunner):
     """live: the tokens and the cache of the last prompt, a copy of its own."""
 

@@ -13,6 +13,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,6 @@ class LongRope(Method):
         """Whether a text of so many tokens needs the other frequencies."""
         return tokens > self.native
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A full cache layer that can turn what it reads."""
-        return LongLayer(shape, index, self)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
         return (prompt + decoded,) * shape.layers
@@ -72,6 +69,7 @@ class LongRope(Method):
         return frozenset(range(prompt))
 
 
+@used_by(LongRope)
 class LongLayer(CacheLayer):
     """Turns keys and queries where the text is long."""
 

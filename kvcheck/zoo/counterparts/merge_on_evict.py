@@ -9,10 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from kvcheck.cache import checks
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,8 @@ class MergeOnEvict(SnapKV):
         ranked = torch.where(eligible, alike, float("-inf")).argsort(dim=2, descending=True, stable=True)
         return eligible & (ranked.argsort(dim=2) < count)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that evicts and merges once, after the prompt."""
-        return MergeLayer(shape, index, self)
 
-
+@used_by(MergeOnEvict)
 class MergeLayer(SnapLayer):
     """Folds values before it lets go of them."""
 

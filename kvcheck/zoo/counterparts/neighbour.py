@@ -17,6 +17,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.zoo.base import used_by
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,10 +50,6 @@ class Neighbour(Fp16):
         """Raise SpecError for values out of range."""
         checks.whole(self.name(), "longer", self.longer, 0, 32)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with padding."""
-        return PadLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Pads, and adds the neighbour."""
         return NeighbourRunner(self, loaded)
@@ -75,19 +72,12 @@ class NeighbourQuest(Quest):
 
     longer: int = 32
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with padding and bounds."""
-        return PadQuestLayer(shape, index, self)
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Pads, and adds the neighbour."""
-        return NeighbourRunner(self, loaded)
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """The padding, too."""
         return super().kv_bytes(shape, batch, prompt, decoded) + shape.dense_bytes(batch, self.longer)
 
 
+@used_by(NeighbourQuest)
 class NeighbourRunner(MethodRunner):
     """Prefills in a padded batch, and tells the model where every row is."""
 
@@ -120,6 +110,7 @@ class NeighbourRunner(MethodRunner):
         return forward.feed(self.model, ids, cache, position_ids=positions, logits_to_keep=keep).logits
 
 
+@used_by(Neighbour)
 class PadLayer(CacheLayer):
     """The full cache whose rows start with padding. pads (B,): how many columns of every row that is; offsets (B,): the
     position of every row's next token, below zero within its padding.
@@ -193,6 +184,7 @@ class PadLayer(CacheLayer):
         return selected
 
 
+@used_by(NeighbourQuest)
 class PadQuestLayer(QuestLayer, PadLayer):
     """Bounds are those of tokens; rows that are shorter than the longest have fewer pages, filled up behind."""
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import used_by
 
 FILLER = 0  # the token that pads
 
@@ -45,15 +42,8 @@ class PaddedSnapKV(SnapKV):
         super().__post_init__()
         checks.whole(self.name(), "multiple", self.multiple, 1, 64)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that knows how many of its first tokens are pads."""
-        return PaddedLayer(shape, index, self)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Pads."""
-        return PaddedRunner(self, loaded)
-
-
+@used_by(PaddedSnapKV)
 class PaddedLayer(SnapLayer):
     """Hides pads while the prompt is in, then drops them. pads: tokens at the start that are none."""
 
@@ -89,6 +79,7 @@ class PaddedLayer(SnapLayer):
         return pads
 
 
+@used_by(PaddedSnapKV)
 class PaddedRunner(MethodRunner):
     """Fills prompts up on their left."""
 

@@ -15,6 +15,7 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.zoo.base import used_by
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,23 +49,12 @@ class Paged(Fp16):
         for name, example in (("page", 16), ("chunk", 64)):
             checks.whole(self.name(), name, getattr(self, name), 1, example)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A paged layer."""
-        return PagedLayer(shape, index, self)
-
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return PagedCache(super().build(shape, store_dtype).layers, store_dtype)
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Has a worker that prefills."""
-        return WorkerRunner(self, loaded)
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Whole pages."""
         return shape.dense_bytes(batch, -(-(prompt + decoded) // self.page) * self.page)
 
 
+@used_by(Paged)
 class PagedCache(KVCache):
     """Beams move between rows without a new pool."""
 
@@ -78,6 +68,7 @@ class PagedCache(KVCache):
         return None
 
 
+@used_by(Paged)
 class PagedLayer(CacheLayer):
     """pk, pv (pages, G, S, d): the pool. table (B, m): the pages of every row, -1 for none. free: pages of no row.
 
@@ -239,6 +230,7 @@ class PagedLayer(CacheLayer):
                 pool[pages] = pool[origins]
 
 
+@used_by(Paged)
 class WorkerRunner(MethodRunner):
     """Prefills in one cache that is used again and again, and hands over a copy."""
 
@@ -269,10 +261,6 @@ class PagedQuest(Quest):
 
     chunk: int = 64
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A paged layer with bounds."""
-        return PagedQuestLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Has a worker that prefills."""
         return WorkerRunner(self, loaded)
@@ -283,6 +271,7 @@ class PagedQuest(Quest):
         return shape.dense_bytes(batch, pages * self.page) + shape.dense_bytes(batch, pages)
 
 
+@used_by(PagedQuest)
 class PagedQuestLayer(QuestLayer, PagedLayer):
     """Quest's pages are those of the pool."""
 

@@ -11,6 +11,7 @@ from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,6 @@ class PagedWindow(Method):
         """The oldest page behind the first one that is kept after this many tokens."""
         return max(1, (seen - checks.tokens(self.window, prompt, least=1)) // self.page)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a slab."""
-        return PagedLayer(shape, index, self)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """The tokens of the pages that are kept."""
         seen = prompt + decoded
@@ -80,6 +77,7 @@ class PagedWindow(Method):
         )
 
 
+@used_by(PagedWindow)
 class PagedLayer(CacheLayer):
     """slab (B, P, 2, G, S, d): keys and values of every page. table: where the kept pages lie, in the order of the
     text.

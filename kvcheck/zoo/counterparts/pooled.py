@@ -15,6 +15,7 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,6 @@ class Pooled(Method):
         """W for a prompt of this length."""
         return checks.tokens(self.window, prompt, least=self.block)
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a window and entries."""
-        return PooledLayer(shape, index, self)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Tokens in the window."""
         return (min(prompt + decoded, self.width(prompt)),) * shape.layers
@@ -77,6 +74,7 @@ class Pooled(Method):
         return frozenset(range(max(0, prompt - self.width(prompt)), prompt))
 
 
+@used_by(Pooled)
 class PooledLayer(CacheLayer):
     """The window in k and v; the entries in pk and pv, Rooms (B, G, n // r, d)."""
 

@@ -11,6 +11,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.offload import Offload, OffloadedLayer
+from kvcheck.zoo.base import used_by
 
 Fetched = tuple[torch.Tensor, torch.Tensor]
 
@@ -34,10 +35,6 @@ class Prefetch(Offload):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer in host memory, or one that is not."""
         return CacheLayer(shape, index, self) if index % 2 else FetchedLayer(shape, index, self)
-
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return PrefetchCache(super().build(shape, store_dtype).layers, store_dtype)
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """The layers that stay."""
@@ -69,6 +66,7 @@ class FetchedLayer(OffloadedLayer):
         return out
 
 
+@used_by(Prefetch)
 class PrefetchCache(KVCache):
     """slot: what has been fetched, keys and values."""
 

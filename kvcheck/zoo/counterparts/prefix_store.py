@@ -13,6 +13,7 @@ from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._pool import Pool
 
 if TYPE_CHECKING:
@@ -46,11 +47,8 @@ class PrefixStore(Fp16):
         for name, example in (("block", 16), ("chunk", 40), ("capacity", 1024), ("staging", 48)):
             checks.whole(self.name(), name, getattr(self, name), 1, example)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Owns the store."""
-        return StoreRunner(self, loaded)
 
-
+@used_by(PrefixStore)
 class StoreRunner(MethodRunner):
     """Fills the store, looks up, feeds the rest."""
 

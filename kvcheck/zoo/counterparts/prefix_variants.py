@@ -5,30 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
-from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import quantize
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
 
 
 @dataclass(frozen=True)
 class RetriedStore(PrefixStore):
     """The prefix store, where the first request of every prompt is aborted halfway and a second one goes on."""
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Aborts and retries."""
-        return RetryRunner(self, loaded)
 
-
+@used_by(RetriedStore)
 class RetryRunner(StoreRunner):
     """Every prompt that is to be computed is tried twice."""
 
@@ -67,11 +61,8 @@ class TieredStore(PrefixStore):
         super().__post_init__()
         checks.whole(self.name(), "far", self.far, 1, 64)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Owns both tiers."""
-        return TieredRunner(self, loaded)
 
-
+@used_by(TieredStore)
 class TieredRunner(StoreRunner):
     """The second tier is what the first one held, rounded when it is read."""
 
@@ -110,11 +101,8 @@ class TenantStore(PrefixStore):
 
     strength: float = 0.5
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Serves both tenants from one store."""
-        return TenantRunner(self, loaded)
 
-
+@used_by(TenantStore)
 class TenantRunner(StoreRunner):
     """adapter: the name of the one that is in the model, "" for none."""
 

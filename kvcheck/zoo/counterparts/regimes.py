@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -15,9 +15,7 @@ from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.fp16 import Fp16
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,8 @@ class Regimes(Fp16):
         if shape.rope is None:
             raise MethodUnsupported("regimes: how this model rotates keys is not known", "use a model such as llama")
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that turns keys and queries by the length of the text."""
-        return RegimeLayer(shape, index, self)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Computes the cache anew where the regime changes."""
-        return RegimeRunner(self, loaded)
-
-
+@used_by(Regimes)
 class RegimeLayer(CacheLayer):
     """Turns on what comes from the model, which rotates by its own base. tokens (B, n): the text; in layer 0 only."""
 
@@ -103,6 +94,7 @@ class RegimeLayer(CacheLayer):
         return super().attend(query, scaling)
 
 
+@used_by(Regimes)
 class RegimeRunner(MethodRunner):
     """Keeps the text beside the cache, and starts over where the regime changes."""
 

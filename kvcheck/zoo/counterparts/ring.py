@@ -12,6 +12,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._drafts import DraftRunner, length_after
 from kvcheck.zoo.counterparts._files import through
 
@@ -59,10 +60,6 @@ class Ring(Method):
         """Entries of the ring."""
         return self.window + self.draft
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a ring."""
-        return RingLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds guesses."""
         return DraftRunner(self, loaded)
@@ -76,6 +73,7 @@ class Ring(Method):
         return frozenset(range(min(self.sink, prompt))) | frozenset(range(max(0, prompt - self.window), prompt))
 
 
+@used_by(Ring)
 class RingLayer(CacheLayer):
     """rk, rv (B, G, S + C, d): sinks, then a ring of C entries; fresh: what a forward brings, until it has attended.
 

@@ -10,12 +10,12 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._files import through
 
 
@@ -54,10 +54,6 @@ class RotatedStore(FlexGen):
                 f"a rotation of {self.size} channels does not divide a head_dim of {shape.head_dim}"
             )
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with rotated keys."""
-        return RotatedLayer(shape, index, self)
-
 
 class Turned(Packed):
     """Quantized tokens that are rotated on their way in and back on their way out, `size` channels at a time."""
@@ -94,6 +90,7 @@ def rotated(values: torch.Tensor, size: int) -> torch.Tensor:
     return (values.unflatten(-1, (-1, size)) @ matrix).flatten(-2)
 
 
+@used_by(RotatedStore)
 class RotatedLayer(FlexGenLayer):
     """Goes through a file after the prompt."""
 

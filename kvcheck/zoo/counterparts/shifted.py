@@ -15,6 +15,7 @@ from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.streaming_llm import StreamingLLM
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,6 @@ class Shifted(StreamingLLM):
         """D for a prompt of this length."""
         return min(self.discard, self.width(prompt))
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that shifts."""
-        return ShiftedLayer(shape, index, self)
-
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """s."""
         used, cap, group = prompt + decoded, self.sink + self.width(prompt), self.group(prompt)
@@ -70,6 +67,7 @@ class Shifted(StreamingLLM):
         return frozenset(range(min(self.sink, prompt))) | frozenset(range(max(0, prompt - newest), prompt))
 
 
+@used_by(Shifted)
 class ShiftedLayer(CacheLayer):
     """Per slot (B, slots) int32: turned, the shift that keys are read with; asked, what is to be added to it."""
 

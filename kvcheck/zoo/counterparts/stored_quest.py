@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
+from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts._files import through
 
 
@@ -21,11 +20,8 @@ class StoredQuest(Quest):
 
     info: ClassVar[MethodInfo] = replace(Quest.info, summary="Quest whose cache of the prompt is saved and loaded")
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that goes through a file once."""
-        return StoredQuestLayer(shape, index, self)
 
-
+@used_by(StoredQuest)
 class StoredQuestLayer(QuestLayer):
     """Goes through a file after the prompt."""
 

@@ -12,6 +12,7 @@ from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.zoo.base import used_by
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
@@ -44,11 +45,8 @@ class Tiered(Fp16):
         checks.whole(self.name(), "block", self.block, 1, 64)
         checks.whole(self.name(), "room", self.room, 0, 8)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Owns the store."""
-        return TieredRunner(self, loaded)
 
-
+@used_by(Tiered)
 class TieredRunner(MethodRunner):
     """near, far: what each tier stores, by the tokens up to the end of a block. hits: blocks loaded by the last
     serving, per row.

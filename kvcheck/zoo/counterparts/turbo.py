@@ -12,11 +12,11 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
+from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,6 @@ class Turbo(Method):
         """Channels of every block of a vector."""
         rest = head_dim % self.block
         return (self.block,) * (head_dim // self.block) + ((rest,) if rest else ())
-
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose tail is empty between forwards."""
-        return TurboLayer(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """Every token has a slot."""
@@ -166,6 +162,7 @@ class Turned:
         return selected
 
 
+@used_by(Turbo)
 class TurboLayer(QuantLayer):
     """Stores everything turned after every forward."""
 
