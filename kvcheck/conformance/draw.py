@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from hypothesis import strategies as st
 
@@ -35,7 +34,7 @@ class Draw:
         return ", ".join(f"{name}={value!r}" for name, value in changed.items() if value != _DEFAULTS[name])
 
 
-_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Draw)}
+_DEFAULTS: dict[str, object] = {each.name: each.default for each in fields(Draw)}
 
 
 def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from kvcheck.cache.kv_cache import CacheLayer
@@ -31,7 +29,7 @@ class OffsetIsRetainedRows(H2O):
 class SlotCountLayer(H2OLayer):
     """Takes slots for tokens."""
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """The slots that are stored."""
         return self.stored
 
@@ -140,7 +138,7 @@ class RacyLayer(CacheLayer):
     """Leaves some channels of some keys as they were before their rotation."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in keys, of which some have lost the race."""
         rope = self.shape.rope

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -39,7 +38,7 @@ class CountingLayer(SnapLayer):
     method: KvLenCounterSurvivesSample
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Count, and take in."""
         self.method.counted[self.index] += key_states.shape[2]

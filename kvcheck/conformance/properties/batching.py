@@ -6,7 +6,7 @@ import torch
 
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.conformance.base import property_test
-from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
+from kvcheck.conformance.subject import Cache, NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
 
 
@@ -84,11 +84,11 @@ def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
 
 
-def reordered(cache: object, parents: list[int]) -> object:
+def reordered(cache: Cache, parents: list[int]) -> Cache:
     """In place where the cache knows how to, as transformers does it."""
     reorder = getattr(cache, "reorder_cache", None)
     if reorder is None:
-        return cache.select(parents)  # type: ignore[attr-defined]
+        return cache.select(parents)
     reorder(torch.tensor(parents))
     return cache
 

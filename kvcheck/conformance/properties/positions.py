@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
-from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
+from kvcheck.conformance.subject import Cache, NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
 
@@ -23,12 +22,14 @@ NEAR = 4e-3
 
 
 @contextmanager
-def watched(model: Any) -> Iterator[list[torch.Tensor]]:
+def watched(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """The positions that the model rotates by meanwhile, one (rows, q) per forward."""
     found: list[torch.Tensor] = []
     forwards: list[int] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def note(
+        module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: object
+    ) -> None:
         if len(found) < len(forwards):  # some models rotate twice, for their kinds of layers
             found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
@@ -89,7 +90,7 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
         of_length(cache, seen, what)
 
 
-def of_length(cache: Any, seen: int, what: str) -> None:
+def of_length(cache: Cache, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
     for each in () if foreign_rows(cache) else parts(cache):
         lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -108,15 +107,15 @@ def attracting(subject: Subject, mark: int) -> Iterator[None]:
     channel = shape.head_dim // 2 - 1
     fed: list[torch.Tensor] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         fed[:] = [kwargs["input_ids"] if "input_ids" in kwargs else args[0]]
 
-    def ask(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def ask(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.heads, shape.head_dim)).clone()
         found[..., channel] += PULL
         return found.flatten(-2)
 
-    def offer(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def offer(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.kv_heads, shape.head_dim)).clone()
         found[..., channel] += PULL * (fed[0] == mark).unsqueeze(-1)
         return found.flatten(-2)

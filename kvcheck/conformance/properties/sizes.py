@@ -6,15 +6,15 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import CacheView, view
+from kvcheck.cache.view import view
 from kvcheck.conformance.base import LONGER, property_test
-from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
+from kvcheck.conformance.subject import Cache, NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
 
@@ -24,14 +24,14 @@ SLACK = 1 << 16
 """Bytes that may come and go."""
 
 
-def stored(subject: Subject, cache: Any) -> ModelShape:
+def stored(subject: Subject, cache: Cache) -> ModelShape:
     """The shape of the model, with the bytes per element that the cache stores."""
     layer = subject.native(cache).layers[0]
     shape = subject.shape
     return ModelShape(shape.layers, shape.heads, shape.kv_heads, shape.head_dim, layer.dtype.itemsize)
 
 
-def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, when: str) -> None:
+def check(subject: Subject, cache: Cache, rows: int, prompt: int, decoded: int, when: str) -> None:
     """Raise Violation unless bytes are as declared."""
     shape = stored(subject, cache)
     declared, found = subject.method.kv_bytes(shape, rows, prompt, decoded), held(cache)
@@ -43,7 +43,7 @@ def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, wh
     if away is not None and away != found.host:
         fail(f"{when}, {found.host:,} bytes are held in host memory, {away:,} are declared")
     slots = subject.method.slots(shape, prompt, decoded)
-    layers = [layer.stored for layer in cache.layers]
+    layers = [layer.stored for layer in subject.native(cache).layers]
     if slots is not None and list(slots) != layers:
         fail(f"{when}, the layers hold {layers} slots, {list(slots)} are declared")
 
@@ -92,7 +92,7 @@ def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     check(subject, cache, draw.rows, draw.prompt, decoded, "when a fork of it has gone on")
 
 
-def _long(subject: Subject, cache: Any, rows: int, decoded: int, where: str) -> int:
+def _long(subject: Subject, cache: Cache, rows: int, decoded: int, where: str) -> int:
     """Feed all parts and check the bytes behind each -> tokens decoded by then."""
     for count in PARTS:
         subject.feed(cache, subject.tokens(count, rows=rows, salt=decoded))
@@ -124,14 +124,15 @@ def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
             if size >= dense and not _declared_dense(subject, length):
                 fail(f"sample {salt // 10 + 1}, row {row}: {size:,} bytes are held, the full cache takes {dense:,}")
             sizes.append(size)
-            if view(alone).native is not None:
-                _freed_in_layers(subject, alone, length)
+            native = view(alone).native
+            if native is not None:
+                _freed_in_layers(subject, native, length)
     first, last = sizes[: subject.draw.rows], sizes[-subject.draw.rows :]
     if first != last:
         fail(f"the same prompt takes {first} bytes at first and {last} bytes as the third sample")
 
 
-def _freed_in_layers(subject: Subject, cache: CacheView, length: int) -> None:
+def _freed_in_layers(subject: Subject, cache: KVCache, length: int) -> None:
     """Raise Violation where a layer holds as much as that of the full cache, and does not say so."""
     dense, slots = subject.shape.token_bytes(1) * length, subject.method.slots(subject.shape, length, 0)
     declared = subject.method.kv_bytes(subject.shape, 1, length, 0) is not None  # of all layers, asked elsewhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from kvcheck.cache.view import parts, view
 from kvcheck.conformance.base import LONGER, LONGEST, property_test
-from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
+from kvcheck.conformance.subject import Cache, NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.core.errors import MethodUnsupported
 
 
@@ -73,7 +74,7 @@ def configurations_and_weights_are_left_alone(subject: Subject) -> None:
             fail(f"the {name} changed: {_change(old, new)}")
 
 
-def _state(subject: Subject) -> tuple[Any, Any, Any]:
+def _state(subject: Subject) -> tuple[Mapping[str, object], Mapping[str, object], Mapping[str, object]]:
     """What must not change."""
     method = subject.method
     parameters = (
@@ -82,7 +83,7 @@ def _state(subject: Subject) -> tuple[Any, Any, Any]:
     return parameters, subject.loaded.model.config.to_dict(), _weights(subject.loaded.model)
 
 
-def _weights(model: Any) -> dict[str, float]:
+def _weights(model: torch.nn.Module) -> dict[str, float]:
     """The sum of every weight, under the shortest of its names: another name for a weight does not change it."""
     given = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     names: dict[int, str] = {}
@@ -92,7 +93,7 @@ def _weights(model: Any) -> dict[str, float]:
     return {name: float(tensors[name].double().sum()) for name in names.values()}
 
 
-def _change(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _change(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """The first difference."""
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"{names[0]} was {old.get(names[0])!r:.80}, is {new.get(names[0])!r:.80}" if names else ""
@@ -140,13 +141,13 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
             fail(f"a cache that was {how} answers otherwise")
 
 
-def _copied(cache: Any) -> Any:
+def _copied(cache: Cache) -> Cache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
 
 
-def _saved(cache: Any) -> Any:
+def _saved(cache: Cache) -> Cache:
     """Through torch.save and torch.load."""
     file = io.BytesIO()
     torch.save(cache, file)

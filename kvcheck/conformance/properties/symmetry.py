@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from kvcheck.cache.method import MethodInfo
@@ -39,7 +37,7 @@ def permute_heads(subject: Subject) -> None:
         weight.data = each[:, query].reshape(weight.shape).contiguous()
 
 
-def _rows(module: Any, order: list[int], head_dim: int) -> None:
+def _rows(module: torch.nn.Linear, order: list[int], head_dim: int) -> None:
     """Permute the heads that a projection gives."""
     for tensor in (module.weight, module.bias):
         if tensor is not None:
@@ -84,7 +82,7 @@ def where_a_text_begins_does_not_matter(subject: Subject) -> None:
         raise
 
 
-def hangs_on_roundings(subject: Subject, wanted: list[Any]) -> bool:
+def hangs_on_roundings(subject: Subject, wanted: list[torch.Tensor]) -> bool:
     """Whether rotations that are off by what float32 rounds them by lead to other answers than `wanted`."""
     with blurred(subject.loaded.model, ROUNDING):
         answers = subject.life(*subject.texts())

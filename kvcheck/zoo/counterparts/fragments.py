@@ -95,7 +95,7 @@ class FragmentsRunner(MethodRunner):
                 found.append(Prefilled(self.moved(layer.keys, start), layer.values, None, layer.scaling))
             start += piece.shape[1]
         return [
-            Prefilled(*(torch.cat([getattr(each, name) for each in found], dim=2) for name in ("keys", "values")))
+            Prefilled(torch.cat([each.keys for each in found], 2), torch.cat([each.values for each in found], 2))
             for found in parts
         ]
 

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kvcheck.cache import checks, forward
 from kvcheck.cache.growable import Room
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.layer import Rows
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
@@ -174,7 +175,7 @@ class PadLayer(CacheLayer):
             query, keys, values, attn_mask=mask.unsqueeze(1), scale=self.scaling, enable_gqa=True
         )
 
-    def select(self, rows: torch.Tensor | Any) -> Self:
+    def select(self, rows: Rows) -> Self:
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
             self.settle(self.k.buffer)
@@ -211,7 +212,7 @@ class PadQuestLayer(QuestLayer, PadLayer):
         pad = int(self.pads[row]) if len(self.pads) else 0
         return torch.cat([keys[:, :, pad:], keys[:, :, -1:].expand(-1, -1, pad, -1)], dim=2)
 
-    def select(self, rows: torch.Tensor | Any) -> Self:
+    def select(self, rows: Rows) -> Self:
         """Copies of these rows, with as many pages as they have."""
         selected = super().select(rows)
         if selected.low is not None and selected.high is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -128,7 +128,7 @@ class TenantRunner(StoreRunner):
         shift = torch.randn(weight.shape[1], generator=source).to(weight)
         shift *= self.method.strength * weight.float().norm(dim=-1).mean().to(weight.dtype) / shift.norm()
 
-        def add(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        def add(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
             return output + shift
 
         handle = embedding.register_forward_hook(add)

@@ -78,7 +78,7 @@ class RegimeLayer(CacheLayer):
         return tuple(each * (1 / self.method.factor - 1) for each in self.shape.rope or ())
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in keys, turned as the text demands."""
         after = self.seen + key_states.shape[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import pad
@@ -92,7 +92,7 @@ class ShiftedLayer(CacheLayer):
         return torch.tensor(self.stored - self.seen, device=self.keys.device)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Carry out the shifts that were asked for; then take in keys, at the slots behind the others."""
         self.carry_out()
