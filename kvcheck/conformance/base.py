@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvcheck.cache.method import Lossless, Stage
 from kvcheck.conformance import NAMES
 from kvcheck.core.errors import SpecError
 
@@ -48,7 +49,7 @@ class PropertyTest:
 
     def exemption(self, info: MethodInfo) -> str:
         """Why the property does not apply to a method, "" where it does."""
-        return dict(info.exempt).get(self.name) or self.skip_reason(info)
+        return info.exempt.get(self.name) or self.skip_reason(info)
 
 
 PROPERTIES: dict[str, PropertyTest] = {}
@@ -95,13 +96,13 @@ def names() -> tuple[str, ...]:
     return found
 
 
-def no_whole(info: MethodInfo) -> str:
+def not_lossless(info: MethodInfo) -> str:
     """Excuses methods that never hold everything."""
-    return "it declares no parameters with which everything is held" if info.whole is None else ""
+    return "it declares no parameters with which everything is held" if info.lossless == Lossless.NEVER else ""
 
 
 def other_prompt(info: MethodInfo) -> str:
     """Excuses methods that change the text or the model."""
-    if info.stage == "prompt":
+    if info.stage == Stage.PROMPT:
         return "it changes the prompt"
-    return "it is another model" if info.stage == "architecture" else ""
+    return "it is another model" if info.stage == Stage.ARCHITECTURE else ""

@@ -6,7 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.registry import Registry, load_dotted
@@ -62,7 +62,7 @@ def canonical(text: str | Spec) -> Spec:
     return replace(spec, then=then)
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> object:
     """What a name stands for: registered, or an import path. Raises SpecError."""
     from kvcheck.methods import adapters
 
@@ -76,7 +76,7 @@ def _find(name: str) -> Any:
         raise
 
 
-def _moved(name: str) -> Any:
+def _moved(name: str) -> type:
     """What own methods imported from kvcheck.methods.base and .cache before `kvcheck` had it."""
     import kvcheck
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.growable import Room
 from kvcheck.cache.kv_cache import KVCache
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts._pool import Entry, Pool
+from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
+from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.shape import ModelShape
+from kvcheck.models import LoadedModel
 from kvcheck.zoo.base import bug, used_by
 from kvcheck.zoo.counterparts._pool import Entry, Pool
 from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
@@ -227,5 +235,5 @@ class _Signed(CropLayer):
             tokens = self.seen - abs(tokens)
         if self.seen <= tokens or self.k is None or self.v is None:
             return
-        self.k, self.v = (Room(room.used[:, :, :tokens].clone()) for room in (self.k, self.v))
+        self.k, self.v = (GrowableBuffer(buffer.used[:, :, :tokens].clone()) for buffer in (self.k, self.v))
         self.seen, self.prompt = self.k.length, None

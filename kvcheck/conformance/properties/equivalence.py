@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.base import LONGER, no_whole, other_prompt, property_test
+from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 
@@ -15,10 +15,10 @@ def own_prefill(info: MethodInfo) -> str:
     return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
 
 
-@property_test(skip_reason=no_whole, longest=LONGER)
+@property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(subject.method.whole()))
+    whole = subject.hosted(str(subject.method.lossless()))
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 
@@ -79,7 +79,7 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
 
 def otherwise(info: MethodInfo) -> str:
     """Excuses methods that read a prompt otherwise than what follows it."""
-    return "" if info.stage == "architecture" else "what follows a prompt is read otherwise than the prompt"
+    return "" if info.stage == Stage.ARCHITECTURE else "what follows a prompt is read otherwise than the prompt"
 
 
 @property_test(skip_reason=otherwise, longest=LONGER)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape, Prefilled
@@ -19,7 +20,7 @@ from kvcheck.zoo.base import used_by
 
 
 @dataclass(frozen=True)
-class Fragments(Method):
+class Fragments(KeepsAll):
     """Compute pieces of the prompt alone, each from position 0, and join their caches; feed the end of it behind them.
 
     piece: tokens of a piece. fresh: tokens at the end of the prompt that are computed with everything before them (at
@@ -61,13 +62,6 @@ class Fragments(Method):
         """A full cache layer."""
         return CacheLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 @used_by(Fragments)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.layer import Rows
 from kvcheck.cache.method import MethodInfo
@@ -156,7 +156,7 @@ class PadLayer(CacheLayer):
 
     def from_column(self, first: int, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (b, G, columns - first, d) of these rows."""
-        keys, values = (room.used[rows, :, first:].to(dtype) for room in self._rooms())
+        keys, values = (buffer.used[rows, :, first:].to(dtype) for buffer in self._buffers())
         return keys, values
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -165,7 +165,7 @@ class PadLayer(CacheLayer):
         first = int(pads.min())
         keys, values = self.from_column(first, rows, query.dtype)
         if bool((pads == first).all()):
-            return self.mix(query, keys, values, rows)
+            return self.attention(query, keys, values, rows)
         count, columns = query.shape[2], keys.shape[2]
         here = torch.arange(columns, device=keys.device)
         newest = here[columns - count :].unsqueeze(1)
@@ -178,7 +178,7 @@ class PadLayer(CacheLayer):
     def select(self, rows: Rows) -> Self:
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
-            self.settle(self.k.buffer)
+            self.settle(self.k.tensor)
         selected = super().select(rows)
         selected.seen = int(selected.offsets.max())
         selected.prompt = selected.seen if self.seen == self.prompt else self.prompt
@@ -203,12 +203,12 @@ class PadQuestLayer(QuestLayer, PadLayer):
         """Bound the pages of every row from its first token on."""
         if self.k is None:
             raise KvcheckError("nothing to bound: the prompt is not in")
-        parts = [self.bounds(self.aligned(row)) for row in range(self.k.buffer.shape[0])]
-        self.low, self.high = (Room(torch.cat([part[at] for part in parts])) for at in (0, 1))
+        parts = [self.bounds(self.aligned(row)) for row in range(self.k.tensor.shape[0])]
+        self.low, self.high = (GrowableBuffer(torch.cat([part[at] for part in parts])) for at in (0, 1))
 
     def aligned(self, row: int) -> torch.Tensor:
         """The keys of a row (1, G, n, d) from its first token on, filled up behind by its last one."""
-        keys = self._rooms()[0].used[row : row + 1]
+        keys = self._buffers()[0].used[row : row + 1]
         pad = int(self.pads[row]) if len(self.pads) else 0
         return torch.cat([keys[:, :, pad:], keys[:, :, -1:].expand(-1, -1, pad, -1)], dim=2)
 
@@ -218,6 +218,6 @@ class PadQuestLayer(QuestLayer, PadLayer):
         if selected.low is not None and selected.high is not None:
             pages = -(-selected.stored // self.method.page)
             selected.low, selected.high = (
-                Room(room.used[:, :, :pages].clone()) for room in (selected.low, selected.high)
+                GrowableBuffer(buffer.used[:, :, :pages].clone()) for buffer in (selected.low, selected.high)
             )
         return selected
