@@ -6,9 +6,11 @@ pytest loads the plugin in every session on the machine, and must not pay for to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
     from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
@@ -82,7 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, imported on demand; `kvcheck.__version__` likewise."""
     if name in _PUBLIC:
         from importlib import import_module

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import runner_of
 
-from kvcheck.backends.transformers import Session
 from kvcheck.conformance.runner import examine
 from kvcheck.core.errors import MethodFailed, MethodUnsupported, SpecError
 from kvcheck.core.record import FAILS, CaseId
-from kvcheck.core.settings import Settings
 from kvcheck.methods import make
 from kvcheck.zoo.evaluate import candidates
 from kvcheck.zoo.mutants import FAULTS, mutants
@@ -38,13 +37,13 @@ def test_a_property_sees_the_fault_around_snapkv(name):
 @pytest.mark.parametrize("fault", [each for each in SEEN_BY if each != "NeverActs"])
 def test_the_fault_reaches_the_tasks(fault, embedded):
     case = CaseId("kv", 1, "multi_turn", 256, 0, 2)
-    session = Session.of(embedded, Settings())
+    runner = runner_of(embedded)
     wrong = dict(mutants("snapkv:budget=0.5"))[fault]
     try:
-        found = losses(session.run_case(case, wrong))
+        found = losses(runner.run_case(case, wrong))
     except MethodFailed:  # by what it declares of itself
         return
-    assert found != losses(session.run_case(case, "snapkv:budget=0.5"))
+    assert found != losses(runner.run_case(case, "snapkv:budget=0.5"))
 
 
 def losses(record):

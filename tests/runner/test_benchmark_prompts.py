@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from kvcheck.backends.transformers import Session
 from kvcheck.core.errors import ContextTooLong, KvcheckError, NotComparable, SpecError
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.judging.pairing import pair
 from kvcheck.models import LoadedModel
+from kvcheck.runner.case import Runner
 from kvcheck.runner.chat import Chat
 from kvcheck.runner.prompts import cut
 from kvcheck.tasks.base import Sample, Task
@@ -106,25 +106,25 @@ def test_a_missing_chat_template_is_said_with_the_option_that_goes_without(loade
 
 
 def test_a_model_without_a_chat_template_gets_the_prompt_as_it_is_and_that_is_recorded(
-    ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+    ragged: Task, make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
-    record = make_session().run_case(case(n=1), "fp16")
+    record = make_runner().run_case(case(n=1), "fp16")
     assert dict(record.switches)["chat"] == "no"
 
 
 def test_a_chat_template_that_is_asked_for_must_be_there(
-    ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+    ragged: Task, make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
     with pytest.raises(SpecError, match="no chat template"):
-        make_session(chat="yes").run_case(case(n=1), "fp16")
+        make_runner(chat="yes").run_case(case(n=1), "fp16")
 
 
 @pytest.mark.parametrize("mode", ["single", "multi_turn", "multi_request"])
 def test_chat_and_gold_answers_are_fed_as_the_whole_conversation_would_be(
-    mode: str, chatty: LoadedModel, plain: LoadedModel, ragged: Task, make_session: Callable[..., Session],
+    mode: str, chatty: LoadedModel, plain: LoadedModel, ragged: Task, make_runner: Callable[..., Runner],
     case: Callable[..., CaseId],
 ) -> None:  # fmt: skip
-    record = make_session().run_case(case(mode, n=2), "fp16")
+    record = make_runner().run_case(case(mode, n=2), "fp16")
     for sample in record.samples:
         full = ragged.generate(0, sample.index, 40, None)
         text = HEAD + full.context + " "
@@ -135,10 +135,10 @@ def test_chat_and_gold_answers_are_fed_as_the_whole_conversation_would_be(
 
 
 def test_own_answers_stay_in_the_conversation_when_asked_for(
-    chatty: LoadedModel, plain: LoadedModel, ragged: Task, make_session: Callable[..., Session],
+    chatty: LoadedModel, plain: LoadedModel, ragged: Task, make_runner: Callable[..., Runner],
     case: Callable[..., CaseId],
 ) -> None:  # fmt: skip
-    record = make_session(history="own").run_case(case("multi_turn", n=1), "fp16")
+    record = make_runner(history="own").run_case(case("multi_turn", n=1), "fp16")
     full = ragged.generate(0, 0, 40, None)
     text = HEAD + full.context + " "
     for turn, asked in zip(record.samples[0].turns, full.turns, strict=True):
@@ -148,15 +148,15 @@ def test_own_answers_stay_in_the_conversation_when_asked_for(
 
 
 def test_gold_answers_need_no_memory_of_the_models_own(
-    chatty: LoadedModel, ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+    chatty: LoadedModel, ragged: Task, make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
     for spec in ("h2o:budget=16", "kivi:group=16,residual=16", "snapkv:budget=16,window=4"):
-        record = make_session(methods=(spec,)).run_case(case("multi_turn", n=2), spec)
+        record = make_runner(methods=(spec,)).run_case(case("multi_turn", n=2), spec)
         assert [len(sample.turns) for sample in record.samples] == [3, 3]
 
 
 def test_long_gold_answers_count_against_the_room_of_the_model(
-    chatty: LoadedModel, ragged: Task, tasks: dict[str, Task], make_session: Callable[..., Session],
+    chatty: LoadedModel, ragged: Task, tasks: dict[str, Task], make_runner: Callable[..., Runner],
     case: Callable[..., CaseId],
 ) -> None:  # fmt: skip
     def generate(seed: int, index: int, length: int, tokenizer: Any) -> Sample:
@@ -165,38 +165,38 @@ def test_long_gold_answers_count_against_the_room_of_the_model(
 
     tasks["toy"] = Rows(ragged.info, generate)
     with pytest.raises(ContextTooLong, match="the model has room for 512"):
-        make_session().run_case(case("multi_turn", n=1), "fp16")
-    assert make_session(history="own").run_case(case("multi_turn", n=1), "fp16").samples
+        make_runner().run_case(case("multi_turn", n=1), "fp16")
+    assert make_runner(history="own").run_case(case("multi_turn", n=1), "fp16").samples
 
 
 def test_what_decides_a_score_is_recorded_and_compared(
-    chatty: LoadedModel, ragged: Task, make_session: Callable[..., Session], case: Callable[..., CaseId]
+    chatty: LoadedModel, ragged: Task, make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
-    record = make_session().run_case(case("multi_turn", n=1), "fp16")
+    record = make_runner().run_case(case("multi_turn", n=1), "fp16")
     switches = dict(record.switches)
     assert switches["data"] == "toy@1"
     assert switches["history"] == "gold"
     assert switches["decoding"] == "greedy float32"
     assert switches["chat"] == Chat(HEAD, TAIL, AGAIN).digest
-    other = make_session(chat="no").run_case(case("multi_turn", n=1), "fp16")
+    other = make_runner(chat="no").run_case(case("multi_turn", n=1), "fp16")
     with pytest.raises(NotComparable, match="chat is no there"):
         pair(record, replace(other, samples=record.samples), "fp16")
 
 
-def test_our_own_tasks_record_nothing_more(session: Session, case: Callable[..., CaseId]) -> None:
-    record: CaseRecord = session.run_case(case(n=1), "fp16")
+def test_our_own_tasks_record_nothing_more(runner: Runner, case: Callable[..., CaseId]) -> None:
+    record: CaseRecord = runner.run_case(case(n=1), "fp16")
     assert record.switches == ()
 
 
 def test_a_context_that_is_too_long_for_its_case_is_refused(
-    chatty: LoadedModel, tasks: dict[str, Task], make_session: Callable[..., Session], case: Callable[..., CaseId]
+    chatty: LoadedModel, tasks: dict[str, Task], make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
     toy = tasks["toy"]
     tasks["toy"] = Task(
         replace(toy.info, exact=False), lambda seed, index, length, encoder: toy.generate(seed, index, 41, encoder)
     )
     with pytest.raises(KvcheckError, match="41 tokens instead of at most 40"):
-        make_session().run_case(case(n=1), "fp16")
+        make_runner().run_case(case(n=1), "fp16")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
-from kvcheck.runner.seam import Ask, Context, Drift, Measured
+from kvcheck.runner.seam import Context, Drift, Measured, Question
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import AnsweringBackend, Measures
@@ -26,7 +26,7 @@ FULL_CACHE = "the engine tells the log-probabilities of the answer's tokens only
 class Waiting:
     """Questions that have been put together and not sent yet."""
 
-    asks: list[Ask]
+    questions: list[Question]
 
 
 @dataclass
@@ -75,21 +75,23 @@ class WholePrompts:
 
     # -- contexts ------------------------------------------------------------------------------------------------------
 
-    def expect(self, asks: Sequence[Ask], opening: bool) -> None:
+    def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Nothing can be shared."""
 
-    def ask(self, asks: list[Ask]) -> Waiting:
+    def ask(self, questions: list[Question]) -> Waiting:
         """Questions right behind their contexts."""
-        return Waiting(asks)
+        return Waiting(questions)
 
     def drift(self, group: Waiting) -> list[Drift]:
         """The mean of what the engine says of each reference answer."""
-        asks = [ask for ask in group.asks if ask.reference]
-        if "log_probs" in self.backend.lacks or not asks:
-            return [Drift()] * len(group.asks)
-        pairs = [(self._prompt(ask), list(ask.reference)) for ask in asks]
-        found = iter(self._as_many(self.backend.log_probs(self.method, pairs), asks, "log_probs"))
-        return [Drift(self._nll(ask, next(found))) if ask.reference else Drift() for ask in group.asks]
+        questions = [question for question in group.questions if question.reference]
+        if "log_probs" in self.backend.lacks or not questions:
+            return [Drift()] * len(group.questions)
+        pairs = [(self._prompt(question), list(question.reference)) for question in questions]
+        found = iter(self._as_many(self.backend.log_probs(self.method, pairs), questions, "log_probs"))
+        return [
+            Drift(self._nll(question, next(found))) if question.reference else Drift() for question in group.questions
+        ]
 
     def fork(self, group: Waiting) -> Waiting:
         """The questions themselves say what comes before them."""
@@ -97,31 +99,33 @@ class WholePrompts:
 
     def generate(self, group: Waiting, keep: bool) -> list[Waiting]:
         """Send the prompts."""
-        prompts = [(self._prompt(ask), ask.limit) for ask in group.asks]
-        found = self._as_many(self.backend.answer(self.method, prompts), group.asks, "answer")
-        for ask, answer in zip(group.asks, found, strict=True):
-            if len(answer.ids) > ask.limit:
-                raise MethodFailed(f"{self.method} answered {len(answer.ids)} tokens in {self.case}, of {ask.limit}")
-            ask.answer, ask.ended = list(answer.ids), answer.ended
+        prompts = [(self._prompt(question), question.limit) for question in group.questions]
+        found = self._as_many(self.backend.answer(self.method, prompts), group.questions, "answer")
+        for question, answer in zip(group.questions, found, strict=True):
+            if len(answer.ids) > question.limit:
+                raise MethodFailed(
+                    f"{self.method} answered {len(answer.ids)} tokens in {self.case}, of {question.limit}"
+                )
+            question.answer, question.ended = list(answer.ids), answer.ended
         return [group] if keep else []
 
-    def go_on(self, group: Waiting, rows: list[int], asks: list[Ask]) -> Waiting:
+    def go_on(self, group: Waiting, rows: list[int], questions: list[Question]) -> Waiting:
         """The next questions of a conversation; they carry it with them."""
-        return Waiting(asks)
+        return Waiting(questions)
 
-    def _prompt(self, ask: Ask) -> list[int]:
-        return [*self.ids[ask.row], *ask.tail]
+    def _prompt(self, question: Question) -> list[int]:
+        return [*self.ids[question.row], *question.tail]
 
-    def _nll(self, ask: Ask, found: Sequence[float]) -> float:
+    def _nll(self, question: Question, found: Sequence[float]) -> float:
         """Nats per token of a reference answer."""
-        if len(found) != len(ask.reference):
+        if len(found) != len(question.reference):
             raise MethodFailed(
-                f"{self.method} gave {len(found)} log-probabilities for {len(ask.reference)} tokens in {self.case}"
+                f"{self.method} gave {len(found)} log-probabilities for {len(question.reference)} tokens in {self.case}"
             )
         return round(-sum(found) / len(found), DIGITS)
 
-    def _as_many(self, found: Sequence[T], asks: Sequence[Ask], what: str) -> Sequence[T]:
+    def _as_many(self, found: Sequence[T], questions: Sequence[Question], what: str) -> Sequence[T]:
         """Refuse a backend that gave more or less than it was asked for."""
-        if len(found) != len(asks):
-            raise MethodFailed(f"the backend's {what} gave {len(found)} for {len(asks)} prompts in {self.case}")
+        if len(found) != len(questions):
+            raise MethodFailed(f"the backend's {what} gave {len(found)} for {len(questions)} prompts in {self.case}")
         return found

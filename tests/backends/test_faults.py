@@ -17,6 +17,7 @@ from kvcheck.core.errors import ContextTooLong, KvcheckError, MethodFailed, Spec
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.runner.case import Runner
 from kvcheck.tasks.base import Sample, Task
 
 
@@ -111,7 +112,7 @@ class Poisoned(CacheLayer):
     ],
 )
 def test_a_broken_method_fails_by_name(
-    session: Session,
+    runner: Runner,
     case: Callable[..., CaseId],
     methods: dict[str, Any],
     layer: type[CacheLayer],
@@ -121,57 +122,57 @@ def test_a_broken_method_fails_by_name(
 ) -> None:
     methods["broken"] = broken(layer)
     with pytest.raises(MethodFailed, match=f"broken .*(?s:.*){says}") as caught:
-        session.run_case(case(mode), "broken")
+        runner.run_case(case(mode), "broken")
     assert "toy/v1" in str(caught.value)
     assert cause is None or isinstance(caught.value.__cause__, cause)
 
 
 def test_a_method_that_claims_to_free_memory_and_does_not_is_caught(
-    session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
+    runner: Runner, case: Callable[..., CaseId], methods: dict[str, Any]
 ) -> None:
     methods["idle"] = broken(CacheLayer, frees_memory=True)
     with pytest.raises(MethodFailed, match="did nothing"):
-        session.run_case(case(length=300, n=1), "idle")
+        runner.run_case(case(length=300, n=1), "idle")
 
 
 def test_the_next_case_is_not_harmed_by_a_broken_method(
-    session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
+    runner: Runner, case: Callable[..., CaseId], methods: dict[str, Any]
 ) -> None:
-    before = session.run_case(case(), "fp16")
+    before = runner.run_case(case(), "fp16")
     for layer in (Overflowing, Crashing, CrashingLater):
         methods["broken"] = broken(layer)
         with pytest.raises(MethodFailed):
-            session.run_case(case(), "broken")
-    assert session.run_case(case(), "fp16") == before
+            runner.run_case(case(), "broken")
+    assert runner.run_case(case(), "fp16") == before
 
 
-def test_a_context_longer_than_the_model_is_refused(session: Session, case: Callable[..., CaseId]) -> None:
+def test_a_context_longer_than_the_model_is_refused(runner: Runner, case: Callable[..., CaseId]) -> None:
     with pytest.raises(ContextTooLong, match="the model has room for 512") as caught:
-        session.run_case(case(length=505, n=1), "fp16")
+        runner.run_case(case(length=505, n=1), "fp16")
     most = int(caught.value.hint.split()[1])
     assert 500 <= most < 505
-    session.run_case(case(length=most - 2, n=1), "fp16")
+    runner.run_case(case(length=most - 2, n=1), "fp16")
 
 
 def test_a_context_longer_than_the_model_is_refused_before_any_forward(
-    session: Session, case: Callable[..., CaseId]
+    session: Session, runner: Runner, case: Callable[..., CaseId]
 ) -> None:
     fed: list[int] = []
     hook = session.loaded.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape[1]))
     with pytest.raises(ContextTooLong):
-        session.run_case(case(length=505, n=2), "fp16")
+        runner.run_case(case(length=505, n=2), "fp16")
     hook.remove()
     assert not [tokens for tokens in fed if tokens != TOKENS], "but for the proof that the model is as it was"
 
 
-def test_a_conversation_needs_room_for_all_of_its_turns(session: Session, case: Callable[..., CaseId]) -> None:
-    session.run_case(case("multi_request", length=495, n=1), "fp16")
+def test_a_conversation_needs_room_for_all_of_its_turns(runner: Runner, case: Callable[..., CaseId]) -> None:
+    runner.run_case(case("multi_request", length=495, n=1), "fp16")
     with pytest.raises(ContextTooLong):
-        session.run_case(case("multi_turn", length=495, n=1), "fp16")
+        runner.run_case(case("multi_turn", length=495, n=1), "fp16")
 
 
 def test_a_task_that_does_not_fill_its_context_is_named(
-    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+    runner: Runner, case: Callable[..., CaseId], tasks: dict[str, Task]
 ) -> None:
     full = tasks["toy"]
 
@@ -180,7 +181,7 @@ def test_a_task_that_does_not_fill_its_context_is_named(
 
     tasks["toy"] = Task(full.info, short)
     with pytest.raises(KvcheckError, match="sample 0 has 39 tokens instead of 40"):
-        session.run_case(case(), "fp16")
+        runner.run_case(case(), "fp16")
 
 
 def test_unknown_names_are_refused_with_a_suggestion(make_session: Callable[..., Session]) -> None:

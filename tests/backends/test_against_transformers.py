@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
-from kvcheck.backends.transformers import Session
 from kvcheck.core.record import MODES, CaseId
 from kvcheck.models import LoadedModel
+from kvcheck.runner.case import Runner
 
 
 class RoundedLayer(DynamicLayer):
@@ -39,9 +39,9 @@ def generate(plain: Any, ids: list[int], limit: int) -> list[int]:
     return out[:-1] if out[-1] in ends else out
 
 
-def expected(plain: Any, session: Session, case: CaseId, index: int) -> list[str]:
+def expected(plain: Any, runner: Runner, case: CaseId, index: int) -> list[str]:
     """The answers to one sample, every one from the whole conversation so far."""
-    encoder, sample = session.loaded.tokenizer, session.runner.samples["toy", 1, case.seed, case.length, index]
+    encoder, sample = runner.backend.encoder, runner.samples["toy", 1, case.seed, case.length, index]
     context = [*encoder.bos, *encoder.encode(sample.context)]
     history, answers = list(context), []
     for number, turn in enumerate(sample.turns[:1] if case.mode == "single" else sample.turns):
@@ -57,22 +57,22 @@ def expected(plain: Any, session: Session, case: CaseId, index: int) -> list[str
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_same_answers_in_every_mode(plain: Any, session: Session, case: Callable[..., CaseId], mode: str) -> None:
+def test_same_answers_in_every_mode(plain: Any, runner: Runner, case: Callable[..., CaseId], mode: str) -> None:
     wanted = case(mode, n=6)
-    record = session.run_case(wanted, "fp16")
+    record = runner.run_case(wanted, "fp16")
     for sample in record.samples:
-        assert [turn.answer for turn in sample.turns] == expected(plain, session, wanted, sample.index)
+        assert [turn.answer for turn in sample.turns] == expected(plain, runner, wanted, sample.index)
     lengths = {len(turn.answer.split()) for sample in record.samples for turn in sample.turns}
     assert len(lengths) >= 3, "the answers should end at different times"
 
 
 def test_the_drift_of_fp16_is_the_likelihood_under_plain_transformers(
-    plain: Any, session: Session, case: Callable[..., CaseId], loaded: LoadedModel
+    plain: Any, runner: Runner, case: Callable[..., CaseId], loaded: LoadedModel
 ) -> None:
-    record = session.run_case(case("single", n=3), "fp16")
+    record = runner.run_case(case("single", n=3), "fp16")
     encoder = loaded.tokenizer
     for sample in record.samples:
-        shown = session.runner.samples["toy", 1, 0, 40, sample.index]
+        shown = runner.samples["toy", 1, 0, 40, sample.index]
         prompt = [*encoder.bos, *encoder.encode(shown.context), *encoder.encode(shown.turns[0].question)]
         answer = encoder.encode(shown.turns[0].references[0])
         cache = Cache(layers=[RoundedLayer() for _ in range(plain.config.num_hidden_layers)])

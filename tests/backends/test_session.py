@@ -14,6 +14,7 @@ from kvcheck.backends.transformers import Session
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.core.settings import Settings
+from kvcheck.runner.case import Runner
 
 
 def test_a_session_opens_from_settings(folder: Path) -> None:
@@ -22,8 +23,8 @@ def test_a_session_opens_from_settings(folder: Path) -> None:
     assert len(session.fingerprint) == 16
 
 
-def test_the_record_says_what_was_run(session: Session, case: Callable[..., CaseId]) -> None:
-    record = session.run_case(case(), "snapkv:budget=16,window=4")
+def test_the_record_says_what_was_run(session: Session, runner: Runner, case: Callable[..., CaseId]) -> None:
+    record = runner.run_case(case(), "snapkv:budget=16,window=4")
     assert (record.case, record.method, record.model) == (case(), "snapkv:budget=16,window=4", session.fingerprint)
     assert (record.capability, record.query_aware, record.binary, record.chance) == ("needle", True, True, 0.0)
     assert [sample.index for sample in record.samples] == list(range(6))
@@ -31,10 +32,10 @@ def test_the_record_says_what_was_run(session: Session, case: Callable[..., Case
     assert record.stopped == "all samples"
 
 
-def test_bytes_are_those_right_after_compression_per_context(session: Session, case: Callable[..., CaseId]) -> None:
+def test_bytes_are_those_right_after_compression_per_context(runner: Runner, case: Callable[..., CaseId]) -> None:
     """Contexts of 41 tokens with BOS; 3 layers, 2 kv heads of 16, keys and values of 2 bytes: 384 bytes a token."""
-    full = session.run_case(case("multi_request"), "fp16").memory
-    small = session.run_case(case("multi_request"), "streaming_llm:window=12,sink=2").memory
+    full = runner.run_case(case("multi_request"), "fp16").memory
+    small = runner.run_case(case("multi_request"), "streaming_llm:window=12,sink=2").memory
     assert full is not None
     assert small is not None
     assert (full.kv_bytes, full.dense_bytes, full.kept, full.seen) == (41 * 384, 41 * 384, 41, 41)
@@ -43,15 +44,15 @@ def test_bytes_are_those_right_after_compression_per_context(session: Session, c
 
 
 def test_a_method_that_keeps_everything_is_said_to_have_been_put_to_no_test(
-    session: Session, case: Callable[..., CaseId]
+    runner: Runner, case: Callable[..., CaseId]
 ) -> None:
     """A share of the prompt is at least window + 1: here that is all of it."""
-    idle, acting = (session.run_case(case(), f"snapkv:window={window}") for window in (100, 4))
+    idle, acting = (runner.run_case(case(), f"snapkv:window={window}") for window in (100, 4))
     assert idle.not_measured == (("compression", "by its parameters the method keeps everything at this length"),)
-    assert acting.not_measured == session.run_case(case(), "fp16").not_measured == ()
+    assert acting.not_measured == runner.run_case(case(), "fp16").not_measured == ()
 
 
-def test_blocks_can_end_the_case(session: Session, case: Callable[..., CaseId]) -> None:
+def test_blocks_can_end_the_case(runner: Runner, case: Callable[..., CaseId]) -> None:
     seen: list[CaseRecord] = []
     done: list[tuple[int, int]] = []
 
@@ -59,7 +60,7 @@ def test_blocks_can_end_the_case(session: Session, case: Callable[..., CaseId]) 
         seen.append(record)
         return len(record.samples) >= 8
 
-    record = session.run_case(case(n=20), "fp16", look, lambda *step: done.append(step))
+    record = runner.run_case(case(n=20), "fp16", look, lambda *step: done.append(step))
     assert [len(each.samples) for each in seen] == [4, 8]
     assert done == [(4, 20), (8, 20)]
     assert record == seen[-1]
@@ -67,21 +68,21 @@ def test_blocks_can_end_the_case(session: Session, case: Callable[..., CaseId]) 
     assert record.samples[:4] == seen[0].samples
 
 
-def test_the_last_block_is_no_early_stop(session: Session, case: Callable[..., CaseId]) -> None:
-    assert session.run_case(case(n=4), "fp16", lambda record: True).stopped == "all samples"
+def test_the_last_block_is_no_early_stop(runner: Runner, case: Callable[..., CaseId]) -> None:
+    assert runner.run_case(case(n=4), "fp16", lambda record: True).stopped == "all samples"
 
 
-def test_the_same_case_gives_the_same_record(make_session: Callable[..., Session], case: Callable[..., CaseId]) -> None:
+def test_the_same_case_gives_the_same_record(make_runner: Callable[..., Runner], case: Callable[..., CaseId]) -> None:
     wanted = case("multi_turn")
-    assert make_session().run_case(wanted, "h2o:budget=16") == make_session().run_case(wanted, "h2o:budget=16")
+    assert make_runner().run_case(wanted, "h2o:budget=16") == make_runner().run_case(wanted, "h2o:budget=16")
 
 
-def test_more_samples_begin_with_the_same_ones(session: Session, case: Callable[..., CaseId]) -> None:
-    few, many = (session.run_case(case(n=n), "fp16") for n in (4, 8))
+def test_more_samples_begin_with_the_same_ones(runner: Runner, case: Callable[..., CaseId]) -> None:
+    few, many = (runner.run_case(case(n=n), "fp16") for n in (4, 8))
     assert few.samples == many.samples[:4]
 
 
-def test_interrupting_keeps_what_was_measured(session: Session, case: Callable[..., CaseId]) -> None:
+def test_interrupting_keeps_what_was_measured(runner: Runner, case: Callable[..., CaseId]) -> None:
     kept: list[CaseRecord] = []
 
     def interrupt(record: CaseRecord) -> bool:
@@ -89,9 +90,9 @@ def test_interrupting_keeps_what_was_measured(session: Session, case: Callable[.
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session.run_case(case(n=8), "fp16", interrupt)
+        runner.run_case(case(n=8), "fp16", interrupt)
     assert len(kept[0].samples) == 4
-    assert len(session.run_case(case(n=8), "fp16").samples) == 8
+    assert len(runner.run_case(case(n=8), "fp16").samples) == 8
 
 
 def test_latency_comes_as_a_ratio_with_its_interval(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import runner_of
 
 from kvcheck.backends.transformers import Session
 from kvcheck.backends.transformers import session as session_module
@@ -38,12 +39,12 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 @pytest.fixture(scope="module")
 def run(reads: LoadedModel) -> Callable[..., CaseRecord]:
     """One case of image_needle, run once."""
-    session, done = Session.of(reads, Settings()), {}
+    runner, done = runner_of(reads), {}
 
     def case(kind: str, spec: str, mode: str = "multi_request", n: int = 4) -> CaseRecord:
         key = (kind, spec, mode, n)
         if key not in done:
-            done[key] = session.run_case(CaseId(f"image_needle/{kind}", 1, mode, 512, 0, n), spec)
+            done[key] = runner.run_case(CaseId(f"image_needle/{kind}", 1, mode, 512, 0, n), spec)
         return done[key]
 
     return case
@@ -160,7 +161,7 @@ def test_a_faulty_look_m_fails_against_the_correct_one(
 ) -> None:
     added["faulty"] = faulty
     own, fp16 = run("text", HALF, n=8), run("text", "fp16", n=8)
-    found = Session.of(reads, Settings()).run_case(own.case, "faulty")
+    found = runner_of(reads).run_case(own.case, "faulty")
     verdicts = judge(replace(found, method=own.method), fp16, own, Budget(drop=2.0))
     assert {verdict.question: verdict.outcome for verdict in verdicts}["regression"] == "fail"
 
@@ -175,9 +176,9 @@ def test_the_correct_one_passes(run: Callable[..., CaseRecord]) -> None:
 
 
 def test_a_text_model_refuses_the_task() -> None:
-    session = Session.of(load("mini", CPU, torch.float32), Settings())
+    runner = runner_of(load("mini", CPU, torch.float32))
     with pytest.raises(MethodUnsupported, match="the task shows images, and the model reads text only"):
-        session.run_case(CaseId("image_needle/text", 1, "single", 512, 0, 1), "fp16")
+        runner.run_case(CaseId("image_needle/text", 1, "single", 512, 0, 1), "fp16")
 
 
 def test_what_shortens_text_refuses_images(reads: LoadedModel, added: dict[str, Any]) -> None:
@@ -187,18 +188,18 @@ def test_what_shortens_text_refuses_images(reads: LoadedModel, added: dict[str, 
 
     added["shortens"] = Shortens
     with pytest.raises(MethodUnsupported, match="shortens text, and the context has images"):
-        Session.of(reads, Settings()).run_case(CaseId("image_needle/text", 1, "single", 512, 0, 1), "shortens")
+        runner_of(reads).run_case(CaseId("image_needle/text", 1, "single", 512, 0, 1), "shortens")
 
 
 def test_look_m_refuses_a_text_on_a_model_that_sees(reads: LoadedModel) -> None:
     with pytest.raises(MethodUnsupported, match="a prompt has no image slot"):
-        Session.of(reads, Settings()).run_case(CaseId("kv", 1, "single", 512, 0, 1), "look_m")
+        runner_of(reads).run_case(CaseId("kv", 1, "single", 512, 0, 1), "look_m")
 
 
 def test_a_text_task_runs_as_on_the_language_model_alone(reads: LoadedModel) -> None:
     case = CaseId("kv", 1, "single", 512, 0, 2)
     turns = []
     for loaded in (load("mini", CPU, torch.float32), reads):
-        turns.append([sample.turns[0] for sample in Session.of(loaded, Settings()).run_case(case, "snapkv").samples])
+        turns.append([sample.turns[0] for sample in runner_of(loaded).run_case(case, "snapkv").samples])
     assert [turn.answer for turn in turns[1]] == [turn.answer for turn in turns[0]]
     assert [turn.nll for turn in turns[1]] == pytest.approx([turn.nll for turn in turns[0]], abs=1e-3)

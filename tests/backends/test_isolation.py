@@ -18,6 +18,7 @@ from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.runner.case import Runner
 
 Damage = Callable[[Session], object]
 
@@ -123,6 +124,12 @@ def opened(folder: Path, tasks: Any) -> Session:
     return Session.open(Settings(model=str(folder), device="cpu"))
 
 
+@pytest.fixture
+def reopening(opened: Session) -> Runner:
+    """What the gate calls, with that session."""
+    return Runner(opened, opened.settings)
+
+
 def damaging(session: Session, damage: Damage, **more: Any) -> type[Damaging]:
     """A method that does this damage."""
     return type("Damaging", (Damaging,), {"damage": staticmethod(lambda: damage(session)), **more})
@@ -131,20 +138,20 @@ def damaging(session: Session, damage: Damage, **more: Any) -> type[Damaging]:
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("said", DAMAGES)
 def test_the_method_fails_by_name_and_the_next_one_is_measured_as_before(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId], said: str, raises: bool
+    opened: Session, reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId], said: str, raises: bool
 ) -> None:
-    wanted = [opened.run_case(case(), name) for name in ("fp16", "snapkv")]
+    wanted = [reopening.run_case(case(), name) for name in ("fp16", "snapkv")]
     methods["mine"] = damaging(opened, DAMAGES[said], raises=raises)
     with pytest.raises(MethodFailed, match="mine") as failed:
-        opened.run_case(case(), "mine")
+        reopening.run_case(case(), "mine")
     assert "changed what other methods are measured with" in str(failed.value)
     assert said.strip() in str(failed.value)
     assert ("IndexError: and raises" in str(failed.value)) is raises
-    assert [opened.run_case(case(), name) for name in ("fp16", "snapkv")] == wanted
+    assert [reopening.run_case(case(), name) for name in ("fp16", "snapkv")] == wanted
 
 
 def test_a_refusal_that_leaves_something_changed_says_so_and_stays_a_refusal(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    opened: Session, reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     def refuse(session: Session) -> None:
         torch.set_default_dtype(torch.float64)
@@ -152,19 +159,19 @@ def test_a_refusal_that_leaves_something_changed_says_so_and_stays_a_refusal(
 
     methods["mine"] = damaging(opened, refuse)
     with pytest.raises(MethodUnsupported, match=r"(?s)not this model.*torch's default dtype"):
-        opened.run_case(case(), "mine")
+        reopening.run_case(case(), "mine")
     assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_session_that_was_given_its_model_measures_nothing_more_on_a_damaged_one(
-    session: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    session: Session, runner: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     kept = session.loaded.model.model.layers[1].self_attn.q_proj.weight.clone()
     methods["mine"] = damaging(session, weights)
     with pytest.raises(MethodFailed, match="weights"):
-        session.run_case(case(), "mine")
+        runner.run_case(case(), "mine")
     with pytest.raises(KvcheckError, match=r"mine damaged the model .* could not be brought back"):
-        session.run_case(case(), "fp16")
+        runner.run_case(case(), "fp16")
     session.loaded.model.model.layers[1].self_attn.q_proj.weight.copy_(kept)  # other tests have it too
 
 
@@ -179,23 +186,25 @@ def test_latency_and_memory_are_guarded_too(
             measure("mine", 32)
 
 
-def test_nobody_is_accused_of_what_happened_between_two_cases(opened: Session, case: Callable[..., CaseId]) -> None:
-    wanted = opened.run_case(case(), "snapkv")
+def test_nobody_is_accused_of_what_happened_between_two_cases(
+    opened: Session, reopening: Runner, case: Callable[..., CaseId]
+) -> None:
+    wanted = reopening.run_case(case(), "snapkv")
     weights(opened)
-    assert opened.run_case(case(), "snapkv") == wanted
+    assert reopening.run_case(case(), "snapkv") == wanted
 
 
 def test_a_prefill_that_was_written_to_after_its_case_is_made_again(
-    opened: Session, case: Callable[..., CaseId]
+    opened: Session, reopening: Runner, case: Callable[..., CaseId]
 ) -> None:
-    wanted = opened.run_case(case(), "snapkv")
+    wanted = reopening.run_case(case(), "snapkv")
     with torch.inference_mode():
         prefills(opened)
-    assert opened.run_case(case(), "snapkv") == wanted
+    assert reopening.run_case(case(), "snapkv") == wanted
 
 
 def test_what_is_changed_inside_a_context_that_puts_it_back_is_no_change(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    opened: Session, reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     def careful(session: Session) -> None:
         mlp = session.loaded.model.model.layers[0].mlp
@@ -205,7 +214,7 @@ def test_what_is_changed_inside_a_context_that_puts_it_back_is_no_change(
         torch.rand(3)
 
     methods["mine"] = damaging(opened, careful)
-    assert opened.run_case(case(), "mine").accuracy == opened.run_case(case(), "fp16").accuracy
+    assert reopening.run_case(case(), "mine").accuracy == reopening.run_case(case(), "fp16").accuracy
 
 
 # -- answers that do not come from the cache ---------------------------------------------------------------------------
@@ -263,30 +272,30 @@ def half(kind: type[CacheLayer]) -> type[Fp16]:
 
 
 def test_memory_that_copies_of_a_cache_take_and_do_not_account_for_is_a_failure(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     methods["mine"] = half(HalfLayer)
     with pytest.raises(MethodFailed, match=r"holds more than can be reached from its cache in .*: 8 copies"):
-        opened.run_case(case(length=400, n=1), "mine")
+        reopening.run_case(case(length=400, n=1), "mine")
     ELSEWHERE.clear()
 
 
 def test_fewer_slots_with_the_logits_of_the_full_cache_are_a_failure(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     methods["mine"] = half(SharedHalfLayer)
     with pytest.raises(
         MethodFailed, match=r"mine is not shown to act .* holds 50% of the slots .* in all of 1 contexts"
     ):
-        opened.run_case(case(n=1), "mine")
+        reopening.run_case(case(n=1), "mine")
     ELSEWHERE.clear()
 
 
 def test_fewer_slots_with_other_logits_are_not(
-    opened: Session, methods: dict[str, Any], case: Callable[..., CaseId]
+    reopening: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
 ) -> None:
     methods["mine"] = half(HonestHalfLayer)
-    memory = opened.run_case(case(length=400), "mine").memory
+    memory = reopening.run_case(case(length=400), "mine").memory
     assert memory is not None
     assert memory.ratio < 0.51
 
@@ -295,6 +304,6 @@ def test_fewer_slots_with_other_logits_are_not(
     "spec", ["offload", "save_load", "streaming_llm:window=400", "snapkv:budget=1.0", "kivi:residual=4000,group=16"]
 )
 def test_logits_of_the_full_cache_are_right_where_everything_is_held(
-    opened: Session, case: Callable[..., CaseId], spec: str
+    reopening: Runner, case: Callable[..., CaseId], spec: str
 ) -> None:
-    assert opened.run_case(case(n=2), spec).samples
+    assert reopening.run_case(case(n=2), spec).samples

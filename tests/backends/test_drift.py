@@ -13,6 +13,7 @@ from kvcheck.backends.transformers import Session, drift
 from kvcheck.backends.transformers import session as session_module
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.runner.case import Runner
 from kvcheck.runner.seam import Drift
 from kvcheck.tasks.base import Sample, Task, Turn
 
@@ -20,8 +21,8 @@ SNAP = "snapkv:budget=8,window=4"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fp16_has_none(session: Session, case: Callable[..., CaseId], mode: str) -> None:
-    for sample in session.run_case(case(mode), "fp16").samples:
+def test_fp16_has_none(runner: Runner, case: Callable[..., CaseId], mode: str) -> None:
+    for sample in runner.run_case(case(mode), "fp16").samples:
         for turn in sample.turns:
             assert turn.nll is not None
             assert turn.nll > 0
@@ -29,10 +30,8 @@ def test_fp16_has_none(session: Session, case: Callable[..., CaseId], mode: str)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_tight_budget_drifts_and_a_loose_one_does_not(
-    session: Session, case: Callable[..., CaseId], mode: str
-) -> None:
-    tight, loose = (session.run_case(case(mode), f"snapkv:budget={budget},window=4") for budget in (8, 400))
+def test_a_tight_budget_drifts_and_a_loose_one_does_not(runner: Runner, case: Callable[..., CaseId], mode: str) -> None:
+    tight, loose = (runner.run_case(case(mode), f"snapkv:budget={budget},window=4") for budget in (8, 400))
     for record, drifts in ((tight, True), (loose, False)):
         turns = [turn for sample in record.samples for turn in sample.turns]
         assert all(turn.kl is not None and turn.kl >= 0 and 0 <= turn.agree <= 1 for turn in turns)
@@ -40,13 +39,13 @@ def test_a_tight_budget_drifts_and_a_loose_one_does_not(
     assert min(turn.agree for sample in loose.samples for turn in sample.turns) == 1.0
 
 
-def test_it_equals_a_computation_by_hand(session: Session, case: Callable[..., CaseId]) -> None:
+def test_it_equals_a_computation_by_hand(session: Session, runner: Runner, case: Callable[..., CaseId]) -> None:
     """In the last turn of a conversation, against the full cache with the method's own earlier answers."""
-    record = session.run_case(case("multi_turn"), SNAP)
+    record = runner.run_case(case("multi_turn"), SNAP)
     loaded = session.loaded
     encode = loaded.tokenizer.encode
     for recorded in record.samples:
-        sample = session.runner.samples["toy", 1, 0, 40, recorded.index]
+        sample = runner.samples["toy", 1, 0, 40, recorded.index]
         rows = {}
         for spec in (SNAP, "fp16"):
             cache = session_module.find_method(spec).build(ModelShape.of(loaded.model.config))
@@ -77,10 +76,10 @@ def test_tokens_that_the_full_cache_rules_out_do_not_spoil_the_divergence() -> N
 
 
 def test_answers_of_one_token_drift_too_where_the_question_was_compressed_with_the_context(
-    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+    runner: Runner, case: Callable[..., CaseId], tasks: dict[str, Task]
 ) -> None:
     tasks["toy"] = answering(tasks["toy"], lambda turn: replace(turn, references=(turn.references[0].split()[0],)))
-    turns = [turn for sample in session.run_case(case(), SNAP).samples for turn in sample.turns]
+    turns = [turn for sample in runner.run_case(case(), SNAP).samples for turn in sample.turns]
     assert max(turn.kl for turn in turns) > 1e-2
     assert all(turn.agree >= 0.5 for turn in turns), "the first token is the full cache's own"
 
@@ -92,15 +91,15 @@ def test_what_has_no_target_is_left_out_of_the_likelihood() -> None:
 
 
 def test_the_answer_that_is_fed_is_the_one_that_earns_the_full_score(
-    session: Session, case: Callable[..., CaseId], tasks: dict[str, Task]
+    runner: Runner, case: Callable[..., CaseId], tasks: dict[str, Task]
 ) -> None:
     """`choice` grades a letter and is answered by "NAME is LETTER"; `multi_hop` grades several names."""
     plain = tasks["toy"]
     tasks["toy"] = answering(plain, lambda turn: replace(turn, references=("w1",), target=turn.references[0]))
-    told = likelihoods(session.run_case(case(), "fp16"))
+    told = likelihoods(runner.run_case(case(), "fp16"))
     tasks["toy"] = plain
-    session.runner.samples.clear()
-    assert told == likelihoods(session.run_case(case(), "fp16"))
+    runner.samples.clear()
+    assert told == likelihoods(runner.run_case(case(), "fp16"))
 
 
 def answering(task: Task, change: Callable[[Turn], Turn]) -> Task:

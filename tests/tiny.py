@@ -1,4 +1,4 @@
-"""A tiny random model, a word tokenizer, a toy task, and an engine on them."""
+"""Fixtures of tests/backends and tests/runner: a tiny random model, a word tokenizer, a toy task, and who runs them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kvcheck.backends.transformers import session as session_module
 from kvcheck.core.record import MODES, CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.models import LoadedModel, load
+from kvcheck.runner.case import Runner
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 
 WORDS = [f"w{number}" for number in range(60)]
@@ -106,6 +107,23 @@ def make_session(loaded: LoadedModel, tasks: dict[str, Task]) -> Callable[..., S
 def session(make_session: Callable[..., Session]) -> Session:
     """A fresh session."""
     return make_session()
+
+
+@pytest.fixture
+def runner(session: Session) -> Runner:
+    """What the gate calls, with that session."""
+    return Runner(session, session.settings)
+
+
+@pytest.fixture
+def make_runner(make_session: Callable[..., Session]) -> Callable[..., Runner]:
+    """Runners on the tiny model, with any settings."""
+    return lambda **given: Runner(make_session(**given), Settings(**given))
+
+
+def runner_of(loaded: LoadedModel, **given: Any) -> Runner:
+    """A runner on any model, with any settings."""
+    return Runner(Session.of(loaded, Settings(**given)), Settings(**given))
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kvcheck.backends.transformers import Session
-from kvcheck.backends.transformers.memo import Memo
+from kvcheck.backends.transformers.prefill import Memo
 from kvcheck.core.record import MODES, CaseId
 from kvcheck.methods.snapkv import SnapKV
+from kvcheck.runner.case import Runner
 
 METHODS = ("fp16", "streaming_llm:window=12,sink=2", "snapkv:budget=16,window=4", "kivi:group=16,residual=16")
 
@@ -33,46 +34,49 @@ def prompts(session: Session) -> Iterator[list[int]]:
 
 
 def test_a_context_is_prefilled_once_for_all_methods_and_modes(
-    make_session: Callable[..., Session], prompts: list[int], case: Callable[..., CaseId]
+    make_runner: Callable[..., Runner], prompts: list[int], case: Callable[..., CaseId]
 ) -> None:
-    session = make_session(methods=METHODS)
+    runner = make_runner(methods=METHODS)
     for mode in MODES:
         for method in METHODS:
-            session.run_case(case(mode, n=6), method)
-    assert sum(prompts) == session.prefiller.forwards == 6
+            runner.run_case(case(mode, n=6), method)
+    assert sum(prompts) == runner.backend.prefiller.forwards == 6
 
 
 def test_queries_are_recorded_only_where_a_method_reads_them(
     make_session: Callable[..., Session], case: Callable[..., CaseId]
 ) -> None:
     session = make_session(methods=("fp16",))
-    session.run_case(case(n=2), "fp16")
+    runner = Runner(session, session.settings)
+    runner.run_case(case(n=2), "fp16")
     without = session.memo.held
-    session.run_case(case(n=2), "snapkv:budget=16,window=4")
+    runner.run_case(case(n=2), "snapkv:budget=16,window=4")
     assert session.prefiller.forwards == 4
     assert session.memo.held > without
 
 
-def test_another_length_or_seed_is_another_context(session: Session, case: Callable[..., CaseId]) -> None:
-    session.run_case(case(n=2), "fp16")
-    session.run_case(case(n=2, length=48), "fp16")
-    session.run_case(case(n=2, seed=1), "fp16")
+def test_another_length_or_seed_is_another_context(
+    session: Session, runner: Runner, case: Callable[..., CaseId]
+) -> None:
+    runner.run_case(case(n=2), "fp16")
+    runner.run_case(case(n=2, length=48), "fp16")
+    runner.run_case(case(n=2, seed=1), "fp16")
     assert session.prefiller.forwards == 6
 
 
 def test_a_full_memo_costs_time_and_nothing_else(
-    make_session: Callable[..., Session], case: Callable[..., CaseId]
+    make_runner: Callable[..., Runner], case: Callable[..., CaseId]
 ) -> None:
-    roomy, tight = make_session(), make_session()
-    tight.memo.limit = 0
+    roomy, tight = make_runner(), make_runner()
+    tight.backend.memo.limit = 0
     for mode in MODES:
         wanted = roomy.run_case(case(mode), "fp16"), roomy.run_case(case(mode), METHODS[2])
         assert wanted == (tight.run_case(case(mode), "fp16"), tight.run_case(case(mode), METHODS[2]))
-    assert (roomy.prefiller.forwards, tight.prefiller.forwards) == (6 + 6, 6 * 6)
+    assert (roomy.backend.prefiller.forwards, tight.backend.prefiller.forwards) == (6 + 6, 6 * 6)
 
 
 def test_a_method_that_writes_into_what_it_absorbs_harms_nobody_else(
-    session: Session, case: Callable[..., CaseId], methods: dict[str, Any]
+    runner: Runner, case: Callable[..., CaseId], methods: dict[str, Any]
 ) -> None:
     class Vandal(SnapKV):
         info = replace(SnapKV.info, verbatim=False)
@@ -89,10 +93,10 @@ def test_a_method_that_writes_into_what_it_absorbs_harms_nobody_else(
             return layer
 
     methods["vandal"] = Vandal
-    before = [session.run_case(case(mode), "snapkv:budget=16,window=4") for mode in MODES]
+    before = [runner.run_case(case(mode), "snapkv:budget=16,window=4") for mode in MODES]
     for mode in MODES:
-        session.run_case(case(mode), "vandal")
-    assert [session.run_case(case(mode), "snapkv:budget=16,window=4") for mode in MODES] == before
+        runner.run_case(case(mode), "vandal")
+    assert [runner.run_case(case(mode), "snapkv:budget=16,window=4") for mode in MODES] == before
 
 
 def test_the_memo_forgets_what_was_used_longest_ago() -> None:
