@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import parts, view
+from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.core.errors import MethodUnsupported
@@ -26,15 +26,6 @@ TOLERANCE = 2e-3
 
 Answer: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
 """Logits of one forward, or of several."""
-
-
-class Cache(Protocol):
-    """What is asked of every cache, kvcheck's own or foreign."""
-
-    seen: int
-
-    def select(self, rows: Sequence[int]) -> Cache:
-        """A cache with copies of these rows of the batch."""
 
 
 class Violation(AssertionError):
@@ -75,7 +66,7 @@ class Subject:
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         return torch.randint(vocabulary, (rows or self.draw.rows, length), generator=generator)
 
-    def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[Cache, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
 
         A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
@@ -90,14 +81,14 @@ class Subject:
                 raise
             raise NotServed(f"it refuses the prompt: {error}") from error
 
-    def feed(self, cache: Cache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
+    def feed(self, cache: FedCache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) in one forward -> logits of all of them (R, q, V)."""
         try:
             return (runner or self.runner).feed(cache, ids, keep=ids.shape[1])
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
 
-    def one_by_one(self, cache: Cache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
+    def one_by_one(self, cache: FedCache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) token by token -> logits (R, q, V)."""
         return torch.cat([self.feed(cache, token, runner) for token in ids.split(1, dim=1)], dim=1)
 
@@ -117,7 +108,7 @@ class Subject:
             self.tokens(draw.steps, salt=salt + 2),
         )
 
-    def native(self, cache: Cache) -> KVCache:
+    def native(self, cache: FedCache) -> KVCache:
         """The cache, where it is made of kvcheck's layers. Raises NotServed."""
         native = view(cache).native
         if native is None:
@@ -125,7 +116,7 @@ class Subject:
         return native
 
     @contextmanager
-    def appending(self, *caches: Cache) -> Iterator[None]:
+    def appending(self, *caches: FedCache) -> Iterator[None]:
         """Raise NotServed where foreign rows do more meanwhile than append what they are fed.
 
         What they evict or quantize then follows from how many tokens came at once, and cannot be brought back.
@@ -137,12 +128,12 @@ class Subject:
             raise NotServed("its own cache does more with what it is fed than to append it")
 
 
-def foreign_rows(cache: Cache) -> list[Any]:
+def foreign_rows(cache: FedCache) -> list[Any]:
     """The rows that are not made of kvcheck's layers; their positions are the adapter's."""
     return [row for row in parts(cache) if row.opaque]
 
 
-def absent(cache: Cache) -> list[int]:
+def absent(cache: FedCache) -> list[int]:
     """Per layer of every foreign row, the tokens seen for which it has no slot in plain keys."""
     return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.inner.layers]
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
 from kvcheck.zoo.base import bug, used_by

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.kv_cache import KVCache
-from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts._pool import Entry, Pool
-from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
-from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
-from kvcheck.models import LoadedModel
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.zoo.base import bug, used_by
 from kvcheck.zoo.counterparts._pool import Entry, Pool
 from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
+from kvcheck.cache.view import FedCache
 from kvcheck.conformance.base import property_test
-from kvcheck.conformance.subject import Cache, NotServed, Subject, equal, fail, rows_of
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
 
 
@@ -84,7 +85,7 @@ def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
 
 
-def reordered(cache: Cache, parents: list[int]) -> Cache:
+def reordered(cache: FedCache, parents: list[int]) -> FedCache:
     """In place where the cache knows how to, as transformers does it."""
     reorder = getattr(cache, "reorder_cache", None)
     if reorder is None:

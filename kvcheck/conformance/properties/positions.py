@@ -11,9 +11,9 @@ from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import Prefilled
-from kvcheck.cache.view import parts
+from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
-from kvcheck.conformance.subject import Cache, NotServed, Subject, fail, foreign_rows
+from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
 
@@ -90,7 +90,7 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
         of_length(cache, seen, what)
 
 
-def of_length(cache: Cache, seen: int, what: str) -> None:
+def of_length(cache: FedCache, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
     for each in () if foreign_rows(cache) else parts(cache):
         lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}

@@ -12,9 +12,9 @@ import torch
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import view
+from kvcheck.cache.view import FedCache, view
 from kvcheck.conformance.base import LONGER, property_test
-from kvcheck.conformance.subject import Cache, NotServed, Subject, fail, foreign_rows
+from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
 
@@ -24,14 +24,14 @@ SLACK = 1 << 16
 """Bytes that may come and go."""
 
 
-def stored(subject: Subject, cache: Cache) -> ModelShape:
+def stored(subject: Subject, cache: FedCache) -> ModelShape:
     """The shape of the model, with the bytes per element that the cache stores."""
     layer = subject.native(cache).layers[0]
     shape = subject.shape
     return ModelShape(shape.layers, shape.heads, shape.kv_heads, shape.head_dim, layer.dtype.itemsize)
 
 
-def check(subject: Subject, cache: Cache, rows: int, prompt: int, decoded: int, when: str) -> None:
+def check(subject: Subject, cache: FedCache, rows: int, prompt: int, decoded: int, when: str) -> None:
     """Raise Violation unless bytes are as declared."""
     shape = stored(subject, cache)
     declared, found = subject.method.kv_bytes(shape, rows, prompt, decoded), held(cache)
@@ -92,7 +92,7 @@ def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     check(subject, cache, draw.rows, draw.prompt, decoded, "when a fork of it has gone on")
 
 
-def _long(subject: Subject, cache: Cache, rows: int, decoded: int, where: str) -> int:
+def _long(subject: Subject, cache: FedCache, rows: int, decoded: int, where: str) -> int:
     """Feed all parts and check the bytes behind each -> tokens decoded by then."""
     for count in PARTS:
         subject.feed(cache, subject.tokens(count, rows=rows, salt=decoded))

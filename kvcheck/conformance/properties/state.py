@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.view import parts, view
+from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.base import LONGER, LONGEST, property_test
-from kvcheck.conformance.subject import Cache, NotServed, Subject, equal, fail, foreign_rows
+from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.core.errors import MethodUnsupported
 
 
@@ -141,13 +141,13 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
             fail(f"a cache that was {how} answers otherwise")
 
 
-def _copied(cache: Cache) -> Cache:
+def _copied(cache: FedCache) -> FedCache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
 
 
-def _saved(cache: Cache) -> Cache:
+def _saved(cache: FedCache) -> FedCache:
     """Through torch.save and torch.load."""
     file = io.BytesIO()
     torch.save(cache, file)

@@ -52,7 +52,6 @@ class Calibrated(KeepsAll):
         """A layer with scales."""
         return ScaledLayer(shape, index, self) if self.quantized else PlainLayer(shape, index, self)
 
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """A byte per value, or as many as the full cache has."""
         full = shape.dense_bytes(batch, prompt + decoded)

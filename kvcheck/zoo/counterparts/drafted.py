@@ -10,7 +10,6 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import GrowableBuffer, _spare
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM

@@ -9,7 +9,6 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.quest import Quest, QuestLayer

@@ -63,7 +63,6 @@ class Fragments(KeepsAll):
         return CacheLayer(shape, index, self)
 
 
-
 @used_by(Fragments)
 class FragmentsRunner(MethodRunner):
     """Prefills piece by piece, then joins."""

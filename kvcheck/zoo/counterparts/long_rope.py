@@ -62,7 +62,6 @@ class LongRope(KeepsAll):
         return tokens > self.native
 
 
-
 @used_by(LongRope)
 class LongLayer(CacheLayer):
     """Turns keys and queries where the text is long."""

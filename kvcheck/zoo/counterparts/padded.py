@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.snapkv import SnapKV, SnapLayer

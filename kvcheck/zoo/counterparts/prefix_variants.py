@@ -11,9 +11,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import KVCache
-from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method import Lossless, MethodInfo
-from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import quantize
 from kvcheck.zoo.base import used_by
 from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner

@@ -10,7 +10,6 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape

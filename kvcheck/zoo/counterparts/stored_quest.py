@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.zoo.base import used_by

@@ -11,10 +11,8 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
-from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
 from kvcheck.cache.shape import ModelShape
@@ -76,7 +74,6 @@ class Turbo(KeepsAll):
         """Channels of every block of a vector."""
         rest = head_dim % self.block
         return (self.block,) * (head_dim // self.block) + ((rest,) if rest else ())
-
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, and a float16 norm per block."""
