@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from kvcheck.cache import kernels
-from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import Prefilled
 from kvcheck.core.errors import KvcheckError
@@ -82,11 +82,8 @@ class Packed:
             grouped = values.reshape(batch, heads, tokens // self.group, self.group, dim)
             codes, scale, low = quantize(grouped, self.bits, dim=-2)
             packed = pack(codes.view(batch, heads, tokens // lanes, lanes, dim), self.bits)
-        if self.codes is None or self.scale is None or self.low is None:
-            self.codes, self.scale, self.low = GrowableBuffer(packed), GrowableBuffer(scale), GrowableBuffer(low)
-        else:
-            for buffer, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
-                buffer.append(part)
+        self.codes, self.scale = appended(self.codes, packed), appended(self.scale, scale)
+        self.low = appended(self.low, low)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""

@@ -10,7 +10,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.full import KeepsAll
-from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
@@ -91,12 +91,9 @@ class Floats:
         else:
             scale = self.scale.used
         codes = (wide / scale.float()).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
-        if self.codes is None or self.scale is None:
-            self.codes, self.scale = GrowableBuffer(codes), GrowableBuffer(scale)
-        else:
-            self.codes.append(codes)
-            if self.per == "token":
-                self.scale.append(scale)
+        self.codes = appended(self.codes, codes)
+        if self.per == "token" or self.scale is None:
+            self.scale = appended(self.scale, scale)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
