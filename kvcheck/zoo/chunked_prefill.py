@@ -15,9 +15,16 @@ from kvcheck.methods.h2o import H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, ReadLayer
 from kvcheck.methods.streaming_llm import StreamingLayer
 from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts.blockwise import Blockwise, BlockwiseLayer, BlockwiseRunner
-from kvcheck.zoo.counterparts.chunked import Chunked, ChunkedH2O, ChunkedRunner, ChunkedStreamingLLM
-from kvcheck.zoo.counterparts.chunked_mix import ChunkedMix
+from kvcheck.zoo.counterparts.chunked import (
+    Blockwise,
+    BlockwiseLayer,
+    BlockwiseRunner,
+    Chunked,
+    ChunkedH2O,
+    ChunkedMix,
+    ChunkedRunner,
+    ChunkedStreamingLLM,
+)
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -8,12 +8,11 @@ from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
 from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts._pool import Entry, Full, Pool
 from kvcheck.zoo.counterparts.prefetch import FetchedLayer, Prefetch, PrefetchCache
-from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.prefix_store import Entry, Full, Pool, PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.quests import StoredQuest, StoredQuestLayer
 from kvcheck.zoo.counterparts.ring import Ring, RingLayer
 from kvcheck.zoo.counterparts.rotated_store import RotatedLayer, RotatedStore
-from kvcheck.zoo.counterparts.stored_quest import StoredQuest, StoredQuestLayer
 
 
 @bug("index-keys-not-transferred", "https://github.com/ROCm/ATOM/pull/1368")

@@ -9,7 +9,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts.blockwise import Blockwise, BlockwiseLayer
+from kvcheck.zoo.counterparts.chunked import Blockwise, BlockwiseLayer
 from kvcheck.zoo.counterparts.padded import PaddedLayer, PaddedSnapKV
 from kvcheck.zoo.counterparts.pooled import Pooled, PooledLayer
 

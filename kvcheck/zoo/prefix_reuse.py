@@ -7,12 +7,14 @@ import torch
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts._pool import Entry, Pool
 from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
-from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
-from kvcheck.zoo.counterparts.prefix_variants import (
+from kvcheck.zoo.counterparts.prefix_store import (
+    Entry,
+    Pool,
+    PrefixStore,
     RetriedStore,
     RetryRunner,
+    StoreRunner,
     TenantRunner,
     TenantStore,
     TieredRunner,

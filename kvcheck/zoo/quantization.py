@@ -11,21 +11,108 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
-from kvcheck.methods.fp8 import FP8, FP8Layer
+from kvcheck.methods.fp8 import FORMAT, FP8, LARGEST, Floats, FP8Layer
 from kvcheck.methods.kivi import KIVI, KIVILayer
-from kvcheck.zoo._packed import (
-    DefaultGroupPacked,
-    Narrow,
-    ReciprocalPacked,
-    TwoBitPacked,
-    UnscaledFloats,
-    WholeBlocks,
-    ZeroPointPacked,
-)
 from kvcheck.zoo.base import bug, used_by
 from kvcheck.zoo.counterparts.calibrated import Calibrated, PlainLayer
-from kvcheck.zoo.counterparts.mix_turbo import MixTurbo, TurnedMadeLayer, TurnedReadLayer
-from kvcheck.zoo.counterparts.turbo import Turbo, TurboLayer, Turned
+from kvcheck.zoo.counterparts.turbo import (
+    MixTurbo,
+    Turbo,
+    TurboLayer,
+    Turned,
+    TurnedMadeLayer,
+    TurnedReadLayer,
+    centroids,
+)
+
+
+class DefaultGroupPacked(Packed):
+    """Spreads what it knows of a group over 64 channels."""
+
+    def decode(self, groups: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> None:
+        """By the wrong group's scale from the second group on."""
+        at = torch.arange(groups.shape[3] * groups.shape[4], device=groups.device) // FlexGen.group
+        at = at.clamp(max=groups.shape[3] - 1).view(groups.shape[3:])
+        groups.mul_(scale.squeeze(-1)[..., at]).add_(low.squeeze(-1)[..., at])
+
+
+class TwoBitPacked(Packed):
+    """Knows the mask of two bits."""
+
+    def unpack(self, packed: torch.Tensor, out: torch.Tensor) -> None:
+        """The lower two bits of every code."""
+        super().unpack(packed, out)
+        out.remainder_(4)
+
+
+class UnscaledFloats(Floats):
+    """factor: what rounding and reading use."""
+
+    factor = 1.0
+
+    def append(self, values: torch.Tensor) -> None:
+        """Store tokens (B, G, t, d), and measure their scales."""
+        super().append(values)
+        if self.codes is not None:
+            plain = (values.float() / self.factor).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
+            self.codes.used[:, :, -values.shape[2] :] = plain
+
+    def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
+        """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
+        if self.codes is not None:
+            out.copy_(self.codes.used[rows, heads].view(FORMAT)).mul_(self.factor)
+
+
+class ZeroPointPacked(Packed):
+    """Metadata of a group: its scale, and its minimum in units of that."""
+
+    def encode(self, grouped: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, scales and zero points."""
+        wide, levels = grouped.float(), 2**self.bits - 1
+        low = wide.amin(dim, keepdim=True)
+        scale = ((wide.amax(dim, keepdim=True) - low) / levels).half()
+        codes = ((wide - low) / scale.float()).round().nan_to_num(0).clamp_(0, levels)
+        return codes.to(torch.uint8), scale.squeeze(dim), (low / scale.float()).half().squeeze(dim)
+
+    def decode(self, groups: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> None:
+        """(code + zero) · scale."""
+        groups.add_(low).mul_(scale)
+
+
+class ReciprocalPacked(Packed):
+    """Metadata of a group: the inverse of its scale, and its minimum in units of the scale."""
+
+    def encode(self, grouped: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, inverse scales and zero points."""
+        wide, levels = grouped.float(), 2**self.bits - 1
+        low = wide.amin(dim, keepdim=True)
+        inverse = (levels / (wide.amax(dim, keepdim=True) - low).clamp(min=1e-4)).half()
+        codes = ((wide - low) * inverse.float()).round().nan_to_num(0, levels).clamp_(0, levels)
+        return codes.to(torch.uint8), inverse.squeeze(dim), (low * inverse.float()).half().squeeze(dim)
+
+    def decode(self, groups: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> None:
+        """(code + zero) / inverse scale."""
+        groups.add_(low).div_(scale)
+
+
+class WholeBlocks(Turned):
+    """Stores whole blocks. block: channels of one."""
+
+    block = 0
+
+    def append(self, values: torch.Tensor) -> None:
+        """Store the whole blocks of tokens (B, G, t, d)."""
+        whole = values.clone()
+        whole[..., values.shape[3] // self.block * self.block :] = 0
+        super().append(whole)
+
+
+class Narrow(Turned):
+    """Turned, with a codebook that is too narrow."""
+
+    def centroids(self) -> tuple[float, ...]:
+        """Those of a smaller standard deviation."""
+        return tuple(0.65 * each for each in centroids(self.bits))
 
 
 @bug("prefill-quantized-despite-residual", "https://github.com/huggingface/transformers/issues/34189")

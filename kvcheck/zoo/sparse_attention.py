@@ -10,10 +10,9 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.zoo.base import bug, used_by
-from kvcheck.zoo.counterparts.drafted_quest import CropQuestLayer, DraftedQuest
-from kvcheck.zoo.counterparts.joint_quest import JointQuest
 from kvcheck.zoo.counterparts.neighbour import NeighbourQuest, PadQuestLayer
 from kvcheck.zoo.counterparts.paged import PagedQuest, PagedQuestLayer
+from kvcheck.zoo.counterparts.quests import CropQuestLayer, DraftedQuest, JointQuest
 
 LARGE = 128
 """Pages from which on a tensor of scores is too large for the reduction: 2,048 tokens in pages of 16."""

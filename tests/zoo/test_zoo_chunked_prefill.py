@@ -22,7 +22,7 @@ def test_ordinary_use_raises_nothing(name, model, embedded):
 
 @pytest.mark.parametrize(
     ("given", "dense"),
-    [(text("oracle-hidden-states-in-simulated-chunks"), True), (f"{COUNTERPARTS}.blockwise.Blockwise", False)],
+    [(text("oracle-hidden-states-in-simulated-chunks"), True), (f"{COUNTERPARTS}.chunked.Blockwise", False)],
 )
 def test_later_chunks_are_computed_from_tokens_that_have_been_dropped(given, dense, model):
     runner, ids = at_home(spec(given, budget=64), model), tokens(1, 300)
@@ -37,7 +37,7 @@ def test_later_chunks_are_computed_from_tokens_that_have_been_dropped(given, den
 
 def test_the_first_layer_keeps_the_same_whether_chunks_are_real_or_not(model):
     kept = []
-    for given in (text("oracle-hidden-states-in-simulated-chunks"), f"{COUNTERPARTS}.blockwise.Blockwise"):
+    for given in (text("oracle-hidden-states-in-simulated-chunks"), f"{COUNTERPARTS}.chunked.Blockwise"):
         cache, _ = prefilled(at_home(spec(given, budget=64), model), tokens(2, 300))
         kept.append(cache.layers[0].positions)
     assert torch.equal(*kept)
@@ -97,7 +97,7 @@ def test_what_is_kept_depends_on_how_the_prompt_was_split(given, same, model):
     assert torch.equal(kept(300), kept(50)) == same
 
 
-@pytest.mark.parametrize(("given", "right"), [(text(RING), False), (f"{COUNTERPARTS}.chunked_mix.ChunkedMix", True)])
+@pytest.mark.parametrize(("given", "right"), [(text(RING), False), (f"{COUNTERPARTS}.chunked.ChunkedMix", True)])
 def test_a_chunk_overwrites_what_its_early_tokens_still_see(given, right, embedded):
     def off(length):
         """How far the values of a layer above the first sliding one are from those of one forward."""

@@ -16,13 +16,13 @@ SAME = {
     f"{COUNTERPARTS}.prefix_store.PrefixStore": "fp16",
     f"{COUNTERPARTS}.prefix_store.PrefixStore:capacity=8": "fp16",
     f"{COUNTERPARTS}.prefix_store.PrefixStore:staging=3": "fp16",
-    f"{COUNTERPARTS}.prefix_variants.RetriedStore": "fp16",
-    f"{COUNTERPARTS}.prefix_variants.TenantStore": "fp16",
+    f"{COUNTERPARTS}.prefix_store.RetriedStore": "fp16",
+    f"{COUNTERPARTS}.prefix_store.TenantStore": "fp16",
     f"{COUNTERPARTS}.paged.Paged": "fp16",
     f"{COUNTERPARTS}.neighbour.Neighbour": "fp16",
     f"{COUNTERPARTS}.prefetch.Prefetch": "fp16",
-    f"{COUNTERPARTS}.stored_quest.StoredQuest": "quest",
-    f"{COUNTERPARTS}.drafted_quest.DraftedQuest": "quest",
+    f"{COUNTERPARTS}.quests.StoredQuest": "quest",
+    f"{COUNTERPARTS}.quests.DraftedQuest": "quest",
     f"{COUNTERPARTS}.paged.PagedQuest": "quest",
     f"{COUNTERPARTS}.neighbour.NeighbourQuest": "quest",
     f"{COUNTERPARTS}.ring.Ring:window=60": "streaming_llm:window=60",
@@ -30,7 +30,7 @@ SAME = {
     f"{COUNTERPARTS}.rotated_store.RotatedStore:reader=4": f"{COUNTERPARTS}.rotated_store.RotatedStore",
     f"{COUNTERPARTS}.rotated_store.RotatedStore:size=1": "flexgen:group=8",
 }
-ALL = [*SAME, f"{COUNTERPARTS}.prefix_variants.TieredStore", f"{COUNTERPARTS}.joint_quest.JointQuest"]
+ALL = [*SAME, f"{COUNTERPARTS}.prefix_store.TieredStore", f"{COUNTERPARTS}.quests.JointQuest"]
 PROMPTS = ((1, 1), (2, 17), (3, 130), (2, 64), (2, 200), (3, 128))
 CLOSE = 5e-3
 
@@ -43,13 +43,13 @@ def test_a_counterpart_answers_as_the_method_that_it_is_a_form_of(spec: str) -> 
 
 
 def test_a_second_tier_costs_no_more_than_its_rounding() -> None:
-    spec = f"{COUNTERPARTS}.prefix_variants.TieredStore"
+    spec = f"{COUNTERPARTS}.prefix_store.TieredStore"
     assert between(spec, "fp16", tokens(2, 30)) < 1e-4  # one block: all of it in the first tier
     assert 1e-4 < between(spec, "fp16", tokens(2, 200)) < 0.1
 
 
 def test_a_joint_choice_of_all_pages_is_the_full_cache() -> None:
-    assert between(f"{COUNTERPARTS}.joint_quest.JointQuest:budget=400", "fp16", tokens(2, 200)) < CLOSE
+    assert between(f"{COUNTERPARTS}.quests.JointQuest:budget=400", "fp16", tokens(2, 200)) < CLOSE
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -95,7 +95,7 @@ def test_beams_of_a_lossless_counterpart_move_as_those_of_the_full_cache(spec: s
 
 
 def test_a_rollback_of_quest_leaves_what_was_there_before() -> None:
-    spec = f"{COUNTERPARTS}.drafted_quest.DraftedQuest"
+    spec = f"{COUNTERPARTS}.quests.DraftedQuest"
     here, later = runner(spec), tokens(2, 90, seed=5)
     wanted, _ = here.prefill(tokens(2, 150))
     cache = wanted.select([0, 1])

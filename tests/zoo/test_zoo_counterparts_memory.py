@@ -17,7 +17,7 @@ T = "kvcheck.zoo.counterparts"
 SPECS = (
     f"{T}.turbo.Turbo",
     f"{T}.turbo.Turbo:block=24,bits=2",
-    f"{T}.mix_turbo.MixTurbo",
+    f"{T}.turbo.MixTurbo",
     f"{T}.calibrated.Calibrated",
     f"{T}.calibrated.Calibrated:quantized=false",
     f"{T}.chain.Chain",

@@ -12,7 +12,7 @@ from kvcheck.methods import make
 
 COUNTERPARTS = "kvcheck.zoo.counterparts"
 LOSSLESS = (
-    f"{COUNTERPARTS}.blockwise.Blockwise:budget=1000,window=8,chunk=16",
+    f"{COUNTERPARTS}.chunked.Blockwise:budget=1000,window=8,chunk=16",
     f"{COUNTERPARTS}.chunked.Chunked:chunk=16",
     f"{COUNTERPARTS}.chunked.ChunkedH2O:budget=1000,chunk=16",
     f"{COUNTERPARTS}.chunked.ChunkedStreamingLLM:window=1000,chunk=16",
@@ -32,7 +32,7 @@ LIKE = {
 }
 LOSSY = (
     *LIKE,
-    f"{COUNTERPARTS}.blockwise.Blockwise:window=8,chunk=16",
+    f"{COUNTERPARTS}.chunked.Blockwise:window=8,chunk=16",
     f"{COUNTERPARTS}.paged_window.PagedWindow:page=4",
     f"{COUNTERPARTS}.paged_window.PagedWindow",
     f"{COUNTERPARTS}.pooled.Pooled",
@@ -59,7 +59,7 @@ def test_mixattention_in_chunks_is_mixattention():
     model = mini()
     for length in (1, 129, 300):
         one, other = (
-            walk(at_home(each, model), length) for each in (f"{COUNTERPARTS}.chunked_mix.ChunkedMix", "mixattention")
+            walk(at_home(each, model), length) for each in (f"{COUNTERPARTS}.chunked.ChunkedMix", "mixattention")
         )
         assert apart(one, other) < 1e-2
 

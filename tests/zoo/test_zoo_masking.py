@@ -37,7 +37,7 @@ def test_a_prompt_that_needs_no_pads_is_scored_right(model):
 
 @pytest.mark.parametrize(
     ("given", "blind"),
-    [(text("causal-shortcut-after-prefill-eviction"), True), (f"{COUNTERPARTS}.blockwise.Blockwise:chunk=8192", False)],
+    [(text("causal-shortcut-after-prefill-eviction"), True), (f"{COUNTERPARTS}.chunked.Blockwise:chunk=8192", False)],
 )
 def test_the_prompt_attends_to_what_its_eviction_left(given, blind, model):
     ids = tokens(1, 200)

@@ -13,8 +13,7 @@ from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
 from kvcheck.zoo import quantization as zoo
 from kvcheck.zoo.counterparts.calibrated import Calibrated
-from kvcheck.zoo.counterparts.mix_turbo import MixTurbo
-from kvcheck.zoo.counterparts.turbo import Turbo
+from kvcheck.zoo.counterparts.turbo import MixTurbo, Turbo
 
 
 def with_channel(value: float, spread: float) -> list[Prefilled]:

@@ -78,13 +78,6 @@ class Fixed(Floats):
         if self.codes is not None:
             out.copy_(self.codes.used[rows, heads].view(FORMAT)).mul_(self.factor)
 
-    def select(self, rows: object) -> Fixed:
-        """Copies of these rows of the batch."""
-        selected = Fixed(self.factor)
-        if self.codes is not None:
-            selected.codes = self.codes.select(rows)  # type: ignore[arg-type]
-        return selected
-
 
 class ScaledLayer(QuantLayer):
     """Rounds everything after every forward."""

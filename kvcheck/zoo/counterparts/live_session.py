@@ -13,7 +13,7 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo.base import used_by
-from kvcheck.zoo.counterparts._drafts import length_after
+from kvcheck.zoo.counterparts.drafted import length_after
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.zoo.base import used_by
-from kvcheck.zoo.counterparts._drafts import DraftRunner, length_after
 from kvcheck.zoo.counterparts._files import through
+from kvcheck.zoo.counterparts.drafted import DraftRunner, length_after
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,15 +69,6 @@ class Turned(Packed):
         """Write the tokens of these rows and kv heads into out (b, g, T, d), float32."""
         super().read(rows, out, heads)
         out.copy_(rotated(out, self.size))  # the matrix is symmetric: it is its own inverse
-
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
-        """Copies of these rows of the batch."""
-        selected = Turned(self.bits, self.group, self.size)
-        if self.codes is not None and self.scale is not None and self.low is not None:
-            selected.codes, selected.scale, selected.low = (
-                each.select(rows) for each in (self.codes, self.scale, self.low)
-            )
-        return selected
 
 
 def rotated(values: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
+from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
 from kvcheck.zoo.base import used_by
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,9 @@ class Turned:
             if buffer is not None:
                 buffer.keep(index, spare)
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Self:
         """Copies of these rows of the batch."""
-        selected = type(self)(self.bits, self.sizes, self.seed)
+        selected = copy.copy(self)
         if self.codes is not None and self.norms is not None:
             selected.codes, selected.norms = self.codes.select(rows), self.norms.select(rows)
         return selected
@@ -198,3 +204,73 @@ def centroids(bits: int) -> tuple[float, ...]:
         mass = torch.zeros(count, dtype=torch.float64).index_add_(0, cell, weights)
         table = torch.zeros(count, dtype=torch.float64).index_add_(0, cell, weights * points) / mass
     return tuple(table.tolist())
+
+
+BITS = 4
+
+
+@dataclass(frozen=True)
+class MixTurbo(MixAttention):
+    """MixAttention; what a layer makes is stored as Turbo does in 4 bits, with the rotation of that layer.
+
+    A layer that makes keys and values attends to its own tokens unquantized; its readers read what is stored.
+
+    weights: as in MixAttention. Bytes: 2·B·G·(d/2 + 2)·(F·n + S·min(n, W)) after n tokens.
+    """
+
+    info: ClassVar[MethodInfo] = replace(
+        MixAttention.info,
+        summary="MixAttention whose keys and values are stored rotated in 4 bits",
+        formula="2·B·G·(d/2 + 2)·(F·n + S·min(n, W))",
+        exempt={
+            **MixAttention.info.exempt,
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized",
+            "a_prompt_and_what_follows_are_one_text": "what is fed again is quantized, a prompt is not",
+        },
+    )
+
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        """A layer that makes keys and values, or one that reads another's."""
+        kind = TurnedMadeLayer if self.layout.makes(index) else TurnedReadLayer
+        return kind(shape, index, self)
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Codes and norms of the layers that make keys and values."""
+        slots = self.slots(shape, prompt, decoded)
+        made = sum(slots[at] for at in range(shape.layers) if self.layout.makes(at))
+        return 2 * batch * shape.kv_heads * made * (shape.head_dim * BITS // 8 + 2)
+
+
+class TurnedMadeLayer(MadeLayer, TurboLayer):
+    """Makes keys and values and stores them turned."""
+
+    method: MixAttention  # type: ignore[assignment]
+    kq: Turned
+    vq: Turned
+
+    def store(self) -> Turned:
+        """An empty store: one block per vector."""
+        return Turned(BITS, (self.shape.head_dim,), self.index)
+
+    def compress(self, queries: torch.Tensor) -> None:
+        """The prompt is in: quantize, then trim."""
+        self.fold()
+        super().compress(queries)
+
+    def step(self, query: torch.Tensor) -> None:
+        """More has come: quantize, then trim."""
+        self.fold()
+        super().step(query)
+
+    def keep(self, index: torch.Tensor, spare: int = 0) -> None:
+        """Keep these slots; a slot has scales of its own, so single tokens can leave."""
+        self.kept = self.positions.gather(2, index)
+        for store in (self.kq, self.vq):
+            store.keep(index, spare)
+        self._kept_at = self.seen
+
+
+class TurnedReadLayer(ReadLayer):
+    """Reads what another layer has stored turned."""
+
+    producer: TurnedMadeLayer
