@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.conformance.base import names
 from kvcheck.conformance.runner import TRIALS, examine
@@ -24,6 +24,10 @@ from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
 from kvcheck.methods import make
 from kvcheck.store.baselines import ModelId, Store
 from kvcheck.tasks import profiles
+
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
+    from kvcheck.backends.transformers.session import Session
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,15 @@ class Candidate:
 
 
 class Evaluation:
-    """The gate, on one session of the engine. records: of counterparts and fp16, measured once."""
+    """The gate, on one engine. records: of counterparts and fp16, measured once.
 
-    def __init__(self, session: Any, settings: Settings, store: Store, allowances: Allowances) -> None:
-        self.session, self.settings, self.store, self.allowances = session, settings, store, allowances
-        self.model = ModelId.of(session.model_name, session.fingerprint)
+    Raises KvcheckError for an engine that holds no model in this process.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, store: Store, allowances: Allowances) -> None:
+        self.engine, self.settings, self.store, self.allowances = engine, settings, store, allowances
+        self.session = in_process(engine)
+        self.model = ModelId.of(engine.model_name, engine.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
         self.cases, self.rest = rungs(settings)
         self.alpha = case_alpha(settings.alpha, len(gated(settings)))
@@ -57,7 +65,7 @@ class Evaluation:
 
         Raises MethodUnsupported where a fault of the user's method has no place in it.
         """
-        make(candidate.faulty).runner(self.session.backend.loaded)
+        make(candidate.faulty).runner(self.session.loaded)
         start = time.perf_counter()
         properties, trials = self.properties(candidate)
         between = time.perf_counter()
@@ -66,7 +74,7 @@ class Evaluation:
             tasks, more = self.tasks(candidate, self.rest)
             samples += more
         end = time.perf_counter()
-        self.session.backend.runners.pop(candidate.faulty, None)  # what it keeps from prompt to prompt would add up
+        self.session.runners.pop(candidate.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
             name=candidate.name,
             family=candidate.family,
@@ -120,7 +128,7 @@ class Evaluation:
             return sequential(replace(so_far, method=candidate.counterpart), fp16, own, budget, self.alpha)
 
         try:
-            record = replace(self.session.run_case(case, candidate.faulty, clear), method=candidate.counterpart)
+            record = replace(self.engine.run_case(case, candidate.faulty, clear), method=candidate.counterpart)
             verdicts = judge(record, fp16, own, budget, self.alpha)
         except KvcheckError as error:
             return str(error).splitlines()[0], 0
@@ -133,9 +141,22 @@ class Evaluation:
         if key not in self.records:
             stored = self.store.get(self.model, method, case)
             enough = stored is not None and len(stored.samples) >= case.n
-            found = stored if enough and stored is not None else self.session.run_case(case, method)
+            found = stored if enough and stored is not None else self.engine.run_case(case, method)
             self.records[key] = found
         return self.records[key]
+
+
+def in_process(engine: Engine) -> Session:
+    """The backend of this process, which faulty methods are put into. Raises KvcheckError where there is another."""
+    from kvcheck.backends.transformers.session import Session
+
+    backend = getattr(engine, "backend", None)
+    if not isinstance(backend, Session):
+        raise KvcheckError(
+            "the zoo puts faulty methods into a model of this process, and this engine holds none here",
+            "kvcheck zoo --model mini runs it on the embedded model",
+        )
+    return backend
 
 
 def gated(settings: Settings) -> list[CaseId]:

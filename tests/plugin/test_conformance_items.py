@@ -144,7 +144,7 @@ def test_a_property_of_ones_own_can_be_exempted_by_a_method_and_does_not_apply_w
 
 
         class Newest(Known):
-            info = replace(Known.info, exempt=(("few_slots_are_used", "it is a large one"),))
+            info = replace(Known.info, exempt={"few_slots_are_used": "it is a large one"})
         """
     )
     result = try_out("--kv-method=exempted.Newest", "--kv-method=fp16", "-p", "own", "-k", "few_slots", "-rs")
