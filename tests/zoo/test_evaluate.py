@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from kvcheck.core.errors import KvcheckError
 from kvcheck.core.settings import Settings
 from kvcheck.tasks import TASKS
-from kvcheck.zoo.evaluate import rungs
+from kvcheck.zoo.evaluate import in_process, rungs
 
 
 def test_every_task_is_tried_once_at_the_shortest_length() -> None:
@@ -30,3 +33,8 @@ def test_the_settings_choose_tasks_and_lengths() -> None:
     first, longer = rungs(Settings(lengths=(256,), tasks=("kv",), modes=("single",), n=2))
     assert [(case.task, case.mode, case.length, case.n) for case in first] == [("kv", "single", 256, 2)]
     assert longer == []
+
+
+def test_an_engine_that_holds_no_model_here_is_refused() -> None:
+    with pytest.raises(KvcheckError, match="holds none here"):
+        in_process(object())  # type: ignore[arg-type]  (an engine that has no backend of this process)
