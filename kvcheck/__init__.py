@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
+    from kvcheck.conformance.base import property_test
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
     from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
     from kvcheck.core.settings import Settings
@@ -48,6 +49,7 @@ _PUBLIC = {
     "Turn": "tasks.base",
     "Verdict": "core.record",
     "judge": "judging.budget",
+    "property_test": "conformance.base",
     "read_run": "store.run_file",
 }
 """The public names, with the modules that they are in."""
@@ -77,6 +79,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "judge",
+    "property_test",
     "read_run",
 ]
 

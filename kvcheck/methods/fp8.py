@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -15,6 +16,9 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max
@@ -101,12 +105,13 @@ class Floats:
             widen(self.codes.used[rows, heads], out)
             out.mul_(self.scale.used[rows, heads].float())
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Floats:
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Self:
         """Copies of these rows of the batch."""
-        twin = Floats(self.per)
-        if self.codes is not None and self.scale is not None:
-            twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
-        return twin
+        selected = copy.copy(self)
+        selected.codes, selected.scale = (
+            None if each is None else each.select(rows) for each in (self.codes, self.scale)
+        )
+        return selected
 
 
 def widen(codes: torch.Tensor, out: torch.Tensor) -> None:
