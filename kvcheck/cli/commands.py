@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
 
-HEAVY = ("alarms", "prompt", "speed")
+HEAVY = ("false-positives", "prompt", "speed")
 """Commands that run torch in this process."""
+RENAMED = {"alarms": "false-positives"}
+"""What commands were called before, and are called now."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,7 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `baselines record` gives what pytest exits with.
     """
-    given = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in RENAMED:
+        now = RENAMED[words[0]]
+        complain(
+            KvcheckError(
+                f"`kvcheck {words[0]}` is called `kvcheck {now}` now", shlex.join(["kvcheck", now, *words[1:]])
+            )
+        )
+        return ERROR
+    given = parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = given.run
     importable(Path.cwd())
     threads.wait_passively()
@@ -139,7 +151,7 @@ def _allowances(given: argparse.Namespace) -> int:
     reasons = {}
     for method in {record.method for record in run.cases}:
         names = [part.partition(":")[0] for part in method.split("+")]
-        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]  # no import
+        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]
         reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
     lines = list(propose(run, reasons))
     if given.out:

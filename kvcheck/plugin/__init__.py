@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from xdist.workermanage import WorkerController
 
-    from kvcheck.backends.base import Engine
+    from kvcheck.backends.base import Backend, Engine
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
@@ -208,7 +208,7 @@ def kv_settings(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
+def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Backend | Engine:
     """The engine with the model, opened when the first case needs it."""
     from kvcheck.plugin import opening
 
@@ -241,8 +241,8 @@ kv_property = _fixture(
     "kv_property",
     "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
 )
-kv_suspect = _fixture(
-    "kv_suspect", "One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."
+kv_candidate = _fixture(
+    "kv_candidate", "One bug of the zoo, or a correct method: `kv_candidate.check(kv_candidate.examine())`."
 )
 
 

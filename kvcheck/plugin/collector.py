@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
@@ -215,9 +215,9 @@ class Collector:
     def _as_run(self, kept: Kept) -> Run:
         if self._header is None:
             self._header = opening.header(self.config, self.model)
-        known = self.settings.methods
+        known, order = self.settings.methods, names()
         run = kept.run(self._header, known)
-        properties = sorted(run.properties, key=lambda one: (known.index(one.method), NAMES.index(one.name)))
+        properties = sorted(run.properties, key=lambda one: (known.index(one.method), order.index(one.name)))
         failures = sorted({**self.failures, **run.failures}.items())
         return replace(run, properties=tuple(properties), failures=dict(failures))
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvcheck.core import paths
-from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import accept_as_reviewed, shipped
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.questions import judge_latency as judge_one
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
+from kvcheck.store.reader import About
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import Engine
@@ -181,20 +181,12 @@ def store(config: pytest.Config) -> Store:
     return open_store(state.settings(config).baselines, config.rootpath)
 
 
-def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple[Verdict, ...]:
-    """Verdicts on the ratios that have a limit."""
-    budget = Budget(**settings.budget)
-    limits = {"ttft": budget.ttft, "tpot": budget.tpot}
-    found = ((one, limits.get(one.what)) for one in latency)
-    return tuple(judge_one(one, limit) for one, limit in found if limit is not None)
-
-
 def record(config: pytest.Config, run: Run) -> Iterator[str]:
     """Write the baselines of a run, fp16 first, and say what changed. Cases that failed to run are not in it."""
     verb = state.settings(config).record or "new"
     model = ModelId.of(run.header.model_name, run.header.model)
     where = store(config)
-    about = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
+    about: About = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
     methods = sorted({one.method for one in run.cases if one.samples}, key=lambda name: (name != "fp16", name))
     for method in methods:
         records = [one for one in run.cases if one.method == method and one.samples]

@@ -11,7 +11,8 @@ import pytest
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
-from kvcheck.plugin import commands, gate
+from kvcheck.judging.budget import Budget, judge_ratios
+from kvcheck.plugin import commands
 from kvcheck.plugin.item import HANGS, KvItem, said, tail
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
@@ -78,7 +79,7 @@ class KvLatency(KvItem):
 
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
-        self.verdicts = gate.judge_latency(latency, self.settings)
+        self.verdicts = judge_ratios(latency, Budget(**self.settings.budget))
         bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
         if bad:
             self._fail("\n".join(explain.latency_failure(self.method, self.length, bad, self.settings.strict)))

@@ -1,4 +1,4 @@
-"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_suspect` fixture."""
+"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_candidate` fixture."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kvcheck.plugin.timelimit import time_limit
 from kvcheck.store.journal import Ended
 
 if TYPE_CHECKING:
-    from kvcheck.zoo.hunt import Hunt, Suspect
+    from kvcheck.zoo.evaluate import Candidate, Evaluation
 
-HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
+EVALUATION: pytest.StashKey[Evaluation] = pytest.StashKey()
 
 
-class KvSuspect(KvItem):
+class KvCandidate(KvItem):
     """One faulty method, or a correct one: `check(examine())`."""
 
-    def __init__(self, request: pytest.FixtureRequest, suspect: Suspect) -> None:
+    def __init__(self, request: pytest.FixtureRequest, candidate: Candidate) -> None:
         super().__init__(request)
-        self.suspect = suspect
+        self.candidate = candidate
         self._found: ZooRecord | None = None
         self._skipped = ""
 
@@ -34,18 +34,18 @@ class KvSuspect(KvItem):
 
         Skips a fault that has no place in the user's method.
         """
-        kept, name = self._state.kept, (self.suspect.name, self.suspect.twin)
-        if kept is not None and name in kept.zoo and self.suspect.twin not in self._state.anew:
+        kept, name = self._state.kept, (self.candidate.name, self.candidate.counterpart)
+        if kept is not None and name in kept.zoo and self.candidate.counterpart not in self._state.anew:
             self._found = kept.zoo[name]
             return self._found
         try:
             with time_limit(self.settings.timeout):
-                self._found = self._hunt().examine(self.suspect)
+                self._found = self._evaluation().examine(self.candidate)
         except MethodUnsupported as error:
             self._skipped = f"the fault has no place here: {error.message}"
             pytest.skip(self._skipped)
         except (pytest.skip.Exception, pytest.xfail.Exception) as error:
-            pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
+            pytest.fail(f"{self.candidate.name} raised {type(error).__name__}: {error}", pytrace=False)
         return self._found
 
     def check(self, found: ZooRecord) -> None:
@@ -62,13 +62,15 @@ class KvSuspect(KvItem):
     def _ended(self) -> Ended:
         """What rides on the report."""
         model = self._state.model
-        return Ended(self.suspect.name, self.suspect.twin, model, zoo=self._found, skipped=self._skipped)
+        return Ended(self.candidate.name, self.candidate.counterpart, model, zoo=self._found, skipped=self._skipped)
 
-    def _hunt(self) -> Hunt:
+    def _evaluation(self) -> Evaluation:
         """The gate of this process, made once."""
-        from kvcheck.zoo.hunt import Hunt
+        from kvcheck.zoo.evaluate import Evaluation
 
         stash, session = self._config.stash, self._engine
-        if HUNT not in stash:
-            stash[HUNT] = Hunt(session, self.settings, gate.store(self._config), shipped(session.model_name))
-        return stash[HUNT]
+        if EVALUATION not in stash:
+            stash[EVALUATION] = Evaluation(
+                session, self.settings, gate.store(self._config), shipped(session.model_name)
+            )
+        return stash[EVALUATION]

@@ -14,7 +14,7 @@ HEAD = ("family", "name", "in", "property", "tried", "case", "measured")
 
 def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
     """How many bugs were caught, how many correct methods were accused."""
-    bugs, twins = [one for one in found if not one.correct], [one for one in found if one.correct]
+    bugs, correct = [one for one in found if not one.correct], [one for one in found if one.correct]
     if bugs:
         ways = {
             "caught": sum(bool(one.properties or one.cases) for one in bugs),
@@ -23,13 +23,13 @@ def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
         }
         text = ", ".join(f"{count} ({100 * count / len(bugs):.0f} %) {way}" for way, count in ways.items())
         yield f"{len(bugs)} bugs: {text}"
-    if twins:
-        accused = [one.name for one in twins if one.properties or one.cases]
-        yield f"{len(twins)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
+    if correct:
+        accused = [one.name for one in correct if one.properties or one.cases]
+        yield f"{len(correct)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
 
 
 def _cells(one: ZooRecord) -> tuple[str, ...]:
-    """Name, twin, and per way: by what, after how much, in how many seconds."""
+    """Name, counterpart, and per way: by what, after how much, in how many seconds."""
     way, where = _short(one.properties), _short(one.cases)
     tried = f"{one.trials} trials, {one.property_seconds:.0f} s"
     measured = f"{one.samples} contexts, {one.case_seconds:.0f} s"
@@ -63,7 +63,7 @@ def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
         rows = []
         for one in mine:
             name, *rest = _cells(one)
-            rows.append((one.family.replace("_", " "), name if one.url else Code(name), Code(one.twin), *rest))
+            rows.append((one.family.replace("_", " "), name if one.url else Code(name), Code(one.counterpart), *rest))
         if rows:
             yield from ("", f"## {title}", "")
             yield from Table(HEAD, "<<<<<<<", rows, links={one.name: one.url for one in mine}).markdown()

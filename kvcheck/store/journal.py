@@ -22,13 +22,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord, Finding, PropertyRecord, Run, RunHeader, SampleRecord, Verdict, ZooRecord
 from kvcheck.store.run_file import dumps, loads
 
+T = TypeVar("T")
 Name = tuple[str, str]
 """(str(case), method): what names a case in a run."""
 
@@ -96,7 +97,7 @@ class Kept:
             case, _, method = text.partition("|")
             kept.ended.setdefault((case, method), Ended(case, method, {}, failure=failure))
         kept.properties = {(one.name, one.method): one for one in run.properties}
-        kept.zoo = {(one.name, one.twin): one for one in run.zoo}
+        kept.zoo = {(one.name, one.counterpart): one for one in run.zoo}
         return kept
 
     def end(self, ended: Ended) -> None:
@@ -114,18 +115,30 @@ class Kept:
 
     def over(self, before: Kept) -> Kept:
         """What another one holds, and this one in its place where both hold the same."""
-        parts = ("items", "records", "running", "ended", "properties", "zoo")
-        both: dict[str, Any] = {name: {**getattr(before, name), **getattr(self, name)} for name in parts}
-        return replace(self, **both)
+        return replace(
+            self,
+            items=before.items | self.items,
+            records=before.records | self.records,
+            running=before.running | self.running,
+            ended=before.ended | self.ended,
+            properties=before.properties | self.properties,
+            zoo=before.zoo | self.zoo,
+        )
 
     def without(self, methods: Iterable[str]) -> Kept:
         """All but what was measured of these methods."""
         left = set(methods)
-        parts = {name: getattr(self, name) for name in ("records", "ended", "properties", "zoo")}
-        kept: dict[str, Any] = {
-            what: {name: one for name, one in part.items() if name[1] not in left} for what, part in parts.items()
-        }
-        return replace(self, **kept)
+
+        def rest(part: dict[Name, T]) -> dict[Name, T]:
+            return {name: one for name, one in part.items() if name[1] not in left}
+
+        return replace(
+            self,
+            records=rest(self.records),
+            ended=rest(self.ended),
+            properties=rest(self.properties),
+            zoo=rest(self.zoo),
+        )
 
     def run(self, header: RunHeader, methods: Sequence[str] = ()) -> Run:
         """As a run: what ended, and what was begun as its partial cases. methods: the order of their cases."""
@@ -315,15 +328,18 @@ def read_file(path: Path, kept: Kept | None = None) -> Kept:
     return kept
 
 
-def _line(kind: str, value: Any) -> str:
+def _line(kind: str, value: object) -> str:
     """A line of this kind: the kind, a tab, JSON."""
     return f"{kind}\t{dumps(value)}\n"
 
 
-KINDS = {"header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item}
+Line: TypeAlias = RunHeader | Item | CaseRecord | Ended
+KINDS: dict[str, type[Line]] = {
+    "header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item
+}  # fmt: skip
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, Line]]:
     """(kind, value) of the lines of a file that are whole. Raises BaselineError for one that is damaged."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
@@ -335,20 +351,20 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             ) from error
 
 
-def _take(kept: Kept, kind: str, value: Any) -> None:
+def _take(kept: Kept, kind: str, value: Line) -> None:
     """One line."""
-    if kind == "header":
+    if isinstance(value, RunHeader):
         kept.header = kept.header or value
-    elif kind == "item":
-        kept.items[value.nodeid] = value
-    elif kind == "start":
-        kept.running[value.case, value.method] = value
-    elif kind == "died":
-        kept.died.setdefault(value.method, []).append(value)
-    elif kind == "block":
+    elif isinstance(value, CaseRecord):
         name = (str(value.case), value.method)
         before = kept.records[name].samples if name in kept.records else ()
         joined = {sample.index: sample for sample in (*before, *value.samples)}
         kept.records[name] = replace(value, samples=tuple(joined[index] for index in sorted(joined)))
-    elif kind == "end":
+    elif isinstance(value, Ended):
         kept.end(value)
+    elif kind == "item":
+        kept.items[value.nodeid] = value
+    elif kind == "start":
+        kept.running[value.case, value.method] = value
+    else:
+        kept.died.setdefault(value.method, []).append(value)
