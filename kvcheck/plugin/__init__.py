@@ -208,7 +208,7 @@ def kv_settings(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Backend | Engine:
+def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
     """The engine with the model, opened when the first case needs it."""
     from kvcheck.plugin import opening
 
@@ -247,7 +247,7 @@ kv_candidate = _fixture(
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_kvcheck_open(settings: Settings) -> Engine:
+def pytest_kvcheck_open(settings: Settings) -> Backend | Engine:
     """The in-process engine, unless a plugin opened another one."""
     from kvcheck.backends.transformers import open_engine
 
