@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
-    from kvcheck.cache.method import Method, MethodInfo
+    from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -29,11 +29,12 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
-    "MethodRunner": "cache.method_runner",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
+    "Lossless": "cache.method",
     "Method": "cache.method",
     "MethodInfo": "cache.method",
+    "MethodRunner": "cache.method_runner",
     "MethodUnsupported": "core.errors",
     "ModelShape": "cache.shape",
     "Prefilled": "cache.shape",
@@ -42,6 +43,7 @@ _PUBLIC = {
     "Settings": "core.settings",
     "Spec": "core.spec",
     "SpecError": "core.errors",
+    "Stage": "cache.method",
     "Task": "tasks.base",
     "Turn": "tasks.base",
     "Verdict": "core.record",
@@ -57,6 +59,7 @@ __all__ = [
     "CaseRecord",
     "KVCache",
     "KvcheckError",
+    "Lossless",
     "Method",
     "MethodInfo",
     "MethodRunner",
@@ -68,6 +71,7 @@ __all__ = [
     "Settings",
     "Spec",
     "SpecError",
+    "Stage",
     "Task",
     "Turn",
     "Verdict",

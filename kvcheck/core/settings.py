@@ -7,12 +7,14 @@ A field of Settings is an option: its name, type, default, help, and how a value
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvcheck.core import values
 from kvcheck.core.values import Check
 
+T = TypeVar("T")
 PROFILES = ("quick", "default", "full")
 AGAINST = ("fp16", "self", "both")
 RECORD = ("new", "changed", "all")
@@ -62,16 +64,16 @@ class Option(NamedTuple):
 
 
 def declared(
-    default: Any, help: str, metavar: str = "", check: Check = values.text, also: str = "", repeat: bool = False
-) -> Any:
+    default: T, help: str, metavar: str = "", check: Check = values.text, also: str = "", repeat: bool = False
+) -> T:
     """A field that is an option. repeat: it is given once for each value, under its other name, and checked so."""
     about = {"help": help, "metavar": metavar, "check": check, "also": also, "repeat": repeat}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata=about)
+        return field(default_factory=lambda: copy(default), metadata=about)
     return field(default=default, metadata=about)
 
 
-def _switch(help: str) -> Any:
+def _switch(help: str) -> bool:
     return declared(False, help, check=values.flag)
 
 

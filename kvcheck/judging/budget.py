@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.formats import Json
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.core.spec import read_pair, write_value
@@ -84,7 +84,7 @@ class Budget:
         0.3
         """
         known = [field.name for field in fields(cls)]
-        values: dict[str, Any] = {}
+        values: dict[str, Json] = {}
         for part in text.split(","):
             name, value = read_pair(part, text)
             if name not in known:

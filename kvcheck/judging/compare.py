@@ -12,7 +12,6 @@ from kvcheck.core.record import CaseRecord, Run
 from kvcheck.judging import stats
 from kvcheck.judging.pairing import Pairs, differences, is_right_or_wrong, pair, score
 from kvcheck.judging.questions import DriftRule, drop_interval, judge_bytes, judge_regression
-from kvcheck.store.baselines import ModelId, Store
 
 OUTCOMES = ("worse", "better", "same", "inconclusive", "missing", "not comparable")
 
@@ -56,18 +55,6 @@ def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
     old = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(before)}
     new = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(after)}
     return _rows(new, old.get, list(old), alpha)
-
-
-def compare_with_store(run: Run, store: Store, alpha: float = 0.05, against: str = "") -> list[Row]:
-    """The run against stored records: of each method itself, or of the method named by `against` ("fp16")."""
-    model = ModelId.of(run.header.model_name, run.header.model)
-    new = {(record.case.key, record.method): record for record in _judgeable(run)}
-
-    def find(key: tuple[str, str]) -> CaseRecord | None:
-        record = new[key]
-        return store.get(model, against or record.method, record.case)
-
-    return _rows(new, find, [], alpha)
 
 
 def _judgeable(run: Run) -> list[CaseRecord]:

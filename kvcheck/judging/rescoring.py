@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.paths import bundle
-from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord
+from kvcheck.core.record import COSTS, CaseId, CaseRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
 from kvcheck.store.lines import SCORE_DIGITS
 from kvcheck.store.reader import Reading
 from kvcheck.store.text import ModelId
-from kvcheck.store.validate import COSTS
 from kvcheck.tasks import find
 from kvcheck.tasks.base import Sample, Task, Tokenizer, Turn
 

@@ -19,6 +19,7 @@ from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
+from kvcheck.store.reader import About
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import Engine
@@ -187,7 +188,7 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
     verb = state.settings(config).record or "new"
     model = ModelId.of(run.header.model_name, run.header.model)
     where = store(config)
-    about = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
+    about: About = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
     methods = sorted({one.method for one in run.cases if one.samples}, key=lambda name: (name != "fp16", name))
     for method in methods:
         records = [one for one in run.cases if one.method == method and one.samples]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.formats import read_toml
 from kvcheck.core.front import option
 from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.core.settings import OPTIONS, Settings
@@ -30,13 +30,9 @@ def table(path: Path) -> dict[str, Any]:
         return {}
     if "kvcheck" not in text:
         return {}
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        found = tomllib.loads(text).get("tool", {}).get("kvcheck", {})
-    except tomllib.TOMLDecodeError as error:
+        found = read_toml(text).get("tool", {}).get("kvcheck", {})
+    except ValueError as error:
         raise SpecError(f"{path}: not a TOML file: {error}") from None
     if not isinstance(found, dict):
         raise SpecError(f"{path}: [tool.kvcheck] is not a table")

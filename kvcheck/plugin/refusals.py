@@ -29,13 +29,12 @@ def known_place(settings: Settings) -> None:
     if settings.baselines is None:
         return
     from kvcheck.store.baselines import open_place, places
-    from kvcheck.store.reader import read_only
 
     found = places(settings.baselines)
     for at, place in enumerate(found):
         store = open_place(place)
         if at == 0 and settings.record and not store.writable:
-            raise read_only(store.root)
+            store.expect_room()  # says how
         later = at == 0 and (settings.record or len(found) > 1)
         if store.writable and not later and not Path(store.root).is_dir():
             raise SpecError(

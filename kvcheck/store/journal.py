@@ -22,13 +22,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, Verdict
 from kvcheck.store.run_file import dumps, loads
 
+T = TypeVar("T")
 Name = tuple[str, str]
 """(str(case), method): what names a case in a run."""
 
@@ -94,11 +95,11 @@ class Kept:
     def without(self, methods: Iterable[str]) -> Kept:
         """All but what was measured of these methods."""
         left = set(methods)
-        parts = {name: getattr(self, name) for name in ("records", "ended", "properties")}
-        kept: dict[str, Any] = {
-            what: {name: one for name, one in part.items() if name[1] not in left} for what, part in parts.items()
-        }
-        return replace(self, **kept)
+
+        def rest(part: dict[Name, T]) -> dict[Name, T]:
+            return {name: one for name, one in part.items() if name[1] not in left}
+
+        return replace(self, records=rest(self.records), ended=rest(self.ended), properties=rest(self.properties))
 
     def run(self, header: RunHeader) -> Run:
         """As a run: what ended, and what was begun as its partial cases."""
@@ -275,15 +276,18 @@ def read_file(path: Path, kept: Kept | None = None) -> Kept:
     return kept
 
 
-def _line(kind: str, value: Any) -> str:
+def _line(kind: str, value: object) -> str:
     """A line of this kind: the kind, a tab, JSON."""
     return f"{kind}\t{dumps(value)}\n"
 
 
-KINDS = {"header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item}
+Line: TypeAlias = RunHeader | Item | CaseRecord | Ended
+KINDS: dict[str, type[Line]] = {
+    "header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item
+}  # fmt: skip
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, Line]]:
     """(kind, value) of the lines of a file that are whole. Raises BaselineError for one that is damaged."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
@@ -295,23 +299,23 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             ) from error
 
 
-def _take(kept: Kept, kind: str, value: Any) -> None:
+def _take(kept: Kept, kind: str, value: Line) -> None:
     """One line."""
-    if kind == "header":
+    if isinstance(value, RunHeader):
         kept.header = kept.header or value
-    elif kind == "item":
-        kept.items[value.nodeid] = value
-    elif kind == "start":
-        kept.running[value.case, value.method] = value
-    elif kind == "died":
-        kept.died.setdefault(value.method, []).append(value)
-    elif kind == "block":
+    elif isinstance(value, CaseRecord):
         name = (str(value.case), value.method)
         before = kept.records[name].samples if name in kept.records else ()
         joined = {sample.index: sample for sample in (*before, *value.samples)}
         kept.records[name] = replace(value, samples=tuple(joined[index] for index in sorted(joined)))
-    elif kind == "end":
+    elif isinstance(value, Ended):
         _close(kept, value)
+    elif kind == "item":
+        kept.items[value.nodeid] = value
+    elif kind == "start":
+        kept.running[value.case, value.method] = value
+    else:
+        kept.died.setdefault(value.method, []).append(value)
 
 
 def _close(kept: Kept, ended: Ended) -> None:

@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.formats import Json
 from kvcheck.core.front import option
 from kvcheck.tasks.base import Tokenizer, Turn
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Json]
 HUB = "hub"
 
 

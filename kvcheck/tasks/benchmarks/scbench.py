@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
@@ -108,7 +106,7 @@ def listed_options(question: str, gold: str) -> tuple[str, ...]:
     return tuple(letters[: max(last + 1, 7)])  # seven-object tracking has the most options
 
 
-def kind_of(name: str, turn: Mapping[str, Any]) -> str:
+def kind_of(name: str, turn: Row) -> str:
     """What a turn asks: the task's own kind, in the mixed tasks the turn's `task`. Raises SpecError for another one."""
     if name not in _MIXED:
         return name
@@ -121,14 +119,14 @@ def kind_of(name: str, turn: Mapping[str, Any]) -> str:
     return kind
 
 
-def _fields(turn: Mapping[str, Any]) -> dict[str, str]:
+def _fields(turn: Row) -> dict[str, str]:
     """Values for the slots behind the context."""
     question = str(turn["input"])
     letters = zip("ABCD", turn.get("options") or (), strict=False)
     return {"input": question, "question": question, **{f"OPTION_{letter}": str(text) for letter, text in letters}}
 
 
-def _graded(kind: str, turn: Mapping[str, Any], row: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _graded(kind: str, turn: Row, row: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(references, options) of a turn."""
     answer = turn["answer"]
     gold = str(answer)
@@ -145,7 +143,7 @@ def _graded(kind: str, turn: Mapping[str, Any], row: Row, job: Job) -> tuple[tup
     return (gold,), ()
 
 
-def _chosen(gold: str, turn: Mapping[str, Any], job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _chosen(gold: str, turn: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     options = tuple(str(text) for text in turn.get("options") or ())
     if gold not in options:
         raise SpecError(
@@ -155,7 +153,7 @@ def _chosen(gold: str, turn: Mapping[str, Any], job: Job) -> tuple[tuple[str, ..
     return (gold, "ABCD"[options.index(gold)]), options
 
 
-def _questions(turns: list[Mapping[str, Any]], job: Job, tail: str, prefixed: bool) -> list[str]:
+def _questions(turns: list[Row], job: Job, tail: str, prefixed: bool) -> list[str]:
     """The question of every turn, as it stands behind the context or behind the answer before it."""
     asked = [fill(tail, _fields(turn)) for turn in turns]
     if prefixed:
@@ -169,7 +167,7 @@ def _questions(turns: list[Mapping[str, Any]], job: Job, tail: str, prefixed: bo
     return asked
 
 
-def _before(turns: list[Mapping[str, Any]], job: Job, head: str, prefixed: bool) -> str:
+def _before(turns: list[Row], job: Job, head: str, prefixed: bool) -> str:
     """What stands before the context; nothing of a question unless a slip puts it there."""
     if not prefixed:
         return head
@@ -200,7 +198,7 @@ def build(row: Row, job: Job) -> Draft:
     return context, tuple(asked)
 
 
-def _turn(place: int, turn: Mapping[str, Any], question: str, row: Row, job: Job) -> Turn:
+def _turn(place: int, turn: Row, question: str, row: Row, job: Job) -> Turn:
     name = job.data_set.name.partition("/")[2]
     kind = kind_of(name, turn)
     rule = _KINDS[kind]

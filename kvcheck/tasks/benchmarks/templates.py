@@ -15,10 +15,10 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.files import write_atomically
+from kvcheck.core.formats import Json
 from kvcheck.core.front import option
 from kvcheck.tasks.benchmarks.base import DataSet, Source, Upstream
 
@@ -116,7 +116,7 @@ def _pick(text: str, upstream: Upstream, data_set: DataSet, name: str) -> str:
     return found
 
 
-def _json(text: str, name: str) -> dict[str, Any]:
+def _json(text: str, name: str) -> dict[str, Json]:
     try:
         table = json.loads(text)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _json(text: str, name: str) -> dict[str, Any]:
     return table
 
 
-def dictionary(source: str, variable: str, name: str) -> dict[str, Any]:
+def dictionary(source: str, variable: str, name: str) -> dict[str, Json]:
     """The dictionary of literals that a Python file assigns to a variable. The file is parsed, never executed.
 
     Raises SpecError: no Python, no such variable, or not a dictionary of literals.
