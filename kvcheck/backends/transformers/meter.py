@@ -198,8 +198,8 @@ def _extent(cache: FedCache, prefill: Sequence[Prefilled]) -> tuple[int, int]:
     if prefill:
         rows, _, tokens, _ = prefill[0].keys.shape
         return rows, tokens
-    held_apart = view(cache).rows or []
-    return len(held_apart), view(held_apart[0]).seen
+    held_apart = parts(cache)
+    return len(held_apart), held_apart[0].seen
 
 
 def _beside(cache: FedCache) -> int:
