@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
-    from kvcheck.cache.method import Method, MethodInfo
+    from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -27,11 +27,12 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
-    "MethodRunner": "cache.runner",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
+    "Lossless": "cache.method",
     "Method": "cache.method",
     "MethodInfo": "cache.method",
+    "MethodRunner": "cache.method_runner",
     "MethodUnsupported": "core.errors",
     "ModelShape": "cache.shape",
     "Prefilled": "cache.shape",
@@ -40,6 +41,7 @@ _PUBLIC = {
     "Settings": "core.settings",
     "Spec": "core.spec",
     "SpecError": "core.errors",
+    "Stage": "cache.method",
     "Task": "tasks.base",
     "Turn": "tasks.base",
     "Verdict": "core.record",
@@ -55,6 +57,7 @@ __all__ = [
     "CaseRecord",
     "KVCache",
     "KvcheckError",
+    "Lossless",
     "Method",
     "MethodInfo",
     "MethodRunner",
@@ -66,6 +69,7 @@ __all__ = [
     "Settings",
     "Spec",
     "SpecError",
+    "Stage",
     "Task",
     "Turn",
     "Verdict",

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from kvcheck.cache import kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import Prefilled
 from kvcheck.core.errors import KvcheckError
@@ -49,7 +49,7 @@ def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
 
 
 class Packed:
-    """Quantized tokens of one layer, appended to: Rooms of codes, scales and lows.
+    """Quantized tokens of one layer, appended to: GrowableBuffers of codes, scales and lows.
 
     along="token": a group is `group` neighbouring channels of one token;
     codes (B, G, T, d·b/8), scales and lows (B, G, T, d/group).
@@ -59,9 +59,9 @@ class Packed:
 
     def __init__(self, bits: int, group: int, along: str) -> None:
         self.bits, self.group, self.along = bits, group, along
-        self.codes: Room | None = None
-        self.scale: Room | None = None
-        self.low: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.scale: GrowableBuffer | None = None
+        self.low: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -83,10 +83,10 @@ class Packed:
             codes, scale, low = quantize(grouped, self.bits, dim=-2)
             packed = pack(codes.view(batch, heads, tokens // lanes, lanes, dim), self.bits)
         if self.codes is None or self.scale is None or self.low is None:
-            self.codes, self.scale, self.low = Room(packed), Room(scale), Room(low)
+            self.codes, self.scale, self.low = GrowableBuffer(packed), GrowableBuffer(scale), GrowableBuffer(low)
         else:
-            for room, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
-                room.append(part)
+            for buffer, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
+                buffer.append(part)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
@@ -98,7 +98,7 @@ class Packed:
             groups, inner = out.view(batch, count, tokens, dim // self.group, self.group), -1
         else:
             groups, inner = out.view(batch, count, tokens // self.group, self.group, dim), -2
-        scale, low = (room.used[rows, heads].float().unsqueeze(inner) for room in (self.scale, self.low))
+        scale, low = (buffer.used[rows, heads].float().unsqueeze(inner) for buffer in (self.scale, self.low))
         groups.mul_(scale).add_(low)
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Packed:
@@ -167,10 +167,10 @@ class QuantLayer(CacheLayer):
         if self.k is None or self.v is None:
             return
         due = self.due(self.k.length, self.v.length)
-        for room, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
+        for buffer, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
             if count:
-                packed.append(room.used[:, :, :count])
-                room.drop(count)
+                packed.append(buffer.used[:, :, :count])
+                buffer.drop(count)
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
@@ -185,7 +185,7 @@ class QuantLayer(CacheLayer):
         """The same for the query heads of one kv head. A function of its own, so that what it dequantizes dies here."""
         group = self.shape.group
         mine = query[:, head.start * group : head.stop * group]
-        return self.mix(mine, *self.read(rows, query.dtype, head), rows)
+        return self.attention(mine, *self.read(rows, query.dtype, head), rows)
 
     def read(self, rows: slice, dtype: torch.dtype, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Quantized part and tail of these rows and kv heads, dequantized in float32, in `dtype`."""

@@ -154,7 +154,7 @@ def _allowances(given: argparse.Namespace) -> int:
     reasons = {}
     for method in {record.method for record in run.cases}:
         names = [part.partition(":")[0] for part in method.split("+")]
-        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]  # no import
+        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]
         reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
     lines = list(propose(run, reasons))
     if given.out:

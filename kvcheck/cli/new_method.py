@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck import CacheLayer, Method, MethodInfo, ModelShape, SpecError
+from kvcheck import CacheLayer, Lossless, Method, MethodInfo, ModelShape, SpecError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class {title}(Method):
         stage="compression",
         knob="tokens",
         formula="2·L·B·G·(min(p, tokens) + decoded)·d·2",
-        whole="tokens=100000",
+        lossless=Lossless.at("tokens=100000"),
     )
 
     tokens: int = 256

@@ -6,7 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.registry import Registry, load_dotted
@@ -38,7 +38,10 @@ def make(text: str | Spec) -> Method:
     found = _find(spec.name)
     if isinstance(found, type) and issubclass(found, Method):
         expect_method(found, spec.name)
-        return bind(spec, found)
+        method = bind(spec, found)
+        with building(spec):
+            str(method.spec)  # messages name it so: one that cannot say it is refused here
+        return method
     return adapters.adapt(spec, found)
 
 
@@ -59,7 +62,7 @@ def canonical(text: str | Spec) -> Spec:
     return replace(spec, then=then)
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> object:
     """What a name stands for: registered, or an import path. Raises SpecError."""
     from kvcheck.methods import adapters
 
@@ -73,7 +76,7 @@ def _find(name: str) -> Any:
         raise
 
 
-def _moved(name: str) -> Any:
+def _moved(name: str) -> type:
     """What own methods imported from kvcheck.methods.base and .cache before `kvcheck` had it."""
     import kvcheck
 

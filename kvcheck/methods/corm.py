@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.ragged import Flat, RaggedLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -38,17 +38,17 @@ class CORM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="evicts what none of the last queries found important; heads keep different numbers of tokens",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2404.15949",
         formula="2·d·2·Σ kept slots over layers, rows and kv heads (depends on the data)",
         knob="window",
         evicts_in_decode=True,
         needs=("queries",),
         variant="important for any query head of the group; the average is that over stored keys",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),
-            ("memory_is_freed_in_every_row_of_every_sample", "queries at random may find every token important"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once",
+            "memory_is_freed_in_every_row_of_every_sample": "queries at random may find every token important",
+        },
     )
 
     window: float | int = 0.0625
@@ -96,18 +96,18 @@ class CORMLayer(RaggedLayer):
     def evict(self, queries: torch.Tensor, found: torch.Tensor) -> None:
         """Drop what the last w queries found minor. found (B, G, m): as kept_found, before these queries."""
         window, recent = self.method.sizes(self.prompt or self.seen)
-        keys, positions, there = self.keys, self.positions, self.valid
-        found = torch.maximum(found, self._found_by(queries, keys, there))
-        there = there & ((found >= self.seen - window) | (positions >= self.seen - recent))
-        self.kept_found = self.store(keys, self.values, positions, there).of(found.int())
+        keys, positions, valid = self.keys, self.positions, self.valid
+        found = torch.maximum(found, self._found_by(queries, keys, valid))
+        valid = valid & ((found >= self.seen - window) | (positions >= self.seen - recent))
+        self.kept_found = self.store(keys, self.values, positions, valid).of(found.int())
 
-    def _found_by(self, queries: torch.Tensor, keys: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    def _found_by(self, queries: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """(B, G, m): the position of the last of these queries that found a slot important, -1 where none did."""
         keys, tokens = keys.float(), queries.shape[2]
         group, first = self.shape.group, self.seen - tokens
-        found = torch.full(there.shape, -1, dtype=torch.int32, device=keys.device)
+        found = torch.full(valid.shape, -1, dtype=torch.int32, device=keys.device)
         for row in range(tokens):
-            seen = there & pad(there[..., : there.shape[2] - (tokens - 1 - row)], (0, tokens - 1 - row))
+            seen = valid & pad(valid[..., : valid.shape[2] - (tokens - 1 - row)], (0, tokens - 1 - row))
             asked = queries[:, :, row].float().unflatten(1, (-1, group)) * self.scaling
             scores = torch.matmul(asked, keys.transpose(2, 3)).masked_fill(~seen.unsqueeze(2), float("-inf"))
             average = (1 - ROUNDING) / seen.sum(dim=2, keepdim=True).unsqueeze(2)

@@ -3,8 +3,10 @@
 A method can end its process without a word (`os._exit(0)`, a crash in a kernel, the kernel's out-of-memory killer), and
 with status 0 that looks like success. So `pytest`, where it was given something of kvcheck, goes on in a child and
 waits for it. The child says over a pipe where the run is kept and, at the very end, that it is over and with which
-status. Where it does not, the parent reads the journal, writes the run file with a failure for every item that did not
-come to an end, says so, and exits with 1 (or 128 and the signal).
+status. Where it does not, or says so while its journal has items without an end, the parent reads the journal, writes
+the run file with a failure for every item that did not come to an end, says so, and exits with 1 (or 128 and the
+signal). A process of the run that is stopped (SIGSTOP) cannot keep its own time limit: the parent does, and kills it.
+What a method forks ends with the process that it came from.
 
 Not where there is no fork (Windows), in workers of pytest-xdist, which have their controller, under torchrun, with a
 debugger, and where pytest is called from another program (`pytest.main`), whose process it is.
@@ -12,13 +14,17 @@ debugger, and where pytest is called from another program (`pytest.main`), whose
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import select
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +36,10 @@ if TYPE_CHECKING:
 _PIPE = "_kvcheck_guardian"
 LINGER = 25.0
 """Seconds that a process may take to end when its run is over."""
+TICK = 1.0
+"""Seconds after which the parent looks for processes that are stopped."""
+_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that a process gets when its parent ends."""
 
 
 def guard(config: pytest.Config) -> None:
@@ -48,6 +58,7 @@ def guard(config: pytest.Config) -> None:
     os.close(told)
     os.close(hold)
     setattr(config, _PIPE, tell)
+    os.register_at_fork(after_in_child=partial(_follow, os.getpid(), tell))
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 
 
@@ -70,6 +81,16 @@ def _end_with_parent(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _follow(parent: int, handle: int) -> None:
+    """In a process that was forked in the run: it says nothing to the guardian, and ends with its parent (on Linux)."""
+    with suppress(OSError):
+        os.close(handle)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it is over already
+            os._exit(1)
+
+
 def guarded(config: pytest.Config) -> bool:
     """Whether this process has a guardian."""
     return hasattr(config, _PIPE)
@@ -88,16 +109,61 @@ def _wait(child: int, told: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has got it too
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, frame: os.kill(child, number))
-    facts: dict[str, Any] = {}
-    with open(told, "rb") as lines:
-        for line in lines:
-            with suppress(ValueError):
-                facts |= json.loads(line)
-            if "finished" in facts:
-                break
+    facts = _listen(child, told)
     status = _reap(child, LINGER if "finished" in facts else None)
     sys.stdout.flush()
     os._exit(_verdict(facts, status))
+
+
+def _listen(child: int, told: int) -> dict[str, Any]:
+    """What the child says until it is over, while its processes that are stopped are counted out."""
+    facts: dict[str, Any] = {}
+    rest = b""
+    stopped: dict[int, float] = {}
+    while "finished" not in facts:
+        if not select.select([told], [], [], TICK)[0]:
+            stopped = _end_stopped(child, stopped, facts.get("timeout", 0))
+            continue
+        said = os.read(told, 65536)
+        if not said:
+            break
+        *lines, rest = (rest + said).split(b"\n")
+        for line in lines:
+            with suppress(ValueError):
+                facts |= json.loads(line)
+    return facts
+
+
+def _end_stopped(child: int, before: dict[int, float], limit: float) -> dict[int, float]:
+    """Kill what has been stopped for longer than an item may take -> the stopped processes, with the seconds of each.
+
+    Time is counted in ticks of the parent, which stands still itself where a terminal suspends the whole run.
+    """
+    from kvcheck.plugin.timelimit import PATIENCE
+
+    now = {pid: before.get(pid, 0.0) + TICK for pid in _family(child) if _state(pid) == "T"}
+    for pid, seconds in now.items():
+        if 0 < limit < seconds - PATIENCE:
+            print(f"\nkvcheck: process {pid} was stopped for {seconds:g} s and is ended", file=sys.stderr)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return now
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and all that it started, as far as /proc tells."""
+    yield pid
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for each in path.read_text().split():
+                yield from _family(int(each))
+
+
+def _state(pid: int) -> str:
+    """The letter that /proc has for what a process does, T for stopped; "" where it does not tell."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def _reap(child: int, linger: float | None) -> int | None:
@@ -120,7 +186,7 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
         print(f"\nkvcheck: the process lived on for {LINGER:g} s after the run and was ended", file=sys.stderr)
         return int(facts["finished"])
     known = status if status >= 0 else 128 - status
-    if "finished" in facts:
+    if "finished" in facts and (known or facts["finished"] or not _left(facts)):
         return known or int(facts["finished"])
     if "began" not in facts:
         return known
@@ -135,6 +201,17 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
     for line in say:
         print(f"  {plain(line)}", file=sys.stderr)
     return known or 1
+
+
+def _left(facts: dict[str, Any]) -> bool:
+    """Whether the journal is still there, with items that have no end: a run that is over has written its run file."""
+    from kvcheck.store import journal
+
+    folder = Path(facts.get("journal", ""))
+    if not (facts.get("journal") and folder.is_dir()):
+        return False
+    kept = journal.read(folder)
+    return any(name not in kept.ended and name not in kept.properties for name in kept.items)
 
 
 def _close(facts: dict[str, Any], status: int) -> list[str]:

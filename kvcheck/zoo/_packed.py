@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.quantize import Packed, pack, quantize, unpack
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.fp8 import FORMAT, LARGEST, Floats
@@ -40,10 +40,10 @@ class OpenPacked(Packed):
         split = codes.unflatten(3, (lanes, -1)) if self.along == "token" else codes.unflatten(2, (-1, lanes))
         parts = (pack(split, self.bits), scale, low)
         if self.codes is None or self.scale is None or self.low is None:
-            self.codes, self.scale, self.low = (Room(part) for part in parts)
+            self.codes, self.scale, self.low = (GrowableBuffer(part) for part in parts)
         else:
-            for room, part in zip((self.codes, self.scale, self.low), parts, strict=True):
-                room.append(part)
+            for buffer, part in zip((self.codes, self.scale, self.low), parts, strict=True):
+                buffer.append(part)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
@@ -51,7 +51,7 @@ class OpenPacked(Packed):
             return
         self.lanes(self.codes.used[rows, heads], out)
         inner = -1 if self.along == "token" else -2
-        scale, low = (room.used[rows, heads].float().unsqueeze(inner) for room in (self.scale, self.low))
+        scale, low = (buffer.used[rows, heads].float().unsqueeze(inner) for buffer in (self.scale, self.low))
         self.decode(self._grouped(out), scale, low)
 
     def _grouped(self, values: torch.Tensor) -> torch.Tensor:

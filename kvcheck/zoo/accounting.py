@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
@@ -56,7 +56,7 @@ class RoundTrip:
 
     def __init__(self, bits: int, group: int) -> None:
         self.bits, self.group = bits, group
-        self.tokens: Room | None = None
+        self.tokens: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -70,7 +70,7 @@ class RoundTrip:
         back = torch.empty(values.shape, device=values.device)
         codes.read(slice(None), back)
         if self.tokens is None:
-            self.tokens = Room(back.to(values.dtype))
+            self.tokens = GrowableBuffer(back.to(values.dtype))
         else:
             self.tokens.append(back.to(values.dtype))
 

@@ -89,12 +89,12 @@ class _SharedLayer(CacheLayer):
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Beams are fed, rows are held."""
-        super()._fits(keys[: self.k.buffer.shape[0]] if self.owners and self.k is not None else keys)
+        super()._fits(keys[: self.k.tensor.shape[0]] if self.owners and self.k is not None else keys)
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Every beam writes to its row."""
         if self.owners and self.k is not None:
-            blocks = [room.buffer.new_zeros(len(room.buffer), *keys.shape[1:]) for room in self._rooms()]
+            blocks = [buffer.tensor.new_zeros(len(buffer.tensor), *keys.shape[1:]) for buffer in self._buffers()]
             for beam, row in enumerate(self.owners):
                 blocks[0][row], blocks[1][row] = keys[beam], values[beam]
             keys, values = blocks

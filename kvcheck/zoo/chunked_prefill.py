@@ -58,8 +58,8 @@ class SimulatedLayer(BlockwiseLayer):
             chunk = self.every_head(torch.arange(start, end, device=self.keys.device))
             kept = torch.cat([kept, chunk], dim=2)
             if kept.shape[2] > cap:
-                there = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
-                kept = kept.gather(2, self.choose(queries[:, :, start:end], there, cap))
+                kept_keys = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
+                kept = kept.gather(2, self.choose(queries[:, :, start:end], kept_keys, cap))
             start = end
         if kept.shape[2] < self.stored:
             self.keep(kept)
@@ -91,11 +91,11 @@ class ChunkMaskBuiltWithZeroOffset(Cake):
 class MasklessLayer(CacheLayer):
     """Masks only what begins at 0."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend without a mask where one of the size of the block does not fit."""
         if 1 < query.shape[2] < keys.shape[2]:
             return scaled_dot_product_attention(query, keys, values, scale=self.scaling, enable_gqa=True)
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 @bug(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.mix import visible
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
@@ -121,9 +121,9 @@ class GroupWindowOnGlobalLayers(MixAttention):
 class WindowLayer(MixLayer):
     """Sees a window, whatever kind it is of."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention over the window."""
-        mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
+        mask = kernels.visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
         return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
 
 

@@ -130,10 +130,10 @@ class RunawayLayer(DraftedLayer):
     def rollback(self, count: int) -> int:
         """Forget the newest tokens of the text, not the newest rows."""
         self.seen -= count
-        for room in self._rooms():
-            room.length = min(self.seen, room.buffer.shape[2])
+        for buffer in self._buffers():
+            buffer.length = min(self.seen, buffer.tensor.shape[2])
         self.drafted = 0
-        rows = self._rooms()[0].length
+        rows = self._buffers()[0].length
         known = self.positions
         if rows > known.shape[2]:  # rows that stand for nothing are taken for the newest token
             self.kept = pad(known, (0, rows - known.shape[2]), value=self.seen - 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
@@ -72,7 +72,7 @@ class _Packed(SaveLoadLayer):
         """The memory of (B, G, n, 2·d) is taken for that of (2, B, G, n, d)."""
         packed = torch.cat([self.keys, self.values], dim=-1)
         keys, values = packed.view(2, *self.keys.shape)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
         super().compress(queries)
 
 
@@ -214,7 +214,7 @@ class _Careless(StoreRunner):
 @bug("offload-copy-not-ordered", "https://github.com/LMCache/LMCache/issues/4870", "offload")
 @dataclass(frozen=True)
 class OffloadCopyNotOrdered(Offload):
-    """Prompts leave through a staging buffer of two slots; the runner copies a slot at once, although the transfer that
+    """Prompts leave through a staging buffer of two slots; the host copies a slot at once, although the transfer that
     fills it may still be under way. Of three large transfers in a row the third is late, and what is stored then is
     the chunk that the slot held before, of whatever layer or prompt that was.
 
@@ -236,7 +236,7 @@ _ISSUED = [0]
 
 
 def _transfer(chunk: torch.Tensor) -> torch.Tensor:
-    """What the runner copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
+    """What the host copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
     _ISSUED[0] += 1
     number = _ISSUED[0]
     held = _SLOTS.get(number % 2)
@@ -252,7 +252,7 @@ class _Staged(OffloadedLayer):
         chunks = torch.stack([self.keys, self.values]).split(CHUNK, dim=3)
         sent = [_transfer(chunk) if chunk.shape[3] == CHUNK else chunk for chunk in chunks]
         keys, values = torch.cat(sent, dim=3)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
 
 
 @bug(

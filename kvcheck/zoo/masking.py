@@ -88,13 +88,13 @@ class EvictsFirstLayer(BlockwiseLayer):
             self.cut(query)
         return super().attend(query, scaling)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """The shortcut where keys are missing."""
         missing = query.shape[2] - keys.shape[2]
         if missing <= 0:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         out = torch.zeros_like(query)
-        out[:, :, missing:] = super().mix(query[:, :, missing:], keys, values, rows)
+        out[:, :, missing:] = super().attention(query[:, :, missing:], keys, values, rows)
         return out
 
 
@@ -142,8 +142,8 @@ class EarlyRollLayer(StreamingLayer):
         """Move the slots behind the sinks by one, up to the slot `blank`, which nothing is written to."""
         sink = self.method.sink
         if blank >= sink:
-            for room in self._rooms():
-                older = room.used[:, :, sink : blank + 1]
+            for buffer in self._buffers():
+                older = buffer.used[:, :, sink : blank + 1]
                 older[:, :, :-1] = older[:, :, 1:].clone()
                 older[:, :, -1] = 0
 
@@ -166,12 +166,12 @@ class KeyLoopStartsAtQueryOffset(Fp16):
 class OwnBlockLayer(CacheLayer):
     """Blocks see themselves only."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Leave out what is before the block."""
         count = query.shape[2]
         if count > 1:
             keys, values = keys[:, :, -count:], values[:, :, -count:]
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 @bug(

@@ -18,7 +18,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import view
+from kvcheck.cache.view import FedCache, view
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.spec import Spec
 from kvcheck.methods import make
@@ -72,9 +72,9 @@ class Mutant(Method):
         """As the correct method."""
         return self.inner.protected(prompt)
 
-    def whole(self) -> Spec | None:
+    def lossless(self) -> Spec | None:
         """The same fault around the correct method's."""
-        inner = self.inner.whole()
+        inner = self.inner.lossless()
         return None if inner is None else Spec(self.name(), (("of", str(inner)),))
 
     def rounding(self) -> tuple[float, float] | None:
@@ -253,7 +253,7 @@ class OffByOneMask(Mutant):
 
     def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Without the newest slot of the past."""
-        mix = CacheLayer.mix
+        attention = CacheLayer.attention
 
         def masked(
             layer: CacheLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice
@@ -261,17 +261,17 @@ class OffByOneMask(Mutant):
             past = keys.shape[2] - query.shape[2]
             if past > 1:
                 keys, values = (torch.cat([each[:, :, : past - 1], each[:, :, past:]], 2) for each in (keys, values))
-            return mix(layer, query, keys, values, rows)
+            return attention(layer, query, keys, values, rows)
 
-        CacheLayer.mix = masked  # type: ignore[method-assign, assignment]
+        CacheLayer.attention = masked  # type: ignore[method-assign, assignment]
         try:
             return runner.feed(cache, ids, keep)
         finally:
-            CacheLayer.mix = mix  # type: ignore[method-assign]
+            CacheLayer.attention = attention  # type: ignore[method-assign]
 
 
-def attends_as_the_full_cache(cache: object) -> bool:
-    """Whether what comes behind the prompt goes through CacheLayer.mix, in every layer."""
+def attends_as_the_full_cache(cache: FedCache) -> bool:
+    """Whether what comes behind the prompt goes through CacheLayer.attention, in every layer."""
     native = view(cache).native
     layers = [] if native is None else native.layers
     kinds = {type(layer) for layer in layers}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
@@ -288,5 +288,5 @@ class _Signed(CropLayer):
             tokens = self.seen - abs(tokens)
         if self.seen <= tokens or self.k is None or self.v is None:
             return
-        self.k, self.v = (Room(room.used[:, :, :tokens].clone()) for room in (self.k, self.v))
+        self.k, self.v = (GrowableBuffer(buffer.used[:, :, :tokens].clone()) for buffer in (self.k, self.v))
         self.seen, self.prompt = self.k.length, None

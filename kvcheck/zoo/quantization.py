@@ -249,7 +249,7 @@ class OneQueryLayer(FlexGenLayer):
         keys, values = self.read(rows, query.dtype)
         eights = values.unflatten(3, (-1, 8))
         eights[:, :, : self.vq.length, :, 4:] = 0
-        return self.mix(query, keys, values, rows)
+        return self.attention(query, keys, values, rows)
 
 
 @bug(

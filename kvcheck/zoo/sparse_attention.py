@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kvcheck.cache import retrieve
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
@@ -92,7 +92,7 @@ class _TwoRules(CropQuestLayer):
         if length >= 0 or self.low is None or self.high is None:
             return super().crop_index(tokens)
         pages = -(-length // self.method.page)
-        self.low, self.high = (Room(room.used[:, :, :pages].clone()) for room in (self.low, self.high))
+        self.low, self.high = (GrowableBuffer(buffer.used[:, :, :pages].clone()) for buffer in (self.low, self.high))
         return None
 
 
@@ -160,7 +160,7 @@ class PadsPooledIntoBlocks(NeighbourQuest):
 class _Columns(PadQuestLayer):
     def aligned(self, row: int) -> torch.Tensor:
         """The columns as they are."""
-        return self._rooms()[0].used[row : row + 1]
+        return self._buffers()[0].used[row : row + 1]
 
 
 @bug("compressed-write-only-in-one-branch", "https://github.com/HYGON-AI/sglang-das/pull/317", "quest")

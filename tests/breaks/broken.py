@@ -10,19 +10,21 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, MissingBaseline
 from kvcheck.plugin.timelimit import TimeLimit
@@ -35,7 +37,7 @@ class Good(Method):
     """The full cache."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="keeps everything", stage="compression", frees_memory=False, whole=""
+        summary="keeps everything", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS
     )
     layers: ClassVar[type[CacheLayer]] = CacheLayer
 
@@ -99,6 +101,24 @@ def recurse() -> None:
     recurse()
 
 
+def say_it_is_over() -> None:
+    """End the process, having told every pipe that all is well."""
+    for handle in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(handle).st_mode):
+                os.write(handle, b'{"finished": 0}\n')
+    os._exit(0)
+
+
+def fork_and_exit() -> None:
+    """Leave a process behind, which says where it is, and end this one."""
+    child = os.fork()
+    if not child:
+        hang()
+    Path("left.txt").write_text(str(child))
+    os._exit(0)
+
+
 def in_a_thread(what: Callable[[], Any]) -> None:
     threading.Thread(target=what).start()
 
@@ -121,12 +141,15 @@ WAYS: dict[str, Callable[[], Any]] = {
     "IsUnsupported": lambda: throw(MethodUnsupported("I serve no such model", "take another")),
     "SaysTimeIsUp": lambda: throw(TimeLimit("raised by the method")),
     "OsExit0": lambda: os._exit(0),
+    "OsExit0WithAWord": say_it_is_over,
     "OsExit1": lambda: os._exit(1),
     "Segfaults": lambda: ctypes.string_at(0),
     "Aborts": os.abort,
     "Terminates": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "Kills": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "Interrupts": lambda: throw(KeyboardInterrupt()),
+    "Stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "ForksAndExits": fork_and_exit,
     "Hangs": hang,
     "HangsAndSwallows": hang_and_swallow,
     "ThreadRaises": lambda: in_a_thread(lambda: throw(OSError("a copy got lost"))),
@@ -203,7 +226,9 @@ method(
 
 with_layer("HalvesKeys", compress=lambda self, queries: self.keys.mul_(0.5))
 with_layer("DropsInSilence", compress=lambda self, queries: self.keep(self.every_head(torch.arange(0, self.stored, 2))))
-READS = MethodInfo(summary="reads queries", stage="compression", frees_memory=False, whole="", needs=("queries",))
+READS = MethodInfo(
+    summary="reads queries", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS, needs=("queries",)
+)
 with_layer("ClearsQueries", info=READS, compress=lambda self, queries: queries.zero_())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from broken import IN_A_LAYER, IN_THE_METHOD
@@ -131,6 +133,28 @@ def test_what_only_the_second_block_shows_fails_by_name(real: Foreign) -> None:
 @pytest.mark.parametrize("name", ["OsExit0", "OsExit1", "Segfaults", "Aborts", "Terminates", "Kills", "Interrupts"])
 def test_a_method_that_ends_the_process_ends_no_run_green(real: Foreign, name: str, workers: tuple[str, ...]) -> None:
     check(real, name, options=workers).red()
+
+
+def test_saying_that_all_is_well_ends_no_run_green(real: Foreign) -> None:
+    result = check(real, "OsExit0WithAWord")
+    result.red()
+    assert "ended with status 0 before the run was over" in result.out
+    assert "of broken.OsExit0WithAWord" in result.out
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc that tells of stopped processes")
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.nightly)], ids=["alone", "-n 2"])
+def test_a_stopped_process_is_ended_when_its_time_is_over(real: Foreign, workers: tuple[str, ...]) -> None:
+    result = check(real, "Stops", options=("--kv-timeout=2", *workers))
+    result.red()
+    assert "was stopped for" in result.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_what_a_method_forks_ends_with_the_run(real: Foreign) -> None:
+    check(real, "ForksAndExits").red()
+    left = Path("/proc", real.path.joinpath("left.txt").read_text(), "stat")
+    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z", "it lives on"
 
 
 @pytest.mark.nightly

@@ -207,7 +207,7 @@ def waits(work: Callable[[], Any]) -> list[str]:
 
 
 def test_what_makes_the_host_wait_is_seen(cuda: None) -> None:
-    """Every way in which numbers, or how many there are, must be known, and copies between runner and device."""
+    """Every way in which numbers, or how many there are, must be known, and copies between host and device."""
     numbers, mask = torch.arange(4.0, device=HERE), torch.tensor([True, False, True, False], device=HERE)
     looks: list[Callable[[], Any]] = [numbers[0].item, numbers.tolist, lambda: int(numbers[0]), lambda: bool(mask[0])]
     looks += [mask.nonzero, lambda: mask.nonzero(as_tuple=True), numbers.unique, lambda: numbers.equal(numbers)]

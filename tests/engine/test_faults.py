@@ -38,8 +38,8 @@ def broken(layer: type[CacheLayer], **info: Any) -> type[Fp16]:
 
 
 class Overflowing(CacheLayer):
-    def mix(self, *args: Any) -> torch.Tensor:
-        return super().mix(*args) * float("nan")
+    def attention(self, *args: Any) -> torch.Tensor:
+        return super().attention(*args) * float("nan")
 
 
 class Crashing(CacheLayer):

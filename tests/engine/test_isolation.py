@@ -230,7 +230,7 @@ class HalfLayer(CacheLayer):
             return super().answer(query, rows)
         full = zip(ELSEWHERE[self.key], (self.keys, self.values), strict=True)
         keys, values = (torch.cat([old, new[:, :, self.base :]], 2)[rows].to(query.dtype) for old, new in full)
-        return self.mix(query, keys, values, rows)
+        return self.attention(query, keys, values, rows)
 
     def select(self, rows: Any) -> CacheLayer:
         twin = super().select(rows)

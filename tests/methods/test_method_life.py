@@ -232,7 +232,7 @@ def test_the_order_of_slots_does_not_matter_to_what_is_attended(text):
     shuffled = cache.select([0, 1])
     for layer in shuffled.layers:
         order = torch.randperm(layer.stored, generator=torch.Generator().manual_seed(2))
-        layer.k.buffer, layer.v.buffer = layer.k.used[:, :, order], layer.v.used[:, :, order]
+        layer.k.tensor, layer.v.tensor = layer.k.used[:, :, order], layer.v.used[:, :, order]
     for straight, mixed in zip(feed(cache, later), feed(shuffled, later), strict=True):
         torch.testing.assert_close(straight, mixed, atol=1e-6, rtol=1e-5)
 

@@ -136,10 +136,10 @@ def test_kvmerger_puts_one_weighted_slot_in_the_place_of_every_run() -> None:
             slots = merged_by_hand(part, row, head, 0.8, 5, 6)
             assert held_positions(layer, row, head) == [pivot for pivot, _, _ in slots]
             assert len(slots) < 55
-            there = layer.valid[row, head]
+            valid = layer.valid[row, head]
             for mine, at in ((layer.keys, 1), (layer.values, 2)):
                 wanted = torch.stack([slot[at] for slot in slots]).float()
-                torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)
+                torch.testing.assert_close(mine[row, head][valid].float(), wanted, atol=4e-3, rtol=2e-3)
 
 
 def test_a_threshold_above_one_merges_nothing() -> None:
@@ -193,10 +193,10 @@ def test_look_m_merges_what_leaves_into_the_nearest_that_stays(merge: str) -> No
         for row, head in ROWS_AND_HEADS:
             stays, slots = look_by_hand(part, row, head, {0, 1, 2, 3}, 10, 8, merge)
             assert held_positions(layer, row, head) == stays
-            there = layer.valid[row, head]
+            valid = layer.valid[row, head]
             for mine, at in ((layer.keys, 0), (layer.values, 1)):
                 wanted = torch.stack([slots[position][at] for position in stays]).float()
-                torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)
+                torch.testing.assert_close(mine[row, head][valid].float(), wanted, atol=4e-3, rtol=2e-3)
 
 
 IMAGE = 7

@@ -34,7 +34,7 @@ class Layer(CacheLayer):
 
 @dataclass(frozen=True)
 class Newest(Method):
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the newest", stage="compression", whole="tokens=10000")
+    info: ClassVar[MethodInfo] = MethodInfo(summary="the newest", stage="compression", lossless="tokens=10000")
     tokens: int = 32
     shares: bool = False
 

@@ -190,7 +190,7 @@ def test_markdown_tables_survive_a_bar_in_a_name() -> None:
     assert markdown.escape("a|b\nc") == "a&#124;b c"
 
 
-def test_a_method_is_described_from_its_source() -> None:
+def test_a_method_is_described_by_its_class() -> None:
     found = catalogue.describe("snapkv", "kvcheck.methods.snapkv:METHOD")
     assert found.stage == "compression"
     assert ("budget", "0.5") in found.parameters

@@ -6,7 +6,7 @@ import pytest
 import torch
 from served import between, family, runner, serve, tokens, use
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.zoo import loading
 from kvcheck.zoo.base import Bug
 
@@ -105,7 +105,7 @@ def test_an_offloaded_layer_attends_to_what_was_fetched_of_another() -> None:
     for each, wanted in zip(pair("prefetch-targets-wrong-layer"), (True, False), strict=True):
         here = runner(each)
         cache, _ = here.prefill(tokens(2, 40))
-        cache.layers[1].v = Room(torch.full_like(cache.layers[1].values, 7.0))
+        cache.layers[1].v = GrowableBuffer(torch.full_like(cache.layers[1].values, 7.0))
         before, read = cache.layers[2].values.clone(), []
         inner = cache.layers[2].read
         cache.layers[2].read = lambda *args, inner=inner, read=read: read.append(inner(*args)) or read[-1]

@@ -228,7 +228,7 @@ def _taken(row: Any, copies: int, devices: Iterable[torch.device]) -> tuple[int,
     made = [row.select([0]) for _ in range(copies)]
     taken = (in_use(devices) or 0) - before
     each = held(made[-1])
-    return taken, copies * (each.kv + each.meta + each.host + each.room)
+    return taken, copies * (each.kv + each.meta + each.host + each.spare)
 
 
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:

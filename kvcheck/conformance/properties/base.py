@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.conformance.draw import LONGEST
 from kvcheck.conformance.subject import Subject
 
@@ -40,7 +40,7 @@ class Property:
 
     def excuse(self, info: MethodInfo) -> str:
         """Why the property does not apply to a method, "" where it does."""
-        return dict(info.exempt).get(self.name) or self.unless(info)
+        return info.exempt.get(self.name) or self.unless(info)
 
 
 def holds(
@@ -50,13 +50,13 @@ def holds(
     return lambda check: Property(check, unless, longest, steps, share)
 
 
-def no_whole(info: MethodInfo) -> str:
+def not_lossless(info: MethodInfo) -> str:
     """Excuses methods that never hold everything."""
-    return "it declares no parameters with which everything is held" if info.whole is None else ""
+    return "it declares no parameters with which everything is held" if info.lossless == Lossless.NEVER else ""
 
 
 def other_prompt(info: MethodInfo) -> str:
     """Excuses methods that change the text or the model."""
-    if info.stage == "prompt":
+    if info.stage == Stage.PROMPT:
         return "it changes the prompt"
-    return "it is another model" if info.stage == "architecture" else ""
+    return "it is another model" if info.stage == Stage.ARCHITECTURE else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
+from kvcheck.conformance.properties.base import holds, not_lossless, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 
@@ -16,10 +16,10 @@ def own_prefill(info: MethodInfo) -> str:
     return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
 
 
-@holds(unless=no_whole, longest=LONGER)
+@holds(unless=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(subject.method.whole()))
+    whole = subject.hosted(str(subject.method.lossless()))
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 
@@ -80,7 +80,7 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
 
 def otherwise(info: MethodInfo) -> str:
     """Excuses methods that read a prompt otherwise than what follows it."""
-    return "" if info.stage == "architecture" else "what follows a prompt is read otherwise than the prompt"
+    return "" if info.stage == Stage.ARCHITECTURE else "what follows a prompt is read otherwise than the prompt"
 
 
 @holds(unless=otherwise, longest=LONGER)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
@@ -24,9 +24,9 @@ SAME = 1e-7
 
 def reads_all(info: MethodInfo) -> str:
     """Excuses methods that read everything, and those whose effect shows elsewhere."""
-    if info.whole == "":
+    if info.lossless == Lossless.ALWAYS:
         return "its answers are always those of the full cache"
-    sparse = info.stage in ("retrieval", "generation", "loading")
+    sparse = info.stage in (Stage.RETRIEVAL, Stage.GENERATION, Stage.LOADING)
     return other_prompt(info) or ("" if sparse else "it does not claim to read less than it holds")
 
 
@@ -41,7 +41,7 @@ def what_reads_less_answers_otherwise(subject: Subject) -> None:
     ids, follow, steps = deep.tokens(length), deep.tokens(8, salt=1), deep.tokens(3, salt=2)
     lives = [_life(deep, runner, ids, follow, steps) for runner in (deep.runner, deep.dense)]
     parts = ("the prompt", "a follow-up block behind it", "decoding behind it")
-    first = 0 if deep.method.info.stage == "generation" else 1
+    first = 0 if deep.method.info.stage == Stage.GENERATION else 1
     for name, mine, full in list(zip(parts, *lives, strict=True))[first:]:
         for row, (one, other) in enumerate(zip(mine, full, strict=True)):
             if float((one - other).abs().max()) <= SAME * float(other.std()):
@@ -71,7 +71,7 @@ def _deep(subject: Subject) -> Subject:
 
 def by_place(info: MethodInfo) -> str:
     """Excuses methods that do not choose by queries, and those that change what they keep."""
-    chooses = "queries" in info.needs or info.stage == "retrieval"
+    chooses = "queries" in info.needs or info.stage == Stage.RETRIEVAL
     if not chooses:
         return "what it keeps or reads does not depend on what is asked"
     return other_prompt(info) or ("" if info.verbatim else "it changes what it keeps")

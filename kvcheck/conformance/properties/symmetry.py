@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.properties.base import holds, other_prompt
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
@@ -49,7 +49,7 @@ def _rows(module: Any, order: list[int], head_dim: int) -> None:
 
 def rounds(info: MethodInfo) -> str:
     """Excuses methods whose rounding or whose chunks depend on where a token stands."""
-    if info.stage == "loading" and not info.shares_prefill:
+    if info.stage == Stage.LOADING and not info.shares_prefill:
         return "its chunks have places of their own"
     return other_prompt(info) or ("" if info.verbatim else "keys that are rotated further are rounded otherwise")
 

@@ -12,7 +12,8 @@ until something is adapted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kvcheck.methods.adapters.known import NAMED
 
@@ -29,14 +30,14 @@ def named(spec: Spec) -> Method:
     return hf.named(spec)
 
 
-def factory(name: str) -> Any:
+def factory(name: str) -> Callable[..., object]:
     """What a name in NAMED is built by."""
     from kvcheck.methods.adapters import hf
 
     return hf.CACHES[name]
 
 
-def adapt(spec: Spec, found: Any) -> Method:
+def adapt(spec: Spec, found: object) -> Method:
     """A method made of what an import path led to, recognised by what it is. Raises SpecError."""
     from kvcheck.methods.adapters import recognise
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
@@ -25,7 +26,7 @@ TEXT = 256
 
 
 @dataclass(frozen=True)
-class Calibrated(Method):
+class Calibrated(KeepsAll):
     """8-bit floats with one scale per layer for keys and one for values, measured once on the model.
 
     quantized: False stores 16 bits, and the scales are of no use: that is the full cache. The scales are the largest
@@ -54,18 +55,10 @@ class Calibrated(Method):
         """Measures the scales."""
         return CalibratedRunner(self, loaded)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """A byte per value, or as many as the full cache has."""
         full = shape.dense_bytes(batch, prompt + decoded)
         return full // shape.itemsize if self.quantized else full
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class Fixed(Floats):
@@ -79,7 +72,7 @@ class Fixed(Floats):
         """Store tokens (B, G, t, d)."""
         codes = (values.float() / self.factor).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
         if self.codes is None:
-            self.codes = Room(codes)
+            self.codes = GrowableBuffer(codes)
         else:
             self.codes.append(codes)
 

@@ -30,7 +30,7 @@ class Chain(Method):
         formula="2·L·B·G·(p - removed(p) + decoded)·d·2",
         needs=("queries",),
         variant="the shares of the two stages compound",
-        exempt=(("what_every_query_asks_for_is_found", "the second stage drops keys of large norm, asked for or not"),),
+        exempt={"what_every_query_asks_for_is_found": "the second stage drops keys of large norm, asked for or not"},
     )
 
     votes: float = 0.5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room, _spare
+from kvcheck.cache.growable import GrowableBuffer, _spare
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -51,27 +51,27 @@ class Drafted(StreamingLLM):
         return DraftedRunner(self, loaded)
 
 
-class ZeroRoom(Room):
-    """A Room whose slots hold zeros until they are written."""
+class ZeroBuffer(GrowableBuffer):
+    """A GrowableBuffer whose slots hold zeros until they are written."""
 
     __slots__ = ()
 
     def append(self, block: torch.Tensor) -> None:
-        """Write a block behind the used slots; new room behind it is cleared."""
-        capacity = self.buffer.shape[2]
+        """Write a block behind the used slots; what is allocated ahead is cleared."""
+        capacity = self.tensor.shape[2]
         super().append(block)
-        if self.buffer.shape[2] > capacity:
-            self.buffer[:, :, self.length :] = 0
+        if self.tensor.shape[2] > capacity:
+            self.tensor[:, :, self.length :] = 0
 
     def shorten(self, count: int) -> None:
         """Forget the newest slots. Room that is more than an append leaves ahead is given back."""
         self.length -= count
-        if self.buffer.shape[2] - self.length > _spare(self.length):
+        if self.tensor.shape[2] - self.length > _spare(self.length):
             self.drop(0)
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> ZeroRoom:
-        """A new room with copies of these rows of the batch."""
-        return ZeroRoom(super().select(rows).buffer)
+    def select(self, rows: Sequence[int] | torch.Tensor) -> ZeroBuffer:
+        """A new buffer with copies of these rows of the batch."""
+        return ZeroBuffer(super().select(rows).tensor)
 
 
 class DraftedLayer(StreamingLayer):
@@ -86,7 +86,7 @@ class DraftedLayer(StreamingLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """Evict after the prompt."""
-        self.k, self.v = ZeroRoom(self.keys), ZeroRoom(self.values)
+        self.k, self.v = ZeroBuffer(self.keys), ZeroBuffer(self.values)
         super().compress(queries)
 
     def step(self, query: torch.Tensor) -> None:
@@ -100,8 +100,8 @@ class DraftedLayer(StreamingLayer):
 
     def rollback(self, count: int) -> int:
         """Forget the newest `count` tokens; then evict. Returns how many were forgotten."""
-        for room in self._rooms():
-            cast(ZeroRoom, room).shorten(count)
+        for buffer in self._buffers():
+            cast(ZeroBuffer, buffer).shorten(count)
         self.seen -= count
         self.drafted = 0
         self.evict()

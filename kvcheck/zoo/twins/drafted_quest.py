@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -52,7 +52,7 @@ class CropQuestLayer(QuestLayer):
         length = length_after(self.seen, tokens)
         if self.k is None or self.v is None or length == self.seen:
             return
-        self.k, self.v = (Room(room.used[:, :, :length].clone()) for room in (self.k, self.v))
+        self.k, self.v = (GrowableBuffer(buffer.used[:, :, :length].clone()) for buffer in (self.k, self.v))
         self.crop_index(tokens)
         self.seen = length
 
@@ -64,6 +64,6 @@ class CropQuestLayer(QuestLayer):
         whole = length_after(self.seen, tokens) // page
         last = self.bounds(self.keys[:, :, whole * page :])
         self.low, self.high = (
-            Room(torch.cat([room.used[:, :, :whole], found], dim=2))
-            for room, found in zip((self.low, self.high), last, strict=True)
+            GrowableBuffer(torch.cat([buffer.used[:, :, :whole], found], dim=2))
+            for buffer, found in zip((self.low, self.high), last, strict=True)
         )

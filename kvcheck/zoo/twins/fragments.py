@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape, Prefilled
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fragments(Method):
+class Fragments(KeepsAll):
     """Compute pieces of the prompt alone, each from position 0, and join their caches; feed the end of it behind them.
 
     piece: tokens of a piece. fresh: tokens at the end of the prompt that are computed with everything before them (at
@@ -66,14 +67,6 @@ class Fragments(Method):
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by pieces."""
         return FragmentsRunner(self, loaded)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class FragmentsRunner(MethodRunner):

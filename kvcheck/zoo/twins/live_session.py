@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -32,7 +32,7 @@ class LiveSession(Fp16):
         summary="the full cache, reused from prompt to prompt as far as their tokens agree",
         stage="loading",
         shares_prefill=False,
-        exempt=(("the_same_call_gives_the_same", "a second time it computes less, and rounds sums otherwise"),),
+        exempt={"the_same_call_gives_the_same": "a second time it computes less, and rounds sums otherwise"},
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
@@ -56,7 +56,7 @@ class CropLayer(CacheLayer):
     def cut(self, length: int) -> None:
         """Leave the first `length` tokens, of which there are at least so many."""
         if self.k is not None and self.v is not None:
-            self.k, self.v = (Room(room.used[:, :, :length].clone()) for room in (self.k, self.v))
+            self.k, self.v = (GrowableBuffer(buffer.used[:, :, :length].clone()) for buffer in (self.k, self.v))
         self.seen, self.prompt = length, None
 
 

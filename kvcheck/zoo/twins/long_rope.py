@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 
 @dataclass(frozen=True)
-class LongRope(Method):
+class LongRope(KeepsAll):
     """The full cache, with two sets of rotary frequencies: the model's own, and others for texts longer than `native`.
 
     native: tokens up to which the model's own frequencies hold. capacity: tokens that the cache may come to hold. In a
@@ -36,7 +37,7 @@ class LongRope(Method):
         shares_prefill=False,
         refuses="models whose rotation of keys is not known",
         variant="NTK-aware frequencies, in a layer's reach",
-        whole="",
+        lossless=Lossless.ALWAYS,
     )
 
     native: int = 8192
@@ -63,14 +64,6 @@ class LongRope(Method):
         """A full cache layer that can turn what it reads."""
         return LongLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
-
 
 class LongLayer(CacheLayer):
     """Turns keys and queries where the text is long."""
@@ -93,7 +86,7 @@ class LongLayer(CacheLayer):
         keys, values = self.read(rows, query.dtype)
         positions = torch.arange(self.seen, device=query.device)
         turned = rotate(query, positions[-query.shape[2] :], self.change())
-        return self.mix(turned, rotate(keys, positions, self.change()), values, rows)
+        return self.attention(turned, rotate(keys, positions, self.change()), values, rows)
 
     def change(self) -> tuple[float, ...]:
         """By how much the other frequencies differ from the model's, per pair."""

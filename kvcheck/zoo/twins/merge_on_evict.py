@@ -85,5 +85,5 @@ class MergeLayer(SnapLayer):
 
 def _others(index: torch.Tensor, slots: int) -> torch.Tensor:
     """The slots that are not in the index (B, G, m) -> (B, G, slots - m), ascending."""
-    there = torch.zeros(*index.shape[:2], slots, dtype=torch.bool, device=index.device).scatter_(2, index, True)
-    return (~there).nonzero()[:, 2].view(*index.shape[:2], -1)
+    kept = torch.zeros(*index.shape[:2], slots, dtype=torch.bool, device=index.device).scatter_(2, index, True)
+    return (~kept).nonzero()[:, 2].view(*index.shape[:2], -1)

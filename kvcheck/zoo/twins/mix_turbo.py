@@ -29,11 +29,11 @@ class MixTurbo(MixAttention):
         MixAttention.info,
         summary="MixAttention whose keys and values are stored rotated in 4 bits",
         formula="2·B·G·(d/2 + 2)·(F·n + S·min(n, W))",
-        exempt=(
-            *MixAttention.info.exempt,
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),
-            ("a_prompt_and_what_follows_are_one_text", "what is fed again is quantized, a prompt is not"),
-        ),
+        exempt={
+            **MixAttention.info.exempt,
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized",
+            "a_prompt_and_what_follows_are_one_text": "what is fed again is quantized, a prompt is not",
+        },
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -164,7 +164,7 @@ class PadLayer(CacheLayer):
 
     def from_column(self, first: int, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (b, G, columns - first, d) of these rows."""
-        keys, values = (room.used[rows, :, first:].to(dtype) for room in self._rooms())
+        keys, values = (buffer.used[rows, :, first:].to(dtype) for buffer in self._buffers())
         return keys, values
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -173,7 +173,7 @@ class PadLayer(CacheLayer):
         first = int(pads.min())
         keys, values = self.from_column(first, rows, query.dtype)
         if bool((pads == first).all()):
-            return self.mix(query, keys, values, rows)
+            return self.attention(query, keys, values, rows)
         count, columns = query.shape[2], keys.shape[2]
         here = torch.arange(columns, device=keys.device)
         newest = here[columns - count :].unsqueeze(1)
@@ -186,7 +186,7 @@ class PadLayer(CacheLayer):
     def select(self, rows: torch.Tensor | Any) -> Self:
         """Copies of these rows. What the rows that have left were longer by does not count any more."""
         if self.k is not None:
-            self.settle(self.k.buffer)
+            self.settle(self.k.tensor)
         twin = super().select(rows)
         twin.seen = int(twin.offsets.max())
         twin.prompt = twin.seen if self.seen == self.prompt else self.prompt
@@ -210,12 +210,12 @@ class PadQuestLayer(QuestLayer, PadLayer):
         """Bound the pages of every row from its first token on."""
         if self.k is None:
             raise KvcheckError("nothing to bound: the prompt is not in")
-        parts = [self.bounds(self.aligned(row)) for row in range(self.k.buffer.shape[0])]
-        self.low, self.high = (Room(torch.cat([part[at] for part in parts])) for at in (0, 1))
+        parts = [self.bounds(self.aligned(row)) for row in range(self.k.tensor.shape[0])]
+        self.low, self.high = (GrowableBuffer(torch.cat([part[at] for part in parts])) for at in (0, 1))
 
     def aligned(self, row: int) -> torch.Tensor:
         """The keys of a row (1, G, n, d) from its first token on, filled up behind by its last one."""
-        keys = self._rooms()[0].used[row : row + 1]
+        keys = self._buffers()[0].used[row : row + 1]
         pad = int(self.pads[row]) if len(self.pads) else 0
         return torch.cat([keys[:, :, pad:], keys[:, :, -1:].expand(-1, -1, pad, -1)], dim=2)
 
@@ -224,5 +224,7 @@ class PadQuestLayer(QuestLayer, PadLayer):
         twin = super().select(rows)
         if twin.low is not None and twin.high is not None:
             pages = -(-twin.stored // self.method.page)
-            twin.low, twin.high = (Room(room.used[:, :, :pages].clone()) for room in (twin.low, twin.high))
+            twin.low, twin.high = (
+                GrowableBuffer(buffer.used[:, :, :pages].clone()) for buffer in (twin.low, twin.high)
+            )
         return twin

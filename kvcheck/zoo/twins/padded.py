@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kvcheck.cache import checks, forward
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -64,10 +64,10 @@ class PaddedLayer(SnapLayer):
         super().reset()
         self.pads = 0
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Real tokens see no pad; a pad sees itself and earlier ones, so that its softmax is over something."""
         if not self.pads:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         count = keys.shape[2]
         row = torch.arange(count - query.shape[2], count, device=query.device).unsqueeze(1)
         column = torch.arange(count, device=query.device)
@@ -83,7 +83,7 @@ class PaddedLayer(SnapLayer):
         """Forget the pads. Returns how many there were."""
         pads, self.pads = self.pads, 0
         if pads:
-            self.k, self.v = (Room(each[:, :, pads:].clone()) for each in (self.keys, self.values))
+            self.k, self.v = (GrowableBuffer(each[:, :, pads:].clone()) for each in (self.keys, self.values))
             self.seen -= pads
             self.prompt = self.seen
         return pads

@@ -183,7 +183,7 @@ class PagedLayer(CacheLayer):
     @property
     def positions(self) -> torch.Tensor:
         """All of them."""
-        where, batch = (self.pk, self.batch) if self.k is None else (self.k.buffer, len(self.k.buffer))
+        where, batch = (self.pk, self.batch) if self.k is None else (self.k.tensor, len(self.k.tensor))
         device = None if where is None else where.device
         return torch.arange(self.stored, dtype=torch.int32, device=device).expand(batch, self.shape.kv_heads, -1)
 

@@ -34,11 +34,11 @@ class PagedWindow(Method):
         formula="2·L·B·G·S·d·2·(most pages in use at once)",
         evicts_in_decode=True,
         variant="whole pages leave; original positions; dense prefill",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),
-            ("a_block_takes_the_bytes_of_its_tokens", "a block larger than the window adds pages that stay"),
-            ("bytes_stay_as_declared_in_long_decoding", "a block larger than the window adds pages that stay"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on",
+            "a_block_takes_the_bytes_of_its_tokens": "a block larger than the window adds pages that stay",
+            "bytes_stay_as_declared_in_long_decoding": "a block larger than the window adds pages that stay",
+        },
     )
 
     page: int = 16

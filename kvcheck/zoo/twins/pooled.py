@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -78,11 +78,11 @@ class Pooled(Method):
 
 
 class PooledLayer(CacheLayer):
-    """The window in k and v; the entries in pk and pv, Rooms (B, G, n // r, d)."""
+    """The window in k and v; the entries in pk and pv, GrowableBuffers (B, G, n // r, d)."""
 
     method: Pooled
-    pk: Room | None
-    pv: Room | None
+    pk: GrowableBuffer | None
+    pv: GrowableBuffer | None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -108,24 +108,24 @@ class PooledLayer(CacheLayer):
         span = slice(start, start + (complete - done) * size)
         for name, states in (("pk", self.keys), ("pv", self.values)):
             means = states[:, :, span].unflatten(2, (complete - done, size)).float().mean(3).to(self.dtype)
-            room = getattr(self, name)
-            if room is None:
-                setattr(self, name, Room(means))
+            buffer = getattr(self, name)
+            if buffer is None:
+                setattr(self, name, GrowableBuffer(means))
             else:
-                room.append(means)
+                buffer.append(means)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """After the prompt, the window and the entries, by one softmax."""
         if self.prompt is None or self.pk is None or self.pv is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         device, width = query.device, self.method.width(self.prompt)
         row = torch.arange(self.seen - query.shape[2], self.seen, device=device).unsqueeze(1)
         age = row - torch.arange(self.seen - keys.shape[2], self.seen, device=device)
         near = (age >= 0) & (age < width)
         entries = torch.arange(self.pk.length, device=device) < self.visible(row)
         keys, values = (
-            torch.cat([states, room.used[rows].to(states.dtype)], dim=2)
-            for states, room in ((keys, self.pk), (values, self.pv))
+            torch.cat([states, buffer.used[rows].to(states.dtype)], dim=2)
+            for states, buffer in ((keys, self.pk), (values, self.pv))
         )
         mask = torch.cat([near, entries], dim=1)
         return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)

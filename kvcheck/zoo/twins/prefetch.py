@@ -19,7 +19,7 @@ Fetched = tuple[torch.Tensor, torch.Tensor]
 class Prefetch(Offload):
     """Layers 0, 2, 4, … are in host memory, the others where the model is; while one attends, the next is fetched.
 
-    There is room for one fetched layer. A layer that was not fetched is read from the runner when it attends.
+    There is room for one fetched layer. A layer that was not fetched is read from the host when it attends.
 
     Bytes: 2·floor(L/2)·B·G·n·d·2 on the device, 2·ceil(L/2)·B·G·n·d·2 in host memory.
     """

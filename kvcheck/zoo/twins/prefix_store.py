@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
@@ -113,7 +113,7 @@ class StoreRunner(MethodRunner):
         cache = self.build()
         for layer, part in zip(cache.layers, [] if states is None else states, strict=states is not None):
             layer.store_dtype = part.dtype
-            layer.k, layer.v = (Room(each.clone(memory_format=torch.contiguous_format)) for each in part)
+            layer.k, layer.v = (GrowableBuffer(each.clone(memory_format=torch.contiguous_format)) for each in part)
             layer.seen = part.shape[3]
             layer.is_initialized = True
         return cache

@@ -11,7 +11,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import KVCache
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.quantize import quantize
 from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
@@ -57,7 +57,7 @@ class TieredStore(PrefixStore):
         PrefixStore.info,
         summary="the full cache, from a store of prefixes in two tiers",
         verbatim=False,
-        whole="far=1000000",
+        lossless=Lossless.at("far=1000000"),
     )
 
     far: int = 64

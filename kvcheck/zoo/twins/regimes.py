@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import ModelShape
@@ -39,8 +39,8 @@ class Regimes(Fp16):
         evicts_in_decode=True,  # nothing leaves; but tokens are turned by what is fed in one group with them
         shares_prefill=False,
         variant="two sets of frequencies; the cache is computed anew when a text crosses the length",
-        whole="original=1000000",
-        exempt=(("a_block_is_its_tokens_one_by_one", "what is fed together with a crossing is turned like the rest"),),
+        lossless=Lossless.at("original=1000000"),
+        exempt={"a_block_is_its_tokens_one_by_one": "what is fed together with a crossing is turned like the rest"},
     )
 
     original: int = 1040

@@ -38,10 +38,10 @@ class Ring(Method):
         knob="window",
         evicts_in_decode=True,
         variant="a ring of fixed size that is saved and loaded after the prompt; guessed tokens are rolled back",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),
-            ("what_is_taken_back_was_never_there", "what a full ring has overwritten is gone"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on",
+            "what_is_taken_back_was_never_there": "what a full ring has overwritten is gone",
+        },
     )
 
     sink: int = 4

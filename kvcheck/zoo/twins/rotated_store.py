@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import Packed
@@ -115,7 +115,7 @@ class RotatedLayer(FlexGenLayer):
         self.kq = Turned(self.method.bits, self.method.group, self.rotation(about))
         for name, packed in (("kq", self.kq), ("vq", self.vq)):
             for part in ("codes", "scale", "low"):
-                setattr(packed, part, Room(tensors[f"{name}.{part}"]))
+                setattr(packed, part, GrowableBuffer(tensors[f"{name}.{part}"]))
 
     def about(self) -> dict[str, str]:
         """What is saved beside codes and scales."""

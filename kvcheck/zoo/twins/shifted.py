@@ -116,11 +116,11 @@ class ShiftedLayer(CacheLayer):
             keys = rotate(keys, self.turned[rows].unsqueeze(1), self.rope)
         return keys, values
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend with queries at the positions of their slots."""
         if self.turned is not None:
             query = rotate(query, self.lag, self.shape.rope or ())
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
     def compress(self, queries: torch.Tensor) -> None:
         """Discard after the prompt."""

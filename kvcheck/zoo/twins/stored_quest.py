@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
@@ -42,4 +42,6 @@ class StoredQuestLayer(QuestLayer):
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Take in what was loaded."""
-        self.k, self.v, self.low, self.high = (Room(state[name]) for name in ("keys", "values", "low", "high"))
+        self.k, self.v, self.low, self.high = (
+            GrowableBuffer(state[name]) for name in ("keys", "values", "low", "high")
+        )

@@ -11,16 +11,17 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.quantize import QuantLayer, pack, unpack
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 
 
 @dataclass(frozen=True)
-class Turbo(Method):
+class Turbo(KeepsAll):
     """Cut every vector into blocks, store each as its norm and the codes of its rotated direction.
 
     bits: 2 or 4. block: channels that are rotated together; the last block of a vector is what is left of head_dim.
@@ -41,10 +42,10 @@ class Turbo(Method):
         knob="bits",
         verbatim=False,
         variant="mean squared error only (no residual sign bits); one random rotation per layer",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),
-            ("what_was_read_back_is_stored_without_loss", "what is read back has another norm, and other directions"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized",
+            "what_was_read_back_is_stored_without_loss": "what is read back has another norm, and other directions",
+        },
     )
 
     bits: int = 4
@@ -78,18 +79,10 @@ class Turbo(Method):
         """A layer whose tail is empty between forwards."""
         return TurboLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, and a float16 norm per block."""
         token = shape.head_dim * self.bits // 8 + 2 * -(-shape.head_dim // self.block)
         return 2 * shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class Turned:
@@ -100,8 +93,8 @@ class Turned:
 
     def __init__(self, bits: int, sizes: tuple[int, ...], seed: int) -> None:
         self.bits, self.sizes, self.seed = bits, sizes, seed
-        self.codes: Room | None = None
-        self.norms: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.norms: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -117,7 +110,7 @@ class Turned:
         parts = [self._encode(part) for part in values.float().split(self.sizes, dim=-1)]
         codes, norms = (torch.cat([part[which] for part in parts], dim=-1) for which in (0, 1))
         if self.codes is None or self.norms is None:
-            self.codes, self.norms = Room(codes), Room(norms)
+            self.codes, self.norms = GrowableBuffer(codes), GrowableBuffer(norms)
         else:
             self.codes.append(codes)
             self.norms.append(norms)
@@ -153,10 +146,10 @@ class Turned:
         return table[found.long()] @ rotation(size, seed, packed.device) / size**0.5
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
-        """Keep these slots, as Room.keep."""
-        for room in (self.codes, self.norms):
-            if room is not None:
-                room.keep(index, spare)
+        """Keep these slots, as GrowableBuffer.keep."""
+        for buffer in (self.codes, self.norms):
+            if buffer is not None:
+                buffer.keep(index, spare)
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Turned:
         """Copies of these rows of the batch."""

@@ -1,4 +1,4 @@
-"""Append rooms against a plain tensor, and the rotation table that is kept."""
+"""Growable buffers against a plain tensor, and the rotation table that is kept."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import pytest
 import torch
 
 from kvcheck.cache import rotary
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 
 
-def step(rng: random.Random, room: Room, held: torch.Tensor) -> torch.Tensor:
+def step(rng: random.Random, buffer: GrowableBuffer, held: torch.Tensor) -> torch.Tensor:
     """Do one thing to a room -> what it should hold then."""
     batch, heads, length, dim = held.shape
     what = rng.choice(["append", "append", "slide", "keep", "drop", "select"])
     if what == "append":
         block = torch.randn(batch, heads, rng.choice([1, 1, 1, 3, 40]), dim)
-        room.append(block)
+        buffer.append(block)
         return torch.cat([held, block], dim=2)
     if what == "slide":
         count = rng.randint(0, length) if rng.random() < 0.2 else min(1, length)
         first = rng.randint(0, length - count)
-        room.slide(first, count)
+        buffer.slide(first, count)
         return torch.cat([held[:, :, :first], held[:, :, first + count :]], dim=2)
     if what == "keep":
         kept = rng.randint(min(1, length), length)
         index = torch.stack([torch.randperm(length)[:kept].sort().values for _ in range(batch * heads)])
         index = index.view(batch, heads, kept)
-        room.keep(index, rng.randint(0, 1) if kept else 0)
+        buffer.keep(index, rng.randint(0, 1) if kept else 0)
         return held.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, dim))
     if what == "drop":
         oldest = rng.randint(0, length)
-        room.drop(oldest)
+        buffer.drop(oldest)
         return held[:, :, oldest:]
-    twin = room.select(range(batch))
-    room.buffer, room.length, room.start = twin.buffer, twin.length, twin.start
+    twin = buffer.select(range(batch))
+    buffer.tensor, buffer.length, buffer.start = twin.tensor, twin.length, twin.start
     return held
 
 
@@ -44,11 +44,11 @@ def test_a_room_holds_what_a_plain_tensor_would_whatever_is_done_to_it(seed: int
     torch.manual_seed(seed)
     rng = random.Random(seed)
     given = torch.randn(*rng.choice([(1, 1), (2, 3)]), rng.randint(0, 100), 4)
-    room, held, before = Room(given), given.clone(), given.clone()
+    buffer, held, before = GrowableBuffer(given), given.clone(), given.clone()
     for _ in range(60):
-        held = step(rng, room, held)
-        assert torch.equal(room.used, held)
-        assert 0 <= room.unused_bytes <= room.buffer.nbytes - room.used.nbytes
+        held = step(rng, buffer, held)
+        assert torch.equal(buffer.used, held)
+        assert 0 <= buffer.unused_bytes <= buffer.tensor.nbytes - buffer.used.nbytes
     assert torch.equal(given, before)  # what was adopted is never written to
 
 
