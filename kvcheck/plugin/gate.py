@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvcheck.core import paths
-from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import accept_as_reviewed, shipped
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.questions import judge_latency as judge_one
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -174,14 +173,6 @@ def store(config: pytest.Config) -> Store:
     In kvcheck's own checkout the shipped ones are written.
     """
     return open_store(state.settings(config).baselines, config.rootpath)
-
-
-def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple[Verdict, ...]:
-    """Verdicts on the ratios that have a limit."""
-    budget = Budget(**settings.budget)
-    limits = {"ttft": budget.ttft, "tpot": budget.tpot}
-    found = ((one, limits.get(one.what)) for one in latency)
-    return tuple(judge_one(one, limit) for one, limit in found if limit is not None)
 
 
 def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
