@@ -6,14 +6,17 @@ pytest loads the plugin in every session on the machine, and must not pay for to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
     from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
+    from kvcheck.conformance.base import property_test
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
     from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
     from kvcheck.core.settings import Settings
@@ -46,6 +49,7 @@ _PUBLIC = {
     "Turn": "tasks.base",
     "Verdict": "core.record",
     "judge": "judging.budget",
+    "property_test": "conformance.base",
     "read_run": "store.run_file",
 }
 """The public names, with the modules that they are in."""
@@ -75,11 +79,12 @@ __all__ = [
     "Verdict",
     "__version__",
     "judge",
+    "property_test",
     "read_run",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, imported on demand; `kvcheck.__version__` likewise."""
     if name in _PUBLIC:
         from importlib import import_module

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from kvcheck.core.errors import SpecError
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def pair(found: object, what: str) -> tuple[Tensor, Tensor]:
     return tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
 
 
-def divisor(number: int, most: int) -> int:
-    """The largest divisor of number that is at most `most`."""
-    return next(each for each in range(min(number, most), 0, -1) if number % each == 0)
+def grouped(method: str, group: int, head_dim: int) -> None:
+    """Raise MethodUnsupported unless groups of channels fill the head_dim of the model."""
+    if head_dim % group:
+        fits = next(each for each in range(min(head_dim, group), 0, -1) if head_dim % each == 0)
+        raise MethodUnsupported(
+            f"{method}: group={group} does not divide the model's head_dim of {head_dim}",
+            f"type {option('methods')}={method}:group={fits}",
+        )

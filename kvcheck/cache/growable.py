@@ -91,6 +91,14 @@ class GrowableBuffer:
         return GrowableBuffer(self.used.index_select(0, at))
 
 
+def appended(buffer: GrowableBuffer | None, block: torch.Tensor) -> GrowableBuffer:
+    """The buffer with a block (B, G, q, ...) behind it; None: one that begins with the block, which is adopted."""
+    if buffer is None:
+        return GrowableBuffer(block)
+    buffer.append(block)
+    return buffer
+
+
 def _like(tensor: torch.Tensor, capacity: int) -> torch.Tensor:
     """An uninitialised tensor of another capacity."""
     return tensor.new_empty(*tensor.shape[:2], capacity, *tensor.shape[3:])

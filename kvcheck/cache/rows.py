@@ -38,8 +38,7 @@ class Row(CacheView):
     """A cache of one sequence that is not made of kvcheck's layers.
 
     cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
-    anew. press: what compresses it, and its state. masks: by the name of a module, what an attention
-    patch is to hide.
+    anew. press: what compresses it, and its state. masks: by the name of a module, what an attention patch is to hide.
     """
 
     meta = ("press", "masks")

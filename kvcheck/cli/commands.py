@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from kvcheck.core.record import CaseRecord, Run
 
 
-HEAVY = ("alarms", "prompt", "speed")
+HEAVY = ("false-positives", "prompt", "speed")
 """Commands that run torch in this process."""
+RENAMED = {"alarms": "false-positives"}
+"""What commands were called before, and are called now."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `baselines record` gives what pytest exits with.
     """
-    given = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in RENAMED:
+        now = RENAMED[words[0]]
+        complain(
+            KvcheckError(
+                f"`kvcheck {words[0]}` is called `kvcheck {now}` now", shlex.join(["kvcheck", now, *words[1:]])
+            )
+        )
+        return ERROR
+    given = parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = given.run
     importable(Path.cwd())
     threads.wait_passively()

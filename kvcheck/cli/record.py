@@ -57,6 +57,7 @@ def _record(given: argparse.Namespace) -> int:
 def command(given: argparse.Namespace) -> list[str]:
     """The arguments of pytest. Raises SpecError and BaselineError for every name and value that pytest would refuse."""
     from kvcheck.core.spec import split_specs
+    from kvcheck.models import names
     from kvcheck.plugin import cases, parse, refusals
     from kvcheck.plugin.options import words
 
@@ -69,7 +70,7 @@ def command(given: argparse.Namespace) -> list[str]:
     source = {name: f"{parse.TABLE} {name}" for name in project} | {name: option(name) for name in asked}
     settings = parse.settings({**project, **asked}, source)
     refusals.recording_in_ci(settings)
-    refusals.known_model(settings.model)
+    names.find(settings.model)
     refusals.known_place(settings)
     refusals.expect_room(settings, Path.cwd())
     _expect_data(settings)

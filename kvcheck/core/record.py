@@ -331,7 +331,7 @@ class ZooRecord:
 
     name: str
     family: str
-    twin: str
+    counterpart: str
     correct: bool
     url: str = ""
     properties: tuple[str, ...] = ()

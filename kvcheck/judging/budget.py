@@ -143,14 +143,14 @@ def judge(
         verdicts.append(judge_regression(record, own, alpha, rule or DriftRule()))
     bytes_verdict = judge_bytes(record, own if against != "fp16" else None, budget.bytes)
     verdicts += [bytes_verdict] if bytes_verdict is not None else []
-    return (*verdicts, *judge_latencies(record.latency, budget))
+    return (*verdicts, *judge_ratios(record.latency, budget))
 
 
-def judge_latencies(latency: Iterable[LatencyRecord], budget: Budget) -> tuple[Verdict, ...]:
-    """A verdict for every ratio to fp16's latency that has a limit."""
+def judge_ratios(latency: Iterable[LatencyRecord], budget: Budget) -> tuple[Verdict, ...]:
+    """Verdicts on the ratios to fp16's latency that have a limit."""
     limits = {"ttft": budget.ttft, "tpot": budget.tpot}
-    gated = [(one, limit) for one in latency if (limit := limits.get(one.what)) is not None]
-    return tuple(judge_latency(one, limit) for one, limit in gated)
+    found = ((one, limits.get(one.what)) for one in latency)
+    return tuple(judge_latency(one, limit) for one, limit in found if limit is not None)
 
 
 def expect_records(

@@ -12,8 +12,6 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import BITS, Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import MethodUnsupported
-from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,7 @@ class FlexGen(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        if shape.head_dim % self.group:
-            raise MethodUnsupported(
-                f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type {option('methods')}=flexgen:group={checks.divisor(shape.head_dim, self.group)}",
-            )
+        checks.grouped(self.name(), self.group, shape.head_dim)
 
     def rounding(self) -> tuple[float, float]:
         """As KIVI's for values; a large channel of the keys takes the others of its group along."""

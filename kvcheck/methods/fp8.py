@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.full import KeepsAll
-from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max
@@ -91,12 +95,9 @@ class Floats:
         else:
             scale = self.scale.used
         codes = (wide / scale.float()).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
-        if self.codes is None or self.scale is None:
-            self.codes, self.scale = GrowableBuffer(codes), GrowableBuffer(scale)
-        else:
-            self.codes.append(codes)
-            if self.per == "token":
-                self.scale.append(scale)
+        self.codes = appended(self.codes, codes)
+        if self.per == "token" or self.scale is None:
+            self.scale = appended(self.scale, scale)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
@@ -104,12 +105,13 @@ class Floats:
             widen(self.codes.used[rows, heads], out)
             out.mul_(self.scale.used[rows, heads].float())
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Floats:
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Self:
         """Copies of these rows of the batch."""
-        twin = Floats(self.per)
-        if self.codes is not None and self.scale is not None:
-            twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
-        return twin
+        selected = copy.copy(self)
+        selected.codes, selected.scale = (
+            None if each is None else each.select(rows) for each in (self.codes, self.scale)
+        )
+        return selected
 
 
 def widen(codes: torch.Tensor, out: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
 from kvcheck.cache.full import KeepsAll
-from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.rotary import rotate, unrotate
@@ -271,10 +271,7 @@ class InfLayer(retrieve.OffloadLayer):
         positions = torch.arange(self.first, end, device=best.device) + self.away
         keys = unrotate(self.keys[:, :, self.first : end].float(), positions, self.rope)
         vectors = retrieve.gather(keys, best).mean(dim=3).to(self.dtype)
-        if self.vectors is None:
-            self.vectors = GrowableBuffer(vectors)
-        else:
-            self.vectors.append(vectors)
+        self.vectors = appended(self.vectors, vectors)
         self.received = torch.cat([self.received[:, :, : self.first], self.received[:, :, end:]], dim=2)
         self.copy_out(blocks * size, self.dtype)
         self.drop(blocks * size, spare=size)

@@ -11,7 +11,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.quantize import Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 
 
@@ -68,11 +68,7 @@ class KIVI(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        if shape.head_dim % self.group:
-            raise MethodUnsupported(
-                f"kivi: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type {option('methods')}=kivi:group={checks.divisor(shape.head_dim, self.group)}",
-            )
+        checks.grouped(self.name(), self.group, shape.head_dim)
 
     def tails(self, seen: int) -> tuple[int, int]:
         """rK, rV: tokens whose keys, and whose values, are in 16 bits after `seen` tokens."""

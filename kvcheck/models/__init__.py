@@ -5,10 +5,10 @@ The names of the embedded ones are known without torch; `load` and the rest are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core import env, threads
-from kvcheck.models.embedded import EMBEDDED
+from kvcheck.models.names import EMBEDDED
 
 if TYPE_CHECKING:
     from kvcheck.models.devices import pick_device, pick_dtype, share_threads
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDED", "Encoder", "LoadedModel", "Loading", "load", "pick_device", "pick_dtype", "share_threads"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the part that needs torch when it is asked for. Raises KvcheckError for a torch that will not do."""
     if name in __all__:
         threads.wait_passively()

@@ -240,8 +240,8 @@ kv_property = _fixture(
     "kv_property",
     "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
 )
-kv_suspect = _fixture(
-    "kv_suspect", "One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."
+kv_candidate = _fixture(
+    "kv_candidate", "One bug of the zoo, or a correct method: `kv_candidate.check(kv_candidate.examine())`."
 )
 
 

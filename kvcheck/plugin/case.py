@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -62,8 +63,11 @@ class KvCase(Taken):
     def run(self) -> CaseRecord:
         """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
         self._once()
-        so_far, whole = resume.earlier(self._state, str(self.case), self.method)
-        record = so_far if so_far is not None and whole else self._measure(so_far)
+        record, whole = resume.earlier(self._state, str(self.case), self.method)
+        if record is None or not whole:
+            record, problem = self._attempt(self._measuring(record), self._problem, contained)
+            if record is None:
+                self._fail(problem or f"{self.method} gave no record of {self.case}")
         problem = ""
         try:
             check_record(record)
@@ -107,20 +111,13 @@ class KvCase(Taken):
         if where:
             self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
 
-    def _measure(self, so_far: CaseRecord | None) -> CaseRecord:
+    def _measuring(self, so_far: CaseRecord | None) -> Callable[[], CaseRecord]:
+        """What is left to measure of the case. A partial, so that the engine is called by `_attempt` itself."""
         run_case, more = self._engine.run_case, {}
         if so_far is not None and "so_far" in inspect.signature(run_case).parameters:
             more["so_far"] = so_far
         self._kept = len(so_far.samples) if more and so_far is not None else 0
-
-        def run() -> CaseRecord:
-            with in_place(), threads_fail():
-                return run_case(self.case, self.method, self._on_block, self._on_progress, **more)
-
-        record, problem = self._attempt(run, self._problem)
-        if record is None:
-            self._fail(problem or f"{self.method} gave no record of {self.case}")
-        return record
+        return partial(run_case, self.case, self.method, self._on_block, self._on_progress, **more)
 
     def _problem(self, error: BaseException) -> str:
         if isinstance(error, TimeLimit):
@@ -160,6 +157,13 @@ class KvCase(Taken):
         """What rides on the report."""
         model = {"fingerprint": self._engine.fingerprint, "name": self._engine.model_name}
         return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """What is around every case: it comes back to the folder of pytest, and its threads do not fail in silence."""
+    with in_place(), threads_fail():
+        yield
 
 
 @contextmanager

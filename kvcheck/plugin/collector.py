@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
@@ -203,8 +203,8 @@ class Collector:
         """What was gathered so far, in a fixed order."""
         cases = tuple(self.records[name] for name in sorted(self.records, key=self._order))
         verdicts = {name: found for name, found in sorted(self.verdicts.items()) if found}
-        known = self.settings.methods
-        properties = sorted(self.properties.values(), key=lambda one: (known.index(one.method), NAMES.index(one.name)))
+        known, order = self.settings.methods, names()
+        properties = sorted(self.properties.values(), key=lambda one: (known.index(one.method), order.index(one.name)))
         return Run(self._head(), cases, verdicts, dict(sorted(self.failures.items())), tuple(properties))
 
     def whole(self) -> Run:

@@ -7,7 +7,7 @@ import pytest
 from kvcheck.plugin import options
 from kvcheck.store.journal import Item
 
-CASE, LATENCY, PROPERTY, FINDING, SUSPECT = options.FIXTURES
+CASE, LATENCY, PROPERTY, FINDING, CANDIDATE = options.FIXTURES
 ITEM: pytest.StashKey[Item | None] = pytest.StashKey()
 PLACE: pytest.StashKey[int] = pytest.StashKey()
 COLLECTED: pytest.StashKey[int] = pytest.StashKey()

@@ -11,7 +11,7 @@ import pytest
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
-from kvcheck.judging.budget import Budget, judge_latencies
+from kvcheck.judging.budget import Budget, judge_ratios
 from kvcheck.plugin import commands
 from kvcheck.plugin.taken import HANGS, Taken, said, tail
 from kvcheck.plugin.timelimit import TimeLimit
@@ -84,7 +84,7 @@ class KvLatency(Taken):
 
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
-        self.verdicts = judge_latencies(latency, Budget(**self.settings.budget))
+        self.verdicts = judge_ratios(latency, Budget(**self.settings.budget))
         bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
         if bad:
             self._fail("\n".join(explain.latency_failure(self.method, self.length, bad, self.settings.strict)))

@@ -15,6 +15,7 @@ from kvcheck.core.record import RunHeader
 from kvcheck.core.registry import importable
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import flag, raised
+from kvcheck.models import names
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State
 from kvcheck.runner.case import driven
@@ -43,7 +44,7 @@ def activate(config: pytest.Config) -> State:
         state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             env.expect_versions()
-            refusals.known_model(found.model)
+            names.find(found.model)
     except KvcheckError as error:
         raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
     config.stash[STATE] = state

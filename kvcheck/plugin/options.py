@@ -24,7 +24,7 @@ FIXTURES = {
     "kv_latency": "latency.KvLatency",
     "kv_property": "conformance.KvProperty",
     "kv_finding": "findings.KvFinding",
-    "kv_suspect": "zoo.KvSuspect",
+    "kv_candidate": "zoo.KvCandidate",
 }
 """What a test takes of kvcheck, and the class of kvcheck/plugin/ that it is given."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CAPABILITIES, cost_case
@@ -36,8 +36,8 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
         settings = opening.activate(config).settings
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    if fixture == "kv_suspect" or settings.zoo:
-        params = suspect_params(settings) if settings.zoo and fixture == "kv_suspect" else []
+    if fixture == "kv_candidate" or settings.zoo:
+        params = candidate_params(settings) if settings.zoo and fixture == "kv_candidate" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
         params = (
             [pytest.param(Subject(()), id=plain(settings.model))]
@@ -111,17 +111,17 @@ def property_params(settings: Settings, marks: str = "") -> list[Any]:
     """One parameter (property, method) per item."""
     if not properties_wanted(settings, marks):
         return []
-    pairs = [(name, method) for method in settings.methods for name in NAMES]
+    pairs = [(name, method) for method in settings.methods for name in names()]
     mine = [pytest.mark.conformance]
     return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 
 
-def suspect_params(settings: Settings) -> list[Any]:
-    """One parameter per bug and per correct twin. Raises CollectError for an unknown name."""
-    from kvcheck.zoo.hunt import suspects
+def candidate_params(settings: Settings) -> list[Any]:
+    """One parameter per bug and per correct counterpart. Raises CollectError for an unknown name."""
+    from kvcheck.zoo.evaluate import candidates
 
     try:
-        found = list(suspects(settings.zoo, settings.methods))
+        found = list(candidates(settings.zoo, settings.methods))
     except KvcheckError as error:
         raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
     return [pytest.param(Subject((one,), one.name), id=f"{one.family}-{one.name}") for one in found]

@@ -60,7 +60,7 @@ def _of_item(item: Item, result: Result, settings: Settings) -> str:
     own = _failure(item, ended, settings)
     if outcome == "failed":
         listed = ended is not None and ended.property is not None and ended.property.outcome == FAILS
-        return "" if listed or item.kind in (items.FINDING, items.SUSPECT) else own or result.text or "it failed"
+        return "" if listed or item.kind in (items.FINDING, items.CANDIDATE) else own or result.text or "it failed"
     if own:
         counted = f"pytest counts it as {outcome}" if outcome else "pytest has no outcome of it"
         return f"{own}\n  {counted}: a failure stays a failure; {LEAVE_OUT}"
@@ -89,7 +89,7 @@ def _has_verdict(item: Item, result: Result, settings: Settings) -> bool:
     ended = result.ended
     if item.kind == items.FINDING:
         return findings.PROPERTY in result.told
-    if item.kind == items.SUSPECT:
+    if item.kind == items.CANDIDATE:
         return zoo.RESULT in result.told or (result.outcome == "skipped" and zoo.NO_PLACE in result.text)
     if ended is None:
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
@@ -47,14 +47,19 @@ class Taken:
     def close(self) -> None:
         """The test is over."""
 
-    def _attempt(self, run: Callable[[], T], failed: Callable[[BaseException], str]) -> tuple[T | None, str]:
-        """Run code of a method within its time limit: (what it gave, "" or how its failure reads).
+    def _attempt(
+        self,
+        run: Callable[[], T],
+        failed: Callable[[BaseException], str],
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> tuple[T | None, str]:
+        """Run code of a method within its time limit, and `around` it: (what it gave, "" or how its failure reads).
 
         An interrupt of the user goes on; what pytest raises to skip does not: a method that does so has not passed.
         """
         try:
             self._state.start(items.of(self._node))
-            with time_limit(self.settings.timeout):
+            with time_limit(self.settings.timeout), around():
                 return run(), ""
         except KeyboardInterrupt:
             raise

@@ -1,4 +1,4 @@
-"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_suspect` fixture and its table."""
+"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_candidate` fixture and its table."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from kvcheck.report import zoo
 from kvcheck.store.run_file import dumps, zoo_from_json
 
 if TYPE_CHECKING:
-    from kvcheck.zoo.hunt import Hunt, Suspect
+    from kvcheck.zoo.evaluate import Candidate, Evaluation
 
 RESULT = "kvcheck_zoo"
 NO_PLACE = "the fault has no place here"
-HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
+EVALUATION: pytest.StashKey[Evaluation] = pytest.StashKey()
 
 
-class KvSuspect(Taken):
+class KvCandidate(Taken):
     """One faulty method, or a correct one: `check(examine())`."""
 
-    def __init__(self, request: pytest.FixtureRequest, suspect: Suspect) -> None:
+    def __init__(self, request: pytest.FixtureRequest, candidate: Candidate) -> None:
         super().__init__(request)
-        self.suspect = suspect
+        self.candidate = candidate
 
     def examine(self) -> ZooRecord:
         """Try properties and tasks on it, unless --kv-resume names a file that has the result.
 
         Skips a fault that has no place in the user's method.
         """
-        found = known(self._config).get((self.suspect.name, self.suspect.twin))
+        found = known(self._config).get((self.candidate.name, self.candidate.counterpart))
         if found is None:
             try:
                 with time_limit(self.settings.timeout):
-                    found = self._hunt().examine(self.suspect)
+                    found = self._evaluation().examine(self.candidate)
             except MethodUnsupported as error:
                 pytest.skip(f"{NO_PLACE}: {error.message}")
             except (pytest.skip.Exception, pytest.xfail.Exception) as error:
-                pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
+                pytest.fail(f"{self.candidate.name} raised {type(error).__name__}: {error}", pytrace=False)
         self._node.user_properties.append((RESULT, dumps(found)))
         return found
 
@@ -66,14 +66,16 @@ class KvSuspect(Taken):
                 pytrace=False,
             )
 
-    def _hunt(self) -> Hunt:
+    def _evaluation(self) -> Evaluation:
         """The gate of this process, made once."""
-        from kvcheck.zoo.hunt import Hunt
+        from kvcheck.zoo.evaluate import Evaluation
 
         stash, session = self._config.stash, self._session
-        if HUNT not in stash:
-            stash[HUNT] = Hunt(session, self.settings, gate.store(self._config), shipped(session.model_name))
-        return stash[HUNT]
+        if EVALUATION not in stash:
+            stash[EVALUATION] = Evaluation(
+                session, self.settings, gate.store(self._config), shipped(session.model_name)
+            )
+        return stash[EVALUATION]
 
 
 def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
@@ -85,7 +87,7 @@ def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
     kept, facts = dict(known(config)), header(config)
 
     def keep(found: list[ZooRecord]) -> None:
-        kept.update({(one.name, one.twin): one for one in found})
+        kept.update({(one.name, one.counterpart): one for one in found})
         if path:
             write(Path(path), facts, kept.values())
 
@@ -97,14 +99,14 @@ KNOWN: pytest.StashKey[Known] = pytest.StashKey()
 
 
 def known(config: pytest.Config) -> Known:
-    """The results of --kv-resume by name and twin, read once. Raises UsageError for those of another state."""
+    """The results of --kv-resume by name and counterpart, read once. Raises UsageError for those of another state."""
     if KNOWN not in config.stash:
         path = state.settings(config).resume
         try:
             found = read(Path(path), header(config)) if path else []
         except KvcheckError as error:
             raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
-        config.stash[KNOWN] = {(one.name, one.twin): one for one in found}
+        config.stash[KNOWN] = {(one.name, one.counterpart): one for one in found}
     return config.stash[KNOWN]
 
 

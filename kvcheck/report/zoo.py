@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"https://[\w./#?=&%:-]+")
 
 def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
     """How many bugs were caught, how many correct methods were accused."""
-    bugs, twins = [one for one in found if not one.correct], [one for one in found if one.correct]
+    bugs, correct = [one for one in found if not one.correct], [one for one in found if one.correct]
     if bugs:
         ways = {
             "caught": sum(bool(one.properties or one.cases) for one in bugs),
@@ -25,13 +25,13 @@ def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
         }
         text = ", ".join(f"{count} ({100 * count / len(bugs):.0f} %) {way}" for way, count in ways.items())
         yield f"{len(bugs)} bugs: {text}"
-    if twins:
-        accused = [one.name for one in twins if one.properties or one.cases]
-        yield f"{len(twins)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
+    if correct:
+        accused = [one.name for one in correct if one.properties or one.cases]
+        yield f"{len(correct)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
 
 
 def _cells(one: ZooRecord) -> tuple[str, ...]:
-    """Name, twin, and per way: by what, after how much, in how many seconds."""
+    """Name, counterpart, and per way: by what, after how much, in how many seconds."""
     way, where = _short(one.properties), _short(one.cases)
     tried = f"{one.trials} trials, {one.property_seconds:.0f} s"
     measured = f"{one.samples} contexts, {one.case_seconds:.0f} s"
@@ -71,5 +71,5 @@ def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
             name, way, tried, where, measured = _cells(one)
             linked = f"[{escape(name)}]({one.url})" if ADDRESS.fullmatch(one.url) else code(name)
             rest = map(escape, (way, tried, where, measured))
-            cells = (escape(one.family.replace("_", " ")), linked, code(one.twin), *rest)
+            cells = (escape(one.family.replace("_", " ")), linked, code(one.counterpart), *rest)
             yield f"| {' | '.join(cells)} |"

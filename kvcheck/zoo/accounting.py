@@ -10,20 +10,14 @@ import torch
 from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.quantize import Packed
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.chain import Chain
-from kvcheck.zoo.twins.pyramid import Pyramid
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.chain import Chain
+from kvcheck.zoo.counterparts.pyramid import Pyramid
 
 
-@bug(
-    "composed-ratios-multiplied-as-removed",
-    "https://github.com/NVIDIA/kvpress/issues/146",
-    twin="kvcheck.zoo.twins.chain.Chain",
-)
-@dataclass(frozen=True)
+@bug("composed-ratios-multiplied-as-removed", "https://github.com/NVIDIA/kvpress/issues/146")
 class ComposedRatiosMultipliedAsRemoved(Chain):
     """The shares that two stages remove are multiplied to say what both remove, as if they were shares that are kept:
     two halves make a quarter removed, while three quarters are gone. What is stored is right, what is said of it wrong.
@@ -36,8 +30,7 @@ class ComposedRatiosMultipliedAsRemoved(Chain):
         return min(int(self.votes * self.norms * prompt), max(0, prompt - self.window))
 
 
-@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54", twin="flexgen")
-@dataclass(frozen=True)
+@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54")
 class BitWidthAccountingOnly(FlexGen):
     """Keys and values are quantized, dequantized at once and kept in 16 bits; the declared bytes are computed from the
     number of bits.
@@ -45,10 +38,6 @@ class BitWidthAccountingOnly(FlexGen):
     Found in a library of quantizers for MLX. Shows in the memory of the process alone: the answers are those of a
     quantized cache.
     """
-
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that stores what it has dequantized."""
-        return RoundTripLayer(shape, index, self)
 
 
 class RoundTrip:
@@ -81,11 +70,12 @@ class RoundTrip:
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> RoundTrip:
         """Copies of these rows of the batch."""
-        twin = RoundTrip(self.bits, self.group)
-        twin.tokens = None if self.tokens is None else self.tokens.select(rows)
-        return twin
+        selected = RoundTrip(self.bits, self.group)
+        selected.tokens = None if self.tokens is None else self.tokens.select(rows)
+        return selected
 
 
+@used_by(BitWidthAccountingOnly)
 class RoundTripLayer(FlexGenLayer):
     """Stores everything in 16 bits."""
 
@@ -95,12 +85,7 @@ class RoundTripLayer(FlexGenLayer):
         self.kq, self.vq = (RoundTrip(self.method.bits, self.method.group) for _ in "kv")
 
 
-@bug(
-    "per-layer-budget-guarded-by-global",
-    "https://github.com/Zefan-Cai/KVCache-Factory/issues/6",
-    twin="kvcheck.zoo.twins.pyramid.Pyramid:budget=352",
-)
-@dataclass(frozen=True)
+@bug("per-layer-budget-guarded-by-global", "https://github.com/Zefan-Cai/KVCache-Factory/issues/6", "budget=352")
 class PerLayerBudgetGuardedByGlobal(Pyramid):
     """Every layer has a budget of its own, but the code asks first whether the prompt is shorter than twice the mean
     budget before the window, and if so gives all layers that mean.
@@ -114,7 +99,7 @@ class PerLayerBudgetGuardedByGlobal(Pyramid):
         return mean if prompt < 2 * mean else super().prefix(layers, index, prompt)
 
 
-@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377", twin="fp16")
+@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377")
 @dataclass(frozen=True)
 class LengthInferredFromNonzeroValues(Fp16):
     """The number of tokens, from which the positions of the next ones follow, is the number of slots of the first row
@@ -124,11 +109,8 @@ class LengthInferredFromNonzeroValues(Fp16):
     bias: those that follow come a position too early.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that counts by contents."""
-        return CountedLayer(shape, index, self)
 
-
+@used_by(LengthInferredFromNonzeroValues)
 class CountedLayer(CacheLayer):
     """Counts keys that are not zero."""
 

@@ -106,9 +106,9 @@ class StoredLengthLayer(LosesFirstLayer):
 
 class HeavyForkLayer(CacheLayer):
     def select(self, rows):
-        twin = super().select(rows)
-        twin.old = self.values.clone()
-        return twin
+        counterpart = super().select(rows)
+        counterpart.old = self.values.clone()
+        return counterpart
 
 
 class PilingLayer(CacheLayer):
@@ -163,10 +163,10 @@ class InPlaceOnlyLayer(CacheLayer):
 
 class AliasedForkLayer(InPlaceOnlyLayer):
     def select(self, rows):
-        twin = super().select(rows)
+        counterpart = super().select(rows)
         if list(rows) == list(range(self.values.shape[0])):
-            twin.k, twin.v = self.k, self.v
-        return twin
+            counterpart.k, counterpart.v = self.k, self.v
+        return counterpart
 
 
 class CountingLayer(CacheLayer):

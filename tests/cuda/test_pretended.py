@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pretended import Counting, Pretended, device
+from tiny import runner_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -301,7 +302,7 @@ def test_a_method_answers_on_two_devices_as_on_one(
 def ran(loaded: LoadedModel, spec: str, mode: str) -> CaseRecord:
     """One small case, without its peak of memory, which a device can tell and the CPU cannot."""
     case = CaseId("kv", TASKS.get("kv").info.version, mode, 200, 0, 1)
-    record = Session.of(loaded, Settings(methods=(spec,))).run_case(case, spec)
+    record = runner_of(loaded, methods=(spec,)).run_case(case, spec)
     assert record.memory is not None
     return replace(record, memory=replace(record.memory, peak_bytes=None))
 

@@ -34,8 +34,8 @@ def step(rng: random.Random, buffer: GrowableBuffer, held: torch.Tensor) -> torc
         oldest = rng.randint(0, length)
         buffer.drop(oldest)
         return held[:, :, oldest:]
-    twin = buffer.select(range(batch))
-    buffer.tensor, buffer.length, buffer.start = twin.tensor, twin.length, twin.start
+    selected = buffer.select(range(batch))
+    buffer.tensor, buffer.length, buffer.start = selected.tensor, selected.length, selected.start
     return held
 
 

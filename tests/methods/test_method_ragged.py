@@ -16,6 +16,7 @@ from kvcheck.core.record import MODES, CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load
+from kvcheck.runner.case import Runner
 from kvcheck.tasks import TASKS
 
 ROWS_AND_HEADS = [(row, head) for row in range(2) for head in range(SHAPE.kv_heads)]
@@ -261,7 +262,7 @@ def test_the_engine_tells_which_slots_are_images(session: Session, mode: str) ->
     encode = session.loaded.tokenizer.encode
     contexts = [encode(TASKS.get("kv").generate(0, at, 512, session.loaded.tokenizer).context) for at in range(2)]
     image = max(set(contexts[0]), key=contexts[0].count)
-    record = session.run_case(case, f"look_m:heavy=1,recent=1,image_token={image}")
+    record = Runner(session, session.settings).run_case(case, f"look_m:heavy=1,recent=1,image_token={image}")
     images = [context.count(image) for context in contexts]
     assert min(images) > 20
     assert record.memory is not None

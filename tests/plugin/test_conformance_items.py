@@ -100,7 +100,59 @@ def test_collecting_them_imports_no_torch(repo: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines([f"*test_conformance[[]{FORKS}-snapkv[]]"])
 
 
-ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not twins")
+OWN = """
+from kvcheck import property_test
+
+
+@property_test(skip_reason=lambda info: "" if info.stage == "compression" else "it evicts nothing", longest=60)
+def few_slots_are_used(subject):
+    \"\"\"A cache never has more than {slots} slots.\"\"\"
+    cache, _ = subject.prefill(subject.tokens(subject.draw.prompt))
+    assert max(layer.stored for layer in cache.layers) <= {slots}, "too many slots"
+"""
+
+
+@pytest.mark.parametrize(("slots", "wanted"), [(32, {"passed": 1}), (31, {"failed": 1})])
+def test_a_property_of_ones_own_is_tried_beside_the_shipped_ones_and_named_where_it_fails(
+    try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester, slots: int, wanted: dict[str, int]
+) -> None:
+    repo.makepyfile(own=OWN.format(slots=slots))
+    result = try_out("--kv-method=mine.Newest", "-p", "own", "-k", f"few_slots or {FORKS}", "--kv-json=run.json")
+    result.assert_outcomes(**{"passed": 1 + wanted.get("passed", 0), "failed": wanted.get("failed", 0)}, deselected=49)
+    kept = json.loads((repo.path / "run.json").read_text("utf-8"))["properties"]
+    assert {one["name"] for one in kept} == {FORKS, "few_slots_are_used"}
+    if slots < 32:
+        result.stdout.fnmatch_lines(
+            [
+                'mine.Newest: "few slots are used" does not hold',
+                "*it raised AssertionError in few_slots_are_used (own.py:*): too many slots*",
+                "    def test_few_slots_are_used():",
+                "conformance of mine.Newest: 1 of 2 properties hold, 1 fail",
+            ]
+        )
+
+
+def test_a_property_of_ones_own_can_be_exempted_by_a_method_and_does_not_apply_where_it_says_so(
+    try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester
+) -> None:
+    repo.makepyfile(own=OWN.format(slots=1))
+    repo.makepyfile(
+        exempted="""
+        from dataclasses import replace
+
+        from mine import Newest as Known
+
+
+        class Newest(Known):
+            info = replace(Known.info, exempt={"few_slots_are_used": "it is a large one"})
+        """
+    )
+    result = try_out("--kv-method=exempted.Newest", "--kv-method=fp16", "-p", "own", "-k", "few_slots", "-rs")
+    result.assert_outcomes(skipped=2, deselected=100)
+    result.stdout.fnmatch_lines(["*it is a large one*", "*it evicts nothing*"])
+
+
+ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not counterparts")
 BUGS = "newcomer-score-freeze,attention-sinks-evictable,offset-is-retained-rows"
 
 

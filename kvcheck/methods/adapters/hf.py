@@ -14,8 +14,8 @@ from kvcheck.cache.method import Method
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.core.spec import Spec, bind
+from kvcheck.methods.adapters import NAMED
 from kvcheck.methods.adapters.foreign import ForeignCache, info
-from kvcheck.methods.adapters.known import NAMED
 
 
 class Maker(Protocol):
