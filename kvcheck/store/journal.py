@@ -147,11 +147,11 @@ class Kept:
             return (methods.index(name[1]) if name[1] in methods else len(methods), "|".join(name))
 
         ended = {name: self.ended[name] for name in sorted(self.ended, key=order)}
-        whole = {name: one.record for name, one in ended.items() if one.record is not None}
-        rest = sorted(name for name, record in self.records.items() if name not in whole and record.samples)
+        complete = {name: one.record for name, one in ended.items() if one.record is not None}
+        rest = sorted(name for name, record in self.records.items() if name not in complete and record.samples)
         return Run(
             header,
-            tuple(whole.values()),
+            tuple(complete.values()),
             {"|".join(name): one.verdicts for name, one in sorted(ended.items()) if one.verdicts},
             {"|".join(name): one.failure for name, one in sorted(ended.items()) if one.failure},
             tuple(self.properties.values()),
