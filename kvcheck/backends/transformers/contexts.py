@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import torch
 
@@ -20,32 +19,25 @@ from kvcheck.backends.transformers.prefill import Dense, Prefiller
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import FedCache
 from kvcheck.runner.modes import alike
 from kvcheck.runner.seam import Drift, Question
-
-
-class Cache(Protocol):
-    """A method's cache, whatever its runner makes of it."""
-
-    def select(self, rows: Sequence[int]) -> Cache:
-        """Copies of these rows; repeats allowed."""
-        ...
 
 
 @dataclass
 class Group:
     """Rows that are fed together. cache: the method's, one row per question. logits (R, V) give their next tokens."""
 
-    cache: Cache
+    cache: FedCache
     questions: list[Question]
     logits: torch.Tensor
 
-    def split(self, rows: list[int]) -> Cache:
+    def split(self, rows: list[int]) -> FedCache:
         """The cache of these rows: itself where that is all of them, else a copy."""
         return self.cache if len(rows) == len(self.questions) else self.cache.select(rows)
 
 
-Watch = Callable[[Cache, Sequence[Prefilled], Sequence[int]], None]
+Watch = Callable[[FedCache, Sequence[Prefilled], Sequence[int]], None]
 """Called with a freshly compressed cache, the dense prefill that it was made from, and the context of each row."""
 
 
@@ -76,7 +68,7 @@ class Contexts:
         return self.prefiller.context(self.key, self.ids, "queries" in self.runner.method.info.needs)
 
     @cached_property
-    def compressed(self) -> Cache:
+    def compressed(self) -> FedCache:
         """The method's cache of the contexts by themselves, once for all of their questions."""
         if self.runner.method.info.shares_prefill:
             every = self.dense.select(range(len(self.indices)))
@@ -138,7 +130,7 @@ class Contexts:
         self.watch(cache, self.prefiller.joined(self.dense, questions, tails), self._contexts(questions))
         return Group(cache, questions, logits)
 
-    def _prefilled(self, fed: torch.Tensor) -> tuple[Cache, torch.Tensor]:
+    def _prefilled(self, fed: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
             cache, logits = self.runner.prefill(fed)
@@ -157,7 +149,7 @@ class Contexts:
             yield cache
         self.watch(cache, prefill, contexts)
 
-    def _fed(self, cache: Cache, questions: list[Question]) -> Group:
+    def _fed(self, cache: FedCache, questions: list[Question]) -> Group:
         """Feed questions of equal length."""
         ids = torch.tensor([question.ids for question in questions], device=self.ids.device)
         return Group(cache, questions, self.runner.feed(cache, ids)[:, -1])

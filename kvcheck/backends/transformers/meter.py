@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from kvcheck.backends.transformers.contexts import Cache
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.cache.method import Method
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.view import parts, view
+from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
 from kvcheck.measure.allocated import in_use
@@ -65,7 +64,7 @@ class Meter:
         self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
         self.peaked = True
 
-    def watch(self, cache: Cache, prefill: Sequence[Prefilled], contexts: Sequence[int]) -> None:
+    def watch(self, cache: FedCache, prefill: Sequence[Prefilled], contexts: Sequence[int]) -> None:
         """Take the weight of a cache and compare it with the dense prefill that it was made from, one part per layer.
 
         contexts: the index of the context that each row holds. All rows are audited, one row where `audited` is set.
@@ -87,7 +86,7 @@ class Meter:
             for index, weight in zip(contexts, self._rows(cache, prefill), strict=True):
                 self.weights[index] = summed([self.weights[index], weight]) if index in self.weights else weight
 
-    def _rows(self, cache: Cache, prefill: Sequence[Prefilled]) -> list[Weight]:
+    def _rows(self, cache: FedCache, prefill: Sequence[Prefilled]) -> list[Weight]:
         """What each row holds: where the bytes are declared all rows hold the same, else they are weighed one by one.
 
         As each would alone: what rows share counts in each of them.
@@ -98,7 +97,7 @@ class Meter:
             return [self._weight(cache, tokens, rows)] * rows
         return [self._weight(view(cache).row(row), tokens, 1) for row in range(rows)]
 
-    def _weight(self, cache: Cache, tokens: int, rows: int) -> Weight:
+    def _weight(self, cache: FedCache, tokens: int, rows: int) -> Weight:
         """The weight of one of the rows of a cache, which are alike."""
         weight, dense = held(cache), self.shape.dense_bytes(rows, tokens) + _beside(cache)
         kv, meta, host = (size // rows for size in (weight.kv, weight.meta, weight.host))
@@ -107,7 +106,7 @@ class Meter:
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
 
-    def _expect_all_counted(self, row: Cache, prefill: Sequence[Prefilled], tokens: int) -> None:
+    def _expect_all_counted(self, row: FedCache, prefill: Sequence[Prefilled], tokens: int) -> None:
         """Raise MethodFailed where copies of a cache of one row take far more memory than can be reached from them.
 
         What is allocated is compared, twice. Says nothing where the C library does not tell
@@ -194,16 +193,16 @@ def weigh(runner: MethodRunner, ids: torch.Tensor) -> MemoryRecord:
     )
 
 
-def _extent(cache: Cache, prefill: Sequence[Prefilled]) -> tuple[int, int]:
+def _extent(cache: FedCache, prefill: Sequence[Prefilled]) -> tuple[int, int]:
     """Rows and tokens of a prefill; as the cache says where no layer has keys and values."""
     if prefill:
         rows, _, tokens, _ = prefill[0].keys.shape
         return rows, tokens
-    held_apart = view(cache).rows or []
+    held_apart = parts(cache)
     return len(held_apart), held_apart[0].seen
 
 
-def _beside(cache: Cache) -> int:
+def _beside(cache: FedCache) -> int:
     """Bytes of what a model carries beside full attention: they are there whatever the method is."""
     return sum(held(row).kv - held(row.storage).kv for row in parts(cache) if row.depth is not None)
 
@@ -223,7 +222,7 @@ def peak_bytes(runner: MethodRunner, ids: torch.Tensor) -> int | None:
     return peak.bytes
 
 
-def _taken(row: Cache, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
+def _taken(row: FedCache, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
     """(bytes allocated, bytes reachable) of some copies of a cache of one row."""
     before = in_use(devices) or 0
     made = [row.select([0]) for _ in range(copies)]

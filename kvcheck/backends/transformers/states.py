@@ -15,7 +15,7 @@ from kvcheck.backends.transformers.prefill import Dense, Memo, Prefiller
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import Prefilled
-from kvcheck.cache.view import CacheView
+from kvcheck.cache.view import CacheView, parts
 from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.memory import tensors
 from kvcheck.methods.fp16 import Fp16
@@ -63,8 +63,7 @@ class StatePrefiller(Prefiller):
 
     def layers(self, cache: CacheView, row: int) -> list[tuple[CacheLayer, int]]:
         """The layers with full attention of one row, and where it is in them."""
-        rows = cache.rows or []
-        return super().layers(rows[row], 0)
+        return super().layers(parts(cache)[row], 0)
 
 
 def _stacked(layers: Sequence[CacheLayer]) -> Prefilled:
