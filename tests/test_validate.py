@@ -148,7 +148,7 @@ def test_more_contexts_than_the_case_says_are_refused_and_fewer_where_it_must_be
     short = replace(mine, samples=mine.samples[:3], memory=replace(mine.memory, kv_bytes=504))
     check_case(short)
     with pytest.raises(BaselineError, match="it has 3 contexts, and its name says n=4"):
-        check_case(short, whole=True)
+        check_case(short, complete=True)
     with pytest.raises(BaselineError, match="n=2"):
         check_case(replace(mine, case=replace(mine.case, n=2)))
 

@@ -1,4 +1,4 @@
-"""The cache of a method: a transformers Cache made of KVLayers."""
+"""The cache of a method: a transformers Cache made of CacheLayers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["CacheLayer", "KVCache"]
 
 
 class KVCache(CacheView, Cache):
-    """A cache of KVLayers for model.generate() and model().
+    """A cache of CacheLayers for model.generate() and model().
 
     store_dtype: how keys and values are rounded as they enter. None: as they arrive when that is a 16-bit dtype, else
     float16. float32 keeps them (tests compare with plain transformers so; bytes are then twice those of the formulas).

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 _LAYER = "write def layer(self, shape, index): return MyLayer(shape, index, self), where MyLayer is a CacheLayer"
-_RENAMED = {"host": "runner", "whole": "lossless", "joint": "cross_head"}
+_RENAMED = {"whole": "lossless", "joint": "cross_head"}
 
 
 class Stage(str, Enum):
@@ -220,7 +220,7 @@ def expect_method(kind: type[Method], name: str) -> None:
         )
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")
-    for old, new in _RENAMED.items():
+    for old, new in {"host": "runner", **_RENAMED}.items():
         if callable(getattr(kind, old, None)):
             of = "loaded" if old == "host" else ""
             raise SpecError(f"{name} defines {old}({of}), which no run calls: it is {new}({of}) now", "rename it")

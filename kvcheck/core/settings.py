@@ -108,7 +108,7 @@ class Settings:
         "default", "how much is measured: quick, default or full", "PROFILE", values.choice(PROFILES)
     )
     lengths: tuple[int, ...] = declared(
-        (), "context lengths in tokens, such as 512,2048", "N,…", values.wholes(64, 10**8), "length"
+        (), "context lengths in tokens, such as 512,2048", "N,…", values.integers(64, 10**8), "length"
     )
     tasks: tuple[str, ...] = declared(
         (), "tasks, such as kv,needle (default: the profile's)", "NAME,…", values.words, "task"
@@ -120,7 +120,7 @@ class Settings:
         values.words_of(MODES, "mode"),
         "mode",
     )
-    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.whole(1, 10**6))
+    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.integer(1, 10**6))
     device: str = declared(
         "auto",
         "auto, cpu, cuda, cuda:1, …, or spread: layers on all GPUs (default: auto)",
@@ -136,7 +136,7 @@ class Settings:
         "WHEN",
         values.choice(QUERY_AWARE),
     )
-    seed: int = declared(0, "seed of the samples (default: 0)", "N", values.whole(0, 2**63 - 1))
+    seed: int = declared(0, "seed of the samples (default: 0)", "N", values.integer(0, 2**63 - 1))
     baselines: str | None = declared(
         None,
         "where baselines are read, first place first; the first is recorded into (default: .kvcheck/baselines); "

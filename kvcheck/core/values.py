@@ -82,7 +82,7 @@ def number(value: object, hint: str) -> float:
     raise SpecError(f"not a number: {value!r}", hint)
 
 
-def whole(least: int, most: int) -> Callable[[object], int]:
+def integer(least: int, most: int) -> Callable[[object], int]:
     """A whole number from least to most."""
     hint = f"a whole number from {least} to {most}"
 
@@ -99,9 +99,9 @@ def whole(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
-def wholes(least: int, most: int) -> Check:
+def integers(least: int, most: int) -> Check:
     """Whole numbers by commas, or a list of them; in order, each once."""
-    one = whole(least, most)
+    one = integer(least, most)
 
     def check(value: object) -> tuple[int, ...]:
         return tuple(sorted({one(word) for word in words([value] if isinstance(value, int) else value)}))

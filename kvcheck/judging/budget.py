@@ -190,7 +190,7 @@ def _against_fp16(
         verdict = judge_drop(record, fp16, budget.drop, alpha)
         if missing:
             note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
-            verdict = Verdict(**{**vars(verdict), "reason": f"{verdict.reason}; {note}"})
+            verdict = replace(verdict, reason=f"{verdict.reason}; {note}")
         verdicts.append(verdict)
     return verdicts + [judge_drift(record, fp16, name, limit, alpha) for name, limit in gates.items()]
 

@@ -85,11 +85,11 @@ def _rows(
     for name, method in sorted(set(expected) - new.keys()):
         rows.append(Row(name, method, "", "missing", reason="only the first run has it"))
     rows = _adjusted(rows, alpha)
-    whole = [
+    capabilities = [
         _capability_row(name, method, parts, alpha / max(1, len(groups)))
         for (name, method), parts in sorted(groups.items())
     ]
-    return rows + _adjusted(whole, alpha)
+    return rows + _adjusted(capabilities, alpha)
 
 
 def _case_row(

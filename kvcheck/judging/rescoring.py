@@ -125,9 +125,9 @@ def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
     """What is not as the task declares it."""
     info, case, memory = task.info, record.case, record.memory
     for name in ("capability", "binary", "chance"):
-        here, there = getattr(info, name), getattr(record, name)
-        if here != there:
-            yield f"{name} is {there}, and {here} of the task {case.task}"
+        declared, recorded = getattr(info, name), getattr(record, name)
+        if declared != recorded:
+            yield f"{name} is {recorded}, and {declared} of the task {case.task}"
     if case.mode not in info.modes:
         yield f"the task {case.task} has no mode {case.mode}"
     if info.most and len(record.samples) > info.most:

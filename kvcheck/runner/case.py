@@ -101,12 +101,9 @@ class Runner:
             for indices in _left(case, work.together if task.info.exact else 1, {sample.index for sample in done}):
                 samples = [self.sample(task, case, index) for index in indices]
                 contexts = [Context(one.index, asking.context(one), one.images) for one in samples]
-                block = Block(
-                    work.contexts(_key(case, tuple(indices), asking.exact), contexts), asking, samples, work.most
-                )
-                done += [
-                    _graded(sample, questions, asking) for sample, questions in zip(samples, block.run(), strict=True)
-                ]
+                taken = work.contexts(_key(case, tuple(indices), asking.exact), contexts)
+                answered = Block(taken, asking, samples, work.most).run()
+                done += [_graded(sample, asked, asking) for sample, asked in zip(samples, answered, strict=True)]
                 record = self._record(task, asking, str(Spec.parse(method_spec)), done, work)
                 if progress is not None:
                     progress(len(done), case.n)

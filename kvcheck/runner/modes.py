@@ -70,9 +70,7 @@ class Block:
         self.done += group.questions
         for question, drift in zip(group.questions, self.contexts.drift(group), strict=True):
             question.drift = drift
-        goes_on = self.prompter.case.mode == "multi_turn" and any(
-            self._goes_on(question) for question in group.questions
-        )
+        goes_on = self.prompter.case.mode == "multi_turn" and any(map(self._goes_on, group.questions))
         # the model's own answers are no part of a conversation with gold ones
         before = self.contexts.fork(group) if goes_on and self.prompter.gold else None
         ended = self.contexts.generate(group, keep=goes_on and before is None)

@@ -103,11 +103,11 @@ class Kept:
 
     def run(self, header: RunHeader) -> Run:
         """As a run: what ended, and what was begun as its partial cases."""
-        whole = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
-        rest = {name: record for name, record in self.records.items() if name not in whole and record.samples}
+        complete = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
+        rest = {name: record for name, record in self.records.items() if name not in complete and record.samples}
         judged = {"|".join(name): one.verdicts for name, one in self.ended.items() if one.verdicts}
         failures = {"|".join(name): one.failure for name, one in self.ended.items() if one.failure}
-        cases = tuple(one.record for _, one in sorted(whole.items()) if one.record is not None)
+        cases = tuple(one.record for _, one in sorted(complete.items()) if one.record is not None)
         partial = tuple(rest[name] for name in sorted(rest))
         return Run(header, cases, judged, failures, tuple(self.properties.values()), partial)
 

@@ -80,11 +80,11 @@ def _merge(source: Reader, target: Reader, entry: Entry) -> Merge:
     lines: list[str] = []
     new = differ = 0
     for key, one in mine.cases.items():
-        there = cases.get(key)
-        if there is not None and there.same_as(one):
+        theirs = cases.get(key)
+        if theirs is not None and theirs.same_as(one):
             continue
-        new, differ = new + (there is None), differ + (there is not None)
-        lines += difference(there, one)
+        new, differ = new + (theirs is None), differ + (theirs is not None)
+        lines += difference(theirs, one)
         cases[key] = one
     merged = replace(mine, cases=cases)
     return Merge(target.path(entry.model, entry.method), mine, known, merged, new, differ, tuple(lines))

@@ -240,7 +240,7 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             not_measured=tuple((what, why) for what, why in meta.get("not_measured", ())),
             switches=tuple((name, value) for name, value in meta.get("switches", ())),
         )
-        check_case(record, whole=True)
+        check_case(record, complete=True)
         return record
     except BaselineError as error:
         raise BaselineError(f"{name}: {error.message}", _move_away(name)) from error

@@ -17,16 +17,16 @@ DIGITS = 25
 """Of a number in a file."""
 
 
-def check_case(record: CaseRecord, whole: bool = False) -> None:
+def check_case(record: CaseRecord, complete: bool = False) -> None:
     """Raise BaselineError for a record that no run can have written, and say which field is wrong.
 
-    whole: it holds all contexts of its case, as a baseline does; else it may have stopped early.
+    complete: it holds all contexts of its case, as a baseline does; else it may have stopped early.
     """
     for where, kind, part in _parts(record):
         for name, (say, allows) in rules(kind).items():
             if not allows(value := getattr(part, name)):
                 raise _wrong(record, f"{where}{name} is {shown(value)}, not {say}")
-    for problem in _relations(record, whole):
+    for problem in _relations(record, complete):
         raise _wrong(record, problem)
 
 
@@ -53,7 +53,7 @@ def _parts(record: CaseRecord) -> Iterator[tuple[str, type, object]]:
             yield part(where, TurnRecord, turn)
 
 
-def _relations(record: CaseRecord, whole: bool) -> Iterator[str]:
+def _relations(record: CaseRecord, complete: bool) -> Iterator[str]:
     """What does not fit together."""
     samples, case = record.samples, record.case
     if not samples and record.capability != COSTS:
@@ -62,16 +62,16 @@ def _relations(record: CaseRecord, whole: bool) -> Iterator[str]:
         yield "a context has no turns"
     if [sample.index for sample in samples] != list(range(len(samples))):
         yield "its contexts are not 0, 1, 2, … in order, each once"
-    if len(samples) > case.n or (whole and len(samples) != case.n):
+    if len(samples) > case.n or (complete and len(samples) != case.n):
         yield f"it has {len(samples)} contexts, and its name says n={case.n}"
     if "/" not in case.task and len({sample.digest for sample in samples}) < len(samples):  # rows of data sets repeat
         yield "a context is there twice"
     if record.binary and any(turn.score not in (0, 1) for sample in samples for turn in sample.turns):
         yield "a score is neither 0 nor 1, and the case is binary"
-    yield from _bytes(record, whole)
+    yield from _bytes(record, complete)
 
 
-def _bytes(record: CaseRecord, whole: bool) -> Iterator[str]:
+def _bytes(record: CaseRecord, complete: bool) -> Iterator[str]:
     """What does not fit together in the bytes."""
     memory = record.memory
     if memory is None:
@@ -80,7 +80,7 @@ def _bytes(record: CaseRecord, whole: bool) -> Iterator[str]:
         yield f"memory: {memory.touched} layers of {memory.layers} took part"
     weights = [sample.weight for sample in record.samples if sample.weight is not None]
     known = len(weights) == len(record.samples)
-    if not known and (weights or (whole and not memory.declared)):
+    if not known and (weights or (complete and not memory.declared)):
         yield "its bytes depend on the text, and a context does not say what it held"
     elif weights:
         caches = sum(one.caches for one in weights)

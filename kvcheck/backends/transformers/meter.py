@@ -214,11 +214,10 @@ def peak_bytes(runner: MethodRunner, ids: torch.Tensor) -> int | None:
     blur it.
     """
     peak = Peak(runner.loaded.devices)
-    if not peak.tells:
-        return None
-    with peak.counting():
-        cache, logits = runner.prefill(ids)
-        runner.feed(cache, logits.argmax(-1, keepdim=True))
+    if peak.tells:
+        with peak.counting():
+            cache, logits = runner.prefill(ids)
+            runner.feed(cache, logits.argmax(-1, keepdim=True))
     return peak.bytes
 
 
@@ -233,14 +232,11 @@ def _taken(row: FedCache, copies: int, devices: Iterable[torch.device]) -> tuple
 
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
     """What the processes of one model hold together, each some heads of every layer: bytes add up, slots are a mean."""
-    first = parts[0]
     peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
+    added = ("kv_bytes", "dense_bytes", "meta_bytes", "host_bytes")
     return replace(
-        first,
-        kv_bytes=sum(part.kv_bytes for part in parts),
-        dense_bytes=sum(part.dense_bytes for part in parts),
-        meta_bytes=sum(part.meta_bytes for part in parts),
-        host_bytes=sum(part.host_bytes for part in parts),
+        parts[0],
+        **{name: sum(getattr(part, name) for part in parts) for name in added},
         kept=round(sum(part.kept for part in parts) / len(parts), 2),
         touched=max(part.touched for part in parts),
         peak_bytes=sum(peaks) if len(peaks) == len(parts) else None,

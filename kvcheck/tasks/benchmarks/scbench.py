@@ -9,12 +9,10 @@ import re
 import string
 from dataclasses import dataclass
 
-from kvcheck.core.errors import SpecError
-from kvcheck.core.front import option
 from kvcheck.core.record import MODES
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
-from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, changed, space_after
 from kvcheck.tasks.benchmarks.rows import no_answer
 from kvcheck.tasks.benchmarks.templates import fill, split
 
@@ -88,10 +86,7 @@ def goal(question: str) -> str:
     """The line "What is <goal>?" of a math_find question, made of its "The <goal> is". Raises SpecError without one."""
     found = _GOAL.search(question)
     if found is None:
-        raise SpecError(
-            f'a math_find question without "The ... is": {question[:80]!r}',
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f'a math_find question without "The ... is": {question[:80]!r}')
     return f"What is {found.group().lower().removesuffix(' is')}?"
 
 
@@ -112,10 +107,7 @@ def kind_of(name: str, turn: Row) -> str:
         return name
     kind = str(turn.get("task") or "").removeprefix("scbench_")
     if kind not in _MIXED[name]:
-        raise SpecError(
-            f"scbench/{name}: a turn of the task {turn.get('task')!r}, known: {', '.join(_MIXED[name])}",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"scbench/{name}: a turn of the task {turn.get('task')!r}, known: {', '.join(_MIXED[name])}")
     return kind
 
 
@@ -146,10 +138,7 @@ def _graded(kind: str, turn: Row, row: Row, job: Job) -> tuple[tuple[str, ...], 
 def _chosen(gold: str, turn: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     options = tuple(str(text) for text in turn.get("options") or ())
     if gold not in options:
-        raise SpecError(
-            f"{job.data_set.name}: the answer {gold[:60]!r} is none of the options of its turn",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"{job.data_set.name}: the answer {gold[:60]!r} is none of the options of its turn")
     return (gold, "ABCD"[options.index(gold)]), options
 
 
@@ -183,9 +172,8 @@ def build(row: Row, job: Job) -> Draft:
     name = job.data_set.name.partition("/")[2]
     turns = list(row["multi_turns"])[: job.turns or None]
     if any(turn.get("input") is None for turn in turns):
-        raise SpecError(
-            f"{job.data_set.name}: a turn of row {row.get('id')} has no column 'input'; it has {', '.join(turns[0])}",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
+        raise changed(
+            f"{job.data_set.name}: a turn of row {row.get('id')} has no column 'input'; it has {', '.join(turns[0])}"
         )
     head, tail = split(job.template)
     prefixed = "{prefix}" in head

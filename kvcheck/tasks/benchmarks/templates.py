@@ -20,7 +20,8 @@ from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.files import write_atomically
 from kvcheck.core.formats import Json
 from kvcheck.core.front import option
-from kvcheck.tasks.benchmarks.base import DataSet, Source, Upstream
+from kvcheck.tasks.base import Turn
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Source, Upstream, space_after
 
 OWN = "kvcheck/v1"
 SECONDS = 30
@@ -163,3 +164,25 @@ def fill(part: str, fields: dict[str, str]) -> str:
         raise SpecError(
             f"the template has a slot that the rows cannot fill: {error}", f"known slots: {', '.join(sorted(fields))}"
         ) from error
+
+
+def one_question(
+    job: Job,
+    template: str,
+    context: str,
+    fields: dict[str, str],
+    references: tuple[str, ...],
+    *,
+    subtask: str = "",
+    options: tuple[str, ...] = (),
+    target: str = "",
+) -> Draft:
+    """A context with one question, in the words of a template. fields: of the slots beside the context."""
+    one = job.data_set
+    head, tail = split(template)
+    question = fill(tail, fields)
+    turn = Turn(
+        question, references, int(str(one.max_new_tokens)), job.metric, subtask=subtask, options=options,
+        space=space_after(question), target=target, stop=one.stop,
+    )  # fmt: skip
+    return fill(head, fields) + context, (turn,)

@@ -1,10 +1,24 @@
-"""The list of the data sets, for the documentation."""
+"""What tests of the benchmarks ask of data sets and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from kvcheck.tasks.benchmarks.base import DataSet
+from kvcheck.tasks.base import Sample
+from kvcheck.tasks.benchmarks import known
+from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
+from kvcheck.tasks.benchmarks.rows import read
+
+
+def rows(source: Source, name: str) -> Iterator[Row]:
+    """The rows of a data set, checked, in file order."""
+    return (row for _, row in read(known(name), source))
+
+
+def prompt(sample: Sample, turn: int = 0) -> str:
+    """The text that asks a turn right behind the context, without a chat template."""
+    asked = sample.turns[turn]
+    return sample.context + asked.question + asked.lead
 
 
 def listing(data_sets: Iterable[DataSet]) -> list[str]:
