@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.kv_cache import CacheLayer
 
 
@@ -34,7 +34,7 @@ class Layer(CacheLayer):
 
 @dataclass(frozen=True)
 class Newest(Method):
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the newest", stage="compression", lossless="tokens=10000")
+    info: ClassVar[MethodInfo] = MethodInfo(summary="newest", stage="compression", lossless=Lossless.at("tokens=10000"))
     tokens: int = 32
     shares: bool = False
 
