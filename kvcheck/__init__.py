@@ -6,14 +6,17 @@ pytest loads the plugin in every session on the machine, and must not pay for to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
-    from kvcheck.cache.method import Method, MethodInfo
+    from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
+    from kvcheck.conformance.base import property_test
     from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
     from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
     from kvcheck.core.settings import Settings
@@ -27,11 +30,12 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
-    "MethodRunner": "cache.runner",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
+    "Lossless": "cache.method",
     "Method": "cache.method",
     "MethodInfo": "cache.method",
+    "MethodRunner": "cache.method_runner",
     "MethodUnsupported": "core.errors",
     "ModelShape": "cache.shape",
     "Prefilled": "cache.shape",
@@ -40,10 +44,12 @@ _PUBLIC = {
     "Settings": "core.settings",
     "Spec": "core.spec",
     "SpecError": "core.errors",
+    "Stage": "cache.method",
     "Task": "tasks.base",
     "Turn": "tasks.base",
     "Verdict": "core.record",
     "judge": "judging.budget",
+    "property_test": "conformance.base",
     "read_run": "store.run_file",
 }
 """The public names, with the modules that they are in."""
@@ -55,6 +61,7 @@ __all__ = [
     "CaseRecord",
     "KVCache",
     "KvcheckError",
+    "Lossless",
     "Method",
     "MethodInfo",
     "MethodRunner",
@@ -66,16 +73,18 @@ __all__ = [
     "Settings",
     "Spec",
     "SpecError",
+    "Stage",
     "Task",
     "Turn",
     "Verdict",
     "__version__",
     "judge",
+    "property_test",
     "read_run",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, imported on demand; `kvcheck.__version__` likewise."""
     if name in _PUBLIC:
         from importlib import import_module

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcheck.plugin.zoo import KvSuspect
+    from kvcheck.plugin.zoo import KvCandidate
 
 
-def test_zoo(kv_suspect: KvSuspect) -> None:
+def test_zoo(kv_candidate: KvCandidate) -> None:
     """A bug is caught, a correct method is not accused."""
-    kv_suspect.check(kv_suspect.examine())
+    kv_candidate.check(kv_candidate.examine())

@@ -17,7 +17,7 @@ from kvcheck.core.errors import BaselineError, SpecError
 from kvcheck.core.files import safe_name, write_atomically
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, SampleRecord, TurnRecord, Weight, prompt_digest
 from kvcheck.store import file_store
-from kvcheck.store.baselines import FileStore, Layered, ModelId, ReadOnly, open_place, open_store
+from kvcheck.store.baselines import FileStore, Layered, ModelId, open_place, open_store
 
 MINI = ModelId("mini", MODEL)
 ABOUT = {"kvcheck": "0.1.0", "packages": {"torch": "2.11"}}
@@ -149,7 +149,7 @@ class TestRoundTrip:
 
 def test_the_source_of_a_record_is_the_file_that_holds_it_through_every_layer(store: FileStore, tmp_path: Path) -> None:
     keep(store, fp16(4))
-    layered = Layered(Layered(FileStore(tmp_path / "mine"), ReadOnly(store)), FileStore(tmp_path / "more"))
+    layered = Layered(Layered(FileStore(tmp_path / "mine"), store), FileStore(tmp_path / "more"))
     assert layered.source(MINI, "fp16", fp16(4).case) == store.path(MINI, "fp16")
 
 
@@ -314,39 +314,27 @@ class TestStores:
         keep(store, fp16(2), record([1.0, 0.0]))
         assert [(entry.method, len(entry.cases)) for entry in store.entries()] == [("fp16", 1), ("snapkv", 1)]
 
-    def test_orphans_are_what_no_test_runs(self, store: FileStore) -> None:
-        keep(store, record([1.0], task="a"), record([1.0], task="gone"))
-        assert [case.task for _, case in store.orphans(lambda method, case: case.task == "a")] == ["gone"]
-
-    def test_a_read_only_store_refuses(self, store: FileStore) -> None:
-        with pytest.raises(BaselineError, match="read-only"):
-            keep(ReadOnly(store), record([1.0]))
-
-    def test_a_read_only_store_reads(self, store: FileStore) -> None:
-        keep(store, record([1.0]))
-        assert ReadOnly(store).get(MINI, "snapkv", record([1.0]).case) is not None
-
     def test_layers_read_the_first_that_has_the_case(self, store: FileStore, tmp_path: Path) -> None:
         mine = FileStore(tmp_path / "mine")
         keep(store, record([1.0]))
         keep(mine, record([0.0]))
-        assert Layered(mine, ReadOnly(store)).get(MINI, "snapkv", record([1.0]).case).accuracy == 0.0
+        assert Layered(mine, store).get(MINI, "snapkv", record([1.0]).case).accuracy == 0.0
 
     def test_layers_record_into_the_first(self, store: FileStore, tmp_path: Path) -> None:
         mine = FileStore(tmp_path / "mine")
-        keep(Layered(mine, ReadOnly(store)), record([0.0]))
+        keep(Layered(mine, store), record([0.0]))
         assert (path(mine).exists(), path(store).exists()) == (True, False)
 
     def test_a_method_in_one_layer_is_read_against_fp16_in_another(self, store: FileStore, tmp_path: Path) -> None:
         keep(store, fp16(2))
-        layers = Layered(FileStore(tmp_path / "mine"), ReadOnly(store))
+        layers = Layered(FileStore(tmp_path / "mine"), store)
         keep(layers, record([1.0, 0.0]))
         assert layers.get(MINI, "snapkv", fp16(2).case) == record([1.0, 0.0])
         assert layers.verify() == []
 
     def test_what_a_lower_layer_has_is_not_new(self, store: FileStore, tmp_path: Path) -> None:
         keep(store, record([1.0]))
-        assert keep(Layered(FileStore(tmp_path / "mine"), ReadOnly(store)), record([0.0]), verb="new").written == 0
+        assert keep(Layered(FileStore(tmp_path / "mine"), store), record([0.0]), verb="new").written == 0
 
     def test_a_file_uri_is_a_folder(self, tmp_path: Path) -> None:
         assert open_place(f"file://{tmp_path}").writable

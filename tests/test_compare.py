@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from building import fp16, record, run
 
 from kvcheck.core.record import Run
-from kvcheck.judging.compare import Row, compare_runs, compare_with_store, regressions
-from kvcheck.store.baselines import FileStore, ModelId
+from kvcheck.judging.compare import Row, compare_runs, regressions
 
 
 def only(rows: list[Row]) -> Row:
@@ -111,18 +109,6 @@ def test_what_fails_a_comparison_includes_what_was_not_compared() -> None:
     before = run(record([1.0] * 12, task="a"), record([1.0], task="gone"))
     after = run(record([0.0] * 12, task="a"))
     assert {row.outcome for row in regressions(compare_runs(before, after))} == {"worse", "missing"}
-
-
-def test_a_run_is_compared_with_its_stored_records(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    mine = record([1.0] * 8)
-    store.record(ModelId("mini", mine.model), "snapkv", [mine], "all", {})
-    assert only(compare_with_store(run(mine), store)).outcome == "same"
-
-
-def test_a_run_is_compared_with_stored_fp16(tmp_path: Path) -> None:
-    row = only(compare_with_store(run(record([1.0] * 8)), FileStore(tmp_path), against="fp16"))
-    assert row.outcome == "missing"
 
 
 def test_empty_runs_have_no_rows() -> None:

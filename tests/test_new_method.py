@@ -31,7 +31,7 @@ def test_an_own_method_and_its_test_work_as_they_are_written(tmp_path, monkeypat
     assert "--kv-method=newest_ones.NewestOnes" in capsys.readouterr().out
     source = (tmp_path / "newest_ones.py").read_text("utf-8")
     assert [line for line in source.splitlines() if "kvcheck" in line and "import" in line] == [
-        "from kvcheck import CacheLayer, Method, MethodInfo, ModelShape, SpecError"
+        "from kvcheck import CacheLayer, Lossless, Method, MethodInfo, ModelShape, SpecError"
     ]
     assert "2 passed" in python(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_newest_ones.py")
 

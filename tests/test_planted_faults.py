@@ -32,12 +32,12 @@ FAULTS = {
     def keep(self, index, spare=0):
         values = self.v
         self.v = None
-        rooms = CacheLayer._rooms
-        CacheLayer._rooms = lambda self: [room for room in rooms(self) if room is not None]
+        buffers = CacheLayer._buffers
+        CacheLayer._buffers = lambda self: [buffer for buffer in buffers(self) if buffer is not None]
         try:
             right(self, index, spare)
         finally:
-            CacheLayer._rooms = rooms
+            CacheLayer._buffers = buffers
         values.keep((index + 1) % self.seen, spare)
         self.v = values
     CacheLayer.keep = keep

@@ -90,14 +90,6 @@ def test_a_plus_in_a_value_joins_nothing(value: str) -> None:
     assert Spec.parse(f"x:a={value}").then is None
 
 
-def test_an_import_path_ends_in_a_class() -> None:
-    assert Spec.parse("my_pkg.my_cache.MyCache:budget=1").is_path
-
-
-def test_a_plain_name_is_no_import_path() -> None:
-    assert not Spec.parse("snapkv").is_path
-
-
 def test_bind_builds_the_dataclass() -> None:
     assert bind(Spec.parse("m:budget=0.25,mode=mean,sink=4"), Method) == Method(0.25, 32, "mean", 4)
 

@@ -53,7 +53,7 @@ def test_a_table_is_made_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(len(line) <= 100 for line in shown)
     text = table.read_text("utf-8")
     assert text.index("### 64 tokens; tokens/s of 2") < text.index("### 128 tokens")
-    assert text.count("| `fp16` |") == text.count("| `snapkv:budget=0.25,window=16` |") == 2
+    assert text.count("| `fp16` |") == text.count("| `snapkv:budget=0.25,window=16` |") == 4
     assert "roofline: not known: no bandwidth and peak are known for a CPU" in text
     run = read_run(out)
     assert [(one.case.length, one.method.partition(":")[0]) for one in run.cases] == [

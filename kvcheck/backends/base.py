@@ -29,16 +29,19 @@ from typing import Any, Protocol, TypeVar
 
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
 from kvcheck.runner.case import OnBlock, Progress
-from kvcheck.runner.seam import Answer, Ask, Context, Drift, Encoder, Measured
+from kvcheck.runner.seam import Answer, Context, Drift, Encoder, Measured, Question
 
-Timer = Callable[..., Any]
-"""Runs `timer(target, rounds=…, iterations=1, warmup_rounds=…)`, as pytest-benchmark's `benchmark.pedantic` does."""
+
+class Timer(Protocol):
+    """Runs a target some times, as pytest-benchmark's `benchmark.pedantic` does."""
+
+    def __call__(self, target: Callable[[], object], *, rounds: int, iterations: int, warmup_rounds: int) -> object: ...
 
 
 class Group(Protocol):
     """Questions of equal length that were fed together and wait for their answers."""
 
-    asks: list[Ask]
+    questions: list[Question]
 
 
 G = TypeVar("G", bound=Group)
@@ -47,11 +50,11 @@ G = TypeVar("G", bound=Group)
 class Contexts(Protocol[G]):
     """A backend's hold on some contexts: prefilled and forked as the questions need it."""
 
-    def expect(self, asks: Sequence[Ask], opening: bool) -> None:
+    def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """These questions come next: what they share can be computed now. opening: right behind the contexts."""
         ...
 
-    def ask(self, asks: list[Ask]) -> G:
+    def ask(self, questions: list[Question]) -> G:
         """Feed questions right behind their contexts, each from a fork, or with its context as one prompt."""
         ...
 
@@ -70,7 +73,7 @@ class Contexts(Protocol[G]):
         """
         ...
 
-    def go_on(self, group: G, rows: list[int], asks: list[Ask]) -> G:
+    def go_on(self, group: G, rows: list[int], questions: list[Question]) -> G:
         """Feed the next questions of these rows of an answered group, which are of equal length."""
         ...
 

@@ -13,10 +13,10 @@ function takes it only if the key tensor that it is called with is the one that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import checks
@@ -39,7 +39,7 @@ def attention(
     attention_mask: torch.Tensor | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention for transformers: query (B, H, q, d), post-RoPE -> (B, q, H, d), and no weights.
 
@@ -63,10 +63,10 @@ def attention(
     return checks.tensor(layer.attend(query, scaling), "attend", (batch, tokens, heads, dim)), None
 
 
-def refuse(given: Mapping[str, Any], index: int, seen: int) -> None:
+def refuse(given: Mapping[str, object], index: int, seen: int) -> None:
     """Raise MethodUnsupported for what a layer asks of attention that would be left out. seen: tokens of the text."""
     window = given.get("sliding_window")
-    if window is not None and seen > window:
+    if isinstance(window, int) and seen > window:
         raise MethodUnsupported(
             f"layer {index} of the model sees a sliding window of {window} tokens; the text has {seen}",
             "shorten the text, or set sliding_window=None in the model's config where the model allows that",
@@ -76,7 +76,7 @@ def refuse(given: Mapping[str, Any], index: int, seen: int) -> None:
             raise MethodUnsupported(f"the model uses {what} in layer {index}, which kvcheck's attention does not have")
 
 
-Model = TypeVar("Model", bound=torch.nn.Module)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def use(model: Model) -> Model:
@@ -85,7 +85,7 @@ def use(model: Model) -> Model:
     return model
 
 
-def no_mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> None:
+def no_mask(*args: object, attention_mask: torch.Tensor | None = None, **kwargs: object) -> None:
     """Mask function for transformers: none is built, and padding is refused, since it would be ignored."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise MethodUnsupported(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from kvcheck.core.errors import SpecError
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def whole(method: str, name: str, value: object, low: int, example: object) -> None:
@@ -62,7 +65,7 @@ def tokens(value: float | int, prompt: int, least: int) -> int:
     return value if isinstance(value, int) else max(least, math.floor(value * prompt + 1e-6))
 
 
-def tensor(found: Any, what: str, shape: tuple[int, ...] | None = None) -> Any:
+def tensor(found: object, what: str, shape: tuple[int, ...] | None = None) -> Tensor:
     """What a method's own code returned, where it is a tensor (of this shape). Raises TypeError. what: its name."""
     from torch import Tensor
 
@@ -73,7 +76,7 @@ def tensor(found: Any, what: str, shape: tuple[int, ...] | None = None) -> Any:
     return found
 
 
-def pair(found: Any, what: str) -> tuple[Any, Any]:
+def pair(found: object, what: str) -> tuple[Tensor, Tensor]:
     """Keys and values that a method's own code returned. Raises TypeError for anything else."""
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
@@ -81,6 +84,11 @@ def pair(found: Any, what: str) -> tuple[Any, Any]:
     return tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
 
 
-def divisor(number: int, most: int) -> int:
-    """The largest divisor of number that is at most `most`."""
-    return next(each for each in range(min(number, most), 0, -1) if number % each == 0)
+def grouped(method: str, group: int, head_dim: int) -> None:
+    """Raise MethodUnsupported unless groups of channels fill the head_dim of the model."""
+    if head_dim % group:
+        fits = next(each for each in range(min(head_dim, group), 0, -1) if head_dim % each == 0)
+        raise MethodUnsupported(
+            f"{method}: group={group} does not divide the model's head_dim of {head_dim}",
+            f"type {option('methods')}={method}:group={fits}",
+        )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
 from kvcheck.core.spec import Spec
@@ -27,12 +27,12 @@ class Composed(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="evicts from the prompt by one method, quantizes what is left by another",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         needs=("queries",),
         verbatim=False,
         formula="those of the second method for the slots that the first one keeps",
         refuses="what either of them cannot serve",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
     )
 
     first: Method
@@ -41,7 +41,7 @@ class Composed(Method):
     def __post_init__(self) -> None:
         """Raise SpecError for methods that do not fit together."""
         one, other = self.first.info, self.second.info
-        if one.stage != "compression" or not one.verbatim or not one.frees_memory or one.evicts_in_decode:
+        if one.stage != Stage.COMPRESSION or not one.verbatim or not one.frees_memory or one.evicts_in_decode:
             raise SpecError(f"{self.spec}: {self.first.name()} cannot come first", f"put {EVICTS} before the +")
         if not self._quantizes(self.second.layer(_ANY, 0)):
             raise SpecError(f"{self.spec}: {self.second.name()} cannot come second", f"put {QUANTIZES} after the +")
@@ -81,9 +81,9 @@ class Composed(Method):
         known = [part for part in parts if part is not None]
         return sum(known) if parts and len(known) == len(parts) else None
 
-    def joint(self) -> str:
+    def cross_head(self) -> str | None:
         """What either of them says."""
-        return self.first.joint() or self.second.joint()
+        return self.first.cross_head() or self.second.cross_head()
 
     def rounding(self) -> tuple[float, float] | None:
         """What the second promises."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +17,10 @@ import torch
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 KEYED = ("past_key_values", "cache")
 """Names of a cache that may hold keys and values."""
@@ -40,7 +44,7 @@ class Forward:
 _asked: WeakKeyDictionary[type, Forward] = WeakKeyDictionary()
 
 
-def of(model: Any) -> Forward:
+def of(model: PreTrainedModel) -> Forward:
     """What the forward of a model takes. One that names no parameter at all is tried."""
     kind = type(model)
     if kind not in _asked:
@@ -51,18 +55,18 @@ def of(model: Any) -> Forward:
     return _asked[kind]
 
 
-def feed(model: Any, ids: torch.Tensor, cache: Any, **given: Any) -> Any:
+def feed(model: PreTrainedModel, ids: torch.Tensor, cache: object, **given: object) -> ModelOutput:
     """The model's output for token ids (R, q) that go into a cache. given: further arguments, such as position_ids."""
     return model(input_ids=ids, **{of(model).carries: cache}, use_cache=True, **given)
 
 
-def carried(model: Any, out: Any) -> Any:
+def carried(model: PreTrainedModel, out: ModelOutput) -> object:
     """What an output of the model carries on; None where modules hold it."""
     name = of(model).carries
     return getattr(out, name, None) if name else None
 
 
-def _tried(model: Any) -> str:
+def _tried(model: PreTrainedModel) -> str:
     """The name by which two tokens reach a full cache; "" where none does, or where the class has no such cache."""
     for name in KEYED:
         try:

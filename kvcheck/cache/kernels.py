@@ -80,3 +80,11 @@ def probabilities(query: torch.Tensor, keys: torch.Tensor, scaling: float, past:
         hidden = torch.ones(rows, columns - past, dtype=torch.bool, device=query.device).triu(1)
         scores[..., past:].masked_fill_(hidden, float("-inf"))
     return scores.softmax(dim=-1)
+
+
+def visible(rows: int, columns: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(q, c) bool: which of c consecutive columns each of the newest q tokens sees. No window: all earlier ones."""
+    row = torch.arange(columns - rows, columns, device=device).unsqueeze(1)
+    column = torch.arange(columns, device=device)
+    seen = column <= row
+    return seen if window is None else seen & (column > row - window)  # without a matrix of distances

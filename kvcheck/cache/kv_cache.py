@@ -1,11 +1,11 @@
-"""The cache of a method: a transformers Cache made of KVLayers."""
+"""The cache of a method: a transformers Cache made of CacheLayers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache
@@ -22,7 +22,7 @@ __all__ = ["CacheLayer", "KVCache"]
 
 
 class KVCache(CacheView, Cache):
-    """A cache of KVLayers for model.generate() and model().
+    """A cache of CacheLayers for model.generate() and model().
 
     store_dtype: how keys and values are rounded as they enter. None: as they arrive when that is a 16-bit dtype, else
     float16. float32 keeps them (tests compare with plain transformers so; bytes are then twice those of the formulas).
@@ -35,7 +35,7 @@ class KVCache(CacheView, Cache):
             layer.store_dtype = store_dtype
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in the keys and values of a layer, which kvcheck's attention function then finds in `pending`."""
         if layer_idx >= len(self.layers):

@@ -19,10 +19,10 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.cache.view import LayerView
-from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,7 +47,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     Attributes for methods: shape (ModelShape), index (of the layer), method, scaling (of the scores), seen (tokens fed
     so far), prompt (tokens of the prompt, None until it is in). Every tensor that a subclass keeps (as an attribute, in
-    a list or dict, in a Room or Packed) has the batch as its first dimension, so that `select` can copy it.
+    a list or dict, in a GrowableBuffer or Packed) has the batch as its first dimension, so that `select` can copy it.
     """
 
     is_sliding = False
@@ -57,8 +57,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
     meta: tuple[str, ...] = ("kept",)
     window: int | None = None  # tokens that a token sees, itself included, where the layer looks after that by itself
 
-    k: Room | None
-    v: Room | None
+    k: GrowableBuffer | None
+    v: GrowableBuffer | None
     kept: torch.Tensor | None  # (B, G, m) int32, positions of the slots that the last `keep` kept
     seen: int
     prompt: int | None
@@ -67,6 +67,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
     _held: list[torch.Tensor] | None  # queries of an unfinished prompt, None when the prompt is in or in one forward
     _keeps: bool  # they are kept
     _waiting: bool  # between update and attend
+
+    def __init_subclass__(cls) -> None:
+        """Raise SpecError for what no forward calls any more."""
+        super().__init_subclass__()
+        if "mix" in vars(cls):
+            raise SpecError(
+                f"{cls.__name__} defines mix(…), which no forward calls: it is attention(…) now", "rename it"
+            )
 
     def __init__(self, shape: ModelShape, index: int, method: Method | None) -> None:
         self.shape, self.index = shape, index
@@ -89,7 +97,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store new tokens (B, G, q, d), already rounded, before they are attended to."""
         if self.k is None or self.v is None:
-            self.k, self.v = Room(keys), Room(values)
+            self.k, self.v = GrowableBuffer(keys), GrowableBuffer(values)
             self._own()
         else:
             self.k.append(keys)
@@ -111,9 +119,9 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """Read and attend, some rows of the batch: query (b, H, q, d) -> (b, H, q, d)."""
-        return self.mix(query, *checks.pair(self.read(rows, query.dtype), "read"), rows)
+        return self.attention(query, *checks.pair(self.read(rows, query.dtype), "read"), rows)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
         one = query.shape[2] == 1 and keys.dtype != self.dtype
         kernel = kernels.attend_one if one else kernels.attend_block
@@ -125,8 +133,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """Keep these slots only: index (B, G, m) int64, ascending per kv head. Copies into exact-size tensors."""
         index = index.to(self.keys.device)
         self.kept = self.positions.gather(2, index)
-        for room in self._rooms():
-            room.keep(index, spare)
+        for buffer in self._buffers():
+            buffer.keep(index, spare)
         self._kept_at = self.seen
 
     def without(self, first: int, count: int) -> None:
@@ -143,8 +151,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
             return self.without(first, count)
         if self.kept is None or self.kept.shape[2] != first:
             self.kept = self.positions[:, :, :first].clone()
-        for room in self._rooms():
-            room.slide(first, count)
+        for buffer in self._buffers():
+            buffer.slide(first, count)
         self._kept_at = self.seen - (self.stored - first)
         return None
 
@@ -155,7 +163,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     # -- the life of a layer -------------------------------------------------------------------------------------------
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on."""
         if self._waiting:
@@ -193,7 +201,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
             raise KvcheckError(f"{self.method.name()} compresses by the prompt's queries, and they were not recorded")
         self._fits(prefilled.keys)
         dtype = self._rounding(prefilled.keys.dtype)
-        self.k, self.v = Room(prefilled.keys.to(dtype)), Room(prefilled.values.to(dtype))
+        self.k, self.v = GrowableBuffer(prefilled.keys.to(dtype)), GrowableBuffer(prefilled.values.to(dtype))
         self.seen = self.prompt = prefilled.keys.shape[2]
         self.scaling = self.shape.head_dim**-0.5 if prefilled.scaling is None else prefilled.scaling
         self.is_initialized = True
@@ -234,14 +242,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.compress(queries if queries is not None and self._needs_queries else torch.empty(0))
         return queries
 
-    def _rooms(self) -> list[Room]:
-        """The rooms of keys and values; none before the first token."""
-        return [room for room in (self.k, self.v) if room is not None]
+    def _buffers(self) -> list[GrowableBuffer]:
+        """The buffers of keys and values; none before the first token."""
+        return [buffer for buffer in (self.k, self.v) if buffer is not None]
 
     def _own(self) -> None:
         """Let go of whatever larger tensor keys and values are views of."""
-        for room in self._rooms():
-            room.own()
+        for buffer in self._buffers():
+            buffer.own()
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Raise MethodUnsupported when the model is not of the shape that this cache was built for."""
@@ -251,8 +259,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
                 f"the cache was built for {self.shape.kv_heads} of {self.shape.head_dim}",
                 "build it with method.build(ModelShape.of(model.config))",
             )
-        if self.k is not None and keys.shape[0] != self.k.buffer.shape[0]:
-            rows = self.k.buffer.shape[0]
+        if self.k is not None and keys.shape[0] != self.k.tensor.shape[0]:
+            rows = self.k.tensor.shape[0]
             raise KvcheckError(
                 f"the cache holds {rows} sequences and was given tokens of {keys.shape[0]}", "use select(rows)"
             )
@@ -283,7 +291,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     @property
     def positions(self) -> torch.Tensor:
         """True position of every slot, (B, G, slots) int32, ascending per kv head."""
-        batch = 0 if self.k is None else self.k.buffer.shape[0]
+        batch = 0 if self.k is None else self.k.tensor.shape[0]
         tail = torch.arange(self._kept_at, self.seen, dtype=torch.int32, device=self.keys.device)
         tail = tail.expand(batch, self.shape.kv_heads, -1)
         return tail if self.kept is None else torch.cat([self.kept, tail], dim=2)
@@ -316,14 +324,14 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     # -- what transformers asks ----------------------------------------------------------------------------------------
 
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Nothing to prepare: the first tokens bring shapes and dtypes."""
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """Tokens seen, not slots stored: transformers derives the positions of new tokens from it."""
         return self.seen
 
-    def get_mask_sizes(self, query_length: Any, *args: Any) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: object) -> tuple[int, int]:
         """(columns, offset) of a mask, which kvcheck's attention function builds itself. 5.2 passes cache positions."""
         new = (
             query_length.shape[0] if isinstance(query_length, torch.Tensor) and query_length.ndim else int(query_length)
@@ -338,7 +346,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """No maximum (the name in transformers 5.2)."""
         return -1
 
-    def crop(self, *args: Any) -> None:
+    def crop(self, tokens: int = 0) -> None:
         """Refused: an evicted or quantized token cannot be taken back."""
         raise MethodUnsupported("a kvcheck cache cannot be cropped", "assisted decoding is not served")
 

@@ -21,7 +21,9 @@ No torch is imported here at run time; `build` imports it.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcheck.cache.shape import ModelShape, Shared
@@ -29,6 +31,7 @@ from kvcheck.core.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from kvcheck.cache.kv_cache import CacheLayer, KVCache
     from kvcheck.cache.method_runner import MethodRunner
@@ -36,24 +39,60 @@ if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 _LAYER = "write def layer(self, shape, index): return MyLayer(shape, index, self), where MyLayer is a CacheLayer"
-STAGES = ("prompt", "generation", "compression", "retrieval", "loading", "architecture")
+_RENAMED = {"whole": "lossless", "joint": "cross_head"}
+
+
+class Stage(str, Enum):
+    """Where in the life of keys and values a method acts."""
+
+    PROMPT = "prompt"
+    GENERATION = "generation"
+    COMPRESSION = "compression"
+    RETRIEVAL = "retrieval"
+    LOADING = "loading"
+    ARCHITECTURE = "architecture"
+
+    def __str__(self) -> str:
+        """As it is written."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """When a method holds everything, and every answer is that of the full cache: NEVER, ALWAYS or at("budget=1.0").
+
+    parameters: with which it does, as in a spec; None: with none.
+    """
+
+    parameters: str | None
+
+    NEVER: ClassVar[Lossless]
+    ALWAYS: ClassVar[Lossless]
+
+    @classmethod
+    def at(cls, parameters: str) -> Lossless:
+        """With these parameters, "budget=1.0"."""
+        return cls(parameters)
+
+
+Lossless.NEVER, Lossless.ALWAYS = Lossless(None), Lossless("")
 
 
 @dataclass(frozen=True)
 class MethodInfo:
     """What a method declares about itself.
 
-    stage: one of STAGES, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy; more
-    of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and values
-    equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs: "queries" when
-    `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the full cache, so
-    one serves all methods; False for sparse attention while prefilling. variant: which official form it is, and what
-    differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G kv heads of
-    dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where none.
-    whole: the parameters with which everything is held and every answer is that of the full cache, "" where it always
-    is, None where no parameters do that. joint: why what it does to one kv head depends on the others of the model, ""
-    where it does not, so that the heads may lie in several processes. exempt: (property of kvcheck.conformance, why it
-    does not hold by design).
+    stage: a Stage or its text, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy;
+    more of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and
+    values equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs:
+    "queries" when `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the
+    full cache, so one serves all methods; False for sparse attention while prefilling. variant: which official form it
+    is, and what differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G
+    kv heads of dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where
+    none. lossless: when every answer is that of the full cache. cross_head: why what it does to one kv head depends on
+    the others of the model, None where it does not, so that the heads may lie in several processes. exempt: properties
+    of kvcheck.conformance that do not hold by design, and why.
+    Errors: SpecError for a name or a form that was taken before.
     """
 
     summary: str
@@ -68,9 +107,24 @@ class MethodInfo:
     variant: str = ""
     formula: str = ""
     refuses: str = ""
-    whole: str | None = None
-    joint: str = ""
-    exempt: tuple[tuple[str, str], ...] = ()
+    lossless: Lossless = Lossless.NEVER
+    cross_head: str | None = None
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+    def __new__(cls, *args: object, **given: object) -> Self:
+        """Refuse a field by its former name. Raises SpecError."""
+        for old in _RENAMED.keys() & given:
+            raise SpecError(f"MethodInfo({old}=…) is {_RENAMED[old]} now", "rename it")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Take the text of a stage. Raises SpecError for the former forms of lossless and exempt."""
+        if not isinstance(self.lossless, Lossless):
+            raise SpecError(f"lossless={self.lossless!r} is no Lossless", "write Lossless.ALWAYS, or Lossless.at(…)")
+        if not isinstance(self.exempt, Mapping):
+            raise SpecError(f"exempt={self.exempt!r} is no mapping", "write exempt={property: why it does not hold}")
+        if self.stage in tuple(Stage):
+            object.__setattr__(self, "stage", Stage(self.stage))
 
 
 @dataclass(frozen=True)
@@ -133,15 +187,16 @@ class Method(Shared):
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
         return None
 
-    def whole(self) -> Spec | None:
-        """The spec that holds everything (see MethodInfo.whole), None where there is none."""
+    def lossless(self) -> Spec | None:
+        """The spec that holds everything (see MethodInfo.lossless), None where there is none."""
         from kvcheck.core.spec import Spec
 
-        return None if self.info.whole is None else Spec.parse(f"{self.name()}:{self.info.whole}".rstrip(":"))
+        parameters = self.info.lossless.parameters
+        return None if parameters is None else Spec.parse(f"{self.name()}:{parameters}".rstrip(":"))
 
-    def joint(self) -> str:
-        """Why its heads cannot lie in several processes (see MethodInfo.joint), "" where they can."""
-        return self.info.joint
+    def cross_head(self) -> str | None:
+        """Why its heads cannot lie in several processes (see MethodInfo.cross_head), None where they can."""
+        return self.info.cross_head
 
     def rounding(self) -> tuple[float, float] | None:
         """Promised error of what is read back: of keys and of values, per channel, as a share of what varies in it.
@@ -159,12 +214,16 @@ def expect_method(kind: type[Method], name: str) -> None:
             f"{name} does not say what it is: it needs a class attribute `info`, a MethodInfo",
             'write info: ClassVar[MethodInfo] = MethodInfo(summary="what it does", stage="compression")',
         )
-    if isinstance(info, MethodInfo) and info.stage not in STAGES:
-        raise SpecError(f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), STAGES))
+    if isinstance(info, MethodInfo) and not isinstance(info.stage, Stage):
+        raise SpecError(
+            f"{name}: unknown stage {info.stage!r} in its info", did_you_mean(str(info.stage), map(str, Stage))
+        )
     if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
         raise SpecError(f"{name} is abstract: it lacks {', '.join(lacking)}", "name a class that defines them")
-    if hasattr(kind, "host"):
-        raise SpecError(f"{name} defines host(loaded), which no run calls: it is runner(loaded) now", "rename it")
+    for old, new in {"host": "runner", **_RENAMED}.items():
+        if callable(getattr(kind, old, None)):
+            of = "loaded" if old == "host" else ""
+            raise SpecError(f"{name} defines {old}({of}), which no run calls: it is {new}({of}) now", "rename it")
     if kind.layer is Method.layer and kind.build is Method.build and kind.runner is Method.runner:
         raise SpecError(f"{name} does not define layer(shape, index), which builds the cache of a layer", _LAYER)
     own = {} if "__dataclass_fields__" in vars(kind) else inspect.get_annotations(kind)

@@ -14,6 +14,7 @@ import torch
 from kvcheck.cache import forward
 
 if TYPE_CHECKING:
+    from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.method import Method
     from kvcheck.models import LoadedModel
 
@@ -24,7 +25,7 @@ MODELS: WeakSet[torch.nn.Module] = WeakSet()
 class MethodRunner:
     """Runs one method on one model.
 
-    A cache is whatever `feed` takes and has `select(rows)`, which copies rows; `measure.held` must reach its tensors.
+    A cache is whatever its own `feed` takes, so `Any` here: a FedCache, whose tensors `measure.held` must reach.
     """
 
     def __init__(self, method: Method, loaded: LoadedModel) -> None:
@@ -34,7 +35,7 @@ class MethodRunner:
         MODELS.add(loaded.model)
         self.shape = loaded.shape
 
-    def build(self) -> Any:
+    def build(self) -> KVCache:
         """A fresh, empty cache."""
         return self.method.build(self.shape)
 

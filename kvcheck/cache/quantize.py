@@ -7,16 +7,20 @@ every value lies within scale / 2 of what is read back; a constant group is read
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from kvcheck.cache import kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import Prefilled
 from kvcheck.core.errors import KvcheckError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BITS = (2, 4, 8)  # widths that divide a byte
 
@@ -49,7 +53,7 @@ def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
 
 
 class Packed:
-    """Quantized tokens of one layer, appended to: Rooms of codes, scales and lows.
+    """Quantized tokens of one layer, appended to: GrowableBuffers of codes, scales and lows.
 
     along="token": a group is `group` neighbouring channels of one token;
     codes (B, G, T, d·b/8), scales and lows (B, G, T, d/group).
@@ -59,9 +63,9 @@ class Packed:
 
     def __init__(self, bits: int, group: int, along: str) -> None:
         self.bits, self.group, self.along = bits, group, along
-        self.codes: Room | None = None
-        self.scale: Room | None = None
-        self.low: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.scale: GrowableBuffer | None = None
+        self.low: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -70,43 +74,47 @@ class Packed:
             return 0
         return self.codes.length if self.along == "token" else self.codes.length * 8 // self.bits
 
+    def encode(self, grouped: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes of groups that lie along `dim`, and two float16 numbers per group (`dim` removed)."""
+        return quantize(grouped, self.bits, dim)
+
+    def unpack(self, packed: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the codes of packed bytes into out (b, g, T, d)."""
+        unpack(packed, self.bits, out)
+
+    def decode(self, groups: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> None:
+        """Turn codes into values, in place; scale and low broadcast against the groups."""
+        groups.mul_(scale).add_(low)
+
     def append(self, values: torch.Tensor) -> None:
         """Quantize and store tokens (B, G, t, d); per channel, t must be a multiple of the group."""
-        batch, heads, tokens, dim = values.shape
-        lanes = 8 // self.bits
-        if self.along == "token":
-            grouped = values.reshape(batch, heads, tokens, dim // self.group, self.group)
-            codes, scale, low = quantize(grouped, self.bits, dim=-1)
-            packed = pack(codes.view(batch, heads, tokens, lanes, dim // lanes), self.bits)
-        else:
-            grouped = values.reshape(batch, heads, tokens // self.group, self.group, dim)
-            codes, scale, low = quantize(grouped, self.bits, dim=-2)
-            packed = pack(codes.view(batch, heads, tokens // lanes, lanes, dim), self.bits)
-        if self.codes is None or self.scale is None or self.low is None:
-            self.codes, self.scale, self.low = Room(packed), Room(scale), Room(low)
-        else:
-            for room, part in ((self.codes, packed), (self.scale, scale), (self.low, low)):
-                room.append(part)
+        codes, scale, low = self.encode(self._grouped(values), -1 if self.along == "token" else -2)
+        codes, lanes = codes.reshape(values.shape), 8 // self.bits
+        split = codes.unflatten(3, (lanes, -1)) if self.along == "token" else codes.unflatten(2, (-1, lanes))
+        self.codes, self.scale = appended(self.codes, pack(split, self.bits)), appended(self.scale, scale)
+        self.low = appended(self.low, low)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
         if self.codes is None or self.scale is None or self.low is None:
             return
-        batch, count, tokens, dim = out.shape
-        unpack(self.codes.used[rows, heads], self.bits, out)
-        if self.along == "token":
-            groups, inner = out.view(batch, count, tokens, dim // self.group, self.group), -1
-        else:
-            groups, inner = out.view(batch, count, tokens // self.group, self.group, dim), -2
-        scale, low = (room.used[rows, heads].float().unsqueeze(inner) for room in (self.scale, self.low))
-        groups.mul_(scale).add_(low)
+        self.unpack(self.codes.used[rows, heads], out)
+        inner = -1 if self.along == "token" else -2
+        scale, low = (buffer.used[rows, heads].float().unsqueeze(inner) for buffer in (self.scale, self.low))
+        self.decode(self._grouped(out), scale, low)
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Packed:
+    def _grouped(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (b, g, T, d) with the groups as a dimension of their own: the last, or the second last."""
+        return values.unflatten(3 if self.along == "token" else 2, (-1, self.group))
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Self:
         """Copies of these rows of the batch."""
-        twin = Packed(self.bits, self.group, self.along)
+        selected = copy.copy(self)
         if self.codes is not None and self.scale is not None and self.low is not None:
-            twin.codes, twin.scale, twin.low = (each.select(rows) for each in (self.codes, self.scale, self.low))
-        return twin
+            selected.codes, selected.scale, selected.low = (
+                each.select(rows) for each in (self.codes, self.scale, self.low)
+            )
+        return selected
 
 
 class Tokens(Protocol):
@@ -167,10 +175,10 @@ class QuantLayer(CacheLayer):
         if self.k is None or self.v is None:
             return
         due = self.due(self.k.length, self.v.length)
-        for room, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
+        for buffer, packed, count in zip((self.k, self.v), (self.kq, self.vq), due, strict=True):
             if count:
-                packed.append(room.used[:, :, :count])
-                room.drop(count)
+                packed.append(buffer.used[:, :, :count])
+                buffer.drop(count)
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
         """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
@@ -185,7 +193,7 @@ class QuantLayer(CacheLayer):
         """The same for the query heads of one kv head. A function of its own, so that what it dequantizes dies here."""
         group = self.shape.group
         mine = query[:, head.start * group : head.stop * group]
-        return self.mix(mine, *self.read(rows, query.dtype, head), rows)
+        return self.attention(mine, *self.read(rows, query.dtype, head), rows)
 
     def read(self, rows: slice, dtype: torch.dtype, heads: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Quantized part and tail of these rows and kv heads, dequantized in float32, in `dtype`."""

@@ -1,7 +1,7 @@
 """A cache layer whose rows and kv heads hold different numbers of slots.
 
 What was kept lies end to end in flat tensors, row by row and head by head, so that no byte is held for padding; what
-has come since lies in the usual Rooms, as many tokens for every head. Attention pads on the fly and masks the padding.
+has come since lies in k and v as ever, as many tokens for every head. Attention pads on the fly and masks the padding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from kvcheck.cache import kernels
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 
 
@@ -36,8 +36,8 @@ class Flat:
             each[0] = torch.cat([each[0], each[0].new_zeros(longest - len(each[0]), *each[0].shape[1:])])
         return pad_sequence(each, batch_first=True).unflatten(0, (stop - start, heads))
 
-    def there(self) -> torch.Tensor:
-        """(B, G, longest) bool: which slots of `padded` are no padding."""
+    def valid(self) -> torch.Tensor:
+        """(B, G, longest) bool: which slots of `padded` hold a token, and are no padding."""
         if self.lengths is None:
             self.lengths = torch.tensor(self.counts, dtype=torch.int32, device=self.tensor.device)
         longest = max(count for row in self.counts for count in row)
@@ -54,21 +54,21 @@ class Flat:
         return list(self.tensor.split([count for row in self.counts for count in row]))
 
 
-class There:
-    """Which slots are there, by a mask (B, G, m). The runner reads it twice, however many tensors are cut by it."""
+class ValidSlots:
+    """The slots of a valid mask (B, G, m). The host reads it twice, however many tensors are cut by it."""
 
-    def __init__(self, there: torch.Tensor) -> None:
-        self.at = there.flatten().nonzero().squeeze(1)
-        self.lengths = there.sum(dim=2, dtype=torch.int32)
+    def __init__(self, valid: torch.Tensor) -> None:
+        self.at = valid.flatten().nonzero().squeeze(1)
+        self.lengths = valid.sum(dim=2, dtype=torch.int32)
         self.counts: list[list[int]] = self.lengths.tolist()
 
     def of(self, padded: torch.Tensor) -> Flat:
-        """What is there of padded (B, G, m, ...)."""
+        """The valid slots of padded (B, G, m, ...)."""
         return Flat(padded.flatten(0, 2).index_select(0, self.at), self.counts)
 
 
 class RaggedLayer(CacheLayer):
-    """Keys, values and positions of what was kept (Flats), and of what came since (Rooms). Padded, everything is
+    """Keys, values and positions of what was kept (Flats), and of what came since (buffers). Padded, everything is
     (B, G, m, ...): the kept slots, padding, then the new ones; `valid` (B, G, m) tells them from the padding.
     """
 
@@ -101,7 +101,7 @@ class RaggedLayer(CacheLayer):
     def valid(self) -> torch.Tensor:
         """(B, G, m) bool: what is no padding."""
         new = torch.ones(*super().keys.shape[:3], dtype=torch.bool, device=super().keys.device)
-        return new if self.kept_positions is None else torch.cat([self.kept_positions.there(), new], dim=2)
+        return new if self.kept_positions is None else torch.cat([self.kept_positions.valid(), new], dim=2)
 
     @property
     def stored(self) -> int:
@@ -133,10 +133,10 @@ class RaggedLayer(CacheLayer):
         keys = torch.cat([self.kept_keys.padded(rows), keys], dim=2)
         return keys.to(dtype), torch.cat([self.kept_values.padded(rows), values], dim=2).to(dtype)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Causal attention over what is there."""
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Causal attention over valid slots."""
         if self.kept_keys is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         mask = self.valid[rows].repeat_interleave(self.shape.group, dim=1).unsqueeze(2)
         tokens, columns = query.shape[2], keys.shape[2]
         if tokens > 1:
@@ -144,15 +144,17 @@ class RaggedLayer(CacheLayer):
         return kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def keep_where(self, wanted: torch.Tensor) -> None:
-        """Keep the slots of `wanted` (B, G, m) that are there."""
+        """Keep the valid slots of `wanted` (B, G, m)."""
         self.store(self.keys, self.values, self.positions, wanted & self.valid)
 
-    def store(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, there: torch.Tensor) -> There:
-        """Hold these slots and no others: padded (B, G, m, d), (B, G, m, d), (B, G, m), and which of them are there."""
-        found = There(there)
-        self.kept_keys, self.kept_values = found.of(keys), found.of(values)
-        self.kept_positions = found.of(positions.int())
-        self.kept_positions.lengths = found.lengths
-        self.k, self.v = Room(keys[:, :, :0].clone()), Room(values[:, :, :0].clone())
+    def store(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor
+    ) -> ValidSlots:
+        """Hold these slots and no others: padded (B, G, m, d), (B, G, m, d), (B, G, m), and which of them are valid."""
+        slots = ValidSlots(valid)
+        self.kept_keys, self.kept_values = slots.of(keys), slots.of(values)
+        self.kept_positions = slots.of(positions.int())
+        self.kept_positions.lengths = slots.lengths
+        self.k, self.v = GrowableBuffer(keys[:, :, :0].clone()), GrowableBuffer(values[:, :, :0].clone())
         self.kept, self._kept_at = None, self.seen
-        return found
+        return slots

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.scoring import WEIGHTS
 from kvcheck.core.errors import KvcheckError
@@ -41,14 +41,14 @@ class LookupLayer(CacheLayer):
 
 
 class OffloadLayer(LookupLayer):
-    """Keeps the first tokens and the newest where the model is, in the Rooms k and v; what lies between in host memory.
+    """Keeps the first tokens and the newest where the model is, in k and v; what lies between in host memory.
 
-    hk, hv: Rooms (B, G, m, d) on the CPU, in the order of positions; None while there is nothing between.
+    hk, hv: GrowableBuffers (B, G, m, d) on the CPU, in the order of positions; None while there is nothing between.
     """
 
     host = ("hk", "hv")
-    hk: Room | None
-    hv: Room | None
+    hk: GrowableBuffer | None
+    hv: GrowableBuffer | None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -77,7 +77,9 @@ class OffloadLayer(LookupLayer):
         span = slice(self.first, self.first + count)
         keys, values = self.keys[:, :, span].to("cpu", dtype), self.values[:, :, span].to("cpu")
         if self.hk is None or self.hv is None:
-            self.hk, self.hv = (Room(each.clone(memory_format=torch.contiguous_format)) for each in (keys, values))
+            self.hk, self.hv = (
+                GrowableBuffer(each.clone(memory_format=torch.contiguous_format)) for each in (keys, values)
+            )
         else:
             self.hk.append(keys)
             self.hv.append(values)
@@ -87,15 +89,15 @@ class OffloadLayer(LookupLayer):
         if count:
             slots = torch.arange(self.keys.shape[2], device=self.keys.device)
             left = self.every_head(torch.cat([slots[: self.first], slots[self.first + count :]]))
-            for room in self._rooms():
-                room.keep(left, spare)
+            for buffer in self._buffers():
+                buffer.keep(left, spare)
 
     def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of these rows, in the order of positions. Nothing attends by it after the prompt."""
         near = super().read(rows, dtype)
         if self.hk is None or self.hv is None:
             return near
-        far = (room.used[rows].to(near[0].device, dtype) for room in (self.hk, self.hv))
+        far = (buffer.used[rows].to(near[0].device, dtype) for buffer in (self.hk, self.hv))
         keys, values = (
             torch.cat([one[:, :, : self.first], two, one[:, :, self.first :]], dim=2)
             for one, two in zip(near, far, strict=True)

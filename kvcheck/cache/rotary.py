@@ -23,7 +23,7 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, rope: tuple[float, ...
 
 @lru_cache(maxsize=16)
 def _frequencies(rope: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """On the device, once: every copy from the runner is waited for."""
+    """On the device, once: every copy from the host is waited for."""
     with torch.inference_mode(False):
         return torch.tensor(rope, dtype=torch.float32, device=device)
 

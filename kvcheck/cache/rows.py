@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.view import CacheView, LayerView, OtherLayer
+from kvcheck.cache.view import CacheView, FedCache, LayerView, OtherLayer
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+    from transformers.cache_utils import CacheLayerMixin
 
 
 class RowCache(CacheView):
     """One cache of one sequence for each row. rows: whatever the runner feeds; copied by `select` where it has one."""
 
-    rows: list[Any]
+    rows: list[Any]  # of the kind that the runner feeds
 
-    def __init__(self, rows: Sequence[Any]) -> None:
+    def __init__(self, rows: Sequence[FedCache]) -> None:
         self.rows = list(rows)
 
     def row(self, at: int) -> RowCache:
@@ -34,20 +38,19 @@ class Row(CacheView):
     """A cache of one sequence that is not made of kvcheck's layers.
 
     cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
-    anew. press: what compresses it, with the state that it keeps. masks: by the name of a module, what an attention
-    patch is to hide.
+    anew. press: what compresses it, and its state. masks: by the name of a module, what an attention patch is to hide.
     """
 
     meta = ("press", "masks")
     opaque = True
 
-    def __init__(self, cache: Any, model: Any, press: Any = None) -> None:
+    def __init__(self, cache: Cache, model: PreTrainedModel, press: Any = None) -> None:
         self.cache, self.model, self.press = cache, model, press
         self.seen = self.position = 0
-        self.masks: dict[str, Any] = {}
+        self.masks: dict[str, object] = {}
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> Cache:
         """The transformers Cache."""
         return self.cache
 
@@ -60,7 +63,7 @@ class Row(CacheView):
         """A deep copy; there is one row only."""
         return copy.deepcopy(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Row:
+    def __deepcopy__(self, memo: dict[int, object]) -> Row:
         """A copy of everything but the model and streams of its device."""
         memo.update((id(module), module) for module in self.model.modules())
         stream = getattr(self.cache, "prefetch_stream", None)
@@ -74,7 +77,7 @@ class Row(CacheView):
         return twin
 
 
-def _slots(layer: Any) -> int:
+def _slots(layer: CacheLayerMixin) -> int:
     """Slots per kv head of such a layer: as long as its keys are, else (they may be an empty tail) what it says."""
     keys = getattr(layer, "keys", None)
     plain = isinstance(keys, torch.Tensor) and keys.dim() == 4 and not hasattr(layer, "cumulative_length")
@@ -104,7 +107,7 @@ class RowRunner(MethodRunner):
         pairs = zip(cache.rows, ids.split(1), strict=True)
         return torch.cat([self.feed_row(row, fed, keep) for row, fed in pairs])
 
-    def prefill_row(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill_row(self, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """One prompt (1, n) -> its cache, and the logits (1, V) behind it."""
         cache = self.build()
         return cache, self.feed_row(cache, ids, 1)[:, -1]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import MethodUnsupported
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig
 
 _ROPE_TYPES = ("default", "linear", "llama3")  # tables that neither scale cos and sin nor depend on the length
 _HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d/2, all channels, in every layer
@@ -46,7 +47,7 @@ class ModelShape:
         return self.heads // self.kv_heads
 
     @classmethod
-    def of(cls, config: Any) -> ModelShape:
+    def of(cls, config: PreTrainedConfig) -> ModelShape:
         """Read the shape of a transformers config. Raises MethodUnsupported for models without plain KV attention."""
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
@@ -80,7 +81,7 @@ class ModelShape:
         return self.layers * tokens * self.token_bytes(batch)
 
 
-def _rope(text: Any, head_dim: int) -> tuple[float, ...] | None:
+def _rope(text: PreTrainedConfig, head_dim: int) -> tuple[float, ...] | None:
     """The inverse frequencies of a config, as transformers computes them; None where a rotation cannot be undone."""
     kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
     if getattr(text, "model_type", None) not in _HALF_SPLIT or kind not in _ROPE_TYPES:

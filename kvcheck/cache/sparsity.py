@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method
 from kvcheck.cache.scoring import WEIGHTS
-from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 
 ROWS = 128  # query rows that share one gathering of keys
 
 
-@dataclass(frozen=True)
-class SparsePrefill(Method):
-    """Base: the prompt attends sparsely, every token is stored, and what comes later attends to all of them."""
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
-
-
 class SparsePrefillLayer(CacheLayer):
     """The full cache. The tokens of the prompt attend by `sparse`, all later ones densely."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Sparse attention until the prompt is in."""
         if self.prompt is not None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         return self.sparse(query, keys, values)
 
     def dense(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What the full cache computes, bit for bit."""
-        return super().mix(query, keys, values, slice(None))
+        return super().attention(query, keys, values, slice(None))
 
     def sparse(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attention of the prompt's newest q tokens to all c fed so far: (B, H, q, d), (B, G, c, d) -> (B, H, q, d)."""

@@ -29,6 +29,8 @@ from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.core.front import option
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
     from kvcheck.models import LoadedModel
 
 
@@ -70,12 +72,12 @@ class States:
         """What runs a method on such a model."""
         return StateRunner(method, loaded)
 
-    def cache(self, method: Method, config: Any) -> Any:
+    def cache(self, method: Method, config: PreTrainedConfig) -> MixedCache | None:
         """What a new sequence is given: the method's layers beside those of the model; None where it makes its own."""
         return MixedCache(method, self.shape, config) if self.keyed else None
 
 
-def kinds(config: Any) -> list[type]:
+def kinds(config: PreTrainedConfig) -> list[type]:
     """The cache layers that transformers gives a model, by class."""
     return [type(layer) for layer in DynamicCache(config=config).layers]
 
@@ -83,7 +85,7 @@ def kinds(config: Any) -> list[type]:
 class MixedCache(KVCache):
     """The method's layers where the model has full attention, windows where it slides, its own states elsewhere."""
 
-    def __init__(self, method: Method, shape: ModelShape, config: Any) -> None:
+    def __init__(self, method: Method, shape: ModelShape, config: PreTrainedConfig) -> None:
         Cache.__init__(self, layers=DynamicCache(config=config).layers)
         self.acting, self.sliding = set[int](), set[int]()  # which layers are the method's, and which are windows
         for index, layer in enumerate(self.layers):
@@ -122,7 +124,7 @@ class Carried(CacheView):
     modules: list[torch.Tensor | None]
 
     def __init__(self, cache: Any, places: Sequence[Place], depth: int) -> None:
-        self.cache: Any = cache
+        self.cache = cache  # a MixedCache, or what the model makes
         self.depth: int = depth
         self.modules = [None if place.fresh is None else place.fresh.clone() for place in places]
         self.seen = 0
@@ -133,7 +135,7 @@ class Carried(CacheView):
         return self.cache
 
     @property
-    def storage(self) -> Any:
+    def storage(self) -> object:
         """The method's layers alone."""
         return self.method_layers
 
@@ -155,7 +157,7 @@ class Carried(CacheView):
         return twin
 
     @contextmanager
-    def lent(self, model: Any, places: Sequence[Place]) -> Iterator[None]:
+    def lent(self, model: PreTrainedModel, places: Sequence[Place]) -> Iterator[None]:
         """Put the parts that live in modules there for one forward; what it leaves there is this sequence's alone."""
         spots = [(model.get_submodule(place.module), place.attribute) for place in places]
         before = [getattr(*spot) for spot in spots]
@@ -179,7 +181,7 @@ class StateRunner(RowRunner):
         self.states, self.shape = loaded.states, loaded.states.shape
         method.check(self.shape)
 
-    def build(self) -> Carried:
+    def build(self) -> Carried:  # type: ignore[override]  # of one row: fed by `feed_row` alone
         """What a new sequence carries."""
         made = self.states.cache(self.method, self.model.config)
         return Carried(made, self.states.places, int(self.model.config.get_text_config().num_hidden_layers))
@@ -211,7 +213,7 @@ def serve(method: Method, loaded: LoadedModel) -> None:
 
     Nor on one of whose heads this process has some, where it treats them jointly.
     """
-    if loaded.team is not None and (why := method.joint()):
+    if loaded.team is not None and (why := method.cross_head()):
         raise MethodUnsupported(
             f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
             f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",

@@ -8,11 +8,27 @@ Bytes are not asked here: `measure.held` counts whatever can be reached from `st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
+
+
+class ForeignLayer(Protocol):
+    """A layer of another make, as far as it is looked at."""
+
+    def get_seq_length(self) -> int:
+        """Tokens that it says it has seen."""
+
+
+class ForeignCache(Protocol):
+    """A cache of another make, as far as it is looked at."""
+
+    layers: Sequence[ForeignLayer | LayerView]
+
+    def select(self, rows: Sequence[int]) -> ForeignCache:
+        """Copies of these rows."""
 
 
 class Holder:
@@ -34,12 +50,12 @@ class LayerView(Holder):
         """Slots per row and kv head, on average."""
         raise NotImplementedError(f"{type(self).__name__} must say how many slots it holds")
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """The length that it tells transformers, from which positions follow."""
         return self.seen
 
     @property
-    def storage(self) -> Any:
+    def storage(self) -> object:
         """From where all that it holds can be reached."""
         return self
 
@@ -54,7 +70,7 @@ class CacheView(Holder):
 
     seen: int
 
-    rows: Sequence[Any] | None = None
+    rows: Sequence[FedCache] | None = None
     """The caches of its sequences, where they are kept apart. None: they are together, in the same layers."""
     opaque = False
     """Nothing was declared of it, neither slots nor bytes: it is not made of kvcheck's layers."""
@@ -72,7 +88,7 @@ class CacheView(Holder):
         return self
 
     @property
-    def storage(self) -> Any:
+    def storage(self) -> object:
         """From where all that its method holds can be reached."""
         return self
 
@@ -86,19 +102,23 @@ class CacheView(Holder):
         """All layers that hold keys and values: these, and the model's own."""
         return self.method_layers
 
-    def row(self, at: int) -> Any:
+    def row(self, at: int) -> FedCache:
         """One sequence by itself: a copy where rows are together."""
         return self.select([at])
 
-    def select(self, rows: Sequence[int]) -> Any:
+    def select(self, rows: Sequence[int]) -> FedCache:
         """Copies of these rows, in this order; repeats allowed."""
         raise NotImplementedError(f"{type(self).__name__} must have select(rows)")
+
+
+FedCache: TypeAlias = CacheView | ForeignCache
+"""What a runner may feed."""
 
 
 class OtherLayer(LayerView):
     """A layer that is not kvcheck's: it is told how many tokens it has seen, and how many slots it has."""
 
-    def __init__(self, layer: Any, seen: int, slots: float) -> None:
+    def __init__(self, layer: object, seen: int, slots: float) -> None:
         self.layer, self.seen, self._slots = layer, seen, slots
 
     @property
@@ -107,7 +127,7 @@ class OtherLayer(LayerView):
         return self._slots
 
     @property
-    def storage(self) -> Any:
+    def storage(self) -> object:
         """What is looked at."""
         return self.layer
 
@@ -115,16 +135,16 @@ class OtherLayer(LayerView):
 class OtherCache(CacheView):
     """A cache with `layers` of any make, that an own runner feeds."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: ForeignCache) -> None:
         self.cache = cache
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> ForeignCache:
         """What is looked at."""
         return self.cache
 
     @property
-    def storage(self) -> Any:
+    def storage(self) -> object:
         """What is looked at."""
         return self.cache
 
@@ -133,22 +153,22 @@ class OtherCache(CacheView):
         """Kvcheck's layers as they are, others with as many slots as tokens seen."""
         return [layer if isinstance(layer, LayerView) else _seen(layer) for layer in self.cache.layers]
 
-    def select(self, rows: Sequence[int]) -> Any:
+    def select(self, rows: Sequence[int]) -> ForeignCache:
         """Its own copies."""
         return self.cache.select(rows)
 
 
-def _seen(layer: Any) -> OtherLayer:
+def _seen(layer: ForeignLayer) -> OtherLayer:
     seen = int(layer.get_seq_length())
     return OtherLayer(layer, seen, seen)
 
 
-def view(cache: Any) -> CacheView:
+def view(cache: FedCache) -> CacheView:
     """How to look at a cache."""
     return cache if isinstance(cache, CacheView) else OtherCache(cache)
 
 
-def parts(cache: Any) -> list[CacheView]:
+def parts(cache: FedCache) -> list[CacheView]:
     """The views of its sequences where they are kept apart, else the one of all of them."""
     whole = view(cache)
     return [whole] if whole.rows is None else [view(row) for row in whole.rows]

@@ -7,7 +7,6 @@ import torch
 from kvcheck.cache import kernels
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import Method
-from kvcheck.cache.mix import visible
 from kvcheck.cache.shape import ModelShape
 
 BLOCK = 1024
@@ -26,14 +25,14 @@ class WindowLayer(CacheLayer):
         super().__init__(shape, index, method)
         self.window = window
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Every token sees its own window; BLOCK tokens at a time, with the columns that they can see."""
         past, parts = keys.shape[2] - query.shape[2], []
         for start in range(0, query.shape[2], BLOCK):
             block = query[:, :, start : start + BLOCK]
             end = past + start + block.shape[2]
             near = slice(max(0, past + start + 1 - (self.window or end)), end)
-            mask = visible(block.shape[2], end - near.start, self.window, query.device)
+            mask = kernels.visible(block.shape[2], end - near.start, self.window, query.device)
             near_keys, near_values = keys[:, :, near], values[:, :, near]
             parts.append(kernels.attend_masked(block, near_keys, near_values, mask, self.scaling))
         return torch.cat(parts, dim=2)

@@ -61,14 +61,15 @@ def own_store(uri: str | None = None) -> Store:
 
 def _list(given: argparse.Namespace) -> int:
     """1 where a file cannot be used."""
-    from kvcheck.report.text import columns
+    from kvcheck.report.table import WHOLE, Table
 
     store = own_store(given.baselines)
-    body = [("model", "fingerprint", "method", "cases", "file")]
-    for entry in store.entries():
-        body.append((entry.model.name, entry.model.fingerprint, entry.method, str(len(entry.cases)), entry.path))
+    body = [
+        (entry.model.name, entry.model.fingerprint, entry.method, str(len(entry.cases)), entry.path)
+        for entry in store.entries()
+    ]
     none = "no baselines; record some: kvcheck baselines record --model NAME --suite NAME"
-    show(columns(body, "<<<><") if len(body) > 1 else [none])
+    show(Table(("model", "fingerprint", "method", "cases", "file"), "<<<><", body).text(WHOLE) if body else [none])
     return _tell(store.verify())
 
 

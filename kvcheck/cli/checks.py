@@ -1,4 +1,4 @@
-"""The commands of `kvcheck` that try something: prompt, zoo, alarms, power. `speed` has a module of its own."""
+"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power. `speed` has its own module."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from kvcheck.cli import options
 from kvcheck.core.errors import KvcheckError
@@ -19,7 +20,7 @@ PROMPT = ("model", "data", "compat", "chat", "history", "rope", "trust_remote_co
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands of this module."""
-    for each in (_add_power, _add_zoo, _add_alarms, _add_prompt):
+    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt):
         each(commands)
 
 
@@ -57,14 +58,14 @@ def _add_zoo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     zoo.set_defaults(run=_zoo)
 
 
-def _add_alarms(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    alarms = commands.add_parser("alarms", help="does any property accuse a correct method?")
-    alarms.add_argument("--method", action="append", default=[], metavar="SPEC", help="default: all that are known")
-    alarms.add_argument("--seeds", type=int, default=5, help="seeds from 0 up (default 5)")
-    alarms.add_argument("--profile", choices=("quick", "default", "full"), default="default")
-    alarms.add_argument("-n", dest="workers", type=int, default=1, metavar="N", help="processes (default 1)")
-    alarms.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
-    alarms.set_defaults(run=_alarms)
+def _add_false_positives(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("false-positives", help="does any property accuse a correct method?")
+    parser.add_argument("--method", action="append", default=[], metavar="SPEC", help="default: all that are known")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds from 0 up (default 5)")
+    parser.add_argument("--profile", choices=("quick", "default", "full"), default="default")
+    parser.add_argument("-n", dest="workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--md", metavar="PATH", help="write the table there as Markdown")
+    parser.set_defaults(run=_false_positives)
 
 
 def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -135,9 +136,12 @@ def _power(given: argparse.Namespace) -> int:
 
 def _zoo(given: argparse.Namespace) -> int:
     """0: every bug caught and no correct method accused, 1: not so."""
+    from kvcheck.store.journal import folder_of
+
     arguments = ["--pyargs", "kvcheck.suites.test_zoo", "-q", f"-n{given.workers}", f"--kv-zoo={','.join(given.names)}"]
     arguments += [f"--kv-method={method}" for method in given.method]
-    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": given.json}
+    begun = given.json and (Path(given.json).exists() or folder_of(Path(given.json)).exists())
+    options = {"model": given.model, "profile": given.profile, "json": given.json, "resume": begun and given.json}
     arguments += [f"--kv-{name}={value}" for name, value in {**options, "md": given.md}.items() if value]
     return REGRESSION if run_pytest([*arguments, "-p", "no:cacheprovider"]) else OK
 
@@ -147,27 +151,29 @@ def run_pytest(arguments: Sequence[str]) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
 
 
-def _alarms(given: argparse.Namespace) -> int:
+def _false_positives(given: argparse.Namespace) -> int:
     """1 where a property accuses a method."""
-    from kvcheck.conformance.alarms import Tried, attempt, correct
+    from kvcheck.conformance.false_positives import Tried, attempt, correct
     from kvcheck.core.files import write_atomically
     from kvcheck.report import conformance
+    from kvcheck.report.text import plural
 
     if given.seeds < 1 or given.workers < 1:
-        raise KvcheckError("--seeds and -n are numbers from 1 up", "kvcheck alarms --seeds 5 -n 2")
+        raise KvcheckError("--seeds and -n are numbers from 1 up", "kvcheck false-positives --seeds 5 -n 2")
     specs = tuple(given.method) or correct()
     total = len(specs) * given.seeds
     done: list[Tried] = []
 
     def tick(one: Tried) -> None:
         done.append(one)
-        progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {len(one.alarms)} alarms", True)
+        count = plural(len(one.false_positives), "false positive")
+        progress(f"{len(done)} of {total}: {one.method}, seed {one.seed}: {count}", True)
 
     found = attempt(specs, range(given.seeds), given.profile, given.workers, tick)
-    show(conformance.alarms(found))
+    show(conformance.false_positives(found))
     if given.md:
-        write_atomically(given.md, "\n".join(conformance.alarms_markdown(found)) + "\n")
-    return REGRESSION if any(one.alarms for one in found) else OK
+        write_atomically(given.md, "\n".join(conformance.false_positives_markdown(found)) + "\n")
+    return REGRESSION if any(one.false_positives for one in found) else OK
 
 
 def progress(text: str, whole: bool = False) -> None:

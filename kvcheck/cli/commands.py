@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import kvcheck
 from kvcheck.cli import baselines, checks, new_method, speed
@@ -16,12 +16,10 @@ from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
 
-if TYPE_CHECKING:
-    from kvcheck.core.record import CaseRecord, Run
-
-
-HEAVY = ("alarms", "prompt", "speed")
+HEAVY = ("false-positives", "prompt", "speed")
 """Commands that run torch in this process."""
+RENAMED = {"alarms": "false-positives"}
+"""What commands were called before, and are called now."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `baselines record` gives what pytest exits with.
     """
-    given = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in RENAMED:
+        now = RENAMED[words[0]]
+        complain(
+            KvcheckError(
+                f"`kvcheck {words[0]}` is called `kvcheck {now}` now", shlex.join(["kvcheck", now, *words[1:]])
+            )
+        )
+        return ERROR
+    given = parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = given.run
     importable(Path.cwd())
     threads.wait_passively()
@@ -104,26 +111,16 @@ def _tasks(given: argparse.Namespace) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     from kvcheck.report import markdown, terminal
+    from kvcheck.store.baselines import ModelId, stored_fp16
     from kvcheck.store.run_file import read_run
 
     run = read_run(given.run_file)
-    stored = _stored_fp16(run)
+    try:  # those that the run was judged by, as far as they are still there; none for a run of another model
+        stored = stored_fp16(own_store(), ModelId.of(run.header.model_name, run.header.model), run.cases)
+    except KvcheckError:
+        stored = {}
     show(markdown.lines(run, stored) if given.md else terminal.lines(run, stored))
     return OK
-
-
-def _stored_fp16(run: Run) -> dict[str, CaseRecord]:
-    """The fp16 records that the run was judged by, as far as they are still there; none for a run of another model."""
-    from kvcheck.store.baselines import ModelId
-
-    model = ModelId.of(run.header.model_name, run.header.model)
-    store = own_store()
-    cases = {record.case.key: record.case for record in run.cases if record.samples}
-    try:
-        found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
-    except KvcheckError:
-        return {}
-    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
 
 
 def _compare(given: argparse.Namespace) -> int:
@@ -154,7 +151,7 @@ def _allowances(given: argparse.Namespace) -> int:
     reasons = {}
     for method in {record.method for record in run.cases}:
         names = [part.partition(":")[0] for part in method.split("+")]
-        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]  # no import
+        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]
         reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
     lines = list(propose(run, reasons))
     if given.out:

@@ -8,7 +8,6 @@ import keyword
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import KvcheckError
 
@@ -21,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck import CacheLayer, Method, MethodInfo, ModelShape, SpecError
+from kvcheck import CacheLayer, Lossless, Method, MethodInfo, ModelShape, SpecError
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class {title}(Method):
         stage="compression",
         knob="tokens",
         formula="2·L·B·G·(min(p, tokens) + decoded)·d·2",
-        whole="tokens=100000",
+        lossless=Lossless.at("tokens=100000"),
     )
 
     tokens: int = 256
@@ -98,7 +97,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
 '''
 
 
-def add(commands: Any) -> None:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The arguments of the command."""
     new = commands.add_parser("new-method", help="write a method that works and its test, to go on from")
     new.add_argument("name", metavar="NAME", help="in lower case, such as my_method")

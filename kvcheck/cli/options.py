@@ -19,7 +19,7 @@ def add(command: argparse.ArgumentParser, *names: str, **how: Any) -> None:
         command.add_argument(flag, **{"dest": name, "default": None, "help": option.help, **kind, **how})
 
 
-def check(given: Mapping[str, Any], names: Iterable[str]) -> Settings:
+def check(given: Mapping[str, object], names: Iterable[str]) -> Settings:
     """What a command was given for options, checked as pytest's. Raises SpecError."""
     from kvcheck.plugin import parse
 

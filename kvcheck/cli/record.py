@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.cli import options
 from kvcheck.cli.checks import run_pytest, show
@@ -14,6 +14,7 @@ from kvcheck.core.front import option
 from kvcheck.core.settings import OPTIONS
 
 if TYPE_CHECKING:
+    from kvcheck.core.record import CaseId
     from kvcheck.core.settings import Settings
 
 ALL = "all"
@@ -57,11 +58,12 @@ def _record(given: argparse.Namespace) -> int:
 def command(given: argparse.Namespace) -> list[str]:
     """The arguments of pytest. Raises SpecError and BaselineError for every name and value that pytest would refuse."""
     from kvcheck.core.spec import split_specs
+    from kvcheck.models import names
     from kvcheck.plugin import cases, parse, refusals
     from kvcheck.plugin.options import words
 
     methods = [spec for text in given.method or ["fp16"] for spec in split_specs(text)]
-    own: dict[str, Any] = {"model": given.model, "methods": methods, "tasks": ",".join(tasks(given.suite))}
+    own: dict[str, object] = {"model": given.model, "methods": methods, "tasks": ",".join(tasks(given.suite))}
     own |= {"baselines": given.to, "record": given.record}
     passed = {name: own.get(name, getattr(given, name, None)) for name in OPTIONS}
     asked = {name: value for name, value in passed.items() if value is not None}
@@ -69,7 +71,7 @@ def command(given: argparse.Namespace) -> list[str]:
     source = {name: f"{parse.TABLE} {name}" for name in project} | {name: option(name) for name in asked}
     settings = parse.settings({**project, **asked}, source)
     refusals.recording_in_ci(settings)
-    refusals.known_model(settings.model)
+    names.find(settings.model)
     refusals.known_place(settings)
     refusals.expect_room(settings, Path.cwd())
     _expect_data(settings)
@@ -111,7 +113,7 @@ def _expect_data(settings: Settings) -> None:
         raise SpecError(f"--data: there is no folder {settings.data}", "give hub, or a folder with the rows")
 
 
-def _capabilities(cases: list[Any], settings: Settings) -> list[str]:
+def _capabilities(cases: list[CaseId], settings: Settings) -> list[str]:
     """The capabilities of the cases, which the suites are named by. Raises SpecError where there is no case."""
     from kvcheck.core.record import CAPABILITIES
     from kvcheck.tasks import find

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from hypothesis import strategies as st
 
+from kvcheck.conformance.base import LONGEST
+
 BLOCKS = (8, 16, 32, 64, 128)
 """Sizes around whose multiples windows, groups, pages and chunks have their borders."""
-LONGEST = 300
-LONGER = 1300
-"""Tokens of the longest prompt, as drawn for most properties and for those that are cheap or see nearly every fault."""
 MOST = 900
 """Tokens of the prompts of all rows, unless there is one row."""
 
@@ -36,7 +34,7 @@ class Draw:
         return ", ".join(f"{name}={value!r}" for name, value in changed.items() if value != _DEFAULTS[name])
 
 
-_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Draw)}
+_DEFAULTS: dict[str, object] = {each.name: each.default for each in fields(Draw)}
 
 
 def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,9 @@ from kvcheck.core import paths
 from kvcheck.measure.checksum import checksums
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import ATTENTION, LoadedModel, load
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 VOCABULARY = 1024
 SHARP = 0.2
@@ -46,35 +49,35 @@ BASE = {
 and shows in the numbers."""
 
 
-def llama() -> Any:
+def llama() -> PretrainedConfig:
     """Two layers, two kv heads."""
     from transformers import LlamaConfig
 
     return LlamaConfig(**BASE)
 
 
-def qwen2() -> Any:
+def qwen2() -> PretrainedConfig:
     """Biases, one of them an outlier channel of the keys; one kv head per query head."""
     from transformers import Qwen2Config
 
     return Qwen2Config(**{**BASE, "num_hidden_layers": 3, "num_key_value_heads": 4})
 
 
-def mistral() -> Any:
+def mistral() -> PretrainedConfig:
     """A sliding window in every layer, wider than any drawn text: longer ones are refused."""
     from transformers import MistralConfig
 
     return MistralConfig(**{**BASE, "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 4096})
 
 
-def gemma3() -> Any:
+def gemma3() -> PretrainedConfig:
     """Layers with a sliding window between global ones, and norms of queries and keys."""
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(**{**BASE, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]})
 
 
-def scaled() -> Any:
+def scaled() -> PretrainedConfig:
     """RoPE scaled as in Llama 3.1, a head_dim that is no power of two, four layers."""
     from transformers import LlamaConfig
 
@@ -83,7 +86,7 @@ def scaled() -> Any:
     return LlamaConfig(**{**BASE, "num_hidden_layers": 4, "head_dim": 48, "rope_parameters": rope})
 
 
-CONFIGS: dict[str, Callable[[], Any]] = {
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": llama,
     "qwen2": qwen2,
     "scaled": scaled,
@@ -94,7 +97,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 @cache
-def tokenizer() -> Any:
+def tokenizer() -> PreTrainedTokenizerBase:
     """That of the embedded model, for methods that act on text."""
     from transformers import AutoTokenizer
 
@@ -123,7 +126,7 @@ class Freeze(pickle.Pickler):
         self.places: dict[int, int] = {}
         self.tensors: list[torch.Tensor] = []
 
-    def persistent_id(self, obj: Any) -> int | None:
+    def persistent_id(self, obj: object) -> int | None:
         """The place of a tensor in the list, None for all else."""
         if not isinstance(obj, torch.Tensor):
             return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import parts, view
+from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.core.errors import MethodUnsupported
@@ -22,6 +22,10 @@ from kvcheck.methods.fp16 import Fp16
 
 TOLERANCE = 2e-3
 """Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""
+
+
+Answer: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
+"""Logits of one forward, or of several."""
 
 
 class Violation(AssertionError):
@@ -62,7 +66,7 @@ class Subject:
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         return torch.randint(vocabulary, (rows or self.draw.rows, length), generator=generator)
 
-    def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[Any, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
 
         A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
@@ -77,20 +81,20 @@ class Subject:
                 raise
             raise NotServed(f"it refuses the prompt: {error}") from error
 
-    def feed(self, cache: Any, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
+    def feed(self, cache: FedCache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) in one forward -> logits of all of them (R, q, V)."""
         try:
             return (runner or self.runner).feed(cache, ids, keep=ids.shape[1])
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
 
-    def one_by_one(self, cache: Any, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
+    def one_by_one(self, cache: FedCache, ids: torch.Tensor, runner: MethodRunner | None = None) -> torch.Tensor:
         """Feed (R, q) token by token -> logits (R, q, V)."""
         return torch.cat([self.feed(cache, token, runner) for token in ids.split(1, dim=1)], dim=1)
 
     def life(
-        self, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor, runner: MethodRunner | None = None
-    ) -> list[Any]:
+        self, ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor, *, runner: MethodRunner | None = None
+    ) -> list[torch.Tensor]:
         """A prompt, a follow-up block and steps -> the logits of all three."""
         cache, first = self.prefill(ids, runner)
         return [first, self.feed(cache, follow, runner), self.one_by_one(cache, steps, runner)]
@@ -104,7 +108,7 @@ class Subject:
             self.tokens(draw.steps, salt=salt + 2),
         )
 
-    def native(self, cache: Any) -> KVCache:
+    def native(self, cache: FedCache) -> KVCache:
         """The cache, where it is made of kvcheck's layers. Raises NotServed."""
         native = view(cache).native
         if native is None:
@@ -112,7 +116,7 @@ class Subject:
         return native
 
     @contextmanager
-    def appending(self, *caches: Any) -> Iterator[None]:
+    def appending(self, *caches: FedCache) -> Iterator[None]:
         """Raise NotServed where foreign rows do more meanwhile than append what they are fed.
 
         What they evict or quantize then follows from how many tokens came at once, and cannot be brought back.
@@ -124,25 +128,25 @@ class Subject:
             raise NotServed("its own cache does more with what it is fed than to append it")
 
 
-def foreign_rows(cache: Any) -> list[Any]:
+def foreign_rows(cache: FedCache) -> list[Any]:
     """The rows that are not made of kvcheck's layers; their positions are the adapter's."""
     return [row for row in parts(cache) if row.opaque]
 
 
-def absent(cache: Any) -> list[int]:
+def absent(cache: FedCache) -> list[int]:
     """Per layer of every foreign row, the tokens seen for which it has no slot in plain keys."""
     return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.inner.layers]
 
 
-def _slots(layer: Any) -> int:
+def _slots(layer: object) -> int:
     """Slots of the keys of a foreign layer, 0 where it has no plain ones."""
     keys = getattr(layer, "keys", None)
     return keys.shape[2] if isinstance(keys, torch.Tensor) and keys.dim() == 4 else 0
 
 
-def equal(one: Any, other: Any, what: str, tolerance: float = TOLERANCE) -> None:
+def equal(one: Answer, other: Answer, what: str, tolerance: float = TOLERANCE) -> None:
     """Raise Violation unless two results agree up to `tolerance` times the spread of the second one."""
-    if isinstance(one, list | tuple):
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         names = ("the prompt", "the follow-up block", "decoding")
         for at, (mine, theirs) in enumerate(zip(one, other, strict=True)):
             equal(mine, theirs, f"{what}: logits of {names[at]}" if len(one) == 3 else what, tolerance)

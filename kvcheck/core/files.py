@@ -72,9 +72,15 @@ def write_atomically(path: str, text: str, last: Callable[[], None] = lambda: No
 
 def expect_file(path: str | Path) -> None:
     """Raise BaselineError where no file of this name can be written, see `expect_writable`."""
-    if Path(path).is_dir():
+    try:
+        found = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        found = stat.S_IFREG
+    except (OSError, ValueError) as error:  # a name that is too long, or no name
+        raise BaselineError(f"{path} cannot be written: {error}", "name another place") from error
+    if stat.S_ISDIR(found):
         raise BaselineError(f"{path} is a folder", "name a file")
-    if Path(path).exists() and not Path(path).is_file():
+    if not stat.S_ISREG(found):
         raise BaselineError(f"{path} is no plain file", "name a file that can be replaced")
     expect_writable(os.path.dirname(path) or ".", str(path))
 

@@ -1,15 +1,23 @@
-"""Plain data: what a case is, and what it produced. Imports nothing of ours but errors and the modes."""
+"""Plain data: what a case is, what it produced, and what its fields may hold (rules.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.rules import SIZE, Bytes, Flag, Nats, Pairs, Positive, Share, integer, number, one_of, pattern, text
 from kvcheck.core.settings import MODES as MODES
 
 SCHEMA = 1
+LONGEST = 10**7
+"""Tokens of a context. Nobody's model has as many."""
+COSTS = "latency"
+"""The capability of a record without samples, see `cost_record`."""
+Clock = Annotated[int, integer(0, 10**6)]
+"""MHz."""
 CAPABILITIES = (
     "string_retrieval",
     "semantic_retrieval",
@@ -31,12 +39,12 @@ _CASE = re.compile(
 class CaseId:
     """What one test item runs: task x mode x length x seed x n (contexts)."""
 
-    task: str
-    version: int
-    mode: str
-    length: int
-    seed: int
-    n: int
+    task: Annotated[str, text()]
+    version: Annotated[int, integer(1, 10**6)]
+    mode: Annotated[str, one_of(*MODES)]
+    length: Annotated[int, integer(1, LONGEST)]
+    seed: Annotated[int, integer(0, 2**63)]
+    n: Annotated[int, integer(1, 10**6)]
 
     def __str__(self) -> str:
         return f"{self.key}/n={self.n}"
@@ -73,13 +81,13 @@ class TurnRecord:
     visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
     """
 
-    score: float
-    answer: str
-    subtask: str = ""
-    depth: float | None = None
-    nll: float | None = None
-    agree: float | None = None
-    kl: float | None = None
+    score: Share
+    answer: Annotated[str, text(10**6, 0)]
+    subtask: Annotated[str, text(1000, 0)] = ""
+    depth: Share | None = None
+    nll: Nats | None = None
+    agree: Share | None = None
+    kl: Nats | None = None
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,13 @@ class Weight:
     question has a prompt of its own. kept is a sum over them too. Of a baseline, kv, kept and caches only are known.
     """
 
-    kv: int
-    kept: float
-    dense: int = 0
-    meta: int = 0
-    host: int = 0
-    seen: int = 0
-    caches: int = 1
+    kv: Bytes
+    kept: Annotated[float, number(0, SIZE)]
+    dense: Bytes = 0
+    meta: Bytes = 0
+    host: Bytes = 0
+    seen: Bytes = 0
+    caches: Annotated[int, integer(1, 10**6)] = 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,8 @@ class SampleRecord:
     bytes (MemoryRecord.declared).
     """
 
-    index: int
-    digest: str
+    index: Annotated[int, integer(0, 10**6)]
+    digest: Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
     turns: tuple[TurnRecord, ...]
     weight: Weight | None = None
 
@@ -125,16 +133,16 @@ class MemoryRecord:
     by context.
     """
 
-    kv_bytes: int
-    dense_bytes: int
-    meta_bytes: int
-    kept: float
-    seen: int
-    layers: int
-    touched: int
-    peak_bytes: int | None = None
-    host_bytes: int = 0
-    declared: bool = True
+    kv_bytes: Bytes
+    dense_bytes: Annotated[int, integer(1)]
+    meta_bytes: Bytes
+    kept: Annotated[float, number(0, SIZE)]
+    seen: Annotated[int, integer(1, 2 * LONGEST)]
+    layers: Annotated[int, integer(0, 10**5)]
+    touched: Annotated[int, integer(0, 10**5)]
+    peak_bytes: Bytes | None = None
+    host_bytes: Bytes = 0
+    declared: Flag = True
 
     @property
     def ratio(self) -> float:
@@ -152,18 +160,18 @@ class LatencyRecord:
     was measured, None where the device does not tell.
     """
 
-    what: str
-    length: int
-    seconds: float
-    fp16_seconds: float
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-    batch: int = 1
-    floor: float | None = None
-    sm_mhz: int | None = None
-    memory_mhz: int | None = None
+    what: Annotated[str, one_of("ttft", "tpot", "throughput")]
+    length: Annotated[int, integer(1, LONGEST)]
+    seconds: Positive
+    fp16_seconds: Positive
+    ratio: Positive
+    low: Positive
+    high: Positive
+    rounds: Annotated[int, integer(1, 10**6)]
+    batch: Annotated[int, integer(1, 10**6)] = 1
+    floor: Positive | None = None
+    sm_mhz: Clock | None = None
+    memory_mhz: Clock | None = None
 
     @property
     def rate(self) -> float:
@@ -187,18 +195,18 @@ class CaseRecord:
     """
 
     case: CaseId
-    method: str
-    model: str
-    capability: str
-    query_aware: bool
-    binary: bool
-    chance: float
+    method: Annotated[str, text(10_000)]
+    model: Annotated[str, pattern(r"[!-~]{1,100}", "a fingerprint")]
+    capability: Annotated[str, one_of(*CAPABILITIES, COSTS)]
+    query_aware: Flag
+    binary: Flag
+    chance: Share
     samples: tuple[SampleRecord, ...]
     memory: MemoryRecord | None = None
     latency: tuple[LatencyRecord, ...] = ()
-    stopped: str = "all samples"
-    not_measured: tuple[tuple[str, str], ...] = ()
-    switches: tuple[tuple[str, str], ...] = ()
+    stopped: Annotated[str, text()] = "all samples"
+    not_measured: Pairs = ()
+    switches: Pairs = ()
 
     @property
     def accuracy(self) -> float:
@@ -299,21 +307,6 @@ class PropertyRecord:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
-
-    partial: cases that were begun and did not end, for --kv-resume.
-    """
-
-    header: RunHeader
-    cases: tuple[CaseRecord, ...]
-    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    properties: tuple[PropertyRecord, ...] = ()
-    partial: tuple[CaseRecord, ...] = ()
-
-
-@dataclass(frozen=True)
 class ZooRecord:
     """Whether the gate caught a faulty method, or accused a correct one.
 
@@ -323,7 +316,7 @@ class ZooRecord:
 
     name: str
     family: str
-    twin: str
+    counterpart: str
     correct: bool
     url: str = ""
     properties: tuple[str, ...] = ()
@@ -332,3 +325,38 @@ class ZooRecord:
     cases: tuple[str, ...] = ()
     samples: int = 0
     case_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured number of what a paper found.
+
+    claim: what the paper says. what: what the number is. mean: points of accuracy over n contexts, with the interval
+    [low, high]. wanted: "> 0", "< 5", or "" where nothing is asserted. outcome: "shown", "not shown" or "measured".
+    """
+
+    claim: str
+    what: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    wanted: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of records with its header; verdicts by str(case) + "|" + method; what properties say of the methods.
+
+    partial: cases that were begun and did not end, for --kv-resume. zoo, findings: of --kv-zoo and --kv-findings.
+    """
+
+    header: RunHeader
+    cases: tuple[CaseRecord, ...]
+    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    properties: tuple[PropertyRecord, ...] = ()
+    partial: tuple[CaseRecord, ...] = ()
+    zoo: tuple[ZooRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()

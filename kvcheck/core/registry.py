@@ -15,6 +15,8 @@ from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.spec import raised
 
 T = TypeVar("T")
+Pick = Callable[[Any, str], T]
+"""Takes the object of a name out of what was imported."""
 SKIP = frozenset({"base", "attention"})
 
 
@@ -38,13 +40,13 @@ class Registry(Generic[T]):
         attribute: str = "METHOD",
         skip: Iterable[str] = SKIP,
         listing: Callable[[], Mapping[str, str]] | None = None,
-        pick: Callable[[Any, str], T] | None = None,
+        pick: Pick[T] | None = None,
         beside: Callable[[str], Mapping[str, str]] | None = None,
     ) -> None:
         self.kind, self.package, self.group = kind, package, group
         skip = frozenset(skip)
         self._listing = listing or (lambda: {stem: f"{package}.{stem}:{attribute}" for stem in stems(package, skip)})
-        self._pick: Callable[[Any, str], T] = pick or (lambda found, name: found)
+        self._pick: Pick[T] = pick or (lambda found, name: found)
         self._beside = beside or (lambda name: {})
         self._origins: dict[str, str] | None = None
 
@@ -91,7 +93,7 @@ def stems(package: str, skip: Iterable[str] = SKIP) -> list[str]:
     return sorted(name for name in found if name not in skip and not name.startswith("_"))
 
 
-def exports(package: str, attribute: str, name_of: Callable[[Any], str], skip: Iterable[str] = SKIP) -> dict[str, str]:
+def exports(package: str, attribute: str, name_of: Callable[[T], str], skip: Iterable[str] = SKIP) -> dict[str, str]:
     """{name: "module:ATTRIBUTE"} of a package whose modules export tuples. Imports the modules that list them.
 
     A module without the attribute is a helper and is passed over. Raises SpecError when two objects share a name.
@@ -107,7 +109,7 @@ def exports(package: str, attribute: str, name_of: Callable[[Any], str], skip: I
     return origins
 
 
-def picker(name_of: Callable[[T], str]) -> Callable[[Any, str], T]:
+def picker(name_of: Callable[[T], str]) -> Pick[T]:
     """A `pick` for exported tuples (a single object is taken too): the member of that name. Raises SpecError."""
 
     def pick(found: Any, name: str) -> T:

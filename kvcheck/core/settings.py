@@ -7,12 +7,14 @@ A field of Settings is an option: its name, type, default, help, and how a value
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvcheck.core import values
 from kvcheck.core.values import Check
 
+T = TypeVar("T")
 PROFILES = ("quick", "default", "full")
 AGAINST = ("fp16", "self", "both")
 RECORD = ("new", "changed", "all")
@@ -62,16 +64,16 @@ class Option(NamedTuple):
 
 
 def declared(
-    default: Any, help: str, metavar: str = "", check: Check = values.text, also: str = "", repeat: bool = False
-) -> Any:
+    default: T, help: str, metavar: str = "", check: Check = values.text, also: str = "", repeat: bool = False
+) -> T:
     """A field that is an option. repeat: it is given once for each value, under its other name, and checked so."""
     about = {"help": help, "metavar": metavar, "check": check, "also": also, "repeat": repeat}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata=about)
+        return field(default_factory=lambda: copy(default), metadata=about)
     return field(default=default, metadata=about)
 
 
-def _switch(help: str) -> Any:
+def _switch(help: str) -> bool:
     return declared(False, help, check=values.flag)
 
 
@@ -106,7 +108,7 @@ class Settings:
         "default", "how much is measured: quick, default or full", "PROFILE", values.choice(PROFILES)
     )
     lengths: tuple[int, ...] = declared(
-        (), "context lengths in tokens, such as 512,2048", "N,…", values.wholes(64, 10**8), "length"
+        (), "context lengths in tokens, such as 512,2048", "N,…", values.integers(64, 10**8), "length"
     )
     tasks: tuple[str, ...] = declared(
         (), "tasks, such as kv,needle (default: the profile's)", "NAME,…", values.words, "task"
@@ -118,7 +120,7 @@ class Settings:
         values.words_of(MODES, "mode"),
         "mode",
     )
-    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.whole(1, 10**6))
+    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.integer(1, 10**6))
     device: str = declared(
         "auto",
         "auto, cpu, cuda, cuda:1, …, or spread: layers on all GPUs (default: auto)",
@@ -134,7 +136,7 @@ class Settings:
         "WHEN",
         values.choice(QUERY_AWARE),
     )
-    seed: int = declared(0, "seed of the samples (default: 0)", "N", values.whole(0, 2**63 - 1))
+    seed: int = declared(0, "seed of the samples (default: 0)", "N", values.integer(0, 2**63 - 1))
     baselines: str | None = declared(
         None,
         "where baselines are read, first place first; the first is recorded into (default: .kvcheck/baselines); "
@@ -206,6 +208,8 @@ class Settings:
         found |= {name: text for name, text in named.items() if getattr(self, name) != getattr(usual, name)}
         if self.budget:
             found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
+        if self.zoo:
+            found["cases"] = ";".join(str(chosen) for chosen in (self.lengths, self.tasks, self.modes, self.n))
         return found
 
     @classmethod

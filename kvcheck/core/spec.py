@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.formats import Json
 from kvcheck.core.front import for_pytest
 
 Value = int | float | bool | str | None
 T = TypeVar("T")
+
+JOINED = 16
+"""Methods that may take over from each other in one spec."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?:[./-]\w+)*")
 _KEY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -50,17 +54,14 @@ class Spec:
         first = f"{self.name}:{params}" if params else self.name
         return f"{first}+{self.then}" if self.then is not None else first
 
-    @property
-    def is_path(self) -> bool:
-        """Whether the name is an import path `package.module.Class` rather than a registered name."""
-        return "." in self.name and self.name.rsplit(".", 1)[1][:1].isupper()
-
     @classmethod
     def parse(cls, text: str) -> Spec:
         """Read the text form. Raises SpecError that quotes the part that cannot be read."""
         first, *others = _split(text, text, _NEXT)
         if others and not "".join(others).strip():
             raise SpecError(f"nothing stands behind the + in {text!r}", "leave the + out, or name a second method")
+        if len(others) >= JOINED:
+            raise SpecError(f"{len(others) + 1} methods are joined by +: {text[:60]}…", f"join at most {JOINED}")
         then = cls.parse(text[len(first) + 1 :]) if others else None
         name, colon, rest = first.strip().partition(":")
         name = name.strip()
@@ -189,15 +190,15 @@ def raised(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ") + where
 
 
-def canonical(spec: Spec, factory: Callable[..., Any]) -> Spec:
+def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
     """The one form of what a spec says: parameters in the order of their declaration, none that says the default.
 
     Parameters that the factory does not have stay behind the others, for `bind` to refuse.
     """
     declared, types = _parameters(factory), parameter_types(factory)
 
-    def meant(key: str, value: Any) -> Any:
-        return float(value) if _is_float(types[key], value) else value
+    def meant(key: str, value: Value) -> Value:
+        return float(value) if isinstance(value, int) and _is_float(types[key], value) else value
 
     def says(key: str, value: Value) -> bool:
         usual = meant(key, declared[key].default)
@@ -208,10 +209,10 @@ def canonical(spec: Spec, factory: Callable[..., Any]) -> Spec:
     return replace(spec, params=(*((key, value) for key, value in known if says(key, value)), *given.items()))
 
 
-def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, object] | None = None) -> dict[str, Any]:
+def arguments(spec: Spec, factory: Callable[..., object], ready: Mapping[str, object] | None = None) -> dict[str, Json]:
     """The checked parameters of a spec for a factory. ready: values that need no check. Raises SpecError."""
     fields, ready = parameter_types(factory), ready or {}
-    given: dict[str, Any] = {}
+    given: dict[str, Json] = {}
     for key, value in spec.params:
         if key not in fields:
             hint = did_you_mean(key, fields) if fields else f"it takes none: {spec.name}"
@@ -220,7 +221,7 @@ def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, objec
         if key not in ready and not accepts(wanted, value):
             hint = _type_hint(wanted, value)
             raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
-        given[key] = float(value) if _is_float(wanted, value) else value  # type: ignore[arg-type]
+        given[key] = float(value) if isinstance(value, int) and _is_float(wanted, value) else value
     given |= ready
     missing = [name for name in _required(factory) if name not in given]
     if missing:
@@ -228,9 +229,9 @@ def arguments(spec: Spec, factory: Callable[..., Any], ready: Mapping[str, objec
     return given
 
 
-def parameter_types(factory: Any) -> dict[str, Any]:
+def parameter_types(factory: Callable[..., object]) -> dict[str, object]:
     """Parameter names and their types (Any where none is declared)."""
-    hints: dict[str, Any] = {}
+    hints: dict[str, object] = {}
     owners = (factory, getattr(factory, "__init__", None)) if isinstance(factory, type) else (factory,)
     for owner in owners:
         try:
@@ -240,33 +241,33 @@ def parameter_types(factory: Any) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in _parameters(factory)}
 
 
-def _required(factory: Any) -> list[str]:
+def _required(factory: Callable[..., object]) -> list[str]:
     return [name for name, parameter in _parameters(factory).items() if parameter.default is parameter.empty]
 
 
-def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
+def _parameters(factory: Callable[..., object]) -> dict[str, inspect.Parameter]:
     star = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     found = inspect.signature(factory).parameters
     return {name: parameter for name, parameter in found.items() if parameter.kind not in star}
 
 
-def _choices(wanted: Any) -> tuple[Any, ...] | None:
+def _choices(wanted: object) -> tuple[Value, ...] | None:
     return typing.get_args(wanted) if typing.get_origin(wanted) is Literal else None
 
 
-def _options(wanted: Any) -> tuple[Any, ...]:
+def _options(wanted: object) -> tuple[object, ...]:
     """The members of a union, or the type alone."""
     if typing.get_origin(wanted) in (Union, types.UnionType):
         return typing.get_args(wanted)
     return (wanted,)
 
 
-def accepts(wanted: Any, value: Value) -> bool:
+def accepts(wanted: object, value: Value) -> bool:
     """Whether a literal is of a declared type."""
     return any(_accepts_one(option, value) for option in _options(wanted))
 
 
-def _accepts_one(option: Any, value: Value) -> bool:
+def _accepts_one(option: object, value: Value) -> bool:
     choices = _choices(option)
     if choices is not None:
         return any(value == choice and type(value) is type(choice) for choice in choices)
@@ -279,14 +280,20 @@ def _accepts_one(option: Any, value: Value) -> bool:
     return option in (int, str, bool) and type(value) is option
 
 
-def _is_float(wanted: Any, value: Value) -> bool:
+def _is_float(wanted: object, value: Value) -> bool:
     """Whether an int was given where only a float is declared."""
     options = _options(wanted)
     return type(value) is int and float in options and int not in options
 
 
-def _describe(wanted: Any) -> str:
-    names = {int: "an int", float: "a float", bool: "true or false", str: "a text", type(None): "none"}
+def _describe(wanted: object) -> str:
+    names: dict[object, str] = {
+        int: "an int",
+        float: "a float",
+        bool: "true or false",
+        str: "a text",
+        type(None): "none",
+    }
     words = []
     for option in _options(wanted):
         choices = _choices(option)
@@ -296,7 +303,7 @@ def _describe(wanted: Any) -> str:
     return " or ".join(words)
 
 
-def _type_hint(wanted: Any, value: Value) -> str:
+def _type_hint(wanted: object, value: Value) -> str:
     choices = [str(choice) for option in _options(wanted) for choice in _choices(option) or ()]
     if choices:
         return did_you_mean(str(value), choices)

@@ -36,11 +36,6 @@ def cores() -> int:
     return max(1, min(mine, math.ceil(quota())))
 
 
-def share(workers: int) -> int:
-    """Threads for one of so many processes that share the cores."""
-    return max(1, cores() // workers)
-
-
 def quota(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
     """CPUs by the quota of the control group and of those around it; many where there is none, or none can be read."""
     try:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
 
 from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.formats import Json
 
-Check = Callable[[Any], Any]
+Check = Callable[[Json], Json]
 DEVICE = r"auto|cpu|spread|cuda(:\d+)?"
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """Any text but an empty one."""
     if not isinstance(value, str) or not value.strip():
         raise SpecError(f"expected a text, not {value!r}", "give a value, or leave the option out")
     return value.strip()
 
 
-def flag(value: Any) -> bool:
+def flag(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):
         raise SpecError(f"expected true or false, not {value!r}")
@@ -34,7 +35,7 @@ def flag(value: Any) -> bool:
 def choice(known: Sequence[str], others: Mapping[str, str] | None = None) -> Check:
     """One of these. others: how else people write them, for the hint."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if value not in known:
             meant = (others or {}).get(str(value), str(value))
             raise SpecError(f"unknown value {value!r}", did_you_mean(meant, known))
@@ -43,7 +44,7 @@ def choice(known: Sequence[str], others: Mapping[str, str] | None = None) -> Che
     return check
 
 
-def words(value: Any) -> tuple[str, ...]:
+def words(value: object) -> tuple[str, ...]:
     """Texts by commas, or a list of them, each once."""
     if isinstance(value, str):
         value = value.split(",")
@@ -55,7 +56,7 @@ def words(value: Any) -> tuple[str, ...]:
     return found
 
 
-def joined(value: Any) -> str:
+def joined(value: object) -> str:
     """The same, by commas."""
     return ",".join(words(value))
 
@@ -63,7 +64,7 @@ def joined(value: Any) -> str:
 def words_of(known: Sequence[str], what: str) -> Check:
     """Some of these. what: what one is called."""
 
-    def check(value: Any) -> tuple[str, ...]:
+    def check(value: object) -> tuple[str, ...]:
         found = words(value)
         for word in found:
             if word not in known:
@@ -73,22 +74,19 @@ def words_of(known: Sequence[str], what: str) -> Check:
     return check
 
 
-def number(value: Any, hint: str) -> float:
+def number(value: object, hint: str) -> float:
     """A finite number. hint: what would be right."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        raise SpecError(f"not a number: {value!r}", hint) from None
-    if isinstance(value, bool) or not math.isfinite(found):
-        raise SpecError(f"not a number: {value!r}", hint)
-    return found
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+    raise SpecError(f"not a number: {value!r}", hint)
 
 
-def whole(least: int, most: int) -> Check:
+def integer(least: int, most: int) -> Callable[[object], int]:
     """A whole number from least to most."""
     hint = f"a whole number from {least} to {most}"
 
-    def check(value: Any) -> int:
+    def check(value: object) -> int:
         try:
             exact = int(value) if isinstance(value, str) else None  # where a float would round
         except ValueError:
@@ -101,17 +99,17 @@ def whole(least: int, most: int) -> Check:
     return check
 
 
-def wholes(least: int, most: int) -> Check:
+def integers(least: int, most: int) -> Check:
     """Whole numbers by commas, or a list of them; in order, each once."""
-    one = whole(least, most)
+    one = integer(least, most)
 
-    def check(value: Any) -> tuple[int, ...]:
+    def check(value: object) -> tuple[int, ...]:
         return tuple(sorted({one(word) for word in words([value] if isinstance(value, int) else value)}))
 
     return check
 
 
-def level(value: Any) -> float:
+def level(value: object) -> float:
     """The level of a test."""
     hint = "a number above 0, at most 0.5, such as 0.05"
     found = number(value, hint)
@@ -120,7 +118,7 @@ def level(value: Any) -> float:
     return found
 
 
-def seconds(value: Any) -> float:
+def seconds(value: object) -> float:
     """A time limit."""
     hint = "seconds per case, 0 for no limit"
     found = number(value, hint)
@@ -129,7 +127,7 @@ def seconds(value: Any) -> float:
     return found
 
 
-def device(value: Any) -> str:
+def device(value: object) -> str:
     """Where a model computes, as torch writes it, or `spread`."""
     found = text(value)
     if not re.fullmatch(DEVICE, found):
@@ -139,7 +137,7 @@ def device(value: Any) -> str:
     return found
 
 
-def limits(value: Any) -> str | dict[str, Any]:
+def limits(value: object) -> str | dict[str, Json]:
     """Limits as a text or a table; what may be limited, and to what, is the budget's business."""
     if not isinstance(value, (str, dict)):
         raise SpecError(f"expected limits, not {value!r}", "such as drop=2,bytes=0.30")

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import BaselineError, MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.formats import Json, read_toml
 from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import AS_RECORDED, CAPABILITIES, CaseRecord, Run, Verdict
 from kvcheck.judging.budget import Budget
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 REVIEWED_ON = "mini"
 """The embedded model whose records the shipped table comes from; other models are judged by the default budget."""
@@ -52,7 +46,7 @@ class Allowances:
     A budget that the user gives goes before it.
     """
 
-    table: dict[str, dict[str, Any]]
+    table: dict[str, dict[str, Json]]
 
     @classmethod
     def load(cls, path: Path) -> Allowances:
@@ -60,8 +54,8 @@ class Allowances:
         if not path.exists():
             return cls({})
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            table = read_toml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise BaselineError(
                 f"{path} cannot be read: {error}", "see the format in kvcheck/judging/allowances.py"
             ) from error
@@ -92,7 +86,7 @@ class Allowances:
         return str(self.table.get(method, {}).get("reason", ""))
 
 
-def _check_allowance(path: Path, method: str, name: str, value: Any) -> None:
+def _check_allowance(path: Path, method: str, name: str, value: Json) -> None:
     try:
         Budget(**{"bytes" if name == "bytes" else "drop": value})
     except SpecError as error:

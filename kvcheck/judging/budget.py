@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
+from kvcheck.core.formats import Json
 from kvcheck.core.front import command, option
-from kvcheck.core.record import CaseId, CaseRecord, Verdict
+from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.core.spec import read_pair, write_value
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
@@ -83,7 +84,7 @@ class Budget:
         0.3
         """
         known = [field.name for field in fields(cls)]
-        values: dict[str, Any] = {}
+        values: dict[str, Json] = {}
         for part in text.split(","):
             name, value = read_pair(part, text)
             if name not in known:
@@ -142,11 +143,14 @@ def judge(
         verdicts.append(judge_regression(record, own, alpha, rule or DriftRule()))
     bytes_verdict = judge_bytes(record, own if against != "fp16" else None, budget.bytes)
     verdicts += [bytes_verdict] if bytes_verdict is not None else []
-    for latency in record.latency:
-        limit = getattr(budget, latency.what, None)
-        if limit is not None:
-            verdicts.append(judge_latency(latency, limit))
-    return tuple(verdicts)
+    return (*verdicts, *judge_ratios(record.latency, budget))
+
+
+def judge_ratios(latency: Iterable[LatencyRecord], budget: Budget) -> tuple[Verdict, ...]:
+    """Verdicts on the ratios to fp16's latency that have a limit."""
+    limits = {"ttft": budget.ttft, "tpot": budget.tpot}
+    found = ((one, limits.get(one.what)) for one in latency)
+    return tuple(judge_latency(one, limit) for one, limit in found if limit is not None)
 
 
 def expect_records(
@@ -186,7 +190,7 @@ def _against_fp16(
         verdict = judge_drop(record, fp16, budget.drop, alpha)
         if missing:
             note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
-            verdict = Verdict(**{**vars(verdict), "reason": f"{verdict.reason}; {note}"})
+            verdict = replace(verdict, reason=f"{verdict.reason}; {note}")
         verdicts.append(verdict)
     return verdicts + [judge_drift(record, fp16, name, limit, alpha) for name, limit in gates.items()]
 

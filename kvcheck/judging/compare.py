@@ -12,7 +12,6 @@ from kvcheck.core.record import CaseRecord, Run
 from kvcheck.judging import stats
 from kvcheck.judging.pairing import Pairs, differences, is_right_or_wrong, pair, score
 from kvcheck.judging.questions import DriftRule, drop_interval, judge_bytes, judge_regression
-from kvcheck.store.baselines import ModelId, Store
 
 OUTCOMES = ("worse", "better", "same", "inconclusive", "missing", "not comparable")
 
@@ -58,18 +57,6 @@ def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
     return _rows(new, old.get, list(old), alpha)
 
 
-def compare_with_store(run: Run, store: Store, alpha: float = 0.05, against: str = "") -> list[Row]:
-    """The run against stored records: of each method itself, or of the method named by `against` ("fp16")."""
-    model = ModelId.of(run.header.model_name, run.header.model)
-    new = {(record.case.key, record.method): record for record in _judgeable(run)}
-
-    def find(key: tuple[str, str]) -> CaseRecord | None:
-        record = new[key]
-        return store.get(model, against or record.method, record.case)
-
-    return _rows(new, find, [], alpha)
-
-
 def _judgeable(run: Run) -> list[CaseRecord]:
     """The records with answers to compare. A latency item has none: seconds of two sessions are not compared."""
     return [record for record in run.cases if record.capability != "latency"]
@@ -98,11 +85,11 @@ def _rows(
     for name, method in sorted(set(expected) - new.keys()):
         rows.append(Row(name, method, "", "missing", reason="only the first run has it"))
     rows = _adjusted(rows, alpha)
-    whole = [
+    capabilities = [
         _capability_row(name, method, parts, alpha / max(1, len(groups)))
         for (name, method), parts in sorted(groups.items())
     ]
-    return rows + _adjusted(whole, alpha)
+    return rows + _adjusted(capabilities, alpha)
 
 
 def _case_row(

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.paths import bundle
-from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord
+from kvcheck.core.record import COSTS, CaseId, CaseRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
 from kvcheck.store.lines import SCORE_DIGITS
 from kvcheck.store.reader import Reading
 from kvcheck.store.text import ModelId
-from kvcheck.store.validate import COSTS
 from kvcheck.tasks import find
 from kvcheck.tasks.base import Sample, Task, Tokenizer, Turn
 
@@ -126,9 +125,9 @@ def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
     """What is not as the task declares it."""
     info, case, memory = task.info, record.case, record.memory
     for name in ("capability", "binary", "chance"):
-        here, there = getattr(info, name), getattr(record, name)
-        if here != there:
-            yield f"{name} is {there}, and {here} of the task {case.task}"
+        declared, recorded = getattr(info, name), getattr(record, name)
+        if declared != recorded:
+            yield f"{name} is {recorded}, and {declared} of the task {case.task}"
     if case.mode not in info.modes:
         yield f"the task {case.task} has no mode {case.mode}"
     if info.most and len(record.samples) > info.most:

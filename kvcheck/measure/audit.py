@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.layer import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.view import CacheView, LayerView, view
+from kvcheck.cache.view import CacheView, FedCache, LayerView, view
 from kvcheck.measure.memory import held, tensors
 
 META_PER_SLOT = 32  # bytes of bookkeeping per slot and kv head; more than that is no bookkeeping
@@ -35,7 +34,7 @@ class Proof:
     problems: tuple[str, ...]
 
 
-def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
+def audit(cache: FedCache, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     """Check a cache against the prompt it was made from (one Prefilled per layer) and the method's own declarations.
 
     Problems: layers without tokens or that saw another number of tokens; numbers that are not finite; positions out
@@ -59,7 +58,7 @@ def audit(cache: Any, prefilled: Sequence[Prefilled], method: Method) -> Proof:
 
 def _declared(cache: CacheView, prefilled: Sequence[Prefilled], method: Method) -> Proof:
     """What is declared of the method's layers."""
-    rewritten = method.info.stage == "prompt"
+    rewritten = method.info.stage == Stage.PROMPT
     layers = cache.method_layers
     prompt = prefilled[0].keys.shape[2]
     seen = [int(layer.get_seq_length()) for layer in layers]
@@ -75,7 +74,7 @@ def _declared(cache: CacheView, prefilled: Sequence[Prefilled], method: Method) 
     return Proof(len(layers), touched, kept(cache), max(seen, default=0), tuple(problems))
 
 
-def kept(cache: Any) -> float:
+def kept(cache: FedCache) -> float:
     """Slots per row, layer and kv head, on average over all of the cache."""
     looked = view(cache)
     if looked.rows is not None:
@@ -147,7 +146,7 @@ def _contents(layer: CacheLayer, prefilled: Prefilled, method: Method) -> Iterat
     """Problems of one layer's positions, keys and values."""
     yield from _finite(layer)
     where = prefilled.keys.device  # those of a layer in host memory, or of one that reads another's, lie elsewhere
-    positions, there = layer.positions.long().to(where), layer.valid.to(where)
+    positions, valid = layer.positions.long().to(where), layer.valid.to(where)
     batch, heads, prompt, _ = prefilled.keys.shape
     if tuple(positions.shape) != (batch, heads, layer.stored):
         expected = (batch, heads, layer.stored)
@@ -156,23 +155,23 @@ def _contents(layer: CacheLayer, prefilled: Prefilled, method: Method) -> Iterat
     if int(positions.min()) < 0 or int(positions.max()) >= layer.seen:
         yield f"positions reach from {int(positions.min())} to {int(positions.max())} of {layer.seen} tokens seen"
         return
-    if not _in_order(positions, there):
+    if not _in_order(positions, valid):
         yield "positions are repeated or out of order"
     declared = method.slots(layer.shape, prompt, layer.seen - prompt)
     if declared is not None and declared[layer.index] != layer.stored:
         yield f"{layer.stored} slots per kv head, {declared[layer.index]} declared"
     if layer.seen == prompt or not method.info.evicts_in_decode:
-        yield from _protected(positions, there, method.protected(prompt), layer.seen)
-    yield from _faithful(layer, positions, there, prefilled, method.info)
+        yield from _protected(positions, valid, method.protected(prompt), layer.seen)
+    yield from _faithful(layer, positions, valid, prefilled, method.info)
 
 
-def _in_order(positions: torch.Tensor, there: torch.Tensor) -> bool:
-    """Whether the positions of the slots that are there ascend in every row and kv head."""
-    each = (segment[mask] for segment, mask in zip(positions.flatten(0, 1), there.flatten(0, 1), strict=True))
+def _in_order(positions: torch.Tensor, valid: torch.Tensor) -> bool:
+    """Whether the positions of the slots that are valid ascend in every row and kv head."""
+    each = (segment[mask] for segment, mask in zip(positions.flatten(0, 1), valid.flatten(0, 1), strict=True))
     return all(bool((segment.diff() > 0).all()) for segment in each)
 
 
-def _finite(layer: Any) -> Iterator[str]:
+def _finite(layer: object) -> Iterator[str]:
     """No NaN and no infinity in anything that the layer holds."""
     for tensor in tensors(layer):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -180,15 +179,15 @@ def _finite(layer: Any) -> Iterator[str]:
 
 
 def _protected(
-    positions: torch.Tensor, held_there: torch.Tensor, protected: frozenset[int] | None, seen: int
+    positions: torch.Tensor, valid: torch.Tensor, protected: frozenset[int] | None, seen: int
 ) -> Iterator[str]:
     """Every protected position is held by every row and kv head."""
     if not protected:
         return
-    there = torch.zeros(*positions.shape[:2], seen, dtype=torch.int, device=positions.device)
-    there = there.scatter_add(2, positions, held_there.int()) > 0
+    held_positions = torch.zeros(*positions.shape[:2], seen, dtype=torch.int, device=positions.device)
+    held_positions = held_positions.scatter_add(2, positions, valid.int()) > 0
     wanted = torch.tensor(sorted(protected), device=positions.device)
-    missing = (~there[:, :, wanted]).nonzero()
+    missing = (~held_positions[:, :, wanted]).nonzero()
     if len(missing):
         row, head, which = missing[0].tolist()
         yield (
@@ -198,7 +197,7 @@ def _protected(
 
 
 def _faithful(
-    layer: CacheLayer, positions: torch.Tensor, there: torch.Tensor, prefilled: Prefilled, info: MethodInfo
+    layer: CacheLayer, positions: torch.Tensor, valid: torch.Tensor, prefilled: Prefilled, info: MethodInfo
 ) -> Iterator[str]:
     """Keys and values of prompt tokens are the prompt's: bit for bit, or nearer to them than zero is.
 
@@ -208,10 +207,10 @@ def _faithful(
     prompt = prefilled.keys.shape[2]
     if not info.verbatim and layer.slots != layer.seen:
         return  # merged slots stand for several tokens
-    if info.stage == "architecture" or (not info.shares_prefill and layer.index > 0):
+    if info.stage == Stage.ARCHITECTURE or (not info.shares_prefill and layer.index > 0):
         return
     verbatim = info.verbatim and info.shares_prefill
-    inside = (positions < prompt) & there
+    inside = (positions < prompt) & valid
     at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
     read = checks.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
     for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,17 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import LatencyRecord
 from kvcheck.core.settings import ROUNDS
 
+Done = TypeVar("Done")
 WARMUP = 1
 STEPS = 8
 """Decode steps that are timed together: one alone is too short for the clock of a busy machine."""
 RESAMPLES = 2000
 
-Timer = Callable[..., Any]
+Timer = Callable[..., object]
 Side = Callable[[], Mapping[str, float]]
 
 
-def stopwatch(devices: Iterable[torch.device], work: Callable[[], Any]) -> tuple[float, Any]:
+def stopwatch(devices: Iterable[torch.device], work: Callable[[], Done]) -> tuple[float, Done]:
     """(seconds, result) of the work, with the devices idle before and after."""
     devices = tuple(devices)
     _wait(devices)

@@ -1,7 +1,7 @@
 """Bytes that a cache holds, counted from the distinct storages that can be reached from it.
 
 A view counts with all of the storage that it keeps alive: evicting by slicing frees nothing, and is seen to.
-The only discount is the unused part of append Rooms. Works on any object: kvcheck's caches, transformers' caches,
+The only discount is the unused part of a GrowableBuffer. Works on any object: kvcheck's caches, transformers' caches,
 a user's class. It does not matter what holds the bytes: tensors and numpy arrays; bytes, buffers, maps and long texts;
 files that were written since the process began; numbers in containers, where they are many; whatever of it closures,
 partials, generators, bound methods, keys of mappings, modules and classes made on the way hold. Weights of the model
@@ -36,13 +36,12 @@ from types import (
     ModuleType,
     TracebackType,
 )
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.method import Method
 from kvcheck.cache.method_runner import MODELS
 from kvcheck.cache.shape import ModelShape
@@ -73,19 +72,19 @@ _KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
 @dataclasses.dataclass(frozen=True)
 class Held:
     """Bytes. kv: keys, values, codes, scales and whatever else is not declared otherwise; meta: positions and scores
-    that a layer declares in `meta`; room: allocated ahead by append Rooms and not used yet (in none of the others);
+    that a layer declares in `meta`; spare: allocated ahead by GrowableBuffers and not used yet (in none of the others);
     host: what a layer declares in `host` and is on the CPU, so that kv is what the device must hold. On a CPU machine
     both are in the same memory."""
 
     kv: int
     meta: int
-    room: int
+    spare: int
     host: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Memory that was found: what names it, its bytes, how many of them are unused room, the tensor where it is one."""
+    """Memory that was found: what names it, its bytes, how many of them are spare, the tensor where it is one."""
 
     key: tuple[str, int]
     size: int
@@ -94,7 +93,7 @@ class Piece:
     tensor: torch.Tensor | None = None
 
 
-def held(cache: Any) -> Held:
+def held(cache: object) -> Held:
     """Count what `cache` holds."""
     sizes: dict[tuple[str, int], int] = {}
     spare: dict[tuple[str, int], int] = {}
@@ -111,11 +110,11 @@ def held(cache: Any) -> Held:
             continue
         agreed = roles[key].pop() if len(roles[key]) == 1 else "kv"
         total[agreed] += size - spare[key]
-    return Held(room=sum(spare.values()), **total)
+    return Held(spare=sum(spare.values()), **total)
 
 
-def tensors(cache: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that can be reached from `cache`; the buffer of a Room as its used part."""
+def tensors(cache: object) -> Iterator[torch.Tensor]:
+    """Every tensor that can be reached from `cache`; a GrowableBuffer as its used part."""
     for piece in _pieces(cache):
         if piece.tensor is not None:
             yield piece.tensor
@@ -127,10 +126,10 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for each in inner for part in parts_of(each)] if inner else [tensor]
 
 
-def _pieces(root: Any) -> Iterator[Piece]:
+def _pieces(root: object) -> Iterator[Piece]:
     """All that can be reached, "kv", "meta" or "host" as declared. Of a method, which is shared, its tensors only."""
-    done: dict[tuple[int, str], Any] = {}  # keeps what it has seen alive, so that no id is given out twice
-    todo: list[tuple[Any, str]] = [(root, "kv")]
+    done: dict[tuple[int, str], object] = {}  # keeps what it has seen alive, so that no id is given out twice
+    todo: list[tuple[object, str]] = [(root, "kv")]
     left_out: set[int] = set()
     while todo:
         value, role = todo.pop()
@@ -141,8 +140,8 @@ def _pieces(root: Any) -> Iterator[Piece]:
             left_out = left_out or {id(part) for each in MODELS for part in each.modules()}
             if id(value) in left_out:
                 continue
-        if isinstance(value, Room):
-            yield _piece(value.buffer, role, value)
+        if isinstance(value, GrowableBuffer):
+            yield _piece(value.tensor, role, value)
         elif isinstance(value, np.ndarray):
             yield _piece(_bytes_of(value), role)
         elif isinstance(value, torch.Tensor):
@@ -164,30 +163,30 @@ def _pieces(root: Any) -> Iterator[Piece]:
                 yield Piece(("numbers", id(value)), 8 * (len(parts) - len(large)), role)
 
 
-def _same_memory(part: Any, tensor: torch.Tensor) -> bool:
+def _same_memory(part: object, tensor: torch.Tensor) -> bool:
     """Whether an attribute of a tensor is but another name for what the tensor holds."""
     if not isinstance(part, torch.Tensor):
         return False
     return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
-def _small(value: Any) -> bool:
+def _small(value: object) -> bool:
     """Whether it is a plain number."""
     return isinstance(value, (float, complex)) or (isinstance(value, int) and value.bit_length() <= 64)
 
 
-def _piece(tensor: torch.Tensor, role: str, room: Room | None = None) -> Piece:
-    """The storage of a plain tensor, or of the buffer of a Room."""
+def _piece(tensor: torch.Tensor, role: str, buffer: GrowableBuffer | None = None) -> Piece:
+    """The storage of a plain tensor, or of a GrowableBuffer."""
     storage = tensor.untyped_storage()
     if role == SHARED or (role == "host" and tensor.device.type != "cpu"):
         role = "kv"
     key = (str(tensor.device), storage.data_ptr() if storage.nbytes() else 0)
-    if room is None:
+    if buffer is None:
         return Piece(key, storage.nbytes(), role, 0, tensor)
-    return Piece(key, storage.nbytes(), role, room.unused_bytes, room.used)
+    return Piece(key, storage.nbytes(), role, buffer.unused_bytes, buffer.used)
 
 
-def _raw(value: Any) -> tuple[tuple[str, int], int] | None:
+def _raw(value: object) -> tuple[tuple[str, int], int] | None:
     """(what names it, bytes) of memory that is no tensor, and of files; None for all that has parts instead."""
     with suppress(ValueError):  # closed meanwhile
         if isinstance(value, _BUFFERS):
@@ -241,7 +240,7 @@ def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [each for each in inner if isinstance(each, torch.Tensor)]  # a DTensor names its mesh of devices, too
 
 
-def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+def _parts(value: object) -> Iterable[tuple[str, object]]:
     """What a value is made of, by name where it has names."""
     if isinstance(value, ModuleType):
         return [] if sys.modules.get(value.__name__) is value else list(vars(value).items())
@@ -259,7 +258,7 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     return [*_items(value), *_attributes(value)]
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
+def _items(value: object) -> list[tuple[str, object]]:
     """Of a mapping its keys too; of what Python itself is made of (partials, iterators), all that it refers to."""
     if isinstance(value, Mapping):
         named = [(str(key) if isinstance(key, str) else "", part) for key, part in value.items()]
@@ -270,7 +269,7 @@ def _items(value: Any) -> list[tuple[str, Any]]:
     return [("", part) for part in gc.get_referents(value) if part is not type(value)] if built_in else []
 
 
-def _attributes(value: Any) -> list[tuple[str, Any]]:
+def _attributes(value: object) -> list[tuple[str, object]]:
     """Attributes and slots of an object."""
     names = list(vars(value)) if hasattr(value, "__dict__") else []
     for kind in type(value).__mro__:
@@ -279,7 +278,7 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
 
 
-def _captured(function: FunctionType) -> list[Any]:
+def _captured(function: FunctionType) -> list[object]:
     """What a function holds: its closure, its defaults, its attributes. Its globals are its module's."""
     if (function.__module__ or "").partition(".")[0] in _KNOWN:
         return []
@@ -294,7 +293,7 @@ def _made_on_the_way(kind: type) -> bool:
     """Whether a class was made while a method ran: its module has none of that name."""
     if kind.__module__.partition(".")[0] in _KNOWN:
         return False
-    found: Any = sys.modules.get(kind.__module__)
+    found: object = sys.modules.get(kind.__module__)
     for name in kind.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is not kind

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 if TYPE_CHECKING:
     from kvcheck.cache.shape import ModelShape
+    from kvcheck.models import LoadedModel
 
 PCIE5, PCIE4 = 64e9, 32e9
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -115,7 +116,7 @@ class Model:
     head: int
 
     @classmethod
-    def of(cls, loaded: Any) -> Model:
+    def of(cls, loaded: LoadedModel) -> Model:
         """Count the parameters of a LoadedModel; of one that sees, those of its language model.
 
         Raises MethodUnsupported where the formulae do not hold: experts, of which a token passes few, and models with

@@ -6,7 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.registry import Registry, load_dotted
@@ -24,7 +24,7 @@ def make(text: str | Spec) -> Method:
     What is no Method (a kvpress press, a transformers cache, a function) is adapted. Raises SpecError.
     """
     from kvcheck.cache.method import Method, expect_method
-    from kvcheck.methods import adapters
+    from kvcheck.methods.adapters import NAMED
 
     spec = Spec.parse(text) if isinstance(text, str) else text
     if spec.then is not None:
@@ -33,8 +33,10 @@ def make(text: str | Spec) -> Method:
         first, second = make(replace(spec, then=None)), make(spec.then)
         with building(spec):
             return Composed(first, second)
-    if spec.name in adapters.NAMED:
-        return adapters.named(spec)
+    if spec.name in NAMED:
+        from kvcheck.methods.adapters import hf
+
+        return hf.named(spec)
     found = _find(spec.name)
     if isinstance(found, type) and issubclass(found, Method):
         expect_method(found, spec.name)
@@ -42,7 +44,9 @@ def make(text: str | Spec) -> Method:
         with building(spec):
             str(method.spec)  # messages name it so: one that cannot say it is refused here
         return method
-    return adapters.adapt(spec, found)
+    from kvcheck.methods.adapters import recognise
+
+    return recognise.adapt(spec, found)
 
 
 def canonical(text: str | Spec) -> Spec:
@@ -51,20 +55,25 @@ def canonical(text: str | Spec) -> Spec:
     Only where parameters are given is the method's code imported. Values are not checked: `make` does that.
     """
     from kvcheck.core import spec as specs
-    from kvcheck.methods import adapters
+    from kvcheck.methods.adapters import NAMED
 
     spec = Spec.parse(text) if isinstance(text, str) else text
     then = None if spec.then is None else canonical(spec.then)
     if spec.params:
-        found = adapters.factory(spec.name) if spec.name in adapters.NAMED else _find(spec.name)
+        if spec.name in NAMED:
+            from kvcheck.methods.adapters import hf
+
+            found: object = hf.CACHES[spec.name]
+        else:
+            found = _find(spec.name)
         if callable(found):
             spec = specs.canonical(spec, found)
     return replace(spec, then=then)
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> object:
     """What a name stands for: registered, or an import path. Raises SpecError."""
-    from kvcheck.methods import adapters
+    from kvcheck.methods.adapters import NAMED
 
     if name in METHODS or "." not in name:
         return METHODS.get(name)
@@ -72,11 +81,11 @@ def _find(name: str) -> Any:
         return load_dotted(name)
     except SpecError as error:
         if name.startswith("transformers."):
-            raise SpecError(error.message, did_you_mean(name, adapters.NAMED)) from None
+            raise SpecError(error.message, did_you_mean(name, NAMED)) from None
         raise
 
 
-def _moved(name: str) -> Any:
+def _moved(name: str) -> type:
     """What own methods imported from kvcheck.methods.base and .cache before `kvcheck` had it."""
     import kvcheck
 

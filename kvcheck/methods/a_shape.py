@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, sparsity
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class AShape(sparsity.SparsePrefill):
+class AShape(KeepsAll):
     """While prefilling, the token at position i sees position j <= i if i - j < n_local or j < n_init.
 
     n_init, n_local: a share of the prompt of p tokens (0.01 and 0.25; rounded down, at least 4 sinks and a window of 1)
@@ -39,13 +40,13 @@ class AShape(sparsity.SparsePrefill):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="lets the prompt attend to its first tokens and a local window only",
-        stage="generation",
+        stage=Stage.GENERATION,
         paper="arXiv 2412.10319",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
-        whole="n_local=100000",
+        lossless=Lossless.at("n_local=100000"),
     )
 
     n_init: float | int = 0.01

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from kvcheck.cache import checks, kernels, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
@@ -20,12 +22,14 @@ from kvcheck.methods.fp16 import Fp16
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
+States = TypeVar("States", torch.Tensor, tuple[torch.Tensor, ...])
+
 CHECK = 1
 """The layer at which the deviation of reused keys and values is measured."""
 
 
 @dataclass(frozen=True)
-class CacheBlend(Method):
+class CacheBlend(KeepsAll):
     """Prefill chunks of the prompt alone, put their keys and values together, and recompute those of some tokens.
 
     Each chunk of `chunk` tokens is computed without the others and stored with its keys un-rotated; they are rotated to
@@ -45,7 +49,7 @@ class CacheBlend(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="reuses keys and values of chunks computed alone, and recomputes those that deviate most",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2405.16444",
         formula="2·L·B·G·n·d·2",
         refuses="models whose rotation of keys is not known",
@@ -53,8 +57,8 @@ class CacheBlend(Method):
         frees_memory=False,
         shares_prefill=False,
         variant="one check layer (official; the paper filters layer by layer)",
-        whole="recompute=1.0",
-        joint="it computes anew the tokens that differ most over all heads",
+        lossless=Lossless.at("recompute=1.0"),
+        cross_head="it computes anew the tokens that differ most over all heads",
     )
 
     chunk: int = 256
@@ -83,14 +87,6 @@ class CacheBlend(Method):
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Prefills by blending."""
         return BlendRunner(self, loaded)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 @dataclass
@@ -137,14 +133,16 @@ class BlendLayer(CacheLayer):
                 self.blend.choose(sum(change.square().sum(dim=(1, 3)) for change in changes))  # type: ignore[arg-type]
             return super().write(keys, values)
         at = self.blend.picked.to(keys.device)[:, None, :, None].expand_as(keys)
-        self.k, self.v = (Room(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True))
+        self.k, self.v = (
+            GrowableBuffer(old.scatter(2, at, new)) for old, new in zip(self.old, (keys, values), strict=True)
+        )
         self.seen += self.blend.tokens - keys.shape[2]
         return None
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """A chosen token sees everything up to its own position."""
         if self.blend is None or self.index <= CHECK:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
         mask = (column <= self.blend.picked[rows].to(keys.device).unsqueeze(-1)).unsqueeze(1)
         return kernels.attend_masked(query, keys, values, mask, self.scaling)
@@ -188,13 +186,15 @@ class BlendRunner(MethodRunner):
             start += chunk.shape[1]
         return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in parts]
 
-    def _narrow(self, blend: Blend) -> list[Any]:
+    def _narrow(self, blend: Blend) -> list[RemovableHandle]:
         """Let only the chosen tokens go on above layer CHECK."""
         layers = self.model.get_decoder().layers
         if len(layers) <= CHECK + 1:
             return []
 
-        def narrow(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def narrow(
+            module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
             chosen = blend.picked
             if args[0].shape[1] == blend.tokens:
                 args = (_rows(args[0], chosen), *args[1:])
@@ -213,7 +213,7 @@ def _rows(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return wide.gather(1, index.expand(*chosen.shape, *states.shape[2:]))
 
 
-def _of(value: Any, chosen: torch.Tensor, tokens: int) -> Any:
+def _of(value: States, chosen: torch.Tensor, tokens: int) -> States:
     """The same of a tensor or a pair of them, where they are of all tokens."""
     if isinstance(value, tuple):
         return tuple(_of(each, chosen, tokens) for each in value)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from kvcheck.cache import checks, disk
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 
@@ -25,7 +26,7 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Cake(Method):
+class Cake(KeepsAll):
     """A stored prefix is loaded by chunks from its end while its chunks are computed from the start, until they meet.
 
     Lossless: chunks were stored by the same chunked prefill, so wherever the two workers meet, every bit is the same.
@@ -41,13 +42,13 @@ class Cake(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="computes the cache from the front while loading it from the back",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2410.03065",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="two workers on one stored prefix in safetensors files; the split does not change a bit",
-        whole="",
+        lossless=Lossless.ALWAYS,
     )
 
     chunk: int = 128
@@ -69,17 +70,9 @@ class Cake(Method):
         """Prefills by both workers."""
         return CakeRunner(self, loaded)
 
-    def joint(self) -> str:
+    def cross_head(self) -> str | None:
         """Where the faster of two workers decides, several processes would split a prompt differently."""
-        return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else ""
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
+        return "what is computed depends on the time that loading takes" if isinstance(self.computed, str) else None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.ragged import Flat, RaggedLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -38,17 +38,17 @@ class CORM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="evicts what none of the last queries found important; heads keep different numbers of tokens",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2404.15949",
         formula="2·d·2·Σ kept slots over layers, rows and kv heads (depends on the data)",
         knob="window",
         evicts_in_decode=True,
         needs=("queries",),
         variant="important for any query head of the group; the average is that over stored keys",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),
-            ("memory_is_freed_in_every_row_of_every_sample", "queries at random may find every token important"),
-        ),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once",
+            "memory_is_freed_in_every_row_of_every_sample": "queries at random may find every token important",
+        },
     )
 
     window: float | int = 0.0625
@@ -73,15 +73,15 @@ class CORM(Method):
 
 
 class CORMLayer(RaggedLayer):
-    """kept_found: by slot, the position of the query that last found it important; its own where none has yet."""
+    """kept_important: by slot, the position of the query that last found it important; its own where none has yet."""
 
-    meta = (*RaggedLayer.meta, "kept_found")
+    meta = (*RaggedLayer.meta, "kept_important")
     method: CORM
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.kept_found: Flat | None = None
+        self.kept_important: Flat | None = None
 
     def compress(self, queries: torch.Tensor) -> None:
         """Ask the last w queries of the prompt."""
@@ -91,29 +91,29 @@ class CORMLayer(RaggedLayer):
     def step(self, query: torch.Tensor) -> None:
         """Ask the queries of this forward."""
         new = self.positions[:, :, self.longest :]
-        self.evict(query, new if self.kept_found is None else torch.cat([self.kept_found.padded(), new], dim=2))
+        self.evict(query, new if self.kept_important is None else torch.cat([self.kept_important.padded(), new], dim=2))
 
-    def evict(self, queries: torch.Tensor, found: torch.Tensor) -> None:
-        """Drop what the last w queries found minor. found (B, G, m): as kept_found, before these queries."""
+    def evict(self, queries: torch.Tensor, important: torch.Tensor) -> None:
+        """Drop what was minor for the last w queries. important (B, G, m): as kept_important, before these queries."""
         window, recent = self.method.sizes(self.prompt or self.seen)
-        keys, positions, there = self.keys, self.positions, self.valid
-        found = torch.maximum(found, self._found_by(queries, keys, there))
-        there = there & ((found >= self.seen - window) | (positions >= self.seen - recent))
-        self.kept_found = self.store(keys, self.values, positions, there).of(found.int())
+        keys, positions, valid = self.keys, self.positions, self.valid
+        important = torch.maximum(important, self._important_to(queries, keys, valid))
+        valid = valid & ((important >= self.seen - window) | (positions >= self.seen - recent))
+        self.kept_important = self.store(keys, self.values, positions, valid).of(important.int())
 
-    def _found_by(self, queries: torch.Tensor, keys: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    def _important_to(self, queries: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """(B, G, m): the position of the last of these queries that found a slot important, -1 where none did."""
         keys, tokens = keys.float(), queries.shape[2]
         group, first = self.shape.group, self.seen - tokens
-        found = torch.full(there.shape, -1, dtype=torch.int32, device=keys.device)
+        last = torch.full(valid.shape, -1, dtype=torch.int32, device=keys.device)
         for row in range(tokens):
-            seen = there & pad(there[..., : there.shape[2] - (tokens - 1 - row)], (0, tokens - 1 - row))
+            seen = valid & pad(valid[..., : valid.shape[2] - (tokens - 1 - row)], (0, tokens - 1 - row))
             asked = queries[:, :, row].float().unflatten(1, (-1, group)) * self.scaling
             scores = torch.matmul(asked, keys.transpose(2, 3)).masked_fill(~seen.unsqueeze(2), float("-inf"))
             average = (1 - ROUNDING) / seen.sum(dim=2, keepdim=True).unsqueeze(2)
-            important = (scores.softmax(dim=-1) >= average).any(dim=2) & seen
-            found = torch.where(important, torch.full_like(found, first + row), found)
-        return found
+            now = (scores.softmax(dim=-1) >= average).any(dim=2) & seen
+            last = torch.where(now, torch.full_like(last, first + row), last)
+        return last
 
 
 METHOD = CORM

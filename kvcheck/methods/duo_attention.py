@@ -12,9 +12,8 @@ import torch
 
 from kvcheck.cache import checks, forward, kernels
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.mix import visible
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -51,16 +50,16 @@ class DuoAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps everything in retrieval heads, sinks and a window in the others",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2410.10819",
         formula="2·B·d·2·Σ_l [G_r(l)·n + G_s(l)·min(n, S + R)]",
         knob="sparsity",
         evicts_in_decode=True,
         shares_prefill=False,
         variant="heads found by attention on a repeated random text (official: gates trained by distillation)",
-        whole="sparsity=0.0",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
-        joint="its pattern and its search number the heads of the whole model",
+        lossless=Lossless.at("sparsity=0.0"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on"},
+        cross_head="its pattern and its search number the heads of the whole model",
     )
 
     heads: str = SEARCH
@@ -138,10 +137,10 @@ class DuoLayer(RaggedLayer):
         super().__init__(shape, index, method)
         self.retrieval = method.pattern()[index]
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """The prompt of streaming heads sees sinks and window only."""
         if self.prompt is not None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         out = torch.empty_like(query)
         for head, whole in enumerate(self.retrieval):
             if whole:
@@ -162,8 +161,8 @@ class DuoLayer(RaggedLayer):
         for start in range(0, tokens, BLOCK):
             rows = slice(start, min(start + BLOCK, tokens))
             end = columns - tokens + rows.stop
-            mask = visible(rows.stop - start, end, width + 1, query.device)
-            mask[:, :sink] |= visible(rows.stop - start, end, None, query.device)[:, :sink]
+            mask = kernels.visible(rows.stop - start, end, width + 1, query.device)
+            mask[:, :sink] |= kernels.visible(rows.stop - start, end, None, query.device)[:, :sink]
             for head, whole in enumerate(self.retrieval):
                 if not whole:
                     mine, at = self._of(head)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import BITS, Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import MethodUnsupported
-from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class FlexGen(Method):
+class FlexGen(KeepsAll):
     """Every token's keys and values in `bits` bits, in groups of `group` neighbouring channels.
 
     bits: 2, 4 or 8 (official: 4). group: s, channels that share a scale and a minimum; must divide head_dim.
@@ -32,14 +31,14 @@ class FlexGen(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="quantizes every token in groups of channels",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2303.06865",
         formula="2·L·B·G·n·(d·bits/8 + 4·d/s)",
         refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
     )
 
     bits: int = 4
@@ -52,11 +51,7 @@ class FlexGen(Method):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        if shape.head_dim % self.group:
-            raise MethodUnsupported(
-                f"flexgen: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type {option('methods')}=flexgen:group={checks.divisor(shape.head_dim, self.group)}",
-            )
+        checks.grouped(self.name(), self.group, shape.head_dim)
 
     def rounding(self) -> tuple[float, float]:
         """As KIVI's for values; a large channel of the keys takes the others of its group along."""
@@ -66,18 +61,10 @@ class FlexGen(Method):
         """A layer whose tail is empty between forwards."""
         return FlexGenLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, and two float16 numbers per group."""
         token = shape.head_dim * self.bits // 8 + 4 * (shape.head_dim // self.group)
         return 2 * shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class FlexGenLayer(QuantLayer):

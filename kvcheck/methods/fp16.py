@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from kvcheck.cache.full import FullCache
-from kvcheck.cache.method import MethodInfo
 
 
 @dataclass(frozen=True)
@@ -16,14 +14,6 @@ class Fp16(FullCache):
     Bytes: 2·L·B·G·n·d·2 after n tokens. Equals plain transformers in the same dtypes; a test holds it to that, and so
     tells a broken harness from a broken method.
     """
-
-    info: ClassVar[MethodInfo] = MethodInfo(
-        summary="the full cache in 16 bits",
-        stage="compression",
-        formula="2·L·B·G·n·d·2",
-        frees_memory=False,
-        whole="",
-    )
 
 
 METHOD = Fp16

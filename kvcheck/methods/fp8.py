@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from kvcheck.cache import checks
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max
 
 
 @dataclass(frozen=True)
-class FP8(Method):
+class FP8(KeepsAll):
     """Store every key and value as an 8-bit float of 4 exponent and 3 mantissa bits, times a scale.
 
     scale: "head": one float32 per row and kv head, the largest magnitude of the prompt / 448, frozen there; what comes
@@ -37,13 +42,13 @@ class FP8(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="stores keys and values as 8-bit floats",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2209.05433",
         formula="2·L·B·G·(n·d + 4) with a scale per head, 2·L·B·G·n·(d + 2) with one per token",
         knob="scale",
         verbatim=False,
         variant="e4m3 with a scale per row and kv head, frozen after the prompt; saturates",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then rounded"),),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then rounded"},
     )
 
     scale: str = "head"
@@ -60,19 +65,11 @@ class FP8(Method):
         """A layer whose tail is empty between forwards."""
         return FP8Layer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """A byte per value, and the scales."""
         seen = prompt + decoded
         each = seen * shape.head_dim + 4 if self.scale == "head" else seen * (shape.head_dim + 2)
         return 2 * shape.layers * batch * shape.kv_heads * each
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class Floats:
@@ -80,8 +77,8 @@ class Floats:
 
     def __init__(self, per: str) -> None:
         self.per = per
-        self.codes: Room | None = None
-        self.scale: Room | None = None
+        self.codes: GrowableBuffer | None = None
+        self.scale: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -98,12 +95,9 @@ class Floats:
         else:
             scale = self.scale.used
         codes = (wide / scale.float()).clamp(-LARGEST, LARGEST).to(FORMAT).view(torch.uint8)
-        if self.codes is None or self.scale is None:
-            self.codes, self.scale = Room(codes), Room(scale)
-        else:
-            self.codes.append(codes)
-            if self.per == "token":
-                self.scale.append(scale)
+        self.codes = appended(self.codes, codes)
+        if self.per == "token" or self.scale is None:
+            self.scale = appended(self.scale, scale)
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
@@ -111,12 +105,13 @@ class Floats:
             widen(self.codes.used[rows, heads], out)
             out.mul_(self.scale.used[rows, heads].float())
 
-    def select(self, rows: Sequence[int] | torch.Tensor) -> Floats:
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Self:
         """Copies of these rows of the batch."""
-        twin = Floats(self.per)
-        if self.codes is not None and self.scale is not None:
-            twin.codes, twin.scale = self.codes.select(rows), self.scale.select(rows)
-        return twin
+        selected = copy.copy(self)
+        selected.codes, selected.scale = (
+            None if each is None else each.select(rows) for each in (self.codes, self.scale)
+        )
+        return selected
 
 
 def widen(codes: torch.Tensor, out: torch.Tensor) -> None:

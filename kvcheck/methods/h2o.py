@@ -10,8 +10,9 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
+from kvcheck.core.errors import KvcheckError
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class H2O(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps the newest tokens and those that received most attention so far",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2306.14048",
         formula="2·L·B·G·min(n, C)·d·2",
         knob="budget",
         evicts_in_decode=True,
         needs=("queries",),
         variant="real drop at original positions; scores from prompt and decoding, per kv head",
-        whole="budget=100000",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
+        lossless=Lossless.at("budget=100000"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once"},
     )
 
     budget: float | int = 0.5
@@ -92,14 +93,14 @@ class H2OLayer(CacheLayer):
         self.scores = scoring.column_sums(queries, self.keys, self.scaling)
         self.evict()
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend; after the prompt, note what every slot received."""
         if self.prompt is None:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         past = keys.shape[2] - query.shape[2]
         if query.shape[2] > 1:
             self._received.append(scoring.column_sums(query, keys, self.scaling, past))
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         weights = kernels.probabilities(query, keys, self.scaling, past).squeeze(3)
         self._received.append(weights.sum(dim=2))
         return torch.matmul(weights.to(values.dtype), values).reshape(query.shape)
@@ -107,6 +108,8 @@ class H2OLayer(CacheLayer):
     def step(self, query: torch.Tensor) -> None:
         """Add what was received, then evict."""
         received, self._received = torch.cat(self._received), []
+        if self.scores is None:
+            raise KvcheckError("no slot has a score yet: the prompt is not in")
         self.scores = pad(self.scores, (0, query.shape[2])) + received
         self.evict()
 

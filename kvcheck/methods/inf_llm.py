@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -19,7 +20,7 @@ from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class InfLLM(Method):
+class InfLLM(KeepsAll):
     """Attend to a local window, to the first tokens and to the few blocks of the past that fit best.
 
     init: I, tokens at the start that are always seen (16; the paper 128). local: W, a share of the prompt (0.25,
@@ -54,7 +55,7 @@ class InfLLM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="attends to a window and to the blocks of the past that fit best, in prompt and decoding",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2402.04617",
         formula="2·L·B·G·(n - b·block)·d·2 + L·B·H·b·d·2 on the device, 2·L·B·G·b·block·d·2 in host memory",
         refuses="models whose rotation of keys cannot be undone",
@@ -63,17 +64,16 @@ class InfLLM(Method):
         needs=("queries",),
         shares_prefill=False,
         variant="sparse decoding (official; SCBench decodes densely); blocks shared over heads; minimal storage",
-        whole="local=100000",
-        exempt=(
-            ("a_block_is_its_tokens_one_by_one", "the tokens of a group choose their blocks together"),
-            ("a_block_begins_as_its_first_token", "the tokens of a group choose their blocks together"),
-            ("a_later_token_never_changes_earlier_logits", "the tokens of a group choose their blocks together"),
-            (
-                "a_later_token_of_the_prompt_never_changes_earlier_logits",
-                "the tokens of a group choose their blocks together",
+        lossless=Lossless.at("local=100000"),
+        exempt={
+            "a_block_is_its_tokens_one_by_one": "the tokens of a group choose their blocks together",
+            "a_block_begins_as_its_first_token": "the tokens of a group choose their blocks together",
+            "a_later_token_never_changes_earlier_logits": "the tokens of a group choose their blocks together",
+            "a_later_token_of_the_prompt_never_changes_earlier_logits": (
+                "the tokens of a group choose their blocks together"
             ),
-        ),
-        joint="all heads of a layer look up the same blocks",
+        },
+        cross_head="all heads of a layer look up the same blocks",
     )
 
     init: int = 16
@@ -119,10 +119,6 @@ class InfLLM(Method):
         """A layer with blocks."""
         return InfLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot, on the device or on the runner."""
-        return (prompt + decoded,) * shape.layers
-
     def blocks(self, prompt: int, decoded: int) -> int:
         """b: blocks at that point."""
         return max(0, prompt + decoded - self.width(prompt) - self.init) // self.block
@@ -137,10 +133,6 @@ class InfLLM(Method):
         """In host memory: the blocks."""
         return shape.dense_bytes(batch, self.blocks(prompt, decoded) * self.block)
 
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
-
 
 class InfLayer(retrieve.OffloadLayer):
     """First tokens and window in k and v, blocks in hk and hv.
@@ -152,7 +144,7 @@ class InfLayer(retrieve.OffloadLayer):
     meta = ("kept", "received")
     method: InfLLM
     taken: int
-    vectors: Room | None
+    vectors: GrowableBuffer | None
     received: torch.Tensor | None
 
     def reset(self) -> None:
@@ -255,7 +247,7 @@ class InfLayer(retrieve.OffloadLayer):
         chosen = scoring.top(fit, min(self.most, self.vectors.length))
         tokens = (chosen.unsqueeze(2) * block + torch.arange(block, device=chosen.device)).flatten(1)
         index = tokens.cpu()[:, None, :, None].expand(-1, self.shape.kv_heads, -1, self.shape.head_dim)
-        found, theirs = (room.used.gather(2, index).to(keys.device).float() for room in (self.hk, self.hv))
+        found, theirs = (buffer.used.gather(2, index).to(keys.device).float() for buffer in (self.hk, self.hv))
         found = unrotate(found, self.first + tokens.unsqueeze(1), self.rope)
         return torch.cat([found, keys], dim=2), torch.cat([theirs, values], dim=2)
 
@@ -267,7 +259,7 @@ class InfLayer(retrieve.OffloadLayer):
         self.received[:, :, self.received.shape[2] - received.shape[2] :] += received
 
     def cut(self) -> None:
-        """Move whole blocks behind the first tokens to the runner, for as long as W tokens are left."""
+        """Move whole blocks behind the first tokens to the host, for as long as W tokens are left."""
         size = self.method.block
         blocks = (self.taken - self.away - self.first - self.width) // size
         if blocks <= 0 or self.received is None:
@@ -279,10 +271,7 @@ class InfLayer(retrieve.OffloadLayer):
         positions = torch.arange(self.first, end, device=best.device) + self.away
         keys = unrotate(self.keys[:, :, self.first : end].float(), positions, self.rope)
         vectors = retrieve.gather(keys, best).mean(dim=3).to(self.dtype)
-        if self.vectors is None:
-            self.vectors = Room(vectors)
-        else:
-            self.vectors.append(vectors)
+        self.vectors = appended(self.vectors, vectors)
         self.received = torch.cat([self.received[:, :, : self.first], self.received[:, :, end:]], dim=2)
         self.copy_out(blocks * size, self.dtype)
         self.drop(blocks * size, spare=size)

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvcheck.cache import checks
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.quantize import Packed, QuantLayer
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 
 
 @dataclass(frozen=True)
-class KIVI(Method):
+class KIVI(KeepsAll):
     """Quantize keys per channel, in groups of tokens, and values per token, in groups of channels.
 
     bits: 2 or 4. group: g, tokens (keys) or channels (values) that share a scale and a zero; must divide head_dim.
@@ -33,15 +34,15 @@ class KIVI(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="quantizes keys per channel and values per token",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2402.02750",
         formula="L·B·G·d·[(qK + qV)·bits/8 + 4·(qK + qV)/g + 2·(rK + rV)]",
         refuses="models whose head_dim the group does not divide",
         knob="bits",
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
-        whole="residual=102400",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then quantized"),),
+        lossless=Lossless.at("residual=102400"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
     )
 
     bits: int = 2
@@ -67,11 +68,7 @@ class KIVI(Method):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        if shape.head_dim % self.group:
-            raise MethodUnsupported(
-                f"kivi: group={self.group} does not divide the model's head_dim of {shape.head_dim}",
-                f"type {option('methods')}=kivi:group={checks.divisor(shape.head_dim, self.group)}",
-            )
+        checks.grouped(self.name(), self.group, shape.head_dim)
 
     def tails(self, seen: int) -> tuple[int, int]:
         """rK, rV: tokens whose keys, and whose values, are in 16 bits after `seen` tokens."""
@@ -85,10 +82,6 @@ class KIVI(Method):
         """A layer with two tails."""
         return KIVILayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, two float16 numbers per group, and the tails."""
         seen = prompt + decoded
@@ -96,10 +89,6 @@ class KIVI(Method):
         packed = 2 * seen - tail
         values = shape.layers * batch * shape.kv_heads * shape.head_dim
         return values * packed * self.bits // 8 + 4 * values * packed // self.group + values * tail * shape.itemsize
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class KIVILayer(QuantLayer):

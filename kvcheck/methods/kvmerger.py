@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -35,20 +35,19 @@ class KVMerger(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="merges runs of neighbouring tokens whose keys are alike; heads keep different numbers of slots",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2407.08454",
         formula="2·d·2·Σ slots over layers, rows and kv heads (depends on the data)",
         knob="threshold",
         verbatim=False,
         needs=("queries",),
         variant="Gaussian weights with a bandwidth of our own, guarded against 0; merges after the prompt only",
-        whole="threshold=1.0",
-        exempt=(
-            (
-                "memory_is_freed_in_every_row_of_every_sample",
-                "it merges neighbours that are alike, and tokens at random are not",
+        lossless=Lossless.at("threshold=1.0"),
+        exempt={
+            "memory_is_freed_in_every_row_of_every_sample": (
+                "it merges neighbours that are alike, and tokens at random are not"
             ),
-        ),
+        },
     )
 
     threshold: float = 0.75

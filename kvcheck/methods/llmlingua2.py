@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ import torch
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.lingua import LONGEST, SPACE, Rules, chunks
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowRunner
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.view import FedCache
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
@@ -60,7 +61,7 @@ class LLMLingua2(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="leaves out words of the context that a token classifier takes for dispensable",
-        stage="prompt",
+        stage=Stage.PROMPT,
         paper="arXiv 2403.12968",
         knob="rate",
         formula="2·L·B·G·(n' + decoded)·d·2 for the n' tokens that are left of the context",
@@ -124,7 +125,7 @@ class LinguaRunner(RowRunner):
                 f"give one: {option('methods')}=llmlingua2:model=microsoft/llmlingua-2-xlm-roberta-large-meetingbank",
             )
 
-    def prefill_row(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill_row(self, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """The short prompt, through the full cache."""
         return super().prefill_row(self.shortened(ids))
 

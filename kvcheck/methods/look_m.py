@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.ragged import RaggedLayer
 from kvcheck.cache.shape import ModelShape
@@ -48,7 +48,7 @@ class LookM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps text before image slots and merges what leaves into what stays",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2406.18139",
         formula="2·d·2·Σ slots over layers, rows and kv heads (at least the text)",
         refuses="text-only models, unless text_prior=false",
@@ -170,7 +170,7 @@ class LookMRunner(MethodRunner):
             return ids == self.named
         return self.vision.shown(ids)
 
-    def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor) -> tuple[KVCache, torch.Tensor]:
         """As MethodRunner.prefill. Raises MethodUnsupported for a prompt without images."""
         images = self.slots(ids)
         if not bool(images.any(dim=1).all()):

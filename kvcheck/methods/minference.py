@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, kernels, scoring, sparsity
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 PATTERNS = ("a_shape", "vertical_slash", "block_sparse")
@@ -19,7 +20,7 @@ COLUMNS, DIAGONALS = 30, 100  # first columns and nearest diagonals that vertica
 
 
 @dataclass(frozen=True)
-class MInference(sparsity.SparsePrefill):
+class MInference(KeepsAll):
     """While prefilling, every query head sees about v + s keys per row, in one of three patterns.
 
     vertical, slash: v and s, a share of the prompt (0.05 and 0.2, rounded down, at least 1) or a number of tokens (the
@@ -58,18 +59,17 @@ class MInference(sparsity.SparsePrefill):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="lets each head of the prompt attend in the sparse pattern that suits it",
-        stage="generation",
+        stage=Stage.GENERATION,
         paper="arXiv 2407.02490",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="patterns searched on the prompt itself, masks at token level; decoding is dense over the full cache",
-        exempt=(
-            (
-                "a_later_token_of_the_prompt_never_changes_earlier_logits",
-                "its lines are those that the last queries of the prompt look at",
+        exempt={
+            "a_later_token_of_the_prompt_never_changes_earlier_logits": (
+                "its lines are those that the last queries of the prompt look at"
             ),
-        ),
+        },
     )
 
     pattern: str = "search"

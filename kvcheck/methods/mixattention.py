@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +15,8 @@ from safetensors.torch import load_file
 
 from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.mix import Layout, visible
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
@@ -27,6 +27,61 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 SHIPPED = {"mini": "mini_mix"}
+FILE = "mix.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """kinds: per layer the producer whose keys and values it reads, "s" behind it for a sliding window: "0s", "1", "1",
+    "0s". window: W, tokens that a sliding layer sees, the newest one among them.
+    """
+
+    kinds: tuple[str, ...]
+    window: int
+
+    def __post_init__(self) -> None:
+        """Raise SpecError where a layer reads a later layer, one that makes nothing, or one of the other kind."""
+        for index in range(len(self.kinds)):
+            producer = self.producer(index)
+            if producer > index or self.producer(producer) != producer or self.slides(producer) != self.slides(index):
+                raise SpecError(
+                    f"layer {index} cannot read layer {producer} in the layout {' '.join(self.kinds)}",
+                    "a layer reads itself or an earlier one that reads itself, of the same kind: 0s 1 1 0s",
+                )
+        if self.window < 1:
+            raise SpecError(f"a window of {self.window} tokens", "give 1 or more")
+
+    def producer(self, index: int) -> int:
+        """The layer whose keys and values layer `index` reads."""
+        return int(self.kinds[index].rstrip("s"))
+
+    def slides(self, index: int) -> bool:
+        """Whether layer `index` sees a window only."""
+        return self.kinds[index].endswith("s")
+
+    def makes(self, index: int) -> bool:
+        """Whether layer `index` makes keys and values of its own."""
+        return self.producer(index) == index
+
+    def last_reader(self, index: int) -> int:
+        """The last layer that reads what layer `index` reads."""
+        return max(at for at in range(len(self.kinds)) if self.producer(at) == self.producer(index))
+
+    @classmethod
+    def read(cls, folder: Path) -> Layout:
+        """From mix.json in a folder of weights. Raises SpecError."""
+        try:
+            found = json.loads((folder / FILE).read_text("utf-8"))
+            return cls(tuple(str(kind) for kind in found["layers"]), int(found["window"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SpecError(
+                f"no layout of MixAttention in {folder / FILE}: {error}", "give the folder of its weights"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """As mix.json."""
+        text = json.dumps({"layers": list(self.kinds), "window": self.window}, indent=1)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -51,7 +106,7 @@ class MixAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="a variant of the model with sliding windows, and keys and values shared between layers",
-        stage="architecture",
+        stage=Stage.ARCHITECTURE,
         paper="arXiv 2409.15012",
         formula="2·B·G·d·2·(F·n + S·min(n, W))",
         refuses="any model but the one that its weights were trained from",
@@ -59,7 +114,7 @@ class MixAttention(Method):
         evicts_in_decode=True,  # what leaves the window
         shares_prefill=False,
         variant="trained on from the embedded model; layout 0s 1 1 0s, window 128",
-        joint="it is a model of its own, which is not shared out",
+        cross_head="it is a model of its own, which is not shared out",
     )
 
     weights: str = ""
@@ -133,12 +188,12 @@ class MixLayer(CacheLayer):
         """The layer that holds what this one reads."""
         raise NotImplementedError
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """A sliding layer sees its window. What another layer made may lie on its device."""
         keys, values = keys.to(query.device), values.to(query.device)
         if not self.method.layout.slides(self.index):
-            return super().mix(query, keys, values, rows)
-        mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
+            return super().attention(query, keys, values, rows)
+        mask = kernels.visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
         return kernels.attend_masked(query, keys, values, mask, self.scaling)
 
     def compress(self, queries: torch.Tensor) -> None:

@@ -7,14 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Offload(Method):
+class Offload(KeepsAll):
     """The full cache in the memory of the host; keys and values of a layer are on the device only while it attends.
 
     Lossless: answers are those of the full cache. On a CPU machine host and device are the same memory.
@@ -25,20 +26,16 @@ class Offload(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps keys and values in host memory and fetches them layer by layer",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2303.06865",
         formula="0 on the device, 2·L·B·G·n·d·2 in host memory",
         variant="whole layers, fetched when they attend and not ahead",
-        whole="",
+        lossless=Lossless.ALWAYS,
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose Rooms are on the CPU."""
+        """A layer whose keys and values are on the CPU."""
         return OffloadedLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """None on the device."""
@@ -48,13 +45,9 @@ class Offload(Method):
         """All of it."""
         return shape.dense_bytes(batch, prompt + decoded)
 
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
-
 
 class OffloadedLayer(CacheLayer):
-    """Rooms in host memory. home: the device that the model computes on."""
+    """Buffers in host memory. home: the device that the model computes on."""
 
     host = ("k", "v")
     home: torch.device = torch.device("cpu")
@@ -68,7 +61,7 @@ class OffloadedLayer(CacheLayer):
         """A prompt that was prefilled elsewhere moves to host memory."""
         if self.keys.device.type != "cpu":
             self.home = self.keys.device
-            self.k, self.v = Room(self.keys.cpu()), Room(self.values.cpu())
+            self.k, self.v = GrowableBuffer(self.keys.cpu()), GrowableBuffer(self.values.cpu())
 
     def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Fetched to the device."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvcheck.cache import checks
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.snapkv import SnapKV
@@ -29,14 +29,14 @@ class PyramidKV(SnapKV):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="SnapKV with more slots in early layers and fewer in late ones",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2406.02069",
         formula="2·B·G·d·2·Σ_l (min(p, m_l + w) + decoded)",
         refuses="models of one layer",
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); budgets by the official integer rule",
-        whole="budget=1.0",
+        lossless=Lossless.at("budget=1.0"),
     )
 
     beta: int = 20

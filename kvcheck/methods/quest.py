@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, retrieve, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import KvcheckError
 
@@ -19,7 +20,7 @@ FEWEST = 3  # pages, however small the budget; as officially
 
 
 @dataclass(frozen=True)
-class Quest(Method):
+class Quest(KeepsAll):
     """Keep every token; after the prompt, every query head attends to K pages of `page` tokens only.
 
     page: S, tokens per page (16). budget: tokens that a query head attends to, a share of the prompt (0.125, rounded
@@ -41,19 +42,18 @@ class Quest(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="attends to the pages whose key bounds promise the largest scores",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2406.10774",
         formula="2·L·B·G·(n + ceil(n/S))·d·2",
         knob="budget",
         frees_memory=False,
         variant="the newest page is forced (official kernels); pages per query head; follow-up blocks are sparse too",
-        whole="budget=100000",
-        exempt=(
-            (
-                "where_a_text_begins_does_not_matter",
-                "it bounds the numbers of rotated keys, which depend on where they stand",
+        lossless=Lossless.at("budget=100000"),
+        exempt={
+            "where_a_text_begins_does_not_matter": (
+                "it bounds the numbers of rotated keys, which depend on where they stand"
             ),
-        ),
+        },
     )
 
     page: int = 16
@@ -74,26 +74,18 @@ class Quest(Method):
         """A layer with bounds per page."""
         return QuestLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Keys and values, and two bounds per page."""
         seen = prompt + decoded
         return shape.dense_bytes(batch, seen) + shape.dense_bytes(batch, -(-seen // self.page))
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class QuestLayer(retrieve.LookupLayer):
     """The full cache with bounds: low, high (B, G, pages, d), of which the last may be of an incomplete page."""
 
     method: Quest
-    low: Room | None
-    high: Room | None
+    low: GrowableBuffer | None
+    high: GrowableBuffer | None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -109,7 +101,7 @@ class QuestLayer(retrieve.LookupLayer):
 
     def compress(self, queries: torch.Tensor) -> None:
         """Bound the pages of the prompt."""
-        self.low, self.high = (Room(bound) for bound in self.bounds(self.keys))
+        self.low, self.high = (GrowableBuffer(bound) for bound in self.bounds(self.keys))
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store new tokens, and let them widen the open page's bounds or open new pages."""

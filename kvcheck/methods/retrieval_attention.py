@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, retrieve
+from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class RetrievalAttention(Method):
+class RetrievalAttention(KeepsAll):
     """Keep sinks and a window on the device, the rest in host memory; attend to both, of the rest to the top k only.
 
     sink: S, tokens at the start (4; SCBench 128). window: W, newest tokens, a share of the prompt (rounded down, at
@@ -22,7 +23,7 @@ class RetrievalAttention(Method):
     a share of the prompt or a number (0.05; the paper scans 1 to 3 % of 128k tokens, SCBench retrieves 4096 of them).
 
     The prompt is dense. After it, a token at position t attends on the device to the sinks and to itself and the W - 1
-    before it; on the runner to the k highest inner products with post-RoPE keys among the positions S to t - W (all of
+    before it; on the host to the k highest inner products with post-RoPE keys among the positions S to t - W (all of
     them where there are fewer); the two are merged by their log-sum-exp. A new token enters the window and the oldest
     there moves to the index. A follow-up block answers as token by token: of the tokens that leave the window with the
     block, each row sees those as retrievable that are behind its own window.
@@ -37,11 +38,11 @@ class RetrievalAttention(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps sinks and a window on the device and retrieves the rest from host memory",
-        stage="retrieval",
+        stage=Stage.RETRIEVAL,
         paper="arXiv 2409.10516",
         formula="2·L·B·G·min(n, S + W)·d·2 on the device, 6·L·B·G·max(0, n - S - W)·d in host memory",
         knob="top_k",
-        variant="exact (flat) index in place of the paper's graph, as in SCBench; device bytes, runner bytes apart",
+        variant="exact (flat) index in place of the paper's graph, as in SCBench; device bytes, host bytes apart",
     )
 
     sink: int = 4
@@ -66,10 +67,6 @@ class RetrievalAttention(Method):
         """A layer with an index."""
         return RetrievalLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot, on the device or on the runner."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """On the device: min(n, S + W) tokens."""
         return shape.dense_bytes(batch, min(prompt + decoded, self.sink + self.width(prompt)))
@@ -78,10 +75,6 @@ class RetrievalAttention(Method):
         """In host memory: the other tokens, keys in float32."""
         away = max(0, prompt + decoded - self.sink - self.width(prompt))
         return shape.layers * batch * shape.kv_heads * away * shape.head_dim * (4 + shape.itemsize)
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class RetrievalLayer(retrieve.OffloadLayer):
@@ -119,8 +112,8 @@ class RetrievalLayer(retrieve.OffloadLayer):
         """What was indexed leaves the device."""
         if self.over:
             over = self.over
-            for room in self._rooms():
-                room.slide(self.first, over)
+            for buffer in self._buffers():
+                buffer.slide(self.first, over)
 
     def look(self, query: torch.Tensor) -> torch.Tensor:
         """Attend to both parts and merge them."""

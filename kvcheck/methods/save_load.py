@@ -12,15 +12,16 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import disk
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core import env
 
 
 @dataclass(frozen=True)
-class SaveLoad(Method):
+class SaveLoad(KeepsAll):
     """The full cache, which after the prompt is written to safetensors files, one per layer, dropped, and read back.
 
     folder: where the files are written and stay (an existing or new folder); empty: a temporary folder, and each file
@@ -32,12 +33,12 @@ class SaveLoad(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="writes the cache of the prompt to disk, drops it, and reads it back",
-        stage="loading",
+        stage=Stage.LOADING,
         paper="arXiv 2412.10319",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         variant="safetensors, one file per layer and prompt",
-        whole="",
+        lossless=Lossless.ALWAYS,
     )
 
     folder: str = ""
@@ -45,14 +46,6 @@ class SaveLoad(Method):
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that goes through a file once, after the prompt."""
         return SaveLoadLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
 
 
 class SaveLoadLayer(CacheLayer):
@@ -70,7 +63,7 @@ class SaveLoadLayer(CacheLayer):
         disk.write(path, self.keys, self.values, about)
         self.k = self.v = None
         keys, values = disk.read(path, about, device)
-        self.k, self.v = Room(keys), Room(values)
+        self.k, self.v = GrowableBuffer(keys), GrowableBuffer(values)
         if not folder:
             path.unlink()
 

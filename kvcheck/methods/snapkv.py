@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
@@ -34,13 +34,13 @@ class SnapKV(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps the tokens that the last queries of the prompt attend to",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2404.14469",
         formula="2·L·B·G·(min(p, C) + decoded)·d·2",
         knob="budget",
         needs=("queries",),
         variant="one choice per kv head (mean over its query heads); official chooses and stores per query head",
-        whole="budget=1.0",
+        lossless=Lossless.at("budget=1.0"),
     )
 
     budget: float | int = 0.5

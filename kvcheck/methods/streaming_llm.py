@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -31,14 +31,14 @@ class StreamingLLM(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps the first tokens and a sliding window",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2309.17453",
         formula="2·L·B·G·min(n, S + W)·d·2",
         knob="window",
         evicts_in_decode=True,
         variant="original positions, no re-rotation to slots; dense prefill; evicts after every forward",
-        whole="window=100000",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then the window moves on"),),
+        lossless=Lossless.at("window=100000"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on"},
     )
 
     sink: int = 4

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.growable import Room
+from kvcheck.cache.full import KeepsAll
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class ThinK(Method):
+class ThinK(KeepsAll):
     """Once, after the prompt: drop k = int(d · ratio) of the d channels of all keys but those of the newest tokens.
 
     ratio: the share of channels that go. recent: r, the newest tokens whose keys stay whole, and as many queries whose
@@ -32,14 +33,14 @@ class ThinK(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="drops the channels of keys that matter least to the newest queries",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2407.21018",
         formula="L·B·G·[((p - r)·(d - k) + r·d + p·d + 2·decoded·d)·2 + d]",
         knob="ratio",
         verbatim=False,
         needs=("queries",),
         variant="on the full cache, one mask per kv head (official: on top of SnapKV, per query head)",
-        whole="ratio=0.0",
+        lossless=Lossless.at("ratio=0.0"),
     )
 
     ratio: float = 0.4
@@ -58,10 +59,6 @@ class ThinK(Method):
         """A layer that prunes once, after the prompt."""
         return ThinKLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """Every token has a slot."""
-        return (prompt + decoded,) * shape.layers
-
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Narrow old keys, whole recent ones, values, and the mask."""
         whole, heads = shape.dense_bytes(batch, prompt + decoded), shape.layers * batch * shape.kv_heads
@@ -70,15 +67,11 @@ class ThinK(Method):
         saved = (prompt - self.recent) * self.dropped(shape.head_dim) * shape.itemsize
         return whole - heads * saved + heads * shape.head_dim
 
-    def protected(self, prompt: int) -> frozenset[int]:
-        """All positions."""
-        return frozenset(range(prompt))
-
 
 class ThinKLayer(CacheLayer):
     """Narrow keys of old tokens, then whole keys of recent ones.
 
-    narrow: Room of (B, G, p - r, d - k); channels: (B, G, d) bool, those that are left; k: the whole keys.
+    narrow: GrowableBuffer of (B, G, p - r, d - k); channels: (B, G, d) bool, those that are left; k: the whole keys.
     """
 
     method: ThinK
@@ -86,7 +79,7 @@ class ThinKLayer(CacheLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.narrow: Room | None = None
+        self.narrow: GrowableBuffer | None = None
         self.channels: torch.Tensor | None = None
 
     def compress(self, queries: torch.Tensor) -> None:
@@ -98,7 +91,7 @@ class ThinKLayer(CacheLayer):
         asked = queries[:, :, -recent:].float().square().mean(dim=2).unflatten(1, (-1, self.shape.group)).mean(dim=2)
         index = scoring.top(asked * keys.float().square().mean(dim=2), left)
         old = keys[:, :, :-recent]
-        self.narrow = Room(old.gather(3, index.unsqueeze(2).expand(-1, -1, old.shape[2], -1)))
+        self.narrow = GrowableBuffer(old.gather(3, index.unsqueeze(2).expand(-1, -1, old.shape[2], -1)))
         self.channels = torch.zeros(*index.shape[:2], keys.shape[3], dtype=torch.bool, device=keys.device)
         self.channels.scatter_(2, index, True)
         self.k.drop(old.shape[2])
@@ -110,8 +103,8 @@ class ThinKLayer(CacheLayer):
             return whole, values
         narrow = self.narrow.used[rows].to(dtype)
         keys = whole.new_zeros(*whole.shape[:2], narrow.shape[2] + whole.shape[2], whole.shape[3])
-        there = self.channels[rows].unsqueeze(2).expand(-1, -1, narrow.shape[2], -1)
-        keys[:, :, : narrow.shape[2]].masked_scatter_(there, narrow)
+        channels = self.channels[rows].unsqueeze(2).expand(-1, -1, narrow.shape[2], -1)
+        keys[:, :, : narrow.shape[2]].masked_scatter_(channels, narrow)
         keys[:, :, narrow.shape[2] :] = whole
         return keys, values
 

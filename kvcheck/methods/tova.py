@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks, kernels, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 
 
@@ -28,16 +28,16 @@ class TOVA(Method):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="keeps what the newest query attends to most, the same tokens in all heads of a layer",
-        stage="compression",
+        stage=Stage.COMPRESSION,
         paper="arXiv 2401.06104",
         formula="2·L·B·G·min(n, C)·d·2",
         knob="budget",
         evicts_in_decode=True,
         needs=("queries",),
         variant="the newest token may leave (official); original positions",
-        whole="budget=100000",
-        exempt=(("a_block_is_its_tokens_one_by_one", "a block is attended to whole, then evicted from once"),),
-        joint="all heads of a layer keep the same tokens",
+        lossless=Lossless.at("budget=100000"),
+        exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then evicted from once"},
+        cross_head="all heads of a layer keep the same tokens",
     )
 
     budget: float | int = 0.5

@@ -9,7 +9,7 @@ import torch
 
 from kvcheck.cache import checks, sparsity
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.a_shape import AShape
 
@@ -37,13 +37,13 @@ class TriShape(AShape):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         summary="lets the prompt attend to its first tokens and a window, and its last tokens to all",
-        stage="generation",
+        stage=Stage.GENERATION,
         paper="arXiv 2412.10319",
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
-        whole="n_local=100000",
+        lossless=Lossless.at("n_local=100000"),
     )
 
     n_last: float | int = 100

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from importlib.util import find_spec
 
 import torch
 
-from kvcheck.core import env, threads
+from kvcheck.core import env, threads, values
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.front import option
 
 SPREAD = "spread"
 """The word of --kv-device that puts the layers of one model on all CUDA devices."""
+
+
+DTYPES = {
+    "auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16,
+    "fp16": torch.float16,
+}  # fmt: skip
+"""What models compute in on CUDA."""
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -22,16 +28,23 @@ def pick_device(wanted: str) -> torch.device:
     A pytest-xdist worker and a process of torchrun take the one of their number. Raises SpecError for another word or a
     device that is not there.
     """
+    values.device(wanted)
     count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if env.processes() > 1:
-        _of_a_process(wanted)
-    if wanted == SPREAD:
-        _spread(count)
-        return torch.device("cuda", 0)
+        _expect_own(wanted)
     if wanted == "cpu" or (wanted == "auto" and not count):
         return torch.device("cpu")
-    if not re.fullmatch(r"auto|cuda(:\d+)?", wanted):
-        raise SpecError(f"unknown device {wanted!r}", did_you_mean(wanted, ["auto", "cpu", "cuda", "cuda:0", SPREAD]))
+    if wanted == SPREAD and not count:
+        raise SpecError(
+            f"{option('device')}=spread: torch sees no CUDA device to put layers on", f"{option('device')}=cpu"
+        )
+    if wanted == SPREAD and "PYTEST_XDIST_WORKER" in os.environ:
+        raise SpecError(
+            f"{option('device')}=spread: workers of pytest-xdist would load the model once each, on the same devices",
+            "leave -n out",
+        )
+    if wanted == SPREAD:
+        return torch.device("cuda", 0)
     index = int(wanted[5:]) if ":" in wanted else env.local_rank() or _worker() % max(count, 1)
     if index >= count:
         wanted = wanted if ":" in wanted else f"cuda:{index}"
@@ -39,7 +52,7 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _of_a_process(wanted: str) -> None:
+def _expect_own(wanted: str) -> None:
     """Raise SpecError for a device that a process of torchrun does not take."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise SpecError(
@@ -50,19 +63,6 @@ def _of_a_process(wanted: str) -> None:
         raise SpecError(
             f"{option('device')}=cpu: transformers shares a model out over CUDA devices where there are some",
             "hide them: CUDA_VISIBLE_DEVICES= torchrun …",
-        )
-
-
-def _spread(count: int) -> None:
-    """Raise SpecError where a model cannot be spread over `count` CUDA devices."""
-    if not count:
-        raise SpecError(
-            f"{option('device')}=spread: torch sees no CUDA device to put layers on", f"{option('device')}=cpu"
-        )
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        raise SpecError(
-            f"{option('device')}=spread: workers of pytest-xdist would load the model once each, on the same devices",
-            "leave -n out",
         )
 
 
@@ -83,8 +83,6 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
     On CUDA `--kv-dtype`: auto and bfloat16 (bf16), float16 (fp16). Raises SpecError.
     """
-    known = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-    known |= {"float16": torch.float16, "fp16": torch.float16}
     if device.type == "cpu":
         if wanted in ("auto", "float32"):
             return torch.float32
@@ -93,14 +91,14 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
             f"on the CPU the model computes in float32 and keys and values are stored in 16 bits: "
             f"{option('dtype')} auto",
         )
-    if wanted not in known:
-        raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, known))
-    return known[wanted]
+    if wanted not in DTYPES:
+        raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, DTYPES))
+    return DTYPES[wanted]
 
 
 def share_threads() -> None:
     """Let torch have no more threads than this process has cores for; under pytest-xdist, than its part of them."""
-    fitting = threads.share(env.workers())
+    fitting = max(1, threads.cores() // env.workers())
     if fitting < torch.get_num_threads():
         torch.set_num_threads(fitting)
 

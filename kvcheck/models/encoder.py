@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.tasks.images import MARK
 
 if TYPE_CHECKING:
+    from kvcheck.models.pretrained import Tokenizer
     from kvcheck.models.vision import Slots
 
 REMEMBERED = 2_000_000
@@ -26,7 +27,7 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: Any, eos: Sequence[int] = (), slots: Slots | None = None, vocabulary: int | None = None
+        self, tokenizer: Tokenizer, eos: Sequence[int] = (), slots: Slots | None = None, vocabulary: int | None = None
     ) -> None:
         self.tokenizer, self.slots, self.vocabulary = tokenizer, slots, vocabulary
         bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -11,11 +11,10 @@ import json
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 WHOLE = 256 * 1024**2
-"""Weights up to this many bytes are hashed in full; of larger ones, three samples of every tensor."""
-SAMPLE = 16 * 1024
+"""Weights up to this many bytes are hashed in full; of larger ones, three extracts of every tensor."""
+EXTRACT = 16 * 1024
 
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
 _ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
@@ -46,7 +45,7 @@ def fingerprint(folder: Path, *, rope: str = "", code: bool = False) -> str:
 
 def _config(path: Path) -> bytes:
     """The configuration without the fields that change nothing."""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _VOLATILE}
     return json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()
 
@@ -59,7 +58,7 @@ def _files(folder: Path, names: Iterable[str]) -> bytes:
 
 def _ends(folder: Path) -> bytes:
     """The tokens that open prompts and end answers, as the files name them."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for file, names in _ENDS.items():
         if (folder / file).is_file():
             content = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -78,28 +77,28 @@ def _weights(folder: Path) -> bytes:
         return hashlib.sha256(b"".join(_range(path, 0, path.stat().st_size, WHOLE) for path in files)).digest()
     whole = sum(path.stat().st_size for path in files) <= WHOLE
     digest = hashlib.sha256()
-    for name, meta, path, start in sorted(_tensors(files), key=lambda entry: entry[0]):
-        low, high = meta["data_offsets"]
-        digest.update(f"{name} {meta['dtype']} {meta['shape']}\n".encode())
-        digest.update(_range(path, start + low, high - low, WHOLE if whole else 3 * SAMPLE))
+    for _, described, path, start, size in sorted(_tensors(files), key=lambda entry: entry[0]):
+        digest.update(described.encode())
+        digest.update(_range(path, start, size, WHOLE if whole else 3 * EXTRACT))
     return digest.digest()
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, dict[str, Any], Path, int]]:
-    """(name, header entry, file, offset of the data) of every tensor."""
+def _tensors(files: list[Path]) -> Iterator[tuple[str, str, Path, int, int]]:
+    """(name, what the header says, file, offset and size of the data) of every tensor."""
     for path in files:
         with path.open("rb") as handle:
             size = struct.unpack("<Q", handle.read(8))[0]
             header = json.loads(handle.read(size))
         for name, meta in header.items():
             if name != "__metadata__":
-                yield name, meta, path, 8 + size
+                low, high = meta["data_offsets"]
+                yield name, f"{name} {meta['dtype']} {meta['shape']}\n", path, 8 + size + low, high - low
 
 
 def _range(path: Path, start: int, size: int, most: int) -> bytes:
-    """Digest of `size` bytes from `start`; of the first, middle and last sample where there are more than `most`."""
+    """Digest of `size` bytes from `start`; of the first, middle and last extract where there are more than `most`."""
     digest = hashlib.sha256(str(size).encode())
-    spans = [(start, size)] if size <= most else [(start + place, SAMPLE) for place in (0, size // 2, size - SAMPLE)]
+    spans = [(start, size)] if size <= most else [(start + place, EXTRACT) for place in (0, size // 2, size - EXTRACT)]
     with path.open("rb") as handle:
         for offset, count in spans:
             handle.seek(offset)

@@ -44,24 +44,23 @@ def unreadable(name: str, local: bool, error: Exception) -> SpecError:
     if "does not recognize this architecture" in text or "trust_remote_code" in text:
         runs = option("trust_remote_code", name)
         hint = f"a newer transformers may know it; code that comes with it runs by {runs} only"
-        return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
-    if "backend tokenizer" in text:
+    elif "backend tokenizer" in text:
         return wordless(name)
-    if "ignore_mismatched_sizes" in text:
-        return SpecError(
-            f"model {name!r} cannot be loaded: its weights have other shapes than its config.json says",
-            "is config.json the one that came with the weights?",
+    elif "ignore_mismatched_sizes" in text:
+        reason = "its weights have other shapes than its config.json says"
+        hint = "is config.json the one that came with the weights?"
+    elif "a `model_type` key" in text:
+        reason = "it has no config.json that names an architecture"
+        hint = (
+            "adapters (LoRA) and GGUF files alone are none: give the model that save_pretrained wrote, adapters merged"
         )
-    if "a `model_type` key" in text:
-        return SpecError(
-            f"model {name!r} cannot be loaded: it has no config.json that names an architecture",
-            "adapters (LoRA) and GGUF files alone are none: give the model that save_pretrained wrote, adapters merged",
-        )
-    if isinstance(error, ImportError):
-        return SpecError(f"model {name!r} cannot be loaded: {reason}", "install what it names")
-    if local:
-        return SpecError(f"model {name!r} cannot be loaded: {reason}", "is the folder complete and undamaged?")
-    return _not_fetched(name, reason, hub.trouble(error))
+    elif isinstance(error, ImportError):
+        hint = "install what it names"
+    elif local:
+        hint = "is the folder complete and undamaged?"
+    else:
+        return _not_fetched(name, reason, hub.trouble(error))
+    return SpecError(f"model {name!r} cannot be loaded: {reason}", hint)
 
 
 def wordless(name: str) -> SpecError:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from kvcheck.cache import forward
 from kvcheck.cache.full import FULL
-from kvcheck.core import paths
-from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError, did_you_mean
+from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.front import option
-from kvcheck.models import hub, parallel, rope, synthetic, vision
-from kvcheck.models.embedded import EMBEDDED
+from kvcheck.models import hub, names, parallel, rope, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
+from kvcheck.models.names import Source
 from kvcheck.models.parallel import Team
 
 if TYPE_CHECKING:
     from kvcheck.cache.shape import ModelShape
     from kvcheck.cache.states import States
+    from kvcheck.models.pretrained import Config, Model, Tokenizer
     from kvcheck.models.vision import Vision
 
 ATTENTION = "kvcheck"
 _INTERFACE = "kvcheck needs a decoder-only model with a cache whose layers use transformers' AttentionInterface"
 WORDS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
 """Of these files a tokenizer has one at least."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Loading:
 
     rope: str = ""
     trusted: bool = False
-    layout: str | dict[str, Any] | None = None
+    layout: str | dict[str, str] | None = None
     team: Team | None = None
 
 
@@ -61,7 +61,7 @@ class LoadedModel:
     each holds a part of it; None where this one holds all.
     """
 
-    model: Any
+    model: Model
     tokenizer: Encoder
     name: str
     fingerprint: str
@@ -102,10 +102,10 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     if synthetic.is_random(name):
         _expect_usual(name, how)
         return _synthetic(name, device, dtype)
-    folder, local = _find(name)
+    source = names.find(name)
     from kvcheck.models import probing
 
-    model, encoder, limit = _read(name, (folder, local), dtype, how)
+    model, encoder, limit = _read(source, dtype, how)
     if how.team is None and how.layout is None:
         model = model.to(device)
     model = model.eval().requires_grad_(False)
@@ -119,53 +119,38 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     states = probing.find(loaded)
     if states is None:
         _check_interface(name, model, loaded.shape)
-    files = Path(folder) if local else hub.snapshot(folder, how.trusted, fetched=encoder.slots is None)
+    files = Path(source.path) if source.local else hub.snapshot(name, how.trusted, fetched=encoder.slots is None)
     known = fingerprint(files, rope=how.rope, code=how.trusted)
     return replace(loaded, fingerprint=known, states=states, vision=vision.eyes(name, model, encoder.slots, files))
 
 
-def _read(name: str, found: tuple[str, bool], dtype: torch.dtype, how: Loading) -> tuple[Any, Encoder, int | None]:
+def _read(source: Source, dtype: torch.dtype, how: Loading) -> tuple[Model, Encoder, int | None]:
     """(model, encoder, longest sequence), with the weights where `how` says, else on the CPU. Raises as `load`.
 
-    found: as _find gives it. What can be refused is refused before the weights are read.
+    What can be refused is refused before the weights are read.
     """
-    folder, local = found
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
-    quiet, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if local:
-        logging.disable_progress_bar()
-    files = {"local_files_only": local, "trust_remote_code": how.trusted}
-    try:
-        config, limit = _config(name, found, how)
-        options = {"dtype": dtype, "attn_implementation": ATTENTION, **files}
+    with _reading(source):
+        config, limit = _config(source, how)
+        options: dict[str, object] = {"dtype": dtype, "attn_implementation": ATTENTION, **_files(source, how)}
         if how.rope:
             options["config"] = config
         if how.team is not None:
-            parallel.refuse(name, config, how.team.size)
+            parallel.refuse(source.name, config, how.team.size)
             options |= parallel.sharding(how.team.size)
         elif how.layout is not None:
             options["device_map"] = how.layout
-        tokenizer = _tokenizer(folder, local, how.trusted)
-        slots = vision.Slots.of(name, config, tokenizer)
-        model, told = vision.loader(config).from_pretrained(folder, output_loading_info=True, **options)
-        _refuse_missing(name, sorted(told["missing_keys"]))
+        tokenizer = _tokenizer(source, how)
+        slots = vision.Slots.of(source.name, config, tokenizer)
+        loader = AutoModelForImageTextToText if vision.sees(config) else AutoModelForCausalLM
+        model, told = loader.from_pretrained(source.path, output_loading_info=True, **options)
+        _refuse_missing(source.name, sorted(told["missing_keys"]))
         rope.steady(model)
         words = model.get_input_embeddings().weight.shape[0]
         return model, Encoder(tokenizer, _end_tokens(model), slots, words), limit
-    except KvcheckError:
-        raise
-    except Exception as error:
-        if isinstance(error, KeyError) and error.args == (ATTENTION,):  # it looks attention up in a table of its own
-            raise MethodUnsupported(f"model {name!r} does not use the attention interface", _INTERFACE) from error
-        raise hub.unreadable(name, local, error) from error
-    finally:
-        logging.set_verbosity(quiet)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def encoder_of(name: str, how: Loading = USUAL) -> tuple[Encoder, int | None]:
@@ -173,27 +158,59 @@ def encoder_of(name: str, how: Loading = USUAL) -> tuple[Encoder, int | None]:
     random = synthetic.is_random(name)
     if random:
         _expect_usual(name, how)
-    folder, local = _find("mini" if random else name)
-    try:
-        config, limit = _config(name, (folder, local), how)
-        tokenizer = _tokenizer(folder, local, how.trusted)
+    source = names.find(name)
+    with _reading(source):
+        config, limit = _config(source, how)
+        tokenizer = _tokenizer(source, how)
         return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer)), None if random else limit
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Let transformers be quiet, and say of what it raises what can be done about it. Raises as `load`."""
+    from transformers.utils import logging
+
+    quiet, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if source.local:
+        logging.disable_progress_bar()
+    try:
+        yield
     except KvcheckError:
         raise
     except Exception as error:
-        raise hub.unreadable(name, local, error) from error
+        if isinstance(error, KeyError) and error.args == (ATTENTION,):  # it looks attention up in a table of its own
+            why = f"model {source.name!r} does not use the attention interface"
+            raise MethodUnsupported(why, _INTERFACE) from error
+        raise hub.unreadable(source.name, source.local, error) from error
+    finally:
+        logging.set_verbosity(quiet)
+        if bar:
+            logging.enable_progress_bar()
 
 
-def _config(name: str, found: tuple[str, bool], how: Loading) -> tuple[Any, int | None]:
-    """(configuration with the RoPE that `how` says, longest sequence). Refuses what cannot be served; see `_find`."""
+def _files(source: Source, how: Loading) -> dict[str, bool]:
+    """What from_pretrained is told of where files come from."""
+    return {"local_files_only": source.local, "trust_remote_code": how.trusted}
+
+
+def _config(source: Source, how: Loading) -> tuple[Config, int | None]:
+    """(configuration with the RoPE that `how` says, longest sequence). Refuses what cannot be served."""
     from transformers import AutoConfig
 
-    folder, local = found
     if how.trusted:
-        _refuse_foreign_code(name, folder, local)
-    config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=how.trusted)
-    _refuse_architecture(name, config)
-    return config, rope.override(name, config, how.rope) if how.rope else _limit(config)
+        _refuse_foreign_code(source)
+    config = AutoConfig.from_pretrained(source.path, **_files(source, how))
+    if getattr(config, "is_encoder_decoder", False):
+        raise MethodUnsupported(
+            f"model {source.name!r} ({config.model_type}) is an encoder-decoder",
+            "kvcheck tests decoder-only models, which keep the whole prompt in one KV cache",
+        )
+    vision.refuse(source.name, config)
+    if how.rope:
+        return config, rope.override(source.name, config, how.rope)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config, None if limit is None else int(limit)
 
 
 def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -210,39 +227,15 @@ def _synthetic(name: str, device: torch.device, dtype: torch.dtype) -> LoadedMod
         raise SpecError(
             f"{name} does not fit on {device}: {error}", f"{option('model')} random:llama-3.2-1b is smaller"
         ) from error
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(paths.bundle("fixtures") / "mini"), local_files_only=True)
+    tokenizer = _tokenizer(names.find(name), USUAL)
     model = model.eval().requires_grad_(False)
     loaded = LoadedModel(model, Encoder(tokenizer), name, synthetic.fingerprint(name), None)
     _check_interface(name, model, loaded.shape)
     return loaded
 
 
-def _find(name: str) -> tuple[str, bool]:
-    """(what from_pretrained is given, whether it lies on this machine)."""
-    if name in EMBEDDED:
-        folder = paths.bundle("fixtures") / name
-        if not (folder / "config.json").is_file():
-            raise SpecError(f"this installation lacks the embedded model {name} ({folder})", "install kvcheck again")
-        return str(folder), True
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SpecError(f"no model in {path}: it has no config.json", "give the folder that save_pretrained wrote")
-        return str(path), True
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise SpecError(f"no such folder: {path}", f"{option('model')} takes an embedded model, a folder or a hub id")
-    if _HUB_ID.fullmatch(name):
-        return name, False
-    raise SpecError(
-        f"unknown model {name!r}",
-        f"{did_you_mean(name, EMBEDDED)}; a folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too",
-    )
-
-
-def _tokenizer(folder: str, local: bool, trusted: bool = False) -> Any:
-    """The tokenizer of a folder or hub id.
+def _tokenizer(source: Source, how: Loading) -> Tokenizer:
+    """The tokenizer that lies with a model.
 
     AutoTokenizer has a class of its own for some architectures, such as qwen2, and replaces the rules by which a
     tokenizer.json splits text. What says of itself that its tokenizer.json is all there is, is loaded as that.
@@ -251,27 +244,17 @@ def _tokenizer(folder: str, local: bool, trusted: bool = False) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    if local and not any(path for words in WORDS for path in Path(folder).glob(words)):
-        raise hub.wordless(folder)  # transformers 5.2 makes up one that knows no word
-    named = get_tokenizer_config(folder, local_files_only=local).get("tokenizer_class")
+    if source.local and not any(path for words in WORDS for path in Path(source.path).glob(words)):
+        raise hub.wordless(source.path)  # transformers 5.2 makes up one that knows no word
+    named = get_tokenizer_config(source.path, local_files_only=source.local).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if named == "TokenizersBackend" else AutoTokenizer
-    return kind.from_pretrained(folder, local_files_only=local, trust_remote_code=trusted)
+    return kind.from_pretrained(source.path, **_files(source, how))
 
 
 def _expect_usual(name: str, how: Loading) -> None:
     """Refuse what is asked of a trained model alone. Raises SpecError."""
     if how != USUAL:
         raise SpecError(f"{name} has random weights, on one device and with its own RoPE", "name a trained model")
-
-
-def _refuse_architecture(name: str, config: Any) -> None:
-    """Refuse what is no decoder before its weights are read. Raises MethodUnsupported."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise MethodUnsupported(
-            f"model {name!r} ({config.model_type}) is an encoder-decoder",
-            "kvcheck tests decoder-only models, which keep the whole prompt in one KV cache",
-        )
-    vision.refuse(name, config)
 
 
 def _refuse_missing(name: str, missing: list[str]) -> None:
@@ -284,26 +267,26 @@ def _refuse_missing(name: str, missing: list[str]) -> None:
         )
 
 
-def _refuse_foreign_code(name: str, folder: str, local: bool) -> None:
+def _refuse_foreign_code(source: Source) -> None:
     """Refuse code of another repository than the one that was trusted, before it is fetched. Raises SpecError."""
     from transformers import PretrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    config, _ = PretrainedConfig.get_config_dict(folder, local_files_only=local)
+    config, _ = PretrainedConfig.get_config_dict(source.path, local_files_only=source.local)
     places = [*(config.get("auto_map") or {}).values()]
-    tokenizer = get_tokenizer_config(folder, local_files_only=local).get("auto_map") or {}
+    tokenizer = get_tokenizer_config(source.path, local_files_only=source.local).get("auto_map") or {}
     for found in tokenizer.values() if isinstance(tokenizer, dict) else [tokenizer]:
         places += found if isinstance(found, (list, tuple)) else [found]
     for place in places:
         owner, apart, _ = str(place).partition("--")
-        if apart and owner != name:
+        if apart and owner != source.name:
             raise SpecError(
-                f"the code of model {name!r} lies in another repository, {owner}, which was not named",
+                f"the code of model {source.name!r} lies in another repository, {owner}, which was not named",
                 f"download both and set auto_map in its config.json, or use {owner} itself",
             )
 
 
-def _refuse_offloading(name: str, model: Any) -> None:
+def _refuse_offloading(name: str, model: Model) -> None:
     """Refuse a model of which parts lie in host memory or on disk, to be moved in every forward. Raises SpecError."""
     places = getattr(model, "hf_device_map", {})
     kinds = {str(place) for place in places.values()}
@@ -315,7 +298,7 @@ def _refuse_offloading(name: str, model: Any) -> None:
         )
 
 
-def _check_interface(name: str, model: Any, shape: ModelShape) -> None:
+def _check_interface(name: str, model: Model, shape: ModelShape) -> None:
     """Refuse a model whose layers do not call kvcheck's attention with a cache. Raises MethodUnsupported.
 
     Declarations are not trusted: two tokens go through the model with a full cache, and every layer must see both.
@@ -335,15 +318,9 @@ def _check_interface(name: str, model: Any, shape: ModelShape) -> None:
         raise MethodUnsupported(f"model {name!r}: layers {missed} of {kind} do not use the KV cache", hint)
 
 
-def _end_tokens(model: Any) -> tuple[int, ...]:
+def _end_tokens(model: Model) -> tuple[int, ...]:
     """End-of-sequence ids that the model's generation config names."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ends is None:
         ends = model.config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-
-
-def _limit(config: Any) -> int | None:
-    """Longest sequence that the model was made for, in tokens."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,12 @@ from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, S
 from kvcheck.core.front import option
 from kvcheck.models import vision
 
+if TYPE_CHECKING:
+    from kvcheck.models.pretrained import Config
+
 T = TypeVar("T")
+Order = tuple[str, tuple[Any, ...]]
+"""The name of a call and its arguments."""
 
 WAIT = 300.0
 """Seconds that a layer waits for the other processes: they are in the same forward, so one that takes longer failed."""
@@ -59,7 +64,7 @@ class Team:
     rank, size: of this process, of all. lost: why they cannot work together any more, "" while they can.
     """
 
-    def __init__(self, control: Any) -> None:
+    def __init__(self, control: dist.ProcessGroup) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.lost = ""
         self.device = torch.device("cpu")
@@ -78,7 +83,7 @@ class Team:
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
-    def order(self, command: Any = None) -> Any:
+    def order(self, command: Order | None = None) -> Order | None:
         """What the first process says, in all of them; the others wait for it here."""
         box = [command]
         with _undisturbed():
@@ -129,7 +134,7 @@ class Team:
     def watch(self, model: torch.nn.Module) -> None:
         """Let the processes meet before every forward of the model, and compare what they are about to feed."""
 
-        def meet(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def meet(module: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
             if self._watched:
                 ids = args[0] if args else kwargs["input_ids"]
                 self._meet(GOING, zlib.crc32(ids.cpu().numpy().tobytes()))
@@ -183,7 +188,7 @@ class Team:
 
     def _exchange(self, value: T) -> list[T]:
         """As gather, where it is sure that all processes are here."""
-        found: list[Any] = [None] * self.size
+        found: list[T] = [value] * self.size
         dist.all_gather_object(found, value, group=self._control)
         return found
 
@@ -216,7 +221,7 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def refuse(name: str, config: Any, size: int) -> None:
+def refuse(name: str, config: Config, size: int) -> None:
     """Raise MethodUnsupported for a model that cannot be shared out over `size` processes."""
     if vision.sees(config):
         raise MethodUnsupported(
@@ -243,7 +248,7 @@ def refuse(name: str, config: Any, size: int) -> None:
         )
 
 
-def sharding(size: int) -> dict[str, Any]:
+def sharding(size: int) -> dict[str, object]:
     """What from_pretrained is told. Raises SpecError where accelerate is missing, which newer transformers ask for."""
     from transformers.distributed import DistributedConfig
 

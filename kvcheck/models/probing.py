@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -22,6 +22,7 @@ from kvcheck.measure.memory import held
 
 if TYPE_CHECKING:
     from kvcheck.models.loading import LoadedModel
+    from kvcheck.models.pretrained import Config
 
 TEXT, MORE = 12, 6
 """Tokens of the probe, and of what follows them: more than a short convolution sees."""
@@ -62,7 +63,7 @@ def find(loaded: LoadedModel) -> States | None:
         raise _refusal(loaded, f"does not run step by step: {type(error).__name__}: {error}") from error
 
 
-def _plain(config: Any) -> bool:
+def _plain(config: Config) -> bool:
     """Whether the cache of a config has layers with full attention only, or some that are not known here."""
     try:
         found = set(kinds(config))
@@ -76,7 +77,7 @@ def _linear(found: set[type]) -> set[type]:
     return {kind for kind in found if not issubclass(kind, DynamicLayer) and hasattr(kind, "update_recurrent_state")}
 
 
-def _shape(config: Any, keyed: bool) -> ModelShape:
+def _shape(config: Config, keyed: bool) -> ModelShape:
     """The shape of the layers with full attention; of none where no keys and values are carried by the cache."""
     if not keyed:
         return ModelShape(0, 1, 1, 1)
@@ -119,14 +120,14 @@ def _places(loaded: LoadedModel, draft: States) -> tuple[Place, ...]:
     found = []
     for (module, name), value in list(_attributes(loaded.model)):
         old, fresh = before.get((module, name), (None, None))
-        if value is old and (value is None or torch.equal(value, fresh)):
+        if value is old and (value is None or (fresh is not None and torch.equal(value, fresh))):
             continue
         found.append(Place(module, name, fresh))
         setattr(loaded.model.get_submodule(module), name, fresh)
     return tuple(found)
 
 
-def _attributes(model: Any) -> Iterator[tuple[tuple[str, str], torch.Tensor | None]]:
+def _attributes(model: torch.nn.Module) -> Iterator[tuple[tuple[str, str], torch.Tensor | None]]:
     """(module, attribute) and tensor, or None, of all that modules hold beside parameters."""
     for path, module in model.named_modules():
         for name, value in [*vars(module).items(), *module._buffers.items()]:

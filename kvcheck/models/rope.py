@@ -10,11 +10,16 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import MethodUnsupported, SpecError, did_you_mean
 from kvcheck.core.front import option
 from kvcheck.core.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvcheck.models.pretrained import Config, RotaryEmbedding
 
 KINDS = ("default", "dynamic", "linear", "llama3", "yarn")
 """Those of transformers that numbers describe; longrope has a list of factors per channel."""
@@ -30,12 +35,12 @@ _THETA = "{'rope_theta'}"
 """The end of a warning of transformers 5.2, which does not recognize the theta of a dynamic RoPE."""
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: str) -> tuple[str, dict[str, float]]:
     """(kind, parameters by the names of transformers). Raises SpecError."""
     spec = Spec.parse(text)
     if spec.name not in KINDS or spec.then is not None:
         raise SpecError(f"unknown RoPE {text!r}", f"{did_you_mean(spec.name, KINDS)}; such as yarn:factor=4")
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for key, value in spec.params:
         if key not in KEYS and key not in SHORT.values():
             raise SpecError(f"RoPE {text!r}: unknown key {key!r}", did_you_mean(key, KEYS))
@@ -66,7 +71,7 @@ def _number(value: float | bool) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def override(name: str, config: Any, text: str) -> int:
+def override(name: str, config: Config, text: str) -> int:
     """Put the RoPE into a transformers config, in place -> the longest text that it is made for, in tokens.
 
     That is the original length times the factor, which is 1 for default; for llama3 no less than what the config says.
@@ -82,7 +87,7 @@ def override(name: str, config: Any, text: str) -> int:
             f"leave {option('rope')} out",
         )
     before = int(config.max_position_embeddings)
-    original = found.get(WHOLE[0]) or own.get(WHOLE[0]) or before
+    original = int(found.get(WHOLE[0]) or own.get(WHOLE[0]) or before)
     kept = {key: own[key] for key in ("rope_theta", "partial_rotary_factor") if key in own}
     if kind in ("yarn", "llama3"):
         kept[WHOLE[0]] = original
@@ -121,11 +126,11 @@ def _strict(text: str) -> Iterator[None]:
         )
 
 
-def steady(model: Any) -> None:
+def steady(model: torch.nn.Module) -> None:
     """Let a dynamic RoPE depend on the text alone: transformers keeps the frequencies of the longest text so far."""
     from kvcheck.models.rotary import rotaries
 
-    def reset(module: Any, *_: Any) -> None:
+    def reset(module: RotaryEmbedding, *_: object) -> None:
         module.max_seq_len_cached = module.original_max_seq_len
         module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.front import option
@@ -16,9 +16,11 @@ from kvcheck.core.front import option
 if TYPE_CHECKING:
     import torch
 
+    from kvcheck.models.pretrained import Model
+
 PREFIX = "random:"
 SEED = 0
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, object]] = {
     "llama-3.1-8b": {
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
@@ -64,7 +66,7 @@ def is_random(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def shape_of(name: str) -> dict[str, Any]:
+def shape_of(name: str) -> dict[str, object]:
     """The configuration that `random:NAME` stands for. Raises SpecError."""
     key = name.removeprefix(PREFIX)
     if key not in SHAPES:
@@ -86,7 +88,7 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256(json.dumps([shape_of(name), SEED], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+def build(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Model:
     """The model with random weights, made on the device in `dtype`: they never lie anywhere else. Raises SpecError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,8 +26,11 @@ from kvcheck.core.settings import KERNELS as NAMES
 from kvcheck.models.fingerprint import IMAGES
 from kvcheck.tasks.images import MARK, Image
 
+if TYPE_CHECKING:
+    from kvcheck.models.pretrained import Config, Model, Tokenizer
+
 SERVED = ("llava",)
-"""Model types. What is tried in tests/models and tests/engine stands here, nothing else."""
+"""Model types. What is tried in tests/models and tests/backends stands here, nothing else."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that take one square of pixels and give a fixed number of slots."""
 CLASSED = TOWERS[:1]
@@ -46,7 +49,7 @@ class Slots:
     count: int
 
     @classmethod
-    def of(cls, name: str, config: Any, tokenizer: Any) -> Slots | None:
+    def of(cls, name: str, config: Config, tokenizer: Tokenizer) -> Slots | None:
         """What the config of a model says that `refuse` lets pass; None for what runs as a text model.
 
         Raises MethodUnsupported for a tokenizer that does not know the mark.
@@ -68,14 +71,14 @@ class Slots:
         return text.replace(MARK, self.token * self.count)
 
 
-def sees(config: Any) -> bool:
+def sees(config: Config) -> bool:
     """Whether transformers has no class that runs this config as a decoder of text alone, only one with eyes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return hasattr(config, "vision_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def refuse(name: str, config: Any) -> None:
+def refuse(name: str, config: Config) -> None:
     """Raise MethodUnsupported for a vision-language model that would be run wrongly."""
     if not sees(config):
         return
@@ -148,7 +151,7 @@ class Vision:
     scale: (mean, standard deviation) of the three colours, as the model's preprocessor has them.
     """
 
-    def __init__(self, name: str, model: Any, slots: Slots, scale: tuple[Sequence[float], Sequence[float]]) -> None:
+    def __init__(self, name: str, model: Model, slots: Slots, scale: tuple[Sequence[float], Sequence[float]]) -> None:
         self.name, self.model, self.slots, self.scale = name, model, slots, scale
         self.embedding = SlotEmbedding(model.get_input_embeddings(), slots.count, self._features)
         model.set_input_embeddings(self.embedding)
@@ -207,21 +210,14 @@ def scale_of(files: Path) -> tuple[list[float], list[float]] | None:
     """(mean, standard deviation) of the colours, from the preprocessor's file; None where there is none."""
     for name in IMAGES:
         if (files / name).is_file():
-            found: Mapping[str, Any] = json.loads((files / name).read_text(encoding="utf-8"))
+            found = json.loads((files / name).read_text(encoding="utf-8"))
             found = found.get("image_processor", found)
             if "image_mean" in found and "image_std" in found:
                 return list(found["image_mean"]), list(found["image_std"])
     return None
 
 
-def loader(config: Any) -> Any:
-    """The class of transformers that loads a model of this config."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
-
-
-def eyes(name: str, model: Any, slots: Slots | None, files: Path) -> Vision | None:
+def eyes(name: str, model: Model, slots: Slots | None, files: Path) -> Vision | None:
     """The eyes of a model; None for a text model. Raises MethodUnsupported where the preprocessor's file is missing."""
     if slots is None:
         return None

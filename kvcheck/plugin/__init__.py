@@ -5,14 +5,14 @@ options, no more. Nothing else of kvcheck is imported until an option, a `[tool.
 asks for it.
 
 Who knows whom, from the bottom: options, state, cases, items; resume, refusals, parse; opening, where a session begins;
-params, what a test is given; taken, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
+params, what a test is given; item, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
 """
 
 from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,11 +21,13 @@ from kvcheck.plugin import options
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from kvcheck.backends.base import Engine
+    from xdist.workermanage import WorkerController
+
+    from kvcheck.backends.base import Backend, Engine
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
-    from kvcheck.plugin.taken import Taken
+    from kvcheck.plugin.item import KvItem
 
 COLLECTOR = "kvcheck-collector"
 
@@ -43,28 +45,20 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where kvcheck is used: check the options, and gather results unless this is a worker of xdist."""
+    """Where kvcheck is used: check the options, and collect results unless this is a worker of xdist."""
     config.addinivalue_line("markers", "kv_capability(name): run the cases of this capability (see `kvcheck tasks`)")
     if not options.wanted(config):
         return
     from kvcheck.plugin import collector, guardian, opening
 
     guardian.tell(config, began=True)
-    settings = opening.activate(config).settings
+    opening.activate(config)
     if hasattr(config, "workerinput"):
         from kvcheck.plugin import resume
 
         resume.join(config)
     else:
         config.pluginmanager.register(collector.Collector(config), COLLECTOR)
-        if settings.zoo:
-            from kvcheck.plugin import zoo
-
-            config.pluginmanager.register(zoo.gatherer(config), "kvcheck-zoo")
-        if settings.findings:
-            from kvcheck.plugin import findings
-
-            config.pluginmanager.register(findings.gatherer(config), "kvcheck-findings")
         if config.pluginmanager.hasplugin("xdist"):
             from kvcheck.plugin import scheduling
 
@@ -139,19 +133,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         items.number(item)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> Generator[None, None, None]:
     """Refuse tests that take a case where no method was named; write down the others: each must come to an end."""
     _expect_methods(session.config, [item.nodeid for item in session.items])
     if session.config.stash.get(options.ACTIVE, False):
-        from kvcheck.plugin import items, state
+        from kvcheck.plugin import items
 
-        journal = state.of(session.config).journal
-        if journal is not None:
-            journal.item(filter(None, map(items.of, session.items)))
+        items.select(session)
+    result = yield
+    if session.config.stash.get(options.ACTIVE, False):
+        items.expect_all(session)
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     """The same for what a worker collected."""
     _expect_methods(node.config, ids)
 
@@ -174,7 +171,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let the result of a case ride on its report, also when the case failed: it survives a worker that dies.
 
     What the report prints of methods, models and files is made harmless.
@@ -186,11 +185,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         harmless.report(report)
     if call.when == "call" or report.failed:
         result = item.stash.get(options.RESULT, None)
-        ended = None if result is None else result()
-        if ended is not None:
+        if result is not None:
             from kvcheck.plugin import state
 
-            report.kvcheck = state.of(item.config).end(ended)
+            ended, lost = state.of(item.config).end(result())
+            setattr(report, options.ENDED, ended)
+            if lost:
+                report.outcome, report.longrepr = "failed", lost
     if report.failed and item.config.stash.get(options.ACTIVE, False):
         from kvcheck.plugin import state
 
@@ -214,12 +215,12 @@ def kv_session(request: pytest.FixtureRequest, kv_settings: Settings) -> Engine:
     return opening.open_session(request.config)
 
 
-def _fixture(name: str, text: str) -> Any:
+def _fixture(name: str, text: str) -> object:
     """A fixture that gives what one item is about; see `options.FIXTURES`."""
 
-    def taken(request: pytest.FixtureRequest) -> Iterator[Taken]:
+    def taken(request: pytest.FixtureRequest) -> Iterator[KvItem]:
         module, _, what = options.FIXTURES[name].partition(".")
-        found: Taken = getattr(import_module(f"kvcheck.plugin.{module}"), what)(request, *request.param.given)
+        found: KvItem = getattr(import_module(f"kvcheck.plugin.{module}"), what)(request, *request.param.given)
         yield found
         found.close()
 
@@ -240,13 +241,13 @@ kv_property = _fixture(
     "kv_property",
     "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
 )
-kv_suspect = _fixture(
-    "kv_suspect", "One bug of the zoo, or a correct method: `kv_suspect.check(kv_suspect.examine())`."
+kv_candidate = _fixture(
+    "kv_candidate", "One bug of the zoo, or a correct method: `kv_candidate.check(kv_candidate.examine())`."
 )
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_kvcheck_open(settings: Settings) -> Any:
+def pytest_kvcheck_open(settings: Settings) -> Backend | Engine:
     """The in-process engine, unless a plugin opened another one."""
     from kvcheck.backends.transformers import open_engine
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -14,9 +12,9 @@ from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.judging.pairing import check_record
 from kvcheck.plugin import resume
-from kvcheck.plugin.gate import Judged, gate
+from kvcheck.plugin.gate import gate
+from kvcheck.plugin.item import HANGS, KvItem, said, tail
 from kvcheck.plugin.progress import Progress
-from kvcheck.plugin.taken import HANGS, Taken, in_place, said, tail
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
@@ -24,7 +22,7 @@ from kvcheck.store.journal import Ended
 PROGRESS: pytest.StashKey[Progress] = pytest.StashKey()
 
 
-class KvCase(Taken):
+class KvCase(KvItem):
     """One case with one method.
 
     `gate()` does everything. Step by step: `expect_baseline()` fails the test where there is nothing to judge by;
@@ -33,10 +31,9 @@ class KvCase(Taken):
     """
 
     def __init__(self, request: pytest.FixtureRequest, case: CaseId, method: str) -> None:
-        engine = request.getfixturevalue("kv_session")  # first: where it cannot be opened, nothing comes of the case
+        request.getfixturevalue("kv_session")  # first: where it cannot be opened, nothing comes of the case
         super().__init__(request, method)
         self.case = case
-        self._engine = engine
         self._gate = gate(self._config, self._engine)
         self._progress = _progress(self._config, len(request.session.items))
         self._so_far = ""
@@ -51,26 +48,29 @@ class KvCase(Taken):
 
     def expect_baseline(self) -> None:
         """Fail the test where fp16 is needed to judge the case and no record of it is there."""
-        problem = ""
         try:
             self._gate.expect_baseline(self.case, self.method)
         except KvcheckError as error:
-            problem = f"{self.case}  {self.method}\n{error}"
-        if problem:
-            self._fail(problem)
+            self._fail(f"{self.case}  {self.method}\n{error}")
 
     def run(self) -> CaseRecord:
         """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
         self._once()
-        so_far, whole = resume.earlier(self._state, str(self.case), self.method)
-        record = so_far if so_far is not None and whole else self._measure(so_far)
+        record, whole = resume.earlier(self._state, str(self.case), self.method)
         problem = ""
+        if record is None or not whole:
+            run_case, more = self._engine.run_case, {}
+            if record is not None and "so_far" in inspect.signature(run_case).parameters:
+                more["so_far"] = record
+                self._kept = len(record.samples)
+            measure = partial(run_case, self.case, self.method, self._on_block, self._on_progress, **more)
+            record, problem = self._attempt(measure, self._problem)
+        if record is None:
+            self._fail(problem or f"{self.method} gave no record of {self.case}")
         try:
             check_record(record)
         except KvcheckError as error:
-            problem = str(error)
-        if problem:
-            self._fail(problem)
+            self._fail(str(error))
         self.record = record
         self._state.records[str(self.case), self.method] = record
         return record
@@ -78,17 +78,14 @@ class KvCase(Taken):
     def check(self, record: CaseRecord) -> tuple[Verdict, ...]:
         """Judge the record against fp16 and the method's own stored record; fails the test where a verdict is fail."""
         self.record = record
-        judged, problem = None, ""
         try:
             judged = self._gate.judge(record)
         except KvcheckError as error:
-            problem = f"{self.case}  {self.method}\n{error}"
-        if judged is None:
-            self._fail(problem)
+            self._fail(f"{self.case}  {self.method}\n{error}")
         self.record, self.verdicts = judged.record, judged.verdicts
-        self._properties(judged)
-        bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
-        if bad:
+        for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
+            self._node.user_properties.append((f"kvcheck_{name}", value))
+        if any(explain.fails(one, self.settings.strict) for one in self.verdicts):
             self._fail(self._gate.message(judged))
         if not self.verdicts and self.settings.budget.get("drop", 0) is not None:
             self._fail(f"{self.case}  {self.method}\nthe judge said nothing: a case without a verdict has not passed")
@@ -106,21 +103,6 @@ class KvCase(Taken):
         where = self._state.died(self.method)
         if where:
             self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
-
-    def _measure(self, so_far: CaseRecord | None) -> CaseRecord:
-        run_case, more = self._engine.run_case, {}
-        if so_far is not None and "so_far" in inspect.signature(run_case).parameters:
-            more["so_far"] = so_far
-        self._kept = len(so_far.samples) if more and so_far is not None else 0
-
-        def run() -> CaseRecord:
-            with in_place(), threads_fail():
-                return run_case(self.case, self.method, self._on_block, self._on_progress, **more)
-
-        record, problem = self._attempt(run, self._problem)
-        if record is None:
-            self._fail(problem or f"{self.method} gave no record of {self.case}")
-        return record
 
     def _problem(self, error: BaseException) -> str:
         if isinstance(error, TimeLimit):
@@ -152,33 +134,9 @@ class KvCase(Taken):
         finally:
             self._state.failed.setdefault(self._node.nodeid, self.failure)
 
-    def _properties(self, judged: Judged) -> None:
-        for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
-            self._node.user_properties.append((f"kvcheck_{name}", value))
-
     def _ended(self) -> Ended:
         """What rides on the report."""
-        model = {"fingerprint": self._engine.fingerprint, "name": self._engine.model_name}
-        return Ended(str(self.case), self.method, model, self.record, self.verdicts, self.failure)
-
-
-@contextmanager
-def threads_fail() -> Iterator[None]:
-    """Raise at the end what a thread raised meanwhile: nobody else would hear of it."""
-    raised: list[BaseException] = []
-    before = threading.excepthook
-
-    def hear(found: threading.ExceptHookArgs) -> None:
-        if found.exc_value is not None:
-            raised.append(found.exc_value)
-
-    threading.excepthook = hear
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-    if raised:
-        raise raised[0]
+        return Ended(str(self.case), self.method, self._state.model, self.record, self.verdicts, self.failure)
 
 
 def _progress(config: pytest.Config, items: int) -> Progress:

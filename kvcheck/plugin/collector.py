@@ -1,4 +1,4 @@
-"""Gathers what rides on the reports, in the one process that prints the summary, and writes the files."""
+"""Collects what rides on the reports, in the one process that prints the summary, and writes the files."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import os
 import shlex
 import subprocess
 from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
-from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, Verdict
+from kvcheck.core.record import CaseRecord, Run, RunHeader
 from kvcheck.plugin import gate, guardian, opening, options, reconcile, referee, resume, state
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report.text import plural
 from kvcheck.store import journal
+from kvcheck.store.baselines import ModelId, stored_fp16
 from kvcheck.store.journal import Ended, Kept
 from kvcheck.store.run_file import loads, write_run
 
 if TYPE_CHECKING:
-    from kvcheck.store.baselines import ModelId
+    from xdist.workermanage import WorkerController
 
 OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
 """Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
@@ -37,13 +40,14 @@ class Collector:
         self.config = config
         self.state = state.of(config)
         self.settings = self.state.settings
-        self.records: dict[str, CaseRecord] = {}
-        self.verdicts: dict[str, tuple[Verdict, ...]] = {}
-        self.failures: dict[str, str] = {}
+        before = None if self.state.kept is None else self.state.kept.header
         self.model = {"fingerprint": "", "name": self.settings.model}
-        self.properties: dict[tuple[str, str], PropertyRecord] = {}
+        if before is not None:
+            self.model = {"fingerprint": before.model, "name": before.model_name}
+        self.found = Kept()
+        self.failures: dict[str, str] = {}
         self.results: dict[str, Result] = {}
-        self.kept = Kept()
+        self.written = Kept()
         self.notes: list[str] = []
         self.folder: Path | None = None
         self._header: RunHeader | None = None
@@ -59,7 +63,7 @@ class Collector:
                 raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
+    def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell a worker of pytest-xdist where that is."""
         node.workerinput[resume.FOLDER] = str(self.folder or "")
 
@@ -68,7 +72,8 @@ class Collector:
         """A worker died: tell the others of which method."""
         item = self._written().items.get(crashitem)
         if item is not None and item.method and self.state.journal is not None:
-            self.state.journal.died(item)
+            with suppress(KvcheckError):  # that the journal is gone is said at the end
+                self.state.journal.died(item)
 
     @property
     def seen(self) -> bool:
@@ -80,22 +85,15 @@ class Collector:
         """A report came in, from this process or from a worker. A model that cannot be opened is said once, here."""
         if refusal := getattr(report, options.REFUSAL, ""):
             raise pytest.UsageError(plain(refusal))
-        text = getattr(report, "kvcheck", None)
+        text = getattr(report, options.ENDED, None)
         ended = None if text is None else loads(Ended, text)
-        self.results.setdefault(report.nodeid, Result()).take(report, ended)
-        if ended is None:
+        result = self.results.setdefault(report.nodeid, Result())
+        result.take(report, ended)
+        if ended is None or result.ended is None:
             return
-        if ended.property is not None:
-            self.properties[ended.case, ended.method] = ended.property
-            return
-        name = f"{ended.case}|{ended.method}"
+        self.found.end(result.ended)
         if ended.model.get("fingerprint"):
             self.model = ended.model
-        if ended.record is not None:
-            self.records[name] = ended.record
-            self.verdicts[name] = ended.verdicts
-        if ended.failure:
-            self.failures.setdefault(name, ended.failure)
         if ended.record is not None:
             self.config.hook.pytest_kvcheck_record(
                 config=self.config, record=ended.record, verdicts=ended.verdicts, failure=ended.failure
@@ -130,10 +128,10 @@ class Collector:
 
     def _reconcile(self, session: pytest.Session) -> None:
         """Name every selected item that failed or has no verdict. Of a session that was stopped, some never ran."""
-        self.kept = self._written()
+        self.written = self._written()
         stopped = self._interrupted or bool(session.shouldstop or session.shouldfail)
-        wrong = dict(reconcile.problems(self.kept.items.values(), self.results, self.settings))
-        never = [item for item in self.kept.items.values() if stopped and wrong.get(item.name) == reconcile.NEVER]
+        wrong = dict(reconcile.problems(self.written.items.values(), self.results, self.settings))
+        never = [item for item in self.written.items.values() if stopped and wrong.get(item.name) == reconcile.NEVER]
         for item in never:
             wrong.pop(item.name, None)
         if never:
@@ -142,7 +140,7 @@ class Collector:
         wrong = self._again() | wrong
         for name, text in wrong.items():
             self.failures.setdefault(name, text)
-        for item in self.kept.items.values():
+        for item in self.written.items.values():
             if item.name in wrong and self.results.get(item.nodeid, Result()).outcome != "failed":
                 self._fail(item.nodeid, wrong[item.name])
 
@@ -157,7 +155,7 @@ class Collector:
         hook = self.config.hook
         own = {name: len(getattr(hook, name).get_hookimpls()) == 1 for name in (OPEN, JUDGE)}
         engine = not own[OPEN] and guardian.guarded(self.config)
-        if not self.records or self._interrupted or not (engine or referee.foreign(self.settings)):
+        if not self.run().cases or self._interrupted or not (engine or referee.foreign(self.settings)):
             return {}
         rejudge = own[JUDGE] and not self.settings.record
         asked = referee.Asked(str(self.config.rootpath), everything=engine, rejudge=rejudge, rescore=own[OPEN])
@@ -169,13 +167,15 @@ class Collector:
     def _written(self) -> Kept:
         """What is in the journals so far."""
         try:
+            if self.folder is not None and not self.folder.is_dir():
+                raise KvcheckError(f"{self.folder} is gone", "leave it alone while a run goes on")
             return Kept() if self.folder is None else journal.read(self.folder)
         except (KvcheckError, OSError) as error:
             self.failures.setdefault("the journal|", str(error))
             return Kept()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the summary."""
         if not self.seen and not self.failures:
             self._idle(terminalreporter)
@@ -191,71 +191,55 @@ class Collector:
     def _nothing(self) -> bool:
         """Whether the command line names methods, and no selected test takes a case, a property or anything else."""
         option = self.config.option
-        return bool(option.kv_methods) and not option.collectonly and not self.seen and not self.kept.items
+        return bool(option.kv_methods) and not option.collectonly and not self.seen and not self.written.items
 
-    def _idle(self, terminalreporter: Any) -> None:
+    def _idle(self, terminalreporter: pytest.TerminalReporter) -> None:
         """A session that was given methods and found no test that takes them: say where there are some."""
         if self._nothing() and not self.config.stash.get(options.USED, False):
-            words = shlex.join(["pytest", "--pyargs", "kvcheck.suites", *options.words(options.given(self.config))])
+            typed = [str(word) for word in self.config.option.file_or_dir or ()]
+            there = any(word.startswith("kvcheck.suites") for word in typed)
+            usual = ["-opython_files=test_*.py", "-opython_functions=test_*"] if there else []
+            suites = typed if there else ["kvcheck.suites"]
+            options_typed = options.words(options.given(self.config))
+            words = shlex.join(["pytest", "--pyargs", *suites, *usual, *options_typed])
             terminalreporter.write_line(f"kvcheck: no test here takes a case, nothing was measured; type: {words}")
 
     def run(self) -> Run:
-        """What was gathered so far, in a fixed order."""
-        cases = tuple(self.records[name] for name in sorted(self.records, key=self._order))
-        verdicts = {name: found for name, found in sorted(self.verdicts.items()) if found}
-        known = self.settings.methods
-        properties = sorted(self.properties.values(), key=lambda one: (known.index(one.method), NAMES.index(one.name)))
-        return Run(self._head(), cases, verdicts, dict(sorted(self.failures.items())), tuple(properties))
+        """What was reported so far, in a fixed order."""
+        return self._as_run(self.found)
 
     def whole(self) -> Run:
         """The same, and what a session did not come to that was stopped: cases of an earlier run, and begun ones."""
-        run, rest = self.run(), self.kept.run(self._head())
-        measured = {f"{one.case}|{one.method}" for one in run.cases}
-        known = measured | set(run.failures)
-        tried = {(one.name, one.method) for one in run.properties}
-        return Run(
-            run.header,
-            run.cases + tuple(one for one in rest.cases if f"{one.case}|{one.method}" not in known),
-            {**{name: found for name, found in rest.verdicts.items() if name not in known}, **run.verdicts},
-            {**{name: text for name, text in rest.failures.items() if name not in known}, **run.failures},
-            run.properties + tuple(one for one in rest.properties if (one.name, one.method) not in tried),
-            tuple(one for one in rest.partial if f"{one.case}|{one.method}" not in measured),
-        )
+        return self._as_run(self.found.over(self.written))
+
+    def _as_run(self, kept: Kept) -> Run:
+        if self._header is None:
+            self._header = opening.header(self.config, self.model)
+        known, order = self.settings.methods, names()
+        run = kept.run(self._header, known)
+        properties = sorted(run.properties, key=lambda one: (known.index(one.method), order.index(one.name)))
+        failures = sorted({**self.failures, **run.failures}.items())
+        return replace(run, properties=tuple(properties), failures=dict(failures))
 
     def _resumed(self) -> list[str]:
         kept = self.state.kept
         if kept is None:
             return []
-        before = [f"{case}|{method}" for case, method in kept.ended if method not in self.state.anew]
-        count = sum(name in self.records for name in before)
+        count = sum(name in self.found.records and resume.earlier(self.state, *name)[1] for name in kept.ended)
         taken = f"{plural(count, 'case')} taken from {self.settings.resume}, not measured again"
         changed = [
             f"{one} is measured anew: its code has changed since {self.settings.resume}" for one in self.state.anew
         ]
         return [taken] * bool(count) + changed
 
-    def _order(self, name: str) -> tuple[int, str]:
-        method = name.partition("|")[2]
-        known = self.settings.methods
-        return (known.index(method) if method in known else len(known), name)
-
-    def _head(self) -> RunHeader:
-        if self._header is None:
-            self._header = opening.header(self.config, self.model)
-        return self._header
-
     def _references(self) -> dict[str, CaseRecord]:
         """fp16 records by case key, for the tables."""
         try:
-            return gate.stored_fp16(self.config, self._model_id(), self.records.values())
+            model = ModelId.of(self.model["name"], self.model["fingerprint"])
+            return stored_fp16(gate.store(self.config), model, self.run().cases)
         except (KvcheckError, OSError) as error:
             self.notes.append(f"no fp16 records to show: {error}")
             return {}
-
-    def _model_id(self) -> ModelId:
-        from kvcheck.store.baselines import ModelId
-
-        return ModelId.of(self.model["name"], self.model["fingerprint"])
 
     def write(self) -> bool:
         """Write the run file, whole and at once; then its journal goes. False where that is not possible."""

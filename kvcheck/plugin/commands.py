@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ from kvcheck.core import front
 from kvcheck.core.front import for_pytest
 from kvcheck.core.settings import MODEL, OPTIONS, PROMPTS
 from kvcheck.plugin import options
+
+if TYPE_CHECKING:
+    import argparse
 
 PLACE = ("model", *MODEL, "device", "dtype", *PROMPTS, "query_aware", "seed", "baselines")
 """Options that decide which records a command is about: without them it would read and write others."""
@@ -38,7 +41,7 @@ def completer(config: pytest.Config) -> Callable[[str], str]:
     return lambda message: COMMAND.sub(lambda found: _completed(found[0], start, given), message)
 
 
-def _around(option: Any) -> list[str]:
+def _around(option: argparse.Namespace) -> list[str]:
     """What decides which tests there are, beside kvcheck's own options. Of an item its file: options name the case."""
     words = [f"-p{name}" for name in getattr(option, "plugins", None) or () if not name.startswith("no:")]
     words += ["--pyargs"] if option.pyargs else []
@@ -47,14 +50,15 @@ def _around(option: Any) -> list[str]:
     return [*words, "-m", marks] if marks else words
 
 
-def _completed(command: str, start: list[str], given: dict[str, Any]) -> str:
+def _completed(command: str, start: list[str], given: options.Typed) -> str:
     """The command with the session's own options: of place before its own words, of selection behind them."""
     try:
         own = shlex.split(command)[1:]
     except ValueError:  # an apostrophe: prose, no command
         return command
     if ANY in own:
-        methods = dict.fromkeys(("fp16", *given.get("methods", ())))
+        named = given.get("methods")
+        methods = dict.fromkeys(("fp16", *(named if isinstance(named, list) else ())))
         own = [*options.words({"methods": list(methods)}), *(word for word in own if word != ANY)]
     at = [word.partition("=")[0] for word in own]
     if "--kv-budget" in at and "budget" in given:  # the last one counts: it holds what the others limited, too

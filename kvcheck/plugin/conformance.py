@@ -6,13 +6,13 @@ import pytest
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import EXCUSED, FAILS, UNSERVED, PropertyRecord
-from kvcheck.plugin.taken import Taken, said
+from kvcheck.plugin.item import KvItem, said
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import conformance
 from kvcheck.store.journal import Ended
 
 
-class KvProperty(Taken):
+class KvProperty(KvItem):
     """One property on one method: `check(examine())`."""
 
     def __init__(self, request: pytest.FixtureRequest, name: str, method: str) -> None:

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.record import CaseId, CaseRecord
-from kvcheck.plugin.gathered import Gatherer
-from kvcheck.plugin.taken import Taken
+from kvcheck.core.record import CaseId, CaseRecord, Finding
+from kvcheck.plugin.item import KvItem
 from kvcheck.plugin.timelimit import time_limit
 from kvcheck.report import findings
-from kvcheck.report.findings import Finding
+from kvcheck.store.journal import Ended
 
 if TYPE_CHECKING:
     import numpy as np
 
-PROPERTY = "kvcheck_finding"
 ALPHA = 0.05
 
 
-class KvFinding(Taken):
+class KvFinding(KvItem):
     """Measures methods on the same contexts and says whether a difference has the direction that a paper reports.
 
     Scores and drops are arrays with one number per context, in points, in the same order for every method.
@@ -29,10 +27,10 @@ class KvFinding(Taken):
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         super().__init__(request)
-        self._engine = self._session
         self.claim = " ".join((request.function.__doc__ or request.node.name).split())
         self.length = self.settings.lengths[0] if self.settings.lengths else 1024
         self.n = self.settings.n or 12
+        self._found: list[Finding] = []
 
     def record(self, method: str, task: str, mode: str) -> CaseRecord:
         """A case, measured once per process."""
@@ -76,9 +74,13 @@ class KvFinding(Taken):
     def _show(self, what: str, values: np.ndarray, low: float, high: float, wanted: str, shown: bool | None) -> None:
         outcome = "measured" if shown is None else "shown" if shown else "not shown"
         found = Finding(self.claim, what, float(values.mean()), low, high, len(values), wanted, outcome)
-        self._node.user_properties.append((PROPERTY, found.text()))
+        self._found.append(found)
         if shown is False:
             pytest.fail("\n".join(findings.lines([found])), pytrace=False)
+
+    def _ended(self) -> Ended:
+        """What rides on the report."""
+        return Ended(self._node.name, "", {}, findings=tuple(self._found))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -86,8 +88,3 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     from kvcheck.judging.stats import bootstrap_interval
 
     return bootstrap_interval(values.tolist(), ALPHA)
-
-
-def gatherer(config: pytest.Config) -> Gatherer[Finding]:
-    """Prints the findings of all workers at the end."""
-    return Gatherer(config, PROPERTY, "findings", Finding.of, findings.lines, findings.markdown)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvcheck.core import paths
-from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.allowances import accept_as_reviewed, shipped
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.questions import judge_latency as judge_one
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
+from kvcheck.store.reader import About
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import Engine
@@ -34,6 +34,11 @@ class Judged:
     own: CaseRecord | None
     verdicts: tuple[Verdict, ...]
     baseline: str = ""
+
+
+def shown(file: str, root: Path) -> str:
+    """A file of a store as messages name it: from rootdir on, where it lies there."""
+    return file.removeprefix(f"{root}/") if "://" not in file else file
 
 
 FIRST = "recorded now: later runs are held to it"
@@ -56,6 +61,7 @@ class Gate:
         self.model = model
         self.records = records
         self._judge = judge
+        self._root = root
         self.store = open_store(settings.baselines, root)
         self.allowances = shipped(model.name)
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
@@ -128,7 +134,7 @@ class Gate:
         names = ["fp16"] if fp16 is not None else []
         names += [record.method] if own is not None and record.method != "fp16" else []
         files = (self.store.source(self.model, name, record.case) for name in names)
-        return ", ".join(file for file in files if file) or "the records of this session"
+        return ", ".join(shown(file, self._root) for file in files if file) or "the records of this session"
 
     def message(self, judged: Judged) -> str:
         """What a failed case says."""
@@ -175,35 +181,20 @@ def store(config: pytest.Config) -> Store:
     return open_store(state.settings(config).baselines, config.rootpath)
 
 
-def judge_latency(latency: Iterable[LatencyRecord], settings: Settings) -> tuple[Verdict, ...]:
-    """Verdicts on the ratios that have a limit."""
-    budget = Budget(**settings.budget)
-    limits = {"ttft": budget.ttft, "tpot": budget.tpot}
-    found = ((one, limits.get(one.what)) for one in latency)
-    return tuple(judge_one(one, limit) for one, limit in found if limit is not None)
-
-
-def stored_fp16(config: pytest.Config, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
-    """The stored fp16 records of these cases, by case key; those that hold fewer contexts were not judged by."""
-    where = store(config)
-    keys = {record.case.key: record.case for record in records if record.samples}
-    found = {key: where.get(model, "fp16", case) for key, case in keys.items()}
-    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= keys[key].n}
-
-
 def record(config: pytest.Config, run: Run) -> Iterator[str]:
     """Write the baselines of a run, fp16 first, and say what changed. Cases that failed to run are not in it."""
     verb = state.settings(config).record or "new"
     model = ModelId.of(run.header.model_name, run.header.model)
     where = store(config)
-    about = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
+    about: About = {"kvcheck": run.header.kvcheck, "packages": run.header.packages}
     methods = sorted({one.method for one in run.cases if one.samples}, key=lambda name: (name != "fp16", name))
     for method in methods:
         records = [one for one in run.cases if one.method == method and one.samples]
         changes = where.record(model, method, records, verb, about)
         if changes.written:
-            yield f"recorded {plural(changes.written, 'case')} of {method} in {changes.path}"
+            yield f"recorded {plural(changes.written, 'case')} of {method} in {shown(changes.path, config.rootpath)}"
         else:
             held = dict.fromkeys(where.source(model, method, one.case) for one in records)
-            yield f"nothing to record for {method}: {', '.join(filter(None, held)) or changes.path} is up to date"
+            files = [shown(file, config.rootpath) for file in held if file] or [shown(changes.path, config.rootpath)]
+            yield f"nothing to record for {method}: {', '.join(files)} is up to date"
         yield from (f"  {line}" for line in changes.lines)

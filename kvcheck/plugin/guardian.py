@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import pytest
 
@@ -40,6 +40,17 @@ TICK = 1.0
 """Seconds after which the parent looks for processes that are stopped."""
 _PDEATHSIG = 1
 """Of Linux' prctl: the signal that a process gets when its parent ends."""
+
+
+class Facts(TypedDict, total=False):
+    """What the child says of the run: it began, where it is kept, seconds that an item may take, its exit status."""
+
+    began: bool
+    journal: str
+    run_file: str
+    md_file: str
+    timeout: float
+    finished: int
 
 
 def guard(config: pytest.Config) -> None:
@@ -96,7 +107,7 @@ def guarded(config: pytest.Config) -> bool:
     return hasattr(config, _PIPE)
 
 
-def tell(config: pytest.Config, **facts: Any) -> None:
+def tell(config: pytest.Config, **facts: object) -> None:
     """Say something to the parent, where there is one."""
     handle = getattr(config, _PIPE, None)
     if handle is not None:
@@ -115,9 +126,9 @@ def _wait(child: int, told: int) -> NoReturn:
     os._exit(_verdict(facts, status))
 
 
-def _listen(child: int, told: int) -> dict[str, Any]:
+def _listen(child: int, told: int) -> Facts:
     """What the child says until it is over, while its processes that are stopped are counted out."""
-    facts: dict[str, Any] = {}
+    facts: Facts = {}
     rest = b""
     stopped: dict[int, float] = {}
     while "finished" not in facts:
@@ -180,7 +191,7 @@ def _reap(child: int, linger: float | None) -> int | None:
         time.sleep(0.01)
 
 
-def _verdict(facts: dict[str, Any], status: int | None) -> int:
+def _verdict(facts: Facts, status: int | None) -> int:
     """The exit status of the run."""
     if status is None:
         print(f"\nkvcheck: the process lived on for {LINGER:g} s after the run and was ended", file=sys.stderr)
@@ -203,7 +214,7 @@ def _verdict(facts: dict[str, Any], status: int | None) -> int:
     return known or 1
 
 
-def _left(facts: dict[str, Any]) -> bool:
+def _left(facts: Facts) -> bool:
     """Whether the journal is still there, with items that have no end: a run that is over has written its run file."""
     from kvcheck.store import journal
 
@@ -214,7 +225,7 @@ def _left(facts: dict[str, Any]) -> bool:
     return any(name not in kept.ended and name not in kept.properties for name in kept.items)
 
 
-def _close(facts: dict[str, Any], status: int) -> list[str]:
+def _close(facts: Facts, status: int) -> list[str]:
     """Write the files of a run that did not end: what was finished, and a failure for everything else."""
     from kvcheck.core.files import write_atomically
     from kvcheck.core.record import RunHeader
@@ -236,7 +247,7 @@ def _close(facts: dict[str, Any], status: int) -> list[str]:
     return lines
 
 
-def _fail(kept: Kept, status: int, facts: dict[str, Any]) -> list[str]:
+def _fail(kept: Kept, status: int, facts: Facts) -> list[str]:
     """Give every item that did not end a failure. Returns what is to be said of them."""
     from kvcheck.plugin.timelimit import PATIENCE
     from kvcheck.store.journal import Ended

@@ -6,18 +6,19 @@ Methods and tasks need none of them: they register through the entry-point group
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from kvcheck.backends.base import Backend, Engine
     from kvcheck.core.record import CaseRecord, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.judging.budget import Budget
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_kvcheck_open(config: pytest.Config, settings: Settings) -> Any:
+def pytest_kvcheck_open(config: pytest.Config, settings: Settings) -> Backend | Engine | None:
     """Open what the methods run on; the first result that is not None is used.
 
     Called once per process that runs cases, before the first of them. The result is a `kvcheck.backends.base.Backend`,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 import pytest
 
-from kvcheck.plugin import options
+from kvcheck.plugin import options, state
 from kvcheck.store.journal import Item
 
-CASE, LATENCY, PROPERTY, FINDING, SUSPECT = options.FIXTURES
 ITEM: pytest.StashKey[Item | None] = pytest.StashKey()
 PLACE: pytest.StashKey[int] = pytest.StashKey()
 COLLECTED: pytest.StashKey[int] = pytest.StashKey()
+SELECTED: pytest.StashKey[list[Item]] = pytest.StashKey()
 
 
 def of(item: pytest.Item) -> Item | None:
@@ -29,8 +32,39 @@ def _find(item: pytest.Item) -> Item | None:
     return None
 
 
+def select(session: pytest.Session) -> None:
+    """Write down the items that this session must bring to an end."""
+    journal = state.of(session.config).journal
+    selected = [found for item in session.items if (found := of(item)) is not None]
+    session.stash[SELECTED] = selected
+    if journal is not None:
+        journal.item(selected)
+
+
+def expect_all(session: pytest.Session) -> None:
+    """Refuse a session that selected items were taken out of afterwards. On a worker, the controller misses them."""
+    left = {item.nodeid for item in session.items}
+    gone = [item.nodeid for item in session.stash[SELECTED] if item.nodeid not in left]
+    if gone and not hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(
+            f"kvcheck: {len(gone)} selected items were taken out of the session, {gone[0]} first, by a "
+            "pytest_collection_finish of a conftest.py or a plugin\n  to leave cases out: -k, -m or --deselect"
+        )
+
+
 def number(item: pytest.Item) -> None:
-    """Remember the place that an item has among all that were collected."""
+    """Remember the place that an item has among all that were collected; name its file where that is not below rootdir.
+
+    pytest leaves the file out there, and `::test_code[…]` is nothing that could be typed again.
+    """
+    if item.nodeid.startswith("::"):
+        with suppress(ValueError):  # another drive of Windows
+            file = os.path.relpath(item.path, item.config.rootpath).replace(os.sep, "/")
+            kept, text = getattr(item, "_id", None), file + item.nodeid
+            if kept is None:
+                setattr(item, "_nodeid", text)  # noqa: B010  of pytest before 9.2
+            else:
+                item._id = type(kept).parse(text)
     item.stash[PLACE] = item.config.stash[COLLECTED] = item.config.stash.get(COLLECTED, 0) + 1
 
 

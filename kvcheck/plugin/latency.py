@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 import pytest
 
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
-from kvcheck.plugin import commands, gate
-from kvcheck.plugin.taken import HANGS, Taken, said, tail
+from kvcheck.judging.budget import Budget, judge_ratios
+from kvcheck.plugin import commands
+from kvcheck.plugin.item import HANGS, KvItem, said, tail
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
 
 
-class KvLatency(Taken):
+class KvLatency(KvItem):
     """The latency of one method at one length: `check(run(benchmark))`."""
 
     def __init__(self, request: pytest.FixtureRequest, method: str, length: int) -> None:
@@ -27,17 +28,15 @@ class KvLatency(Taken):
         self.verdicts: tuple[Verdict, ...] = ()
         self.latency: tuple[LatencyRecord, ...] = ()
         self.memory: MemoryRecord | None = None
-        self._model = {"fingerprint": "", "name": self.settings.model}
         self._not_measured: tuple[tuple[str, str], ...] = ()
 
-    def run(self, benchmark: Callable[..., Any]) -> tuple[LatencyRecord, ...]:
+    def run(self, benchmark: Callable[..., object]) -> tuple[LatencyRecord, ...]:
         """Measure. With several workers: a failure where a budget asks for it, a counted skip elsewhere."""
         self._refuse_workers()
         where = self._state.died(self.method)
         if where:
             self._fail(f"latency of {self.method} was not measured: its process died in {where}")
-        session = self._session
-        self._model = {"fingerprint": session.fingerprint, "name": session.model_name}
+        session = self._engine
         lacks = getattr(session, "lacks", {})
         if "latency" in lacks:
             self._leave_out(f"latency ({lacks['latency']})")
@@ -66,24 +65,21 @@ class KvLatency(Taken):
 
     def _refuse_workers(self) -> None:
         """Before the model is loaded: fail or skip where several workers would time each other."""
-        refused = ""
         try:
             env.alone()
         except KvcheckError as error:
-            refused = commands.completer(self._config)(f"{error.message}; {error.hint}")
-        if refused:
-            self._leave_out(refused)
+            self._leave_out(commands.completer(self._config)(f"{error.message}; {error.hint}"))
 
-    def _leave_out(self, why: str) -> None:
+    def _leave_out(self, why: str) -> NoReturn:
         """What is not measured fails where a budget asks for it, and is a counted skip elsewhere."""
         self._not_measured = (("latency", why),)
         if {"ttft", "tpot"} & set(self.settings.budget):
             self._fail(f"{self.method} at {self.length} tokens: {why}")
-        pytest.skip(f"not measured: {why}")
+        raise pytest.skip.Exception(f"not measured: {why}") from None
 
     def check(self, latency: tuple[LatencyRecord, ...]) -> tuple[Verdict, ...]:
         """Judge the ratios; a ratio whose whole interval lies above its limit fails the test."""
-        self.verdicts = gate.judge_latency(latency, self.settings)
+        self.verdicts = judge_ratios(latency, Budget(**self.settings.budget))
         bad = [one for one in self.verdicts if explain.fails(one, self.settings.strict)]
         if bad:
             self._fail("\n".join(explain.latency_failure(self.method, self.length, bad, self.settings.strict)))
@@ -92,6 +88,7 @@ class KvLatency(Taken):
     def _ended(self) -> Ended:
         """What rides on the report."""
         case = cost_case(self.length, self.settings.seed)
-        print_of = self._model["fingerprint"]
+        model = self._state.model
+        print_of = model.get("fingerprint", "")
         record = cost_record(self.method, print_of, case, self.memory, self.latency, self._not_measured)
-        return Ended(str(case), self.method, self._model, record, self.verdicts, self.failure)
+        return Ended(str(case), self.method, model, record, self.verdicts, self.failure)

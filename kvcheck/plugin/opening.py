@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +17,9 @@ from kvcheck.core.record import RunHeader
 from kvcheck.core.registry import importable
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import flag, raised
+from kvcheck.models import names
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
-from kvcheck.plugin.state import STATE, State
+from kvcheck.plugin.state import STATE, State, in_place
 from kvcheck.runner.case import driven
 
 if TYPE_CHECKING:
@@ -35,21 +38,29 @@ def activate(config: pytest.Config) -> State:
         refusals.known_place(found)
         if found.record and not hasattr(config, "workerinput"):
             refusals.expect_room(found, config.rootpath)
-        state = State(found)
+        state = State(in_full(found))
         if not hasattr(config, "workerinput"):
-            state.run_file = resume.run_file(config, found)
-            state.md_file = resume.output(found.md)
-            resume.expect_two(state.run_file, state.md_file)
+            state.run_file, state.md_file = resume.outputs(config, found)
         state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             env.expect_versions()
-            refusals.known_model(found.model)
+            names.find(found.model)
     except KvcheckError as error:
         raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
     config.stash[STATE] = state
     config.stash[options.ACTIVE] = True
     cases.register_markers(config, found)
     return state
+
+
+def in_full(found: Settings) -> Settings:
+    """The settings with the paths that are read later in full: a test may go to another folder."""
+    data, stores = found.data, found.baselines
+    if data not in (None, "hub"):
+        data = os.path.abspath(os.path.expanduser(str(data)))
+    if stores is not None:
+        stores = ",".join(one if "://" in one else os.path.abspath(one) for one in stores.split(","))
+    return replace(found, data=data, baselines=stores)
 
 
 def refuse_forked(config: pytest.Config) -> None:
@@ -89,7 +100,8 @@ def open_session(config: pytest.Config) -> Engine:
     state = activate(config)
     if state.session is None and not state.refusal:
         try:
-            opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
+            with in_place(config.invocation_params.dir):  # of which the paths are that were typed
+                opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             state.session = driven(opened, state.settings)
             resume.refuse_foreign(state.kept, state.session)
             if state.journal is not None:

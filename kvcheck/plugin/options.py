@@ -24,7 +24,7 @@ FIXTURES = {
     "kv_latency": "latency.KvLatency",
     "kv_property": "conformance.KvProperty",
     "kv_finding": "findings.KvFinding",
-    "kv_suspect": "zoo.KvSuspect",
+    "kv_candidate": "zoo.KvCandidate",
 }
 """What a test takes of kvcheck, and the class of kvcheck/plugin/ that it is given."""
 
@@ -32,7 +32,7 @@ FIXTURES = {
 class Subject(NamedTuple):
     """The parameter of a fixture: what one item is about. given: to the class; case: "" for the name of the test."""
 
-    given: tuple[Any, ...]
+    given: tuple[object, ...]
     case: str = ""
     method: str = ""
 
@@ -41,12 +41,16 @@ ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: a test of this session takes a case."""
+ENDED = "kvcheck"
+"""On a report: what came of the item."""
 REFUSAL = "kvcheck_refusal"
 """On a report: why no case of this session can run."""
 STATUS: pytest.StashKey[int] = pytest.StashKey()
 """On the config: the exit status of the session, once it is over."""
-RESULT: pytest.StashKey[Callable[[], Ended | None]] = pytest.StashKey()
+RESULT: pytest.StashKey[Callable[[], Ended]] = pytest.StashKey()
 """On an item: what rides on its report."""
+Typed = dict[str, "str | bool | list[str]"]
+"""Options as they were typed, by name."""
 DEST = "kv_"
 """Before the name of a setting, on `config.option`."""
 
@@ -63,14 +67,14 @@ def declare(parser: pytest.Parser) -> None:
         group.addoption(option.flag, dest=DEST + option.name, default=None, help=option.help, **how)
 
 
-def given(config: pytest.Config, early: argparse.Namespace | None = None) -> dict[str, Any]:
+def given(config: pytest.Config, early: argparse.Namespace | None = None) -> Typed:
     """The options that stand on the command line. early: what pytest knows of it before conftest.py files are there."""
     typed = config.option if early is None else early
     found = {name: getattr(typed, DEST + name, None) for name in OPTIONS}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def words(found: Mapping[str, Any]) -> list[str]:
+def words(found: Mapping[str, object]) -> list[str]:
     """Options by name, as they are typed."""
     typed: list[str] = []
     for name, option in OPTIONS.items():

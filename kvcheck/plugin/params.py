@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.conformance import NAMES
+from kvcheck.conformance.base import names
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CAPABILITIES, cost_case
@@ -18,6 +18,8 @@ from kvcheck.plugin import cases, opening, options
 from kvcheck.plugin.options import Subject
 
 if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
     from kvcheck.core.settings import Settings
 
 SHAPE_LENGTHS = (4096, 8192, 16384, 32768)
@@ -32,12 +34,13 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     """Give the test its cases: items of one task and length stand together, over all modes and methods."""
     config = metafunc.config
     config.stash[options.USED] = True
+    _expect_ours(metafunc, fixture)
     try:
         settings = opening.activate(config).settings
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    if fixture == "kv_suspect" or settings.zoo:
-        params = suspect_params(settings) if settings.zoo and fixture == "kv_suspect" else []
+    if fixture == "kv_candidate" or settings.zoo:
+        params = candidate_params(settings) if settings.zoo and fixture == "kv_candidate" else []
     elif fixture == "kv_finding" or (settings.findings and not settings.methods):
         params = (
             [pytest.param(Subject(()), id=plain(settings.model))]
@@ -55,6 +58,18 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
 
 
+def _expect_ours(metafunc: pytest.Metafunc, fixture: str) -> None:
+    """Refuse fixtures of ours that somebody else has replaced: nothing would be judged. Raises CollectError."""
+    manager = metafunc.definition.session._fixturemanager
+    for name in (fixture, "kv_session", "kv_settings"):
+        module = (manager.getfixturedefs(name, metafunc.definition) or ())[-1].func.__module__
+        if module != "kvcheck.plugin":
+            raise pytest.Collector.CollectError(
+                f"kvcheck: the fixture {name} is defined anew in {module}: nothing would be judged\n"
+                "  give it another name; an engine of your own is opened by the hook pytest_kvcheck_open"
+            )
+
+
 def _capability(metafunc: pytest.Metafunc) -> str | None:
     """The capability that the test is marked with, None for all of them."""
     marker = metafunc.definition.get_closest_marker("kv_capability")
@@ -67,7 +82,7 @@ def _capability(metafunc: pytest.Metafunc) -> str | None:
     return str(marker.args[0])
 
 
-def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
+def case_params(settings: Settings, capability: str | None) -> Iterator[ParameterSet]:
     """One parameter (case, method) per item, sorted by task, length, mode, then as the methods were given."""
     for case in cases.cases(settings, capability):
         for method in settings.methods:
@@ -79,7 +94,7 @@ def case_params(settings: Settings, capability: str | None) -> Iterator[Any]:
             )
 
 
-def latency_params(settings: Settings) -> Iterator[Any]:
+def latency_params(settings: Settings) -> Iterator[ParameterSet]:
     """One parameter (method, length) per item, where latency is to be measured."""
     asked, random = {"ttft", "tpot"} & set(settings.budget), synthetic.is_random(settings.model)
     if not asked and not random and settings.profile != "full":
@@ -107,24 +122,24 @@ def properties_wanted(settings: Settings, marks: str = "") -> bool:
     return not (narrow or synthetic.is_random(settings.model))
 
 
-def property_params(settings: Settings, marks: str = "") -> list[Any]:
+def property_params(settings: Settings, marks: str = "") -> list[ParameterSet]:
     """One parameter (property, method) per item."""
     if not properties_wanted(settings, marks):
         return []
-    pairs = [(name, method) for method in settings.methods for name in NAMES]
+    pairs = [(name, method) for method in settings.methods for name in names()]
     mine = [pytest.mark.conformance]
     return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 
 
-def suspect_params(settings: Settings) -> list[Any]:
-    """One parameter per bug and per correct twin. Raises CollectError for an unknown name."""
-    from kvcheck.zoo.hunt import suspects
+def candidate_params(settings: Settings) -> list[ParameterSet]:
+    """One parameter per bug and per correct counterpart. Raises CollectError for an unknown name."""
+    from kvcheck.zoo.evaluate import candidates
 
     try:
-        found = list(suspects(settings.zoo, settings.methods))
+        found = list(candidates(settings.zoo, settings.methods))
     except KvcheckError as error:
         raise pytest.Collector.CollectError(f"kvcheck: {plain(error)}") from None
-    return [pytest.param(Subject((one,), one.name), id=f"{one.family}-{one.name}") for one in found]
+    return [pytest.param(Subject((one,), one.name, one.counterpart), id=f"{one.family}-{one.name}") for one in found]
 
 
 def expect_methods(config: pytest.Config, ids: Iterable[str]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
+from kvcheck.core.formats import read_toml
 from kvcheck.core.front import option
 from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.core.settings import OPTIONS, Settings
@@ -22,7 +22,7 @@ from kvcheck.core.values import Check
 TABLE = "[tool.kvcheck]"
 
 
-def table(path: Path) -> dict[str, Any]:
+def table(path: Path) -> dict[str, object]:
     """The `[tool.kvcheck]` table of a pyproject.toml, {} where there is none. Raises SpecError."""
     try:
         text = path.read_text("utf-8")
@@ -30,13 +30,9 @@ def table(path: Path) -> dict[str, Any]:
         return {}
     if "kvcheck" not in text:
         return {}
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        found = tomllib.loads(text).get("tool", {}).get("kvcheck", {})
-    except tomllib.TOMLDecodeError as error:
+        found = read_toml(text).get("tool", {}).get("kvcheck", {})
+    except ValueError as error:
         raise SpecError(f"{path}: not a TOML file: {error}") from None
     if not isinstance(found, dict):
         raise SpecError(f"{path}: [tool.kvcheck] is not a table")
@@ -51,9 +47,9 @@ def table(path: Path) -> dict[str, Any]:
     return result
 
 
-def settings(raw: Mapping[str, Any], source: Mapping[str, str]) -> Settings:
+def settings(raw: Mapping[str, object], source: Mapping[str, str]) -> Settings:
     """Check every value. `source` says where each stands and how it is spelled there. Raises SpecError."""
-    result = {name: _checked(name, value, source.get(name, name)) for name, value in raw.items()}
+    result: dict[str, Any] = {name: _checked(name, value, source.get(name, name)) for name, value in raw.items()}
     found = Settings(**result)
     if found.trust_remote_code not in ("", found.model):
         both = (option(name, found.model) for name in ("model", "trust_remote_code"))
@@ -66,13 +62,13 @@ def settings(raw: Mapping[str, Any], source: Mapping[str, str]) -> Settings:
     return found
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
+def _checked(name: str, value: object, where: str) -> object:
     """The value of an option; of one that is repeated, all of its values, each once."""
     if not OPTIONS[name].repeat:
         return _one(name, value, where)
     if not isinstance(value, (str, list, tuple)):
         raise SpecError(f"{where}: {name} is {value!r}", 'write ["snapkv", "kivi:bits=4"]', option=name)
-    found: list[Any] = []
+    found: list[object] = []
     problems: list[KvcheckError] = []
     for one in [value] if isinstance(value, str) else value:
         try:
@@ -83,7 +79,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     return tuple(dict.fromkeys(found))
 
 
-def _one(name: str, value: Any, where: str) -> Any:
+def _one(name: str, value: object, where: str) -> object:
     try:
         found = OPTIONS[name].check(value)
         return ABOVE[name](found) if name in ABOVE else found

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kvcheck.core.escape import plain
+
+if TYPE_CHECKING:
+    from _pytest.capture import CaptureManager
 
 INTERVAL = 0.2
 """Seconds between two writes."""
@@ -42,8 +46,8 @@ class Progress:
     """Writes behind the dots of pytest and takes its text away again, so that the output stays as it was."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.reporter: Any = config.pluginmanager.getplugin("terminalreporter")
-        self.capture: Any = config.pluginmanager.getplugin("capturemanager")
+        self.reporter: pytest.TerminalReporter | None = config.pluginmanager.getplugin("terminalreporter")
+        self.capture: CaptureManager | None = config.pluginmanager.getplugin("capturemanager")
         self.shown = self.reporter is not None and wanted(config, self.reporter)
         self.items = 0
         self.finished = 0
@@ -68,7 +72,7 @@ class Progress:
     def update(self, label: str, done: int, total: int, so_far: str = "") -> None:
         """Show how far the case is."""
         now = time.monotonic()
-        if not self.shown or now - self.last < INTERVAL:
+        if self.reporter is None or not self.shown or now - self.last < INTERVAL:
             return
         self.last = now
         writer = self.reporter._tw
@@ -87,18 +91,15 @@ class Progress:
 
     def _write(self, text: str) -> None:
         """Write behind the cursor and leave the cursor where it was (save, erase to the end of the line, restore)."""
-        message = f"\x1b7\x1b[K{text}\x1b8"
-        stream = self.reporter._tw._file
-        if self.capture is None:
-            stream.write(message)
-            stream.flush()
+        if self.reporter is None:
             return
-        with self.capture.global_and_fixture_disabled():
-            stream.write(message)
+        stream = self.reporter._tw._file
+        with nullcontext() if self.capture is None else self.capture.global_and_fixture_disabled():
+            stream.write(f"\x1b7\x1b[K{text}\x1b8")
             stream.flush()
 
 
-def wanted(config: pytest.Config, reporter: Any) -> bool:
+def wanted(config: pytest.Config, reporter: pytest.TerminalReporter) -> bool:
     """On a terminal, in a session of one process, not under -q, not in CI, not on a dumb terminal."""
     return (
         bool(getattr(reporter, "isatty", False))

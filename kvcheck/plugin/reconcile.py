@@ -7,13 +7,12 @@ failure that pytest counts as something else (skipped, expected, run again until
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
 from kvcheck.core.record import FAILS
 from kvcheck.core.settings import Settings
-from kvcheck.plugin import findings, items, zoo
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended, Item
 
@@ -29,11 +28,9 @@ class Result:
     outcome: str = ""
     text: str = ""
     ended: Ended | None = None
-    told: set[str] = field(default_factory=set)
 
     def take(self, report: pytest.TestReport, ended: Ended | None) -> None:
         """A report of the item came in. What failed once has failed."""
-        self.told |= {name for name, _ in report.user_properties}
         if ended is not None:
             failed = self.ended is not None and self.ended.failure
             self.ended = self.ended if failed else ended
@@ -55,26 +52,32 @@ def problems(selected: Iterable[Item], results: Mapping[str, Result], settings: 
 
 
 def _of_item(item: Item, result: Result, settings: Settings) -> str:
-    """What is wrong with an item, "" where it has a verdict that pytest counts as it is."""
+    """What is wrong with an item, "" where it has a verdict that pytest counts as it is, or a table says why."""
     ended, outcome = result.ended, result.outcome
-    own = _failure(item, ended, settings)
+    own = _failure(ended, settings)
     if outcome == "failed":
-        listed = ended is not None and ended.property is not None and ended.property.outcome == FAILS
-        return "" if listed or item.kind in (items.FINDING, items.SUSPECT) else own or result.text or "it failed"
+        return "" if ended is not None and _listed(ended) else own or result.text or "it failed"
     if own:
         counted = f"pytest counts it as {outcome}" if outcome else "pytest has no outcome of it"
         return f"{own}\n  {counted}: a failure stays a failure; {LEAVE_OUT}"
     if not outcome:
         return NEVER
-    if _has_verdict(item, result, settings):
+    if ended is not None and _has_verdict(ended, settings):
         return ""
-    why = f" ({result.text})" if result.text else ""
-    if ended is not None and ended.record is not None and item.kind == items.CASE:
+    case = item.kind == "kv_case"
+    if case and ended is not None and ended.record is not None:
         return f"it was measured and not judged\n  {GATE}"
-    return f"it has no result: {outcome}{why}\n  {GATE if item.kind == items.CASE else LEAVE_OUT}"
+    why = f" ({result.text})" if result.text else ""
+    return f"it has no result: {outcome}{why}\n  {GATE if case else LEAVE_OUT}"
 
 
-def _failure(item: Item, ended: Ended | None, settings: Settings) -> str:
+def _listed(ended: Ended) -> bool:
+    """Whether a table of the report says what failed."""
+    held = ended.property is None or ended.property.outcome == FAILS
+    return bool(ended.property or ended.zoo or ended.findings) and held
+
+
+def _failure(ended: Ended | None, settings: Settings) -> str:
     """What an item itself says that it failed with."""
     if ended is None:
         return ""
@@ -84,18 +87,12 @@ def _failure(item: Item, ended: Ended | None, settings: Settings) -> str:
     return ended.failure or (f"the verdict on {', '.join(bad)} is fail" if bad else "")
 
 
-def _has_verdict(item: Item, result: Result, settings: Settings) -> bool:
+def _has_verdict(ended: Ended, settings: Settings) -> bool:
     """Whether an item that did not fail has what makes it pass."""
-    ended = result.ended
-    if item.kind == items.FINDING:
-        return findings.PROPERTY in result.told
-    if item.kind == items.SUSPECT:
-        return zoo.RESULT in result.told or (result.outcome == "skipped" and zoo.NO_PLACE in result.text)
-    if ended is None:
+    if ended.property is not None or ended.zoo is not None or ended.findings or ended.skipped:
+        return True
+    record = ended.record
+    if record is None:
         return False
-    if item.kind == items.PROPERTY:
-        return ended.property is not None
-    if item.kind == items.LATENCY:
-        return ended.record is not None and bool(ended.record.latency or ended.record.not_measured)
-    lifted = settings.budget.get("drop", 0) is None
-    return ended.record is not None and (bool(ended.verdicts) or lifted)
+    cost = bool(record.latency or record.not_measured) and not record.samples
+    return cost or bool(ended.verdicts) or settings.budget.get("drop", 0) is None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kvcheck.core import paths
-from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.core.settings import Settings
 from kvcheck.models import synthetic
@@ -30,13 +29,12 @@ def known_place(settings: Settings) -> None:
     if settings.baselines is None:
         return
     from kvcheck.store.baselines import open_place, places
-    from kvcheck.store.reader import read_only
 
     found = places(settings.baselines)
     for at, place in enumerate(found):
         store = open_place(place)
         if at == 0 and settings.record and not store.writable:
-            raise read_only(store.root)
+            store.expect_room()  # says how
         later = at == 0 and (settings.record or len(found) > 1)
         if store.writable and not later and not Path(store.root).is_dir():
             raise SpecError(
@@ -56,23 +54,3 @@ def expect_room(settings: Settings, root: Path) -> None:
             f"name a trained model, or leave {option('record')} out",
         )
     open_store(settings.baselines, root).expect_room()
-
-
-def known_model(name: str) -> None:
-    """Refuse a name that is no embedded model, no shape, no folder and no hub id. Looks at names only."""
-    if synthetic.is_random(name):
-        synthetic.shape_of(name)
-        return
-    where, path = option("model"), Path(os.path.expanduser(name))
-    if name == Settings.model or path.is_dir():
-        return
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise SpecError(f"{where}: there is no folder {path}", "give the folder that save_pretrained wrote")
-    if "/" in name or os.sep in name:
-        return
-    embedded = [path.parent.name for path in paths.bundle("fixtures").glob("*/config.json")]
-    if name not in embedded:
-        raise SpecError(
-            f"{where}: unknown model {name!r}",
-            f"{did_you_mean(name, embedded)}; a folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct will do too",
-        )

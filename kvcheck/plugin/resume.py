@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,32 +29,40 @@ FOLDER = "kvcheck_journal"
 ANEW = "start without --kv-resume"
 
 
-def run_file(config: pytest.Config, settings: Settings) -> Path | None:
-    """Where the run is kept: --kv-json, else pytest's cache; None without one. Raises BaselineError."""
-    return output(settings.json) or options.last_run(config)
+OURS = {
+    "--kv-json": re.compile(rb"\s*\{\s*\"(header|schema)\""),
+    "--kv-md": re.compile(rb"(## kvcheck: |\d+ (bugs|correct))"),
+}
+"""How the files begin that these options write, and may replace."""
+THEIRS = {"--junitxml": "xmlpath", "--html": "htmlpath", "--log-file": "log_file"}
+"""Other options that name an output, by their names on pytest's config."""
 
 
-def output(named: str | None) -> Path | None:
-    """The file of an output, which must take something now, before anything is measured. Raises BaselineError.
+def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Path | None]:
+    """(run file, Markdown summary): where they are written, None for nowhere; the run file else lies in pytest's cache.
 
-    The path is that of the folder that pytest was started in: a method may go elsewhere.
+    The paths are those of the folder that pytest was started in. Each must take something now, before anything is
+    measured, and replaces nothing but a file of its kind. Raises BaselineError, SpecError.
     """
-    if named is None:
-        return None
-    path = Path(os.path.abspath(named))
-    files.expect_file(path)
-    return path
-
-
-def expect_two(run_file: Path | None, md_file: Path | None) -> None:
-    """Refuse one place for two files. Raises SpecError."""
-    if run_file is not None and run_file == md_file:
-        raise SpecError(f"--kv-json and --kv-md name one file: {run_file}", "give each a name of its own")
+    named = {"--kv-json": settings.json, "--kv-md": settings.md}
+    paths = {option: Path(os.path.abspath(name)) for option, name in named.items() if name is not None}
+    for option, path in paths.items():
+        files.expect_file(path)
+        if path.is_file() and path.stat().st_size and not OURS[option].match(path.read_bytes()[:200]):
+            raise SpecError(f"{option}: {path} holds something else and would be overwritten", "name another file")
+    others = {option: getattr(config.option, name, None) for option, name in THEIRS.items()}
+    every = paths | {option: Path(os.path.abspath(name)) for option, name in others.items() if name}
+    taken: dict[str, str] = {}
+    for option, path in every.items():
+        first = taken.setdefault(os.path.realpath(path), option)
+        if first != option:
+            raise SpecError(f"{first} and {option} name one file: {path}", "give each a name of its own")
+    return paths.get("--kv-json") or options.last_run(config), paths.get("--kv-md")
 
 
 def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:
     """(what an earlier run has, its methods of which the code has changed since). Raises SpecError, BaselineError."""
-    if settings.resume is None or settings.zoo:  # the zoo has results of its own
+    if settings.resume is None:
         return None, ()
     last = settings.resume == "last"
     place = options.last_run(config) if last else Path(os.path.abspath(settings.resume))
@@ -71,7 +81,9 @@ def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple
 def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -> None:
     """Refuse a run that was measured otherwise. Raises SpecError."""
     texts = settings.texts()
-    same = ("device", "dtype", "query_aware", *PROMPTS, *MODEL)
+    same: Iterable[str] = ("device", "dtype", "query_aware", *PROMPTS, *MODEL, "cases")
+    if settings.zoo:  # a result of the zoo depends on all of them
+        same = sorted({*header.settings, *texts})
     facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
     facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
     now = env.packages()

@@ -5,16 +5,22 @@ They share their prefills there. Used for `-n` without `--dist`; any `--dist` of
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+    from xdist.workermanage import WorkerController
 
 
 class Scheduling:
     """Registered on the controller, where pytest-xdist is at work."""
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
         """A scheduler that groups by task and length, in place of plain `--dist load`; those by scope, mended."""
         from xdist import scheduler
 
@@ -33,7 +39,7 @@ class Scheduling:
         return found
 
 
-def _steady(upstream: Any) -> Any:
+def _steady(upstream: type[LoadScopeScheduling]) -> type[LoadScopeScheduling]:
     """A scheduler by scope that goes on when a worker dies.
 
     Upstream tries the item that killed the worker again, in the next one, and leaves a worker that comes late with one
@@ -41,7 +47,7 @@ def _steady(upstream: Any) -> Any:
     """
 
     class Steady(upstream):  # type: ignore[misc]
-        def remove_node(self, node: Any) -> str | None:
+        def remove_node(self, node: WorkerController) -> str | None:
             units = self.assigned_work.get(node, {}).values()
             left = ((unit, nodeid) for unit in units for nodeid, done in unit.items() if not done)
             found = next(left, None)
@@ -56,12 +62,12 @@ def _steady(upstream: Any) -> Any:
                 self._reschedule(other)
             return crashed
 
-        def add_node_collection(self, node: Any, collection: Any) -> None:
+        def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
             upstream.add_node_collection(self, node, collection)
             if node not in self.registered_collections:
                 node.shutdown()  # it has collected other tests, which upstream logs
 
-        def _reschedule(self, node: Any) -> None:
+        def _reschedule(self, node: WorkerController) -> None:
             if node not in self.registered_collections:
                 return
             while not node.shutting_down:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.core.errors import KvcheckError
 from kvcheck.store import journal
 from kvcheck.store.run_file import dumps
 
@@ -41,16 +45,28 @@ class State:
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def model(self) -> dict[str, str]:
+        """Name and fingerprint of the model, once it is open."""
+        if self.session is None:
+            return {}
+        return {"name": self.session.model_name, "fingerprint": self.session.fingerprint}
+
     def start(self, item: Item | None) -> None:
         """An item begins: written down, so that it can be named should the process die."""
         if self.journal is not None and item is not None:
             self.journal.start(item)
 
-    def end(self, ended: Ended) -> str:
-        """An item is over: written down. Returns what rides on its report."""
+    def end(self, ended: Ended) -> tuple[str, str]:
+        """An item is over: written down -> (what rides on its report, why it could not be written, else "")."""
+        lost = ""
         if self.journal is not None:
-            self.journal.end(ended)
-        return dumps(ended)
+            try:
+                self.journal.end(ended)
+            except KvcheckError as error:
+                lost = ended.failure or str(error)
+                ended = replace(ended, failure=lost)
+        return dumps(ended), lost
 
     def died(self, method: str) -> str:
         """Where workers have died of this method in this session, "" where it may be tried. The controller tells."""
@@ -71,3 +87,15 @@ def of(config: pytest.Config) -> State:
 def settings(config: pytest.Config) -> Settings:
     """The settings of this session."""
     return of(config).settings
+
+
+@contextmanager
+def in_place(folder: Path | None = None) -> Iterator[None]:
+    """Work in a folder, or in the one where this process is; then come back to where it was."""
+    before = os.getcwd()
+    try:
+        if folder is not None:
+            os.chdir(folder)
+        yield
+    finally:
+        os.chdir(before)

@@ -1,59 +1,52 @@
-"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_suspect` fixture and its table."""
+"""`--kv-zoo`: would the gate have caught known bugs on this model? The `kv_candidate` fixture."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck import __version__
-from kvcheck.core import env
-from kvcheck.core.errors import BaselineError, KvcheckError, MethodUnsupported, SpecError
-from kvcheck.core.escape import plain
-from kvcheck.core.files import write_atomically
-from kvcheck.core.record import SCHEMA, ZooRecord
+from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.record import ZooRecord
 from kvcheck.judging.allowances import shipped
-from kvcheck.plugin import gate, state
-from kvcheck.plugin.gathered import Gatherer
-from kvcheck.plugin.taken import Taken
+from kvcheck.plugin import gate
+from kvcheck.plugin.item import KvItem
 from kvcheck.plugin.timelimit import time_limit
-from kvcheck.report import zoo
-from kvcheck.store.run_file import dumps, zoo_from_json
+from kvcheck.store.journal import Ended
 
 if TYPE_CHECKING:
-    from kvcheck.zoo.hunt import Hunt, Suspect
+    from kvcheck.zoo.evaluate import Candidate, Evaluation
 
-RESULT = "kvcheck_zoo"
-NO_PLACE = "the fault has no place here"
-HUNT: pytest.StashKey[Hunt] = pytest.StashKey()
+EVALUATION: pytest.StashKey[Evaluation] = pytest.StashKey()
 
 
-class KvSuspect(Taken):
+class KvCandidate(KvItem):
     """One faulty method, or a correct one: `check(examine())`."""
 
-    def __init__(self, request: pytest.FixtureRequest, suspect: Suspect) -> None:
+    def __init__(self, request: pytest.FixtureRequest, candidate: Candidate) -> None:
         super().__init__(request)
-        self.suspect = suspect
+        self.candidate = candidate
+        self._found: ZooRecord | None = None
+        self._skipped = ""
 
     def examine(self) -> ZooRecord:
         """Try properties and tasks on it, unless --kv-resume names a file that has the result.
 
         Skips a fault that has no place in the user's method.
         """
-        found = known(self._config).get((self.suspect.name, self.suspect.twin))
-        if found is None:
-            try:
-                with time_limit(self.settings.timeout):
-                    found = self._hunt().examine(self.suspect)
-            except MethodUnsupported as error:
-                pytest.skip(f"{NO_PLACE}: {error.message}")
-            except (pytest.skip.Exception, pytest.xfail.Exception) as error:
-                pytest.fail(f"{self.suspect.name} raised {type(error).__name__}: {error}", pytrace=False)
-        self._node.user_properties.append((RESULT, dumps(found)))
-        return found
+        kept, name = self._state.kept, (self.candidate.name, self.candidate.counterpart)
+        if kept is not None and name in kept.zoo and self.candidate.counterpart not in self._state.anew:
+            self._found = kept.zoo[name]
+            return self._found
+        try:
+            with time_limit(self.settings.timeout):
+                self._found = self._evaluation().examine(self.candidate)
+        except MethodUnsupported as error:
+            self._skipped = f"the fault has no place here: {error.message}"
+            pytest.skip(self._skipped)
+        except (pytest.skip.Exception, pytest.xfail.Exception) as error:
+            pytest.fail(f"{self.candidate.name} raised {type(error).__name__}: {error}", pytrace=False)
+        return self._found
 
     def check(self, found: ZooRecord) -> None:
         """Fail for a bug that nothing caught, and for a correct method that was accused."""
@@ -66,83 +59,18 @@ class KvSuspect(Taken):
                 pytrace=False,
             )
 
-    def _hunt(self) -> Hunt:
+    def _ended(self) -> Ended:
+        """What rides on the report."""
+        model = self._state.model
+        return Ended(self.candidate.name, self.candidate.counterpart, model, zoo=self._found, skipped=self._skipped)
+
+    def _evaluation(self) -> Evaluation:
         """The gate of this process, made once."""
-        from kvcheck.zoo.hunt import Hunt
+        from kvcheck.zoo.evaluate import Evaluation
 
-        stash, session = self._config.stash, self._session
-        if HUNT not in stash:
-            stash[HUNT] = Hunt(session, self.settings, gate.store(self._config), shipped(session.model_name))
-        return stash[HUNT]
-
-
-def gatherer(config: pytest.Config) -> Gatherer[ZooRecord]:
-    """Prints the table of all workers' results, and keeps them in --kv-json as they come, beside what is there already.
-
-    Raises UsageError for a file of results of another state of the code or other settings.
-    """
-    path = state.settings(config).json
-    kept, facts = dict(known(config)), header(config)
-
-    def keep(found: list[ZooRecord]) -> None:
-        kept.update({(one.name, one.twin): one for one in found})
-        if path:
-            write(Path(path), facts, kept.values())
-
-    return Gatherer(config, RESULT, "the zoo", zoo_from_json, zoo.lines, zoo.markdown, keep)
-
-
-Known = dict[tuple[str, str], ZooRecord]
-KNOWN: pytest.StashKey[Known] = pytest.StashKey()
-
-
-def known(config: pytest.Config) -> Known:
-    """The results of --kv-resume by name and twin, read once. Raises UsageError for those of another state."""
-    if KNOWN not in config.stash:
-        path = state.settings(config).resume
-        try:
-            found = read(Path(path), header(config)) if path else []
-        except KvcheckError as error:
-            raise pytest.UsageError(f"kvcheck: {plain(error)}") from None
-        config.stash[KNOWN] = {(one.name, one.twin): one for one in found}
-    return config.stash[KNOWN]
-
-
-def header(config: pytest.Config) -> dict[str, str]:
-    """What results depend on: those of a file must agree in it."""
-    settings = state.settings(config)
-    chosen = (settings.lengths, settings.tasks, settings.modes, settings.n)
-    return {
-        **settings.texts(),
-        "cases": json.dumps(chosen),
-        "model": settings.model,
-        "kvcheck": __version__,
-        "commit": env.git_state(config.rootpath)[0],
-    }
-
-
-def write(path: Path, facts: dict[str, str], found: Iterable[ZooRecord]) -> None:
-    """Write results, sorted, whole or not at all."""
-    rows = ",\n".join(dumps(one) for one in sorted(found, key=lambda one: (one.correct, one.family, one.name)))
-    write_atomically(str(path), f'{{"schema": {SCHEMA}, "header": {json.dumps(facts)}, "zoo": [\n{rows}\n]}}\n')
-
-
-def read(path: Path, facts: dict[str, str]) -> list[ZooRecord]:
-    """Read what `write` wrote; nothing where there is no file yet.
-
-    Raises BaselineError for a damaged file, SpecError for one with other facts.
-    """
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        then, rows = content["header"], [zoo_from_json(json.dumps(row)) for row in content["zoo"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaselineError(f"{path} is no whole file of results: {error}", "start with another file") from error
-    for name, now in facts.items():
-        if then.get(name) != now:
-            raise SpecError(
-                f"{path} holds results of {name}={then.get(name)}, this session has {name}={now}",
-                "results of one file are of one state: give another file",
+        stash, session = self._config.stash, self._engine
+        if EVALUATION not in stash:
+            stash[EVALUATION] = Evaluation(
+                session, self.settings, gate.store(self._config), shipped(session.model_name)
             )
-    return rows
+        return stash[EVALUATION]

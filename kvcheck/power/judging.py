@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from kvcheck.core.record import CaseRecord, Verdict
 from kvcheck.judging import stats
 from kvcheck.judging.budget import Budget, judge, sequential
 
+Result = TypeVar("Result")
 BLOCK = 4
 """Contexts between two looks, as in kvcheck/backends/transformers/work.py (CONTEXTS), which imports torch."""
 
@@ -69,10 +70,10 @@ def remembering() -> Iterator[None]:
             setattr(stats, name, function)
 
 
-def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Hashable, Any] = {}
+def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    known: dict[Hashable, Result] = {}
 
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: object, **named: object) -> Result:
         key = (*(tuple(one) if isinstance(one, list) else one for one in arguments), *sorted(named.items()))
         if key not in known:
             if len(known) >= _MOST:

@@ -80,11 +80,11 @@ def spread_after(means: Array, points: float) -> tuple[float, float]:
 def differences(found: Pool, points: float, noise: Noise, shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """Own score minus rerun's for `shape` = (simulations, contexts)."""
     scores = found.scores[rng.integers(0, len(found.scores), shape)]
-    there = ~np.isnan(scores)
+    valid = ~np.isnan(scores)
     own = _flipped(scores, noise.flips, rng)
     again = _flipped(scores, noise.flips, rng)
     again[rng.random(shape) < Loss.of(points, float(found.means.mean()), None).share] = 0.0
-    return np.asarray(np.where(there, own - again, 0.0).sum(axis=2) / there.sum(axis=2)).round(6)
+    return np.asarray(np.where(valid, own - again, 0.0).sum(axis=2) / valid.sum(axis=2)).round(6)
 
 
 def _flipped(scores: Array, share: float, rng: np.random.Generator) -> Array:
@@ -133,9 +133,9 @@ def smallest(detected: Callable[[int], int], sims: int, most: int) -> Needed:
         count = detected(high)
     while high - low > max(1, high // 50):
         middle = (low + high) // 2
-        there = detected(middle)
-        if there / sims >= POWER:
-            high, count = middle, there
+        detections = detected(middle)
+        if detections / sims >= POWER:
+            high, count = middle, detections
         else:
             low = middle
     return Needed(high, most, Rate(count, sims))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from kvcheck.core.errors import SpecError
 from kvcheck.core.files import write_atomically
 from kvcheck.power import sections
 from kvcheck.power.recorded import Recorded
+from kvcheck.power.runs import Plan, Simulation
 from kvcheck.power.tables import Table
 
 Say = Callable[[str, bool], None]
@@ -26,29 +25,6 @@ CAVEATS = (
     "At the level of one case among 82 an end of the bootstrap interval rests on some 11 of its 200,000 draws.",
 )
 """What a reader must know to use the tables."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """runs: simulated whole runs of a method against itself on another machine; the rest follows from it."""
-
-    runs: int = 150
-    seed: int = 0
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        if self.runs < 20:
-            raise SpecError(
-                f"--runs={self.runs} is too few to say anything", "take 20 or more: kvcheck power --runs 20"
-            )
-        if self.seed < 0:
-            raise SpecError(f"--seed={self.seed} is below 0", "kvcheck power --seed 0")
-        if self.jobs < 1:
-            raise SpecError(f"--jobs={self.jobs} is below 1", "kvcheck power --jobs 1")
-
-    def share(self, part: int) -> int:
-        """A part of the runs, but at least 20."""
-        return max(20, self.runs // part)
 
 
 def measure(recorded: Recorded, plan: Plan, say: Say = lambda text, whole: None) -> list[Table]:
@@ -68,7 +44,7 @@ def measure(recorded: Recorded, plan: Plan, say: Say = lambda text, whole: None)
         def tick(done: int, total: int, title: str = title, started: float = started) -> None:
             say(f"{title}: {done} of {total}, {time.monotonic() - started:.0f} s", done >= total)
 
-        found.append(section(recorded, plan.runs, plan.share, plan.seed, plan.jobs, tick))
+        found.append(section(Simulation(recorded, plan, tick)))
     return found
 
 

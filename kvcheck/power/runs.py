@@ -10,15 +10,38 @@ from typing import TypeVar
 
 import numpy as np
 
+from kvcheck.core.errors import SpecError
 from kvcheck.core.record import CaseId, context_score
 from kvcheck.power.judging import Judge, Trial, as_a_run_does, failures, remembering
 from kvcheck.power.noise import Loss, Noise
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.resample import draw
 
-Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 CHUNK = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """runs: simulated whole runs of a method against itself on another machine; the rest follows from it."""
+
+    runs: int = 150
+    seed: int = 0
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.runs < 20:
+            raise SpecError(
+                f"--runs={self.runs} is too few to say anything", "take 20 or more: kvcheck power --runs 20"
+            )
+        if self.seed < 0:
+            raise SpecError(f"--seed={self.seed} is below 0", "kvcheck power --seed 0")
+        if self.jobs < 1:
+            raise SpecError(f"--jobs={self.jobs} is below 1", "kvcheck power --jobs 1")
+
+    def share(self, part: int) -> int:
+        """A part of the runs, but at least 20."""
+        return max(20, self.runs // part)
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,34 @@ def simulate_all(
         found += part
         tick(len(found))
     return sorted(found, key=lambda one: one.run)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What the tables are made from. tick is told how many of how many pieces of work are done."""
+
+    recorded: Recorded
+    plan: Plan
+    tick: Callable[[int, int], None]
+
+    def each(self, work: Callable[..., Result], arguments: Sequence[tuple[object, ...]]) -> list[Result]:
+        """work(recorded, *arguments) for each, in the order in which they are done."""
+        found: list[Result] = []
+        for one in spread(self.recorded, work, arguments, self.plan.jobs):
+            found.append(one)
+            self.tick(len(found), len(arguments))
+        return found
+
+    def runs(self, kinds: Sequence[tuple[Setup, int]]) -> list[list[Outcome]]:
+        """So many whole runs of every kind."""
+        total, found = sum(count for _, count in kinds), list[list[Outcome]]()
+        for setup, count in kinds:
+
+            def done(part: int, before: int = sum(map(len, found))) -> None:
+                self.tick(before + part, total)
+
+            found.append(simulate_all(self.recorded, setup, count, self.plan.seed, jobs=self.plan.jobs, tick=done))
+        return found
 
 
 def _chunk(recorded: Recorded, setup: Setup, numbers: Sequence[int], seed: int, judge: Judge) -> list[Outcome]:

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 from kvcheck.power import coverage
 from kvcheck.power import needed as need
 from kvcheck.power.noise import ANOTHER_MACHINE, IDENTICAL, ONE_WAY, Noise
 from kvcheck.power.rates import Rate
 from kvcheck.power.recorded import Recorded
-from kvcheck.power.runs import Outcome, Setup, simulate_all, spread
+from kvcheck.power.runs import Outcome, Setup, Simulation
 from kvcheck.power.tables import Table
 
 ALPHA = 0.05
 POINTS = (3.0, 5.0, 10.0, 20.0)
-Share = Callable[[int], int]
-Tick = Callable[[int, int], None]
 
 
-def against_itself(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def against_itself(sim: Simulation) -> Table:
     """(a) Whole runs of a method against itself: how many have any failure."""
-    kinds = ((IDENTICAL, share(4)), (ANOTHER_MACHINE, runs), (ONE_WAY, share(10)))
-    total, rows, raw, broken, before = sum(count for _, count in kinds), [], [], [], 0
-    for at, (noise, count) in enumerate(kinds):
-
-        def done(part: int, before: int = before) -> None:
-            tick(before + part, total)
-
-        found = simulate_all(recorded, Setup(noise, stream=at), count, seed, jobs=jobs, tick=done)
-        before += count
+    kinds = ((IDENTICAL, sim.plan.share(4)), (ANOTHER_MACHINE, sim.plan.runs), (ONE_WAY, sim.plan.share(10)))
+    rows, raw, broken, cases = [], [], [], len(sim.recorded.cases)
+    done = sim.runs([(Setup(noise, stream=at), count) for at, (noise, count) in enumerate(kinds)])
+    for (noise, count), found in zip(kinds, done, strict=True):
         rate = Rate(sum(bool(one.failed) for one in found), count, ALPHA if noise.both else None)
         rows.append((noise.name, str(noise), str(count), str(rate), _asked(found), rate.verdict))
         raw.append({"noise": noise.name, **rate.plain(), "questions": _asked(found)})
         broken += [f"A/A, {noise.name}: {rate} of the runs fail, promised at most {ALPHA:.0%}"] if rate.refuted else []
     note = (
-        f"Share of runs in which any of the {len(recorded.cases)} cases fails, each judged at {ALPHA:g} / "
-        f"{len(recorded.cases)}; at most {ALPHA:.0%} was promised. The methods take turns. In `one way` the mean score "
-        "truly falls, by the 2 points that DriftRule.points grants other hardware, so that nothing is promised."
+        f"Share of runs in which any of the {cases} cases fails, each judged at {ALPHA:g} / {cases}; "
+        f"at most {ALPHA:.0%} was promised. The methods take turns. In `one way` the mean score truly falls, by "
+        "the 2 points that DriftRule.points grants other hardware, so that nothing is promised."
     )
     head = ("rerun", "noise model", "runs", "runs with a false failure, %", "questions failed", "promise")
     return Table(
@@ -50,21 +42,18 @@ def _asked(found: list[Outcome]) -> str:
     return ", ".join(f"{question} {count}" for question, count in sorted(counts.items())) or "none"
 
 
-def one_case(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def one_case(sim: Simulation) -> Table:
     """(a) One case alone at the full alpha, where the tests have room to err."""
-    still = coverage.still(recorded)
+    still = coverage.still(sim.recorded)
     noises = (
         ANOTHER_MACHINE,
         Noise("5 % of answers flip", flips=0.05, jumps=ANOTHER_MACHINE.jumps, jitter=ANOTHER_MACHINE.jitter),
         Noise("one way, 1 %", flips=0.01, jumps=ONE_WAY.jumps, jitter=ONE_WAY.jitter, both=False),
         ONE_WAY,
     )
-    sims = share(4)
-    tasks = [(world, n, noise, sims, seed) for world in still for noise in noises for n in (32, 128)]
-    found: list[coverage.Peeking] = []
-    for one in spread(recorded, coverage.peek_regression, tasks, jobs):
-        found.append(one)
-        tick(len(found), len(tasks))
+    sims = sim.plan.share(4)
+    tasks = [(world, n, noise, sims, sim.plan.seed) for world in still for noise in noises for n in (32, 128)]
+    found = sim.each(coverage.peek_regression, tasks)
     return _peeked(
         "A method against itself: one case at alpha 0.05",
         f"Share of {sims} simulated cases of n contexts that fail against the method's own record (scores and drift, "
@@ -88,14 +77,11 @@ def _peeked(title: str, note: str, found: list[coverage.Peeking]) -> Table:
     return Table(title, note, head, "<<>><", tuple(rows), (), tuple(broken), raw)
 
 
-def needed(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def needed(sim: Simulation) -> Table:
     """(b) Contexts for a true drop, beside the usual gate."""
-    sims = share(2)
-    tasks = [(points, sims, share(10), seed) for points in POINTS]
-    found: list[tuple[float, tuple[object, ...]]] = []
-    for one in spread(recorded, _needed_row, tasks, jobs):
-        found.append(one)
-        tick(len(found), len(tasks))
+    sims = sim.plan.share(2)
+    tasks = [(points, sims, sim.plan.share(10), sim.plan.seed) for points in POINTS]
+    found = sim.each(_needed_row, tasks)
     cells = [row for _, row in sorted(found, key=lambda one: one[0])]
     head = (
         "true drop, points", "usual gate, sigma 50", "unpaired, sd of these scores", "paired test, identical rerun",
@@ -106,10 +92,10 @@ def needed(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, ti
         "one-sided two-sample test on unpaired means as in TensorRT-LLM's accuracy suite, 2 (1.645 + 0.842)^2 sigma^2 "
         "/ drop^2 with sigma 50 points; beside it the same test with the standard deviation that the scores really "
         "have before and after. These and the paired test (McNemar or sign-flip) are on the contexts of all methods, "
-        f"{need.pool(recorded, '', recorded.methods).turns:.1f} questions each. The verdict is `judge` on one complete "
-        "case of contexts with one question each, on another machine; half of its alpha goes to the drift and half "
-        "of the rest to the interval. The nll of a lost answer rises as it did where a recorded method lost one. "
-        f"{sims} simulations each, {share(10)} for the verdicts."
+        f"{need.pool(sim.recorded, '', sim.recorded.methods).turns:.1f} questions each. The verdict is `judge` on one "
+        "complete case of contexts with one question each, on another machine; half of its alpha goes to the drift and "
+        "half of the rest to the interval. The nll of a lost answer rises as it did where a recorded method lost one. "
+        f"{sims} simulations each, {sim.plan.share(10)} for the verdicts."
     )
     raw: tuple[dict[str, object], ...] = tuple(dict(zip(head, map(str, row), strict=True)) for row in cells)
     rows = tuple(tuple(f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row) for row in cells)
@@ -137,13 +123,11 @@ def _needed_row(recorded: Recorded, points: float, sims: int, few: int, seed: in
     return points, (points, need.usual(points), unpaired, *tests, *verdicts)
 
 
-def by_method(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def by_method(sim: Simulation) -> Table:
     """(b) The same for a drop of 3 points, method by method."""
-    sims, found = share(4), []
-    tasks = [(method, sims, seed) for method in recorded.methods]
-    for one in spread(recorded, _method_row, tasks, jobs):
-        found.append(one)
-        tick(len(found), len(tasks))
+    sims = sim.plan.share(4)
+    tasks = [(method, sims, sim.plan.seed) for method in sim.recorded.methods]
+    found = sim.each(_method_row, tasks)
     found.sort(key=lambda one: one[-1])
     usual = need.usual(3.0)
     counts = [one[4].n or one[4].most for one in found]
@@ -173,39 +157,33 @@ def _method_row(
     return method, 100 * float(found.means.mean()), before, need.usual(3.0, before, after), count, method
 
 
-def with_a_drop(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def with_a_drop(sim: Simulation) -> Table:
     """(b) Whole runs of the default profile with a method that truly lost something."""
-    count, rows, raw = share(20), [], []
-    contexts = sum(case.n for case in recorded.cases)
-    for at, points in enumerate(POINTS):
-        rates = []
-        for nll in (False, True):
-
-            def done(part: int, before: int = (2 * at + nll) * count) -> None:
-                tick(before + part, 2 * len(POINTS) * count)
-
-            setup = Setup(ANOTHER_MACHINE, points, nll, stream=10 + 2 * at + nll)
-            found = simulate_all(recorded, setup, count, seed, jobs=jobs, tick=done)
-            rates.append(Rate(sum(bool(one.failed) for one in found), count))
-        rows.append((f"{points:g}", *(str(rate) for rate in rates)))
-        raw.append({"points": points, "scores": rates[0].plain(), "scores and nll": rates[1].plain()})
+    count, rows, raw = sim.plan.share(20), [], []
+    cases = sim.recorded.cases
+    kinds = [(points, nll) for points in POINTS for nll in (False, True)]
+    setups = [Setup(ANOTHER_MACHINE, points, nll, stream=10 + at) for at, (points, nll) in enumerate(kinds)]
+    rates = [
+        Rate(sum(bool(one.failed) for one in found), count) for found in sim.runs([(one, count) for one in setups])
+    ]
+    for points, scores, both in zip(POINTS, rates[::2], rates[1::2], strict=True):
+        rows.append((f"{points:g}", str(scores), str(both)))
+        raw.append({"points": points, "scores": scores.plain(), "scores and nll": both.plain()})
     note = (
-        f"Share of {count} runs of the default profile ({len(recorded.cases)} cases, {contexts} contexts) that fail, "
-        "where a method lost so many points evenly over all cases, on another machine. A case has 8 contexts and a "
-        f"level of {ALPHA:g} / {len(recorded.cases)}, and no test looks at all cases together."
+        f"Share of {count} runs of the default profile ({len(cases)} cases, {sum(case.n for case in cases)} contexts) "
+        "that fail, where a method lost so many points evenly over all cases, on another machine. A case has 8 "
+        f"contexts and a level of {ALPHA:g} / {len(cases)}, and no test looks at all cases together."
     )
     head = ("true drop, points", "runs that fail by scores alone, %", "by scores and nll, %")
     return Table("Whole runs with a true drop", note, head, ">>>", tuple(rows), (), (), tuple(raw))
 
 
-def intervals(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def intervals(sim: Simulation) -> Table:
     """(c) Coverage of drop_interval."""
-    sims, found = share(2), []
-    worlds = list(enumerate(coverage.worlds(recorded)))
-    tasks = [(world, n, sims, seed, at) for at, world in worlds for n in (8, 32)]
-    for one in spread(recorded, coverage.cover, tasks, jobs):
-        found.append(one)
-        tick(len(found), len(tasks))
+    sims = sim.plan.share(2)
+    worlds = list(enumerate(coverage.worlds(sim.recorded)))
+    tasks = [(world, n, sims, sim.plan.seed, at) for at, world in worlds for n in (8, 32)]
+    found = sim.each(coverage.cover, tasks)
     found.sort(key=lambda one: (one.world, one.n))
     rows = [
         (one.world, f"{one.drop:.1f}", str(one.n), str(one.promised), one.promised.verdict, str(one.other))
@@ -229,14 +207,12 @@ def intervals(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int,
     return Table("Coverage of the drop's interval", note, head, "<>>><>", tuple(rows), (), tuple(broken), raw)
 
 
-def peeking(recorded: Recorded, runs: int, share: Share, seed: int, jobs: int, tick: Tick) -> Table:
+def peeking(sim: Simulation) -> Table:
     """(c) The sequential test under the hardest null: the drop is the limit."""
-    sims, found = share(2), []
-    worlds = list(enumerate(coverage.worlds(recorded)))
-    tasks = [(world, 64, sims, seed, at) for at, world in worlds]
-    for one in spread(recorded, coverage.peek_budget, tasks, jobs):
-        found.append(one)
-        tick(len(found), len(tasks))
+    sims = sim.plan.share(2)
+    worlds = list(enumerate(coverage.worlds(sim.recorded)))
+    tasks = [(world, 64, sims, sim.plan.seed, at) for at, world in worlds]
+    found = sim.each(coverage.peek_budget, tasks)
     note = (
         f"{sims} cases of 64 contexts, looked at after every 4; the limit is exactly the true drop, so that each "
         "failure is a false one. At most 5 % was promised (2.5 % by the side of the interval that counts)."

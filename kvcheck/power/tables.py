@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kvcheck.report.text import columns, wrap
+from kvcheck.report import table
+from kvcheck.report.text import wrap
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Table:
     def text(self) -> Iterator[str]:
         """Lines for a terminal."""
         yield self.title
-        yield from (f"  {line}" for line in columns([self.head, *self.rows], self.align))
+        yield from (f"  {line}" for line in self._grid().text(table.WHOLE))
         for line in (self.note, *self.said, *(f"BROKEN: {one}" for one in self.broken)):
             yield from wrap(f"  {line}")
         yield ""
@@ -35,15 +36,14 @@ class Table:
     def markdown(self) -> Iterator[str]:
         """Lines of Markdown."""
         yield from (f"## {self.title}", "", self.note, "")
-        yield "| " + " | ".join(self.head) + " |"
-        yield "|" + "|".join("---:" if side == ">" else "---" for side in self.align) + "|"
-        for row in self.rows:
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-        yield ""
+        yield from self._grid().markdown()
         yield from (f"- {line}" for line in self.said)
         yield from (f"- **Broken:** {line}" for line in self.broken)
         if self.said or self.broken:
             yield ""
+
+    def _grid(self) -> table.Table:
+        return table.Table(self.head, self.align, self.rows)
 
     def plain(self) -> dict[str, object]:
         """For JSON."""

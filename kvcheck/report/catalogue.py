@@ -1,23 +1,22 @@
-"""What there is to choose from: methods and tasks as lines.
-
-Methods are read from their source, not imported: a list needs no torch.
-"""
+"""What there is to choose from: methods and tasks as lines."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import dataclasses
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import command, option
-from kvcheck.report.text import WIDTH, columns, short, wrap
+from kvcheck.core.registry import load_attribute
+from kvcheck.report.table import Table
+from kvcheck.report.text import WIDTH, wrap
 
 
 @dataclass(frozen=True)
 class Described:
-    """A method as its source describes it. parameters: name -> default, as text."""
+    """A method as its class describes it. parameters: name -> default, as text."""
 
     name: str
     origin: str
@@ -28,60 +27,22 @@ class Described:
 
 
 def describe(name: str, origin: str) -> Described:
-    """Read a method's source. A method whose source cannot be found or read is named and not described."""
+    """Import what "module:ATTRIBUTE" names. A method that cannot be imported is named and not described."""
+    from kvcheck.cache.method import MethodInfo
+
     module, _, attribute = origin.partition(":")
     try:
-        spec = importlib.util.find_spec(module)
-        tree = ast.parse(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else None
-    except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError):
-        tree = None
-    if tree is None:
+        kind = load_attribute(module, attribute)
+    except SpecError:
         return Described(name, origin)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    node = classes.get(_alias(tree, attribute) or attribute)
-    if node is None:
-        return Described(name, origin)
-    info = _info(node)
-    summary = info.get("summary") or (ast.get_docstring(node) or "").partition("\n")[0]
-    parents = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
-    inherited = [pair for source in _imported(tree, node) for pair in describe(name, source).parameters]
-    parameters = (*inherited, *(pair for each in (*parents, node) for pair in _parameters(each)))
-    return Described(name, origin, info.get("stage", ""), summary, info.get("paper", ""), parameters)
-
-
-def _imported(tree: ast.Module, node: ast.ClassDef) -> Iterator[str]:
-    """The "module:Class" of base classes that come from other modules."""
-    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-    for item in tree.body:
-        if isinstance(item, ast.ImportFrom) and item.module and item.level == 0:
-            yield from (f"{item.module}:{alias.name}" for alias in item.names if (alias.asname or alias.name) in bases)
-
-
-def _alias(tree: ast.Module, name: str) -> str | None:
-    """The class that `METHOD = Class` names."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and name in map(ast.unparse, node.targets):
-            return node.value.id
-    return None
-
-
-def _info(node: ast.ClassDef) -> dict[str, str]:
-    """The literal texts in `info = MethodInfo(…)`."""
-    for item in node.body:
-        value = item.value if isinstance(item, (ast.AnnAssign, ast.Assign)) else None
-        if isinstance(value, ast.Call) and "MethodInfo" in ast.unparse(value.func):
-            pairs = ((key.arg, key.value) for key in value.keywords)
-            return {name: str(word.value) for name, word in pairs if name and isinstance(word, ast.Constant)}
-    return {}
-
-
-def _parameters(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """The fields of the dataclass with their defaults."""
-    for item in node.body:
-        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name) or item.value is None:
-            continue
-        if "ClassVar" not in ast.unparse(item.annotation):
-            yield item.target.id, ast.unparse(item.value).strip("'\"")
+    info = getattr(kind, "info", None)
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    parameters = tuple(
+        (each.name, repr(each.default).strip("'\"")) for each in fields if each.default is not dataclasses.MISSING
+    )
+    if not isinstance(info, MethodInfo):  # a press or a function of another package
+        return Described(name, origin, "", (inspect.getdoc(kind) or "").partition("\n")[0], "", parameters)
+    return Described(name, origin, str(info.stage), info.summary, info.paper, parameters)
 
 
 def methods() -> Iterator[str]:
@@ -129,12 +90,12 @@ def tasks() -> Iterator[str]:
     infos = [TASKS.get(name).info for name in TASKS.names()]
     order = {name: at for at, name in enumerate(CAPABILITIES)}
     infos.sort(key=lambda info: (order.get(info.capability, len(order)), info.name))
-    body = [("task", "v", "capability", "chance", "modes", "lengths")]
+    body = []
     for info in infos:
         modes = " ".join(info.modes)
         lengths = f"{min(info.lengths)}-{max(info.lengths)}"
         body.append((info.name, str(info.version), info.capability, f"{info.chance:.2f}", modes, lengths))
-    yield from (short(line, WIDTH) for line in columns(body, "<><><<"))
+    yield from Table(("task", "v", "capability", "chance", "modes", "lengths"), "<><><<", body).text()
     yield ""
     for info in infos:
         first = info.doc.strip().partition("\n")[0]

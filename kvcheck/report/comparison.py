@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from kvcheck.core.record import Run
 from kvcheck.judging.compare import OUTCOMES, Row
-from kvcheck.report.text import WIDTH, between, columns, points, short
+from kvcheck.report.table import Table
+from kvcheck.report.text import WIDTH, between, points, short
 
-HEAD = ("", "before -> after", "drop", "interval", "KV ratio", "n", "outcome")
+HEAD, ALIGN = ("before -> after", "drop", "interval", "KV ratio", "n", "outcome"), "<<><<><"
 
 
 def lines(before: Run, after: Run, rows: Sequence[Row]) -> Iterator[str]:
@@ -25,10 +26,10 @@ def lines(before: Run, after: Run, rows: Sequence[Row]) -> Iterator[str]:
     if not rows:
         yield "nothing to compare: the runs have no case in common"
         return
-    yield from (short(line, WIDTH) for line in columns([("capability", *HEAD[1:]), *map(cells, whole)], "<<><<><"))
+    yield from Table(("capability", *HEAD), ALIGN, [cells(row) for row in whole]).text()
     yield ""
     if shown:
-        yield from (short(line, WIDTH) for line in columns([("case", *HEAD[1:]), *map(cells, shown)], "<<><<><"))
+        yield from Table(("case", *HEAD), ALIGN, [cells(row) for row in shown]).text()
         for row in shown:
             if row.reason:
                 yield short(f"  {row.what}: {row.reason}", WIDTH)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from kvcheck.core.escape import code
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
-from kvcheck.report.text import columns, plural, wrap
+from kvcheck.report.table import Code, Table
+from kvcheck.report.text import plural, wrap
 
 if TYPE_CHECKING:
-    from kvcheck.conformance.alarms import Tried
+    from kvcheck.conformance.false_positives import Tried
 
 
 TITLES = {FAILS: "fails", EXCUSED: "does not apply", UNSERVED: "could not be tried", HOLDS: "holds, but"}
@@ -78,45 +79,43 @@ def _by_reason(found: Sequence[PropertyRecord], outcome: str) -> dict[str, list[
     return grouped
 
 
-HEADER = ("method", "seeds", "trials", "alarms", "seconds per seed")
-
-
-def _alarms(tried: Sequence[Tried]) -> Iterator[tuple[str, ...]]:
-    """The cells of every method."""
+def _false_positives(tried: Sequence[Tried]) -> Table:
+    """Every method with its false positives."""
+    rows = []
     for method in dict.fromkeys(one.method for one in tried):
         mine = [one for one in tried if one.method == method]
         seconds = sum(one.seconds for one in mine) / len(mine)
-        counted = (len(mine), sum(one.trials for one in mine), sum(len(one.alarms) for one in mine))
-        yield (method, *(str(each) for each in counted), f"{seconds:.0f}")
+        counted = (len(mine), sum(one.trials for one in mine), sum(len(one.false_positives) for one in mine))
+        rows.append((Code(method), *(str(each) for each in counted), f"{seconds:.0f}"))
+    return Table(("method", "seeds", "trials", "false positives", "seconds per seed"), "<>>>>", rows)
 
 
-def alarm_rate(tried: Sequence[Tried]) -> str:
-    """ "0 alarms in 120,000 trials of 27 correct methods"."""
-    count, methods = sum(len(one.alarms) for one in tried), len({one.method for one in tried})
-    return f"{plural(count, 'alarm')} in {sum(one.trials for one in tried):,} trials of {methods} correct methods"
+def false_positive_rate(tried: Sequence[Tried]) -> str:
+    """ "0 false positives in 120,000 trials of 27 correct methods"."""
+    count, trials = sum(len(one.false_positives) for one in tried), sum(one.trials for one in tried)
+    methods = len({one.method for one in tried})
+    return f"{plural(count, 'false positive')} in {trials:,} trials of {methods} correct methods"
 
 
-def alarms(tried: Sequence[Tried]) -> Iterator[str]:
-    """Whether properties accuse correct methods, for the terminal; every alarm with its test."""
-    yield from columns([HEADER, *_alarms(tried)], "<>>>>")
+def false_positives(tried: Sequence[Tried]) -> Iterator[str]:
+    """Whether properties accuse correct methods, for the terminal; every false positive with its test."""
+    yield from _false_positives(tried).text()
     for one in tried:
-        for each in one.alarms:
+        for each in one.false_positives:
             yield ""
             yield f"seed {one.seed}:"
             yield from failure(each)
     yield ""
-    yield alarm_rate(tried)
+    yield false_positive_rate(tried)
 
 
-def alarms_markdown(tried: Sequence[Tried]) -> Iterator[str]:
+def false_positives_markdown(tried: Sequence[Tried]) -> Iterator[str]:
     """The same as a Markdown table."""
-    yield f"{alarm_rate(tried)}."
+    yield f"{false_positive_rate(tried)}."
     yield ""
-    yield f"| {' | '.join(HEADER)} |"
-    yield "|---|---:|---:|---:|---:|"
-    yield from (f"| {code(cells[0])} | {' | '.join(cells[1:])} |" for cells in _alarms(tried))
+    yield from _false_positives(tried).markdown()
     for one in tried:
         yield from (
             f"- {code(one.method)}, seed {one.seed}: {code(words(each.name))}: {code(each.reason)}"
-            for each in one.alarms
+            for each in one.false_positives
         )

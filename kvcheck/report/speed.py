@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import CaseRecord, LatencyRecord, Run
-from kvcheck.report.markdown import commit, grid
-from kvcheck.report.text import columns, interval, seconds, short, size, wrap
+from kvcheck.report.markdown import commit
+from kvcheck.report.table import Code, Table
+from kvcheck.report.text import interval, seconds, size, wrap
 
 NAME = 22
 SLOWER = "slower"
@@ -28,10 +28,8 @@ def lines(run: Run) -> Iterator[str]:
         batch = batch_of(records)
         yield ""
         yield f"at {length:,} tokens; tokens/s of {batch} sequence{'s' * (batch != 1)} together"
-        rows = [(short(one.method, NAME), *memory_cells(one), *prefill_cells(one)) for one in records if one.memory]
-        yield from columns([MEMORY, *rows], "<>>>>>>>") if rows else ()
-        rows = [(short(one.method, NAME), *decode_cells(one), mark(one)) for one in records if one.latency]
-        yield from columns([DECODE, *rows], "<>>>>>>><") if rows else ()
+        for table in tables(records):
+            yield from table.text()
         for text in missing(records):
             yield from wrap(text)
     for line in notes(run):
@@ -39,7 +37,7 @@ def lines(run: Run) -> Iterator[str]:
 
 
 def markdown(run: Run) -> Iterator[str]:
-    """The same as Markdown, one table per length."""
+    """The same as Markdown."""
     for line in head(run):
         yield f"- {escape(line)}"
     yield ""
@@ -47,14 +45,18 @@ def markdown(run: Run) -> Iterator[str]:
         batch = batch_of(records)
         yield f"### {length:,} tokens; tokens/s of {batch} sequence{'s' * (batch != 1)} together"
         yield ""
-        rows = [
-            (code(one.method), *memory_cells(one), *prefill_cells(one), *decode_cells(one), mark(one))
-            for one in records
-        ]
-        yield from grid((*MEMORY, *DECODE[1:]), rows)
+        for table in tables(records):
+            yield from table.markdown()
         found = [f"- {escape(text)}" for text in missing(records)]
         yield from [*found, ""] if found else []
     yield from notes(run)
+
+
+def tables(records: Sequence[CaseRecord]) -> tuple[Table, Table]:
+    """Memory and prefill, and decoding, at one length."""
+    held = [(Code(one.method), *memory_cells(one), *prefill_cells(one)) for one in records if one.memory]
+    timed = [(Code(one.method), *decode_cells(one), mark(one)) for one in records if one.latency]
+    return Table(MEMORY, "<>>>>>>>", held, {0: NAME}), Table(DECODE, "<>>>>>>><", timed, {0: NAME})
 
 
 def head(run: Run) -> Iterator[str]:

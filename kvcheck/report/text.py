@@ -1,8 +1,8 @@
-"""Numbers and columns as text."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 WIDTH = 100
 """Columns that a report may use."""
@@ -65,16 +65,6 @@ def seconds(value: float) -> str:
 def short(text: str, width: int) -> str:
     """A text that fits; the end of a longer one is replaced by three dots."""
     return text if len(text) <= width else text[: max(width - 3, 0)] + "..."
-
-
-def columns(rows: Sequence[Sequence[str]], align: str) -> Iterator[str]:
-    """Rows as lines with columns two spaces apart; `align` has "<" or ">" per column."""
-    if not rows:
-        return
-    widths = [max(len(row[at]) for row in rows) for at in range(len(align))]
-    for row in rows:
-        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
 
 
 def wrap(text: str, indent: str = "  ", width: int = WIDTH) -> Iterator[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
-from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import ZooRecord
-from kvcheck.report.text import WIDTH, columns, short, wrap
+from kvcheck.report.table import Code, Table
+from kvcheck.report.text import WIDTH, short, wrap
 
-ADDRESS = re.compile(r"https://[\w./#?=&%:-]+")
-"""What is linked; any other text is shown."""
+HEAD = ("family", "name", "in", "property", "tried", "case", "measured")
 
 
 def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
     """How many bugs were caught, how many correct methods were accused."""
-    bugs, twins = [one for one in found if not one.correct], [one for one in found if one.correct]
+    bugs, correct = [one for one in found if not one.correct], [one for one in found if one.correct]
     if bugs:
         ways = {
             "caught": sum(bool(one.properties or one.cases) for one in bugs),
@@ -25,13 +23,13 @@ def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
         }
         text = ", ".join(f"{count} ({100 * count / len(bugs):.0f} %) {way}" for way, count in ways.items())
         yield f"{len(bugs)} bugs: {text}"
-    if twins:
-        accused = [one.name for one in twins if one.properties or one.cases]
-        yield f"{len(twins)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
+    if correct:
+        accused = [one.name for one in correct if one.properties or one.cases]
+        yield f"{len(correct)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
 
 
 def _cells(one: ZooRecord) -> tuple[str, ...]:
-    """Name, twin, and per way: by what, after how much, in how many seconds."""
+    """Name, counterpart, and per way: by what, after how much, in how many seconds."""
     way, where = _short(one.properties), _short(one.cases)
     tried = f"{one.trials} trials, {one.property_seconds:.0f} s"
     measured = f"{one.samples} contexts, {one.case_seconds:.0f} s"
@@ -50,9 +48,9 @@ def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
         yield family.replace("_", " ")
         for one in (one for one in found if one.family == family):
             name, way, tried, where, measured = _cells(one)
-            body = [(f"    properties: {way}", tried), (f"    tasks: {where}", measured)]
             yield short(f"  {name}", WIDTH)
-            yield from (short(line, WIDTH) for line in columns(body, "<<"))
+            body = [(f"    properties: {way}", tried), (f"    tasks: {where}", measured)]
+            yield from Table(("", ""), "<<", body).text()
     for line in rates(found):
         yield from wrap(line)
 
@@ -60,16 +58,12 @@ def lines(found: Sequence[ZooRecord]) -> Iterator[str]:
 def markdown(found: Sequence[ZooRecord]) -> Iterator[str]:
     """Markdown tables: bugs, then correct methods."""
     yield from (f"{escape(line)}." for line in rates(found))
-    for title, rows in (
-        ("Bugs", [one for one in found if not one.correct]),
-        ("Correct methods", [one for one in found if one.correct]),
-    ):
+    for title, correct in (("Bugs", False), ("Correct methods", True)):
+        mine = sorted((one for one in found if one.correct == correct), key=lambda one: (one.family, one.name))
+        rows = []
+        for one in mine:
+            name, *rest = _cells(one)
+            rows.append((one.family.replace("_", " "), name if one.url else Code(name), Code(one.counterpart), *rest))
         if rows:
-            yield from ("", f"## {title}", "", "| family | name | in | property | tried | case | measured |")
-            yield "|---|---|---|---|---|---|---|"
-        for one in sorted(rows, key=lambda one: (one.family, one.name)):
-            name, way, tried, where, measured = _cells(one)
-            linked = f"[{escape(name)}]({one.url})" if ADDRESS.fullmatch(one.url) else code(name)
-            rest = map(escape, (way, tried, where, measured))
-            cells = (escape(one.family.replace("_", " ")), linked, code(one.twin), *rest)
-            yield f"| {' | '.join(cells)} |"
+            yield from ("", f"## {title}", "")
+            yield from Table(HEAD, "<<<<<<<", rows, links={one.name: one.url for one in mine}).markdown()

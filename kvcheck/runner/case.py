@@ -14,8 +14,8 @@ from kvcheck.core.settings import Settings
 from kvcheck.core.spec import Spec
 from kvcheck.runner.modes import Block
 from kvcheck.runner.prompts import Prompter, prompter
-from kvcheck.runner.seam import Ask, Context
-from kvcheck.runner.whole import WholePrompts
+from kvcheck.runner.seam import Context, Question
+from kvcheck.runner.whole_prompts import WholePrompts
 from kvcheck.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
@@ -101,10 +101,9 @@ class Runner:
             for indices in _left(case, work.together if task.info.exact else 1, {sample.index for sample in done}):
                 samples = [self.sample(task, case, index) for index in indices]
                 contexts = [Context(one.index, asking.context(one), one.images) for one in samples]
-                block = Block(
-                    work.contexts(_key(case, tuple(indices), asking.exact), contexts), asking, samples, work.most
-                )
-                done += [_graded(sample, asks, asking) for sample, asks in zip(samples, block.run(), strict=True)]
+                taken = work.contexts(_key(case, tuple(indices), asking.exact), contexts)
+                answered = Block(taken, asking, samples, work.most).run()
+                done += [_graded(sample, asked, asking) for sample, asked in zip(samples, answered, strict=True)]
                 record = self._record(task, asking, str(Spec.parse(method_spec)), done, work)
                 if progress is not None:
                     progress(len(done), case.n)
@@ -202,17 +201,17 @@ def _expect_able(backend: Backend) -> None:
         )
 
 
-def _graded(sample: Sample, asks: list[Ask], prompter: Prompter) -> SampleRecord:
+def _graded(sample: Sample, questions: list[Question], prompter: Prompter) -> SampleRecord:
     """The answers to one sample with their scores."""
-    return SampleRecord(sample.index, sample.digest, tuple(_turn(sample, ask, prompter) for ask in asks))
+    return SampleRecord(sample.index, sample.digest, tuple(_turn(sample, question, prompter) for question in questions))
 
 
-def _turn(sample: Sample, ask: Ask, prompter: Prompter) -> TurnRecord:
+def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
     """Grade one answer."""
     from kvcheck.tasks.metrics import score
 
-    turn, drift = sample.turns[ask.turn], ask.drift
-    answer = prompter.answer(turn, ask)
+    turn, drift = sample.turns[question.turn], question.drift
+    answer = prompter.answer(turn, question)
     graded = score(turn.metric, answer, turn.references, turn.options)
     return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
+
+if TYPE_CHECKING:
+    from kvcheck.models.pretrained import Tokenizer
 
 USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "\u2460kvcheck-next\u2460"
 
@@ -35,10 +38,10 @@ class Chat:
         return text.rstrip() if self.trims else text
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Chat:
+    def of(cls, tokenizer: Tokenizer | None) -> Chat:
         """The template of a Hugging Face tokenizer. Raises SpecError where it has none, or one that changes a text."""
         name = getattr(tokenizer, "name_or_path", "") or "this model"
-        if not getattr(tokenizer, "chat_template", None):
+        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
             raise SpecError(
                 f"the tokenizer of {name} has no chat template", f"{option('chat')}=no feeds the prompts as they are"
             )

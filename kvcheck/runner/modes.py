@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcheck.runner.prompts import Prompter
-from kvcheck.runner.seam import Ask
+from kvcheck.runner.seam import Question
 from kvcheck.tasks.base import Sample
 
 if TYPE_CHECKING:
@@ -36,27 +36,27 @@ class Block:
     prompter: Prompter
     samples: list[Sample]
     most: int
-    done: list[Ask] = field(default_factory=list)
+    done: list[Question] = field(default_factory=list)
 
-    def run(self) -> list[list[Ask]]:
+    def run(self) -> list[list[Question]]:
         """Answer everything -> the questions of every sample, in order."""
-        asks = self._first()
-        parts = alike(range(len(asks)), lambda at: len(asks[at].ids))
-        self.contexts.expect(asks, opening=True)
+        questions = self._first()
+        parts = alike(range(len(questions)), lambda at: len(questions[at].ids))
+        self.contexts.expect(questions, opening=True)
         waiting: list[Group] = []
         for part in parts:
             for start in range(0, len(part), self.most):
-                group = self.contexts.ask([asks[at] for at in part[start : start + self.most]])
+                group = self.contexts.ask([questions[at] for at in part[start : start + self.most]])
                 waiting += self._answered(group)
         while waiting:
-            self.contexts.expect([ask for group in waiting for ask in group.asks], opening=False)
+            self.contexts.expect([question for group in waiting for question in group.questions], opening=False)
             waiting = [later for group in waiting for later in self._answered(group)]
-        by_row: list[list[Ask]] = [[] for _ in self.samples]
-        for ask in sorted(self.done, key=lambda ask: ask.turn):
-            by_row[ask.row].append(ask)
+        by_row: list[list[Question]] = [[] for _ in self.samples]
+        for question in sorted(self.done, key=lambda question: question.turn):
+            by_row[question.row].append(question)
         return by_row
 
-    def _first(self) -> list[Ask]:
+    def _first(self) -> list[Question]:
         """The questions that are asked right behind a context."""
         every = self.prompter.case.mode == "multi_request"
         return [
@@ -67,25 +67,28 @@ class Block:
 
     def _answered(self, group: Group) -> list[Group]:
         """Have the questions of a group answered -> those that come next in their conversations, fed already."""
-        self.done += group.asks
-        for ask, drift in zip(group.asks, self.contexts.drift(group), strict=True):
-            ask.drift = drift
-        goes_on = self.prompter.case.mode == "multi_turn" and any(self._goes_on(ask) for ask in group.asks)
+        self.done += group.questions
+        for question, drift in zip(group.questions, self.contexts.drift(group), strict=True):
+            question.drift = drift
+        goes_on = self.prompter.case.mode == "multi_turn" and any(map(self._goes_on, group.questions))
         # the model's own answers are no part of a conversation with gold ones
         before = self.contexts.fork(group) if goes_on and self.prompter.gold else None
         ended = self.contexts.generate(group, keep=goes_on and before is None)
         return [later for one in (ended if before is None else [before]) for later in self._following(one)]
 
-    def _goes_on(self, ask: Ask) -> bool:
+    def _goes_on(self, question: Question) -> bool:
         """Whether the sample has another question after this one."""
-        return ask.turn + 1 < len(self.samples[ask.row].turns)
+        return question.turn + 1 < len(self.samples[question.row].turns)
 
     def _following(self, ended: Group) -> Iterable[Group]:
         """Feed the next question of rows that have answered; rows without one are dropped."""
-        nexts = {row: self.prompter.following(self.samples[ask.row], ask) for row, ask in enumerate(ended.asks)}
-        asks = {row: ask for row, ask in nexts.items() if ask is not None}
-        for rows in alike(asks, lambda row: len(asks[row].ids)):
-            yield self.contexts.go_on(ended, rows, [asks[row] for row in rows])
+        nexts = {
+            row: self.prompter.following(self.samples[question.row], question)
+            for row, question in enumerate(ended.questions)
+        }
+        questions = {row: question for row, question in nexts.items() if question is not None}
+        for rows in alike(questions, lambda row: len(questions[row].ids)):
+            yield self.contexts.go_on(ended, rows, [questions[row] for row in rows])
 
 
 def alike(items: Iterable[int], length: Callable[[int], int]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from kvcheck.core.front import option
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.runner.chat import Chat
-from kvcheck.runner.seam import Ask, Encoder
+from kvcheck.runner.seam import Encoder, Question
 from kvcheck.tasks.base import Sample, Task, Turn
 
 PLAIN = Chat()
@@ -63,26 +63,26 @@ class Prompter:
         """The text of a question, up to where its answer begins."""
         return self.chat.message(turn.question) + self.chat.tail + turn.lead
 
-    def first(self, sample: Sample, row: int, turn: int) -> Ask:
+    def first(self, sample: Sample, row: int, turn: int) -> Question:
         """The question `turn` asked right after the context."""
         asked = sample.turns[turn]
         ids = tuple(self.encoder.encode(self.asked(asked)))
-        return Ask(row, turn, ids, self.reference(asked), asked.max_new_tokens)
+        return Question(row, turn, ids, self.reference(asked), asked.max_new_tokens)
 
-    def following(self, sample: Sample, ask: Ask) -> Ask | None:
+    def following(self, sample: Sample, question: Question) -> Question | None:
         """The next turn of a conversation, None after the last one."""
-        turn = ask.turn + 1
+        turn = question.turn + 1
         if turn >= len(sample.turns):
             return None
         before, asked = sample.turns[turn - 1], sample.turns[turn]
-        question = self.asked(asked)
+        text = self.asked(asked)
         if self.chat.again:  # it opens a message of its own
-            question = question.lstrip("\n")
-        text = self._joint(sample) + question
+            text = text.lstrip("\n")
+        text = self._joint(sample) + text
         if self.gold:
             ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
-            return ask.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
-        return ask.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
+            return question.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
+        return question.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
@@ -95,9 +95,9 @@ class Prompter:
         ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
         return tuple(ids[:DRIFT_TOKENS])
 
-    def answer(self, turn: Turn, ask: Ask) -> str:
+    def answer(self, turn: Turn, question: Question) -> str:
         """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
-        return cut(self.encoder.decode(ask.answer).removeprefix(self.space(turn)), turn.stop)
+        return cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
 
     def space(self, turn: Turn) -> str:
         """What stands before an answer: nothing where it begins an assistant's message."""
@@ -165,12 +165,14 @@ def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:
 
     ids = asking.context(sample)
     parts = [(f"context, {len(ids)} tokens", text(ids))]
-    ask = asking.first(sample, 0, 0)
+    question = asking.first(sample, 0, 0)
     for at, turn in enumerate(sample.turns if asking.case.mode != "single" else sample.turns[:1]):
         if at:
-            after = asking.following(sample, ask) if asking.case.mode == "multi_turn" else asking.first(sample, 0, at)
-            ask = ask if after is None else after
-        parts.append((f"turn {at + 1}, {len(ask.ids)} tokens", text(ask.ids)))
+            after = (
+                asking.following(sample, question) if asking.case.mode == "multi_turn" else asking.first(sample, 0, at)
+            )
+            question = question if after is None else after
+        parts.append((f"turn {at + 1}, {len(question.ids)} tokens", text(question.ids)))
         expected = f"graded by {turn.metric} against {list(turn.references)}, at most {turn.max_new_tokens} tokens"
-        parts.append((f"answer {at + 1}, {expected}", text(ask.reference)))
+        parts.append((f"answer {at + 1}, {expected}", text(question.reference)))
     return parts

@@ -47,7 +47,7 @@ class Drift:
 
 
 @dataclass
-class Ask:
+class Question:
     """One question on its way: what is fed, and what came back.
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
@@ -76,14 +76,14 @@ class Ask:
         """Everything after the context, up to the end of the question."""
         return self.history + self.ids
 
-    def next(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
+    def next(self, turn: int, ids: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Question:
         """The next question in the same conversation: the model's own answer stays in the cache."""
         spoken = tuple(self.answer[: len(self.answer) - len(self.pending)])
-        return Ask(self.row, turn, self.pending + question, reference, limit, self.tail + spoken)
+        return Question(self.row, turn, self.pending + ids, reference, limit, self.tail + spoken)
 
-    def instead(self, turn: int, question: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Ask:
-        """The next question where another answer, which `question` begins with, stands in the place of the model's."""
-        return Ask(self.row, turn, question, reference, limit, self.tail)
+    def instead(self, turn: int, ids: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Question:
+        """The next question where another answer, which `ids` begins with, stands in the place of the model's."""
+        return Question(self.row, turn, ids, reference, limit, self.tail)
 
 
 @dataclass(frozen=True)

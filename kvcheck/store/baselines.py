@@ -2,24 +2,23 @@
 
     <root>/<model name>/<method>.txt        one file per method and model; fp16.txt is the full cache
 
-Folders are in baseline_files.py, addresses in baseline_remote.py, publishing in baseline_push.py; the text of a file is
-described in baseline_text.py, all of it in docs/reference/baselines.md.
+What a store is stands in reader.py; folders are in file_store.py, addresses in remote.py, publishing in publish.py; the
+text of a file is described in text.py, all of it in docs/reference/baselines.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
 from kvcheck.core.errors import BaselineError
 from kvcheck.core.paths import bundle, user_baselines
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.store.file_store import FileStore
-from kvcheck.store.reader import VERBS, Base, Changes, Entry, Lookup, Reader, Reading, problems, read_only
+from kvcheck.store.reader import VERBS, Base, Changes, Entry, Reader, Reading, Recording, Store
 from kvcheck.store.remote import RemoteStore
-from kvcheck.store.text import ModelId, StoredCase, base_digest, decode, encode
+from kvcheck.store.text import ModelId, StoredCase, base_digest, encode
 
 __all__ = [
     "VERBS",
@@ -28,96 +27,23 @@ __all__ = [
     "FileStore",
     "Layered",
     "ModelId",
-    "ReadOnly",
     "RemoteStore",
     "Store",
     "open_place",
     "open_store",
     "places",
+    "stored_fp16",
 ]
 
 
-class Store(Protocol):
-    """Records by model, method and case."""
-
-    @property
-    def writable(self) -> bool:
-        """Whether `record` may be called."""
-        ...
-
-    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
-        """The stored record of that case (any n); None when there is none. Raises BaselineError for a bad file."""
-        ...
-
-    def raw(self, model: ModelId, method: str, case: CaseId) -> StoredCase | None:
-        """The case as it stands in the file, not yet decoded."""
-        ...
-
-    def path(self, model: ModelId, method: str) -> str:
-        """The file that holds, or would hold, the records of that method."""
-        ...
-
-    def record(
-        self,
-        model: ModelId,
-        method: str,
-        records: Iterable[CaseRecord],
-        verb: str,
-        about: dict[str, Any],
-        lookup: Lookup | None = None,
-    ) -> Changes:
-        """Merge records into the file of a method. See FileStore.record."""
-        ...
-
-    def expect_room(self) -> None:
-        """Raise BaselineError where nothing can be recorded, before anything is measured."""
-        ...
-
-    def source(self, model: ModelId, method: str, case: CaseId) -> str:
-        """The file that `get` reads this case from; "" when there is none."""
-        ...
-
-    def entries(self) -> list[Entry]:
-        """Every readable file, sorted."""
-        ...
-
-    def readings(self, base: Base | None = None) -> Iterator[Reading]:
-        """Every case of every file, checked. See Reader.readings."""
-        ...
-
-    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
-        """(file, problem) for every file that cannot be used as it is. base: finds the fp16 record of a case."""
-        ...
-
-
-class ReadOnly:
-    """Another store, closed to recording."""
-
-    writable = False
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def record(self, model: ModelId, method: str, *args: Any, **kwargs: Any) -> Changes:
-        """Refuse."""
-        raise read_only(self._store.path(model, method).rsplit("/", 2)[0])
-
-
-class Layered:
+class Layered(Store):
     """Several stores, the first one that has a case wins; recording goes to the first."""
 
     def __init__(self, *stores: Store) -> None:
         if not stores:
             raise ValueError("no stores")
         self.stores = stores
-
-    @property
-    def writable(self) -> bool:
-        """Whether the first store takes records."""
-        return self.stores[0].writable
+        self.writable, self.root = stores[0].writable, stores[0].root
 
     def path(self, model: ModelId, method: str) -> str:
         """The file that recording writes."""
@@ -136,43 +62,23 @@ class Layered:
         found = (store.raw(model, method, case) for store in self.stores)
         return next((one for one in found if one is not None), None)
 
-    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
-        """The record from the first store that has it, with the fp16 record it was written against from any of them."""
-        stored = self.raw(model, method, case)
-        if stored is None:
-            return None
-        fp16 = self.base(model, case, stored.base) if stored.base else None
-        return decode(stored, method, model, fp16, self.source(model, method, case))
-
     def base(self, model: ModelId, case: CaseId, digest: str) -> CaseRecord | None:
         """The fp16 record of a case with this digest from any of the stores, or the first that there is."""
         known = [one for store in self.stores if (one := store.get(model, "fp16", case)) is not None]
         fitting = [one for one in known if base_digest(one) == digest]
         return next(iter(fitting or known), None)
 
-    def record(
-        self,
-        model: ModelId,
-        method: str,
-        records: Iterable[CaseRecord],
-        verb: str,
-        about: dict[str, Any],
-        lookup: Lookup | None = None,
-    ) -> Changes:
-        """Merge into the first store's file. What a later store holds is not "new" nor, if equal, "changed"."""
-        lookup = lookup or (lambda case: self.get(model, "fp16", case))
-        wanted = []
-        for record in records:
-            below = None
-            if self.stores[0].raw(model, method, record.case) is None:
-                below = self.raw(model, method, record.case)
-            if (
-                below is None
-                or verb == "all"
-                or (verb == "changed" and not below.same_as(encode(record, lookup(record.case))))
-            ):
-                wanted.append(record)
-        return self.stores[0].record(model, method, wanted, verb, about, lookup)
+    def _record(self, recording: Recording) -> Changes:
+        """Into the first store's file. What a later store holds is not "new" nor, if equal, "changed"."""
+        wanted = [record for record in recording.records if self._is_wanted(record, recording)]
+        return self.stores[0].record(*recording._replace(records=wanted))
+
+    def _is_wanted(self, record: CaseRecord, recording: Recording) -> bool:
+        model, method, _, verb, _, lookup = recording
+        if verb == "all" or self.stores[0].raw(model, method, record.case) is not None:
+            return True
+        below = self.raw(model, method, record.case)
+        return below is None or (verb == "changed" and not below.same_as(encode(record, lookup(record.case))))
 
     def entries(self) -> list[Entry]:
         """The files of every store."""
@@ -182,14 +88,6 @@ class Layered:
         """The cases of every file, those too that an earlier store hides; a base record is looked for in all stores."""
         for store in self.stores:
             yield from store.readings(base or self.base)
-
-    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
-        """(file, problem) for every file of every store that cannot be used as it is."""
-        return problems(self.readings(base))
-
-    def orphans(self, known: Callable[[str, CaseId], bool]) -> list[tuple[str, CaseId]]:
-        """(file, case) that no test would run any more, in every store."""
-        return [(e.path, case) for e in self.entries() for case in e.cases if not known(e.method, case)]
 
 
 def open_store(uri: str | Path | None = None, rootdir: Path | None = None) -> Store:
@@ -204,7 +102,14 @@ def open_store(uri: str | Path | None = None, rootdir: Path | None = None) -> St
     first, *others = map(open_place, places(uri) if uri is not None else [user_baselines(rootdir or Path.cwd())])
     if isinstance(first, FileStore) and Path(first.root).resolve() == shipped and not others:
         return first
-    return Layered(first, *map(ReadOnly, [*others, FileStore(shipped)]))
+    return Layered(first, *others, FileStore(shipped))
+
+
+def stored_fp16(store: Store, model: ModelId, records: Iterable[CaseRecord]) -> dict[str, CaseRecord]:
+    """The stored fp16 records of these cases, by case key; those that hold fewer contexts were not judged by."""
+    cases = {record.case.key: record.case for record in records if record.samples}
+    found = {key: store.get(model, "fp16", case) for key, case in cases.items()}
+    return {key: one for key, one in found.items() if one is not None and len(one.samples) >= cases[key].n}
 
 
 def places(uri: str | Path) -> list[str | Path]:

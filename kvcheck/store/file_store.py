@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from kvcheck.core.errors import BaselineError, SpecError, did_you_mean
+from kvcheck.core.errors import BaselineError
 from kvcheck.core.files import expect_plain, expect_writable, one_writer, write_atomically
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseRecord
-from kvcheck.store.reader import VERBS, Changes, Lookup, Reader
-from kvcheck.store.text import ModelId, StoredFile, difference, encode, read_file, write_file
+from kvcheck.store.reader import Changes, Lookup, Reader, Recording
+from kvcheck.store.text import StoredFile, difference, encode, read_file, write_file
 
 TRIES = 10
 """How often a recording is merged anew where something else writes the same file without waiting for its turn."""
@@ -27,7 +26,7 @@ class FileStore(Reader):
     def __init__(self, root: str | Path) -> None:
         super().__init__(str(Path(root).expanduser()))
 
-    def _text(self, path: str) -> tuple[Any, str] | None:
+    def _text(self, path: str) -> tuple[object, str] | None:
         try:
             stat = expect_plain(path)
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -54,7 +53,7 @@ class FileStore(Reader):
         )
 
     def expect_room(self) -> None:
-        """Raise BaselineError where nothing can be recorded, before anything is measured."""
+        """Raise BaselineError where nothing can be written."""
         expect_writable(self.root)
 
     @contextmanager
@@ -75,26 +74,10 @@ class FileStore(Reader):
         found = self._text(path)
         return (None if found is None else found[1]) == text
 
-    def record(
-        self,
-        model: ModelId,
-        method: str,
-        records: Iterable[CaseRecord],
-        verb: str,
-        about: dict[str, Any],
-        lookup: Lookup | None = None,
-    ) -> Changes:
-        """Merge records into the file of a method; cases that are not among them stay as they are.
-
-        verb: "new" adds missing cases; "changed" also replaces those that differ; "all" replaces all of them.
-        about: {"kvcheck": version, "packages": {...}}. lookup: finds the fp16 record to write against.
-        Records that stopped early are not written. Processes that record at once wait for each other, and what
-        something else has written meanwhile is merged, not replaced. Raises BaselineError, with the old file as it was.
-        """
-        if verb not in VERBS:
-            raise SpecError(f"unknown {option('record')} {verb!r}", did_you_mean(verb, VERBS))
-        lookup = lookup or (lambda case: self.get(model, "fp16", case))
-        path, ordered = self.path(model, method), sorted(records, key=lambda record: record.case)
+    def _record(self, recording: Recording) -> Changes:
+        """Processes that record at once wait for each other; what something else wrote meanwhile is merged."""
+        model, method, ordered, verb, about, lookup = recording
+        path = self.path(model, method)
         if not ordered:
             return Changes(path, 0, ())
         with one_writer(os.path.dirname(path)):
@@ -156,7 +139,7 @@ def _expect_absent(path: str) -> None:
 def _merge(
     stored: StoredFile, path: str, records: Iterable[CaseRecord], verb: str, lookup: Lookup
 ) -> tuple[int, list[str]]:
-    """Put records into a file's cases -> how many, and what is to be said. See FileStore.record."""
+    """Put records into a file's cases -> how many, and what is to be said. See Store.record."""
     written, lines, cases = 0, list[str](), stored.cases
     for record in records:
         if record.model != stored.model.fingerprint or record.method != stored.method:

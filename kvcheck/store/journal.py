@@ -4,7 +4,7 @@
     run.json.journal/gw0.jsonl      of each worker of pytest-xdist
 
 One process writes a file, lines are only appended, and a last line that was cut off is ignored. At the end the run file
-is written from what the session gathered, and the folder goes. Kinds of lines, by their first word:
+is written from what the session collected, and the folder goes. Kinds of lines, by their first word:
 
     header   what must be known to go on with the run
     item     a test item that was selected: every one of them must come to an end
@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseRecord, PropertyRecord, Run, RunHeader, SampleRecord, Verdict
+from kvcheck.core.record import CaseRecord, Finding, PropertyRecord, Run, RunHeader, SampleRecord, Verdict, ZooRecord
 from kvcheck.store.run_file import dumps, loads
 
+T = TypeVar("T")
 Name = tuple[str, str]
 """(str(case), method): what names a case in a run."""
 
@@ -50,7 +51,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Ended:
-    """What came of an item: the text of its failure, "" where it passed; verdicts and the record of a case."""
+    """What came of an item: the text of its failure, "" where it passed; verdicts and the record of a case.
+
+    skipped: why there was nothing to judge.
+    """
 
     case: str
     method: str
@@ -59,11 +63,14 @@ class Ended:
     verdicts: tuple[Verdict, ...] = ()
     failure: str = ""
     property: PropertyRecord | None = None
+    zoo: ZooRecord | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: str = ""
 
 
 @dataclass
 class Kept:
-    """What journals, or a run file, hold. records: all cases that were begun, as far as they got, by name."""
+    """What journals, a run file or reports hold. records: all cases that were begun, as far as they got, by name."""
 
     header: RunHeader | None = None
     items: dict[str, Item] = field(default_factory=dict)
@@ -72,6 +79,7 @@ class Kept:
     ended: dict[Name, Ended] = field(default_factory=dict)
     died: dict[str, list[Item]] = field(default_factory=dict)
     properties: dict[Name, PropertyRecord] = field(default_factory=dict)
+    zoo: dict[Name, ZooRecord] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, run: Run) -> Kept:
@@ -89,26 +97,68 @@ class Kept:
             case, _, method = text.partition("|")
             kept.ended.setdefault((case, method), Ended(case, method, {}, failure=failure))
         kept.properties = {(one.name, one.method): one for one in run.properties}
+        kept.zoo = {(one.name, one.counterpart): one for one in run.zoo}
         return kept
+
+    def end(self, ended: Ended) -> None:
+        """An item is over."""
+        name = (ended.case, ended.method)
+        self.running.pop(name, None)
+        if ended.property is not None:
+            self.properties[name] = ended.property
+            return
+        self.ended[name] = ended
+        if ended.zoo is not None:
+            self.zoo[name] = ended.zoo
+        if ended.record is not None and ended.record.samples:
+            self.records[name] = ended.record
+
+    def over(self, before: Kept) -> Kept:
+        """What another one holds, and this one in its place where both hold the same."""
+        return replace(
+            self,
+            items=before.items | self.items,
+            records=before.records | self.records,
+            running=before.running | self.running,
+            ended=before.ended | self.ended,
+            properties=before.properties | self.properties,
+            zoo=before.zoo | self.zoo,
+        )
 
     def without(self, methods: Iterable[str]) -> Kept:
         """All but what was measured of these methods."""
         left = set(methods)
-        parts = {name: getattr(self, name) for name in ("records", "ended", "properties")}
-        kept: dict[str, Any] = {
-            what: {name: one for name, one in part.items() if name[1] not in left} for what, part in parts.items()
-        }
-        return replace(self, **kept)
 
-    def run(self, header: RunHeader) -> Run:
-        """As a run: what ended, and what was begun as its partial cases."""
-        whole = {name: one for name, one in self.ended.items() if one.record is not None and one.record.samples}
-        rest = {name: record for name, record in self.records.items() if name not in whole and record.samples}
-        judged = {"|".join(name): one.verdicts for name, one in self.ended.items() if one.verdicts}
-        failures = {"|".join(name): one.failure for name, one in self.ended.items() if one.failure}
-        cases = tuple(one.record for _, one in sorted(whole.items()) if one.record is not None)
-        partial = tuple(rest[name] for name in sorted(rest))
-        return Run(header, cases, judged, failures, tuple(self.properties.values()), partial)
+        def rest(part: dict[Name, T]) -> dict[Name, T]:
+            return {name: one for name, one in part.items() if name[1] not in left}
+
+        return replace(
+            self,
+            records=rest(self.records),
+            ended=rest(self.ended),
+            properties=rest(self.properties),
+            zoo=rest(self.zoo),
+        )
+
+    def run(self, header: RunHeader, methods: Sequence[str] = ()) -> Run:
+        """As a run: what ended, and what was begun as its partial cases. methods: the order of their cases."""
+
+        def order(name: Name) -> tuple[int, str]:
+            return (methods.index(name[1]) if name[1] in methods else len(methods), "|".join(name))
+
+        ended = {name: self.ended[name] for name in sorted(self.ended, key=order)}
+        complete = {name: one.record for name, one in ended.items() if one.record is not None}
+        rest = sorted(name for name, record in self.records.items() if name not in complete and record.samples)
+        return Run(
+            header,
+            tuple(complete.values()),
+            {"|".join(name): one.verdicts for name, one in sorted(ended.items()) if one.verdicts},
+            {"|".join(name): one.failure for name, one in sorted(ended.items()) if one.failure},
+            tuple(self.properties.values()),
+            tuple(self.records[name] for name in rest),
+            tuple(self.zoo.values()),
+            tuple(finding for one in ended.values() for finding in one.findings),
+        )
 
 
 class Journal:
@@ -227,6 +277,9 @@ def _seed(journal: Journal, kept: Kept) -> None:
         journal.end(ended)
     for (name, method), found in kept.properties.items():
         journal.end(Ended(name, method, {}, property=found))
+    for (name, method), result in kept.zoo.items():
+        if (name, method) not in kept.ended:
+            journal.end(Ended(name, method, {}, zoo=result))
     journal.close()
 
 
@@ -275,15 +328,18 @@ def read_file(path: Path, kept: Kept | None = None) -> Kept:
     return kept
 
 
-def _line(kind: str, value: Any) -> str:
+def _line(kind: str, value: object) -> str:
     """A line of this kind: the kind, a tab, JSON."""
     return f"{kind}\t{dumps(value)}\n"
 
 
-KINDS = {"header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item}
+Line: TypeAlias = RunHeader | Item | CaseRecord | Ended
+KINDS: dict[str, type[Line]] = {
+    "header": RunHeader, "item": Item, "start": Item, "block": CaseRecord, "end": Ended, "died": Item
+}  # fmt: skip
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, Line]]:
     """(kind, value) of the lines of a file that are whole. Raises BaselineError for one that is damaged."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
@@ -295,32 +351,20 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             ) from error
 
 
-def _take(kept: Kept, kind: str, value: Any) -> None:
+def _take(kept: Kept, kind: str, value: Line) -> None:
     """One line."""
-    if kind == "header":
+    if isinstance(value, RunHeader):
         kept.header = kept.header or value
-    elif kind == "item":
-        kept.items[value.nodeid] = value
-    elif kind == "start":
-        kept.running[value.case, value.method] = value
-    elif kind == "died":
-        kept.died.setdefault(value.method, []).append(value)
-    elif kind == "block":
+    elif isinstance(value, CaseRecord):
         name = (str(value.case), value.method)
         before = kept.records[name].samples if name in kept.records else ()
         joined = {sample.index: sample for sample in (*before, *value.samples)}
         kept.records[name] = replace(value, samples=tuple(joined[index] for index in sorted(joined)))
-    elif kind == "end":
-        _close(kept, value)
-
-
-def _close(kept: Kept, ended: Ended) -> None:
-    """An item is over."""
-    name = (ended.case, ended.method)
-    kept.running.pop(name, None)
-    if ended.property is not None:
-        kept.properties[name] = ended.property
-        return
-    kept.ended[name] = ended
-    if ended.record is not None and ended.record.samples:
-        kept.records[name] = ended.record
+    elif isinstance(value, Ended):
+        kept.end(value)
+    elif kind == "item":
+        kept.items[value.nodeid] = value
+    elif kind == "start":
+        kept.running[value.case, value.method] = value
+    else:
+        kept.died.setdefault(value.method, []).append(value)

@@ -1,4 +1,4 @@
-"""The text of one context in a baseline file: columns and JSON, see baseline_text.py."""
+"""The text of one context in a baseline file: columns and JSON, see text.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from kvcheck.core.formats import Json
 from kvcheck.core.record import SampleRecord, TurnRecord, Weight
 from kvcheck.store.validate import shown, strict_json
 
@@ -28,7 +28,7 @@ def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool)
     for values in ([t.nll for t in turns], [t.agree for t in turns], [t.kl for t in turns]):
         columns.append(_write_thousandths(values))
     if fp16 is None:
-        extra: dict[str, Any] = {"answers": [turn.answer for turn in turns]}
+        extra: dict[str, object] = {"answers": [turn.answer for turn in turns]}
         if any(turn.depth is not None for turn in turns):
             extra["depth"] = [places(turn.depth) for turn in turns]
         if any(turn.subtask for turn in turns):
@@ -68,7 +68,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
     """The context of a line. fp16: the contexts that it is written against. Raises ValueError, KeyError, TypeError."""
     columns, text = _split(line, fp16 is not None)
     index, scores = int(columns[0]), _read_scores(columns[-4])
-    extra: dict[str, Any] = strict_json(text)
+    extra: dict[str, Json] = strict_json(text)
     if not isinstance(extra, dict):
         raise ValueError(f"no JSON object: {shown(text)}")
     drift = [_read_thousandths(column, len(scores)) for column in columns[-3:]]
@@ -84,25 +84,25 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
         answers = [_restore(extra.pop(str(at), None), turn.answer) for at, turn in enumerate(theirs.turns)]
     if extra:
         raise ValueError(f"{shown(next(iter(extra)))} means nothing in context {index}")
-    rows: Iterator[Any] = zip(scores, answers, subtasks, depths, *drift, strict=True)
+    rows: Iterator[Json] = zip(scores, answers, subtasks, depths, *drift, strict=True)
     return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows), weight)
 
 
-def _read_weight(found: Any) -> Weight | None:
+def _read_weight(found: Json) -> Weight | None:
     if found is None:
         return None
     kv, kept, *caches = found
     return Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
 
 
-def _change(answer: str, fp16: str) -> Any:
+def _change(answer: str, fp16: str) -> str | list[int | str]:
     shared = next(
         (at for at, (a, b) in enumerate(zip(answer, fp16, strict=False)) if a != b), min(len(answer), len(fp16))
     )
     return [shared, answer[shared:]] if shared else answer
 
 
-def _restore(change: Any, fp16: str) -> str:
+def _restore(change: Json, fp16: str) -> str:
     if change is None or isinstance(change, str):
         return fp16 if change is None else change
     shared, rest = change
@@ -143,7 +143,7 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _compact(value: Any) -> str:
+def _compact(value: object) -> str:
     return encodable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kvcheck.core.errors import BaselineError
 from kvcheck.core.paths import bundle
-from kvcheck.store.baselines import Layered, ReadOnly
+from kvcheck.store.baselines import Layered
 from kvcheck.store.file_store import FileStore
 from kvcheck.store.reader import Entry, Reader
 from kvcheck.store.text import ModelId, StoredCase, StoredFile, base_digest, decode, difference, write_file
@@ -39,7 +39,7 @@ def plan(source: Reader, target: Reader, chosen: Callable[[Entry], bool] = lambd
     Raises BaselineError: a file of the source that is damaged or stale, nothing chosen, a file of the target that
     cannot be read or is of another model, a record whose fp16 record would not be there.
     """
-    layers = Layered(source, ReadOnly(target), ReadOnly(FileStore(bundle("baselines"))))
+    layers = Layered(source, target, FileStore(bundle("baselines")))
     for path, problem in source.verify(layers.base):
         raise BaselineError(f"{path} is not published: {problem}", "kvcheck baselines verify shows all that is wrong")
     entries = sorted(
@@ -80,11 +80,11 @@ def _merge(source: Reader, target: Reader, entry: Entry) -> Merge:
     lines: list[str] = []
     new = differ = 0
     for key, one in mine.cases.items():
-        there = cases.get(key)
-        if there is not None and there.same_as(one):
+        theirs = cases.get(key)
+        if theirs is not None and theirs.same_as(one):
             continue
-        new, differ = new + (there is None), differ + (there is not None)
-        lines += difference(there, one)
+        new, differ = new + (theirs is None), differ + (theirs is not None)
+        lines += difference(theirs, one)
         cases[key] = one
     merged = replace(mine, cases=cases)
     return Merge(target.path(entry.model, entry.method), mine, known, merged, new, differ, tuple(lines))

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import BaselineError
+from kvcheck.core.formats import Json, read_toml
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import CaseRecord, context_score
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SLACK = 2.0
 """Points beyond two standard errors: other hardware, libraries and rounding."""
@@ -50,13 +44,13 @@ class Published:
 def read(path: Path) -> tuple[Published, ...]:
     """The scores of a file. Raises BaselineError that names what is wrong."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path.read_text(encoding="utf-8"))
         return tuple(one for model, parts in table.items() for part in parts for one in _scores(model, part))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BaselineError(f"{path} cannot be read: {error!r}", "see the shipped file for the format") from error
 
 
-def _scores(model: str, part: dict[str, Any]) -> list[Published]:
+def _scores(model: str, part: dict[str, Json]) -> list[Published]:
     about = {name: value for name, value in part.items() if name in ABOUT}
     return [Published(model, name, float(score), **about) for name, score in part.items() if name not in ABOUT]
 

@@ -1,13 +1,14 @@
-"""What every store of baselines does that can list and read texts: read them, check them, say what is in them."""
+"""What a store of baselines is, and what all do that can list and read texts: read, check, say what is in them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, TypedDict
 
-from kvcheck.core.errors import BaselineError
+from kvcheck.core.errors import BaselineError, SpecError, did_you_mean
 from kvcheck.core.files import safe_name
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord
@@ -48,25 +49,114 @@ class Reading:
     problem: str = ""
 
 
-def read_only(place: str) -> BaselineError:
-    """The refusal of a store that takes no records, with the way in."""
-    return BaselineError(
-        f"{place} is read-only: nothing is recorded there",
-        f"record into a folder above it, {option('baselines')}=FOLDER,{place}, then publish: "
-        f"kvcheck baselines push --from FOLDER --to {place}",
-    )
+class About(TypedDict, total=False):
+    """What a recording was made with: the version of kvcheck, and those of packages."""
+
+    kvcheck: str
+    packages: dict[str, str]
 
 
-class Reader:
-    """Reading, for any place that can list and give texts."""
+class Recording(NamedTuple):
+    """What is to be recorded, see `Store.record`."""
+
+    model: ModelId
+    method: str
+    records: list[CaseRecord]
+    verb: str
+    about: About
+    lookup: Lookup
+
+
+class Store(ABC):
+    """Records by model, method and case. A store is read-only unless it says otherwise. root: how messages name it."""
 
     writable = False
+    root: str
+
+    @abstractmethod
+    def path(self, model: ModelId, method: str) -> str:
+        """The file that holds, or would hold, the records of that method."""
+
+    @abstractmethod
+    def source(self, model: ModelId, method: str, case: CaseId) -> str:
+        """The file that `get` reads this case from; "" when there is none."""
+
+    @abstractmethod
+    def raw(self, model: ModelId, method: str, case: CaseId) -> StoredCase | None:
+        """The case as it stands in the file, not yet decoded."""
+
+    @abstractmethod
+    def base(self, model: ModelId, case: CaseId, digest: str) -> CaseRecord | None:
+        """The fp16 record of a case, that of this digest where there are several. Raises BaselineError."""
+
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """Every readable file, sorted."""
+
+    @abstractmethod
+    def readings(self, base: Base | None = None) -> Iterator[Reading]:
+        """Every case of every file, checked: its fields, how it is written, and that its fp16 record is there.
+
+        base: finds the fp16 record that it was written against, by default in this store.
+        """
+
+    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
+        """The stored record of that case (any n); None when there is none. Raises BaselineError for a bad file."""
+        stored = self.raw(model, method, case)
+        if stored is None:
+            return None
+        fp16 = self.base(model, case, stored.base) if stored.base else None
+        return decode(stored, method, model, fp16, self.source(model, method, case))
+
+    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
+        """(file, problem) for every file that cannot be used as it is, see `readings`."""
+        return problems(self.readings(base))
+
+    def record(
+        self,
+        model: ModelId,
+        method: str,
+        records: Iterable[CaseRecord],
+        verb: str,
+        about: About,
+        lookup: Lookup | None = None,
+    ) -> Changes:
+        """Merge records into the file of a method; cases that are not among them stay as they are.
+
+        verb: "new" adds missing cases; "changed" also replaces those that differ; "all" replaces all of them.
+        lookup: finds the fp16 record to write against, by default in this store. Records that stopped early are not
+        written. Raises BaselineError, with the old file as it was, where the store is read-only or cannot be written.
+        """
+        if verb not in VERBS:
+            raise SpecError(f"unknown {option('record')} {verb!r}", did_you_mean(verb, VERBS))
+        ordered = sorted(records, key=lambda record: record.case)
+        lookup = lookup or (lambda case: self.get(model, "fp16", case))
+        return self._record(Recording(model, method, ordered, verb, about, lookup))
+
+    def _record(self, recording: Recording) -> Changes:
+        raise self._read_only()
+
+    def expect_room(self) -> None:
+        """Raise BaselineError where nothing can be recorded, before anything is measured."""
+        raise self._read_only()
+
+    def _read_only(self) -> BaselineError:
+        """The refusal of a store that takes no records, with the way in."""
+        return BaselineError(
+            f"{self.root} is read-only: nothing is recorded there",
+            f"record into a folder above it, {option('baselines')}=FOLDER,{self.root}, then publish: "
+            f"kvcheck baselines push --from FOLDER --to {self.root}",
+        )
+
+
+class Reader(Store):
+    """Reading, for any place that can list and give texts."""
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._cache: dict[str, tuple[Any, StoredFile]] = {}
+        self._cache: dict[str, tuple[object, StoredFile]] = {}
 
-    def _text(self, path: str) -> tuple[Any, str] | None:
+    def _text(self, path: str) -> tuple[object, str] | None:
         """(a stamp that changes when the file does, its text), or None when there is no such file."""
         raise NotImplementedError
 
@@ -124,14 +214,6 @@ class Reader:
             )
         return stored
 
-    def get(self, model: ModelId, method: str, case: CaseId) -> CaseRecord | None:
-        """The stored record of that case (any n); None when there is none. Raises BaselineError for a bad file."""
-        stored = self.raw(model, method, case)
-        if stored is None:
-            return None
-        fp16 = self.get(model, "fp16", case) if stored.base else None
-        return decode(stored, method, model, fp16, self.path(model, method))
-
     def source(self, model: ModelId, method: str, case: CaseId) -> str:
         """The file that `get` reads this case from; "" when there is none."""
         return "" if self.raw(model, method, case) is None else self.path(model, method)
@@ -140,22 +222,6 @@ class Reader:
         """The case as it stands in the file, not yet decoded."""
         stored = self.load(model, method)
         return None if stored is None else stored.cases.get(case.key)
-
-    def record(
-        self,
-        model: ModelId,
-        method: str,
-        records: Iterable[CaseRecord],
-        verb: str,
-        about: dict[str, Any],
-        lookup: Lookup | None = None,
-    ) -> Changes:
-        """Refuse: this place is read-only."""
-        raise read_only(self.root)
-
-    def expect_room(self) -> None:
-        """Raise BaselineError where nothing can be recorded, before anything is measured."""
-        raise read_only(self.root)
 
     def entries(self) -> list[Entry]:
         """Every readable file, sorted."""
@@ -172,10 +238,7 @@ class Reader:
                     yield path, stored
 
     def readings(self, base: Base | None = None) -> Iterator[Reading]:
-        """Every case of every file, checked: its fields, how it is written, and that its fp16 record is there.
-
-        base: finds the fp16 record that it was written against, by default in this store.
-        """
+        """See Store.readings."""
         base, known = base or self.base, dict[tuple[ModelId, CaseId, str], CaseRecord | None]()
         for path in self._paths():
             try:
@@ -201,16 +264,8 @@ class Reader:
                     yield Reading(path, stored.model, problem=error.message)
 
     def base(self, model: ModelId, case: CaseId, digest: str) -> CaseRecord | None:
-        """The fp16 record of a case. Raises BaselineError for a bad file."""
+        """Its own fp16 record, of any digest. Raises BaselineError for a bad file."""
         return self.get(model, "fp16", case)
-
-    def verify(self, base: Base | None = None) -> list[tuple[str, str]]:
-        """(file, problem) for every file that cannot be used as it is, see `readings`."""
-        return problems(self.readings(base))
-
-    def orphans(self, known: Callable[[str, CaseId], bool]) -> list[tuple[str, CaseId]]:
-        """(file, case) that no test would run any more. known(method, case) says whether one would."""
-        return [(e.path, case) for e in self.entries() for case in e.cases if not known(e.method, case)]
 
     def left_behind(self, model: ModelId) -> list[str]:
         """A line for each method whose records were written against an fp16 record that is no longer there."""

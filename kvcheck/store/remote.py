@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import BaselineError, did_you_mean
 from kvcheck.store.reader import Reader
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of kvcheck that brings the driver of a protocol."""
@@ -31,7 +34,7 @@ class RemoteStore(Reader):
         """A path of this store as the file system calls it."""
         return f"{self._inner}{path.removeprefix(self.root)}"
 
-    def _text(self, path: str) -> tuple[Any, str] | None:
+    def _text(self, path: str) -> tuple[object, str] | None:
         if path in self._cache:
             return self._cache[path][0], ""
         if path in self._absent:
@@ -110,7 +113,7 @@ class RemoteStore(Reader):
         return False
 
 
-def _open(uri: str) -> tuple[Any, str]:
+def _open(uri: str) -> tuple[AbstractFileSystem, str]:
     """(file system, path in it). Raises BaselineError: unknown protocol, missing driver."""
     import fsspec
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.escape import json_text
 from kvcheck.core.files import expect_plain, write_atomically
+from kvcheck.core.formats import Json
 from kvcheck.core.front import ANY, command
-from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict, ZooRecord
+from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict
 from kvcheck.store.validate import check_case, shown, strict_json
 
 T = TypeVar("T")
 
 
-def dumps(value: Any) -> str:
+def dumps(value: object) -> str:
     """One line of JSON for a dataclass of record.py. A case id is written as its text. Refuses NaN and infinity."""
-    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, default=_plain, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return json_text(text)
 
 
@@ -35,11 +37,6 @@ def case_from_json(text: str) -> CaseRecord:
     return loads(CaseRecord, text)
 
 
-def zoo_from_json(text: str) -> ZooRecord:
-    """Read `dumps(record)` back."""
-    return loads(ZooRecord, text)
-
-
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
     """Read `dumps(verdicts)` back."""
     return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
@@ -51,7 +48,7 @@ def write_run(path: str | Path, run: Run) -> None:
 
 
 def run_to_json(run: Run) -> str:
-    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and properties."""
+    """The text of a run file: header first, then one line per case, sorted, then verdicts, failures and the rest."""
     cases = sorted(run.cases, key=lambda record: (record.case, record.method))
     verdicts = [f"    {_text(key)}: {dumps(run.verdicts[key])}" for key in sorted(run.verdicts)]
     parts = [
@@ -60,12 +57,18 @@ def run_to_json(run: Run) -> str:
         '  "verdicts": {\n' + ",\n".join(verdicts) + "\n  }",
         f'  "failures": {dumps(run.failures)}',
     ]
-    if run.properties:
-        known = sorted(run.properties, key=lambda one: (one.method, one.name))
-        parts.append('  "properties": [\n' + ",\n".join(f"    {dumps(one)}" for one in known) + "\n  ]")
-    if run.partial:
-        begun = sorted(run.partial, key=lambda record: (record.case, record.method))
-        parts.append('  "partial": [\n' + ",\n".join(f"    {dumps(one)}" for one in begun) + "\n  ]")
+    properties = sorted(run.properties, key=lambda one: (one.method, one.name))
+    begun = sorted(run.partial, key=lambda record: (record.case, record.method))
+    zoo = sorted(run.zoo, key=lambda one: (one.correct, one.family, one.name, one.counterpart))
+    more: dict[str, Sequence[object]] = {
+        "properties": properties,
+        "partial": begun,
+        "zoo": zoo,
+        "findings": run.findings,
+    }
+    for name, found in more.items():
+        if found:
+            parts.append(f'  "{name}": [\n' + ",\n".join(f"    {dumps(one)}" for one in found) + "\n  ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -118,19 +121,12 @@ def _text(value: str) -> str:
     return json_text(json.dumps(value, ensure_ascii=False))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, CaseId):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
+def _plain(value: Json) -> object:
+    """A dataclass as JSON takes it."""
+    return str(value) if isinstance(value, CaseId) else {each.name: getattr(value, each.name) for each in fields(value)}
 
 
-def _build(wanted: Any, value: Any) -> Any:
+def _build(wanted: Json, value: Json) -> Json:
     """The value as the type that the dataclass declares. Raises TypeError, KeyError or ValueError."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
@@ -138,12 +134,12 @@ def _build(wanted: Any, value: Any) -> Any:
         return None if value is None else _build(inner[0], value)
     if wanted is CaseId:
         return CaseId.parse(value)
-    if is_dataclass(wanted):
+    if isinstance(wanted, type) and is_dataclass(wanted):
         hints = typing.get_type_hints(wanted)
         unknown = set(value) - hints.keys()
         if unknown:
-            raise ValueError(f"unknown field {sorted(unknown)[0]!r} in {typing.cast(type, wanted).__name__}")
-        return typing.cast(Any, wanted)(**{key: _build(hints[key], item) for key, item in value.items()})
+            raise ValueError(f"unknown field {sorted(unknown)[0]!r} in {wanted.__name__}")
+        return wanted(**{key: _build(hints[key], item) for key, item in value.items()})
     if origin is tuple:
         each = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         return tuple(_build(kind, item) for kind, item in zip(each, value, strict=True))

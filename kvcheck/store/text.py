@@ -28,9 +28,9 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, fields
-from typing import Any
 
 from kvcheck.core.errors import BaselineError, SpecError
+from kvcheck.core.formats import Json
 from kvcheck.core.front import ANY, command
 from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord
 from kvcheck.store.lines import encodable, expect_line, places, read_sample, sha256, write_sample
@@ -68,7 +68,7 @@ class StoredCase:
     """One case as it stands in the file: the case, its meta object and its context lines, not yet decoded."""
 
     case: CaseId
-    meta: dict[str, Any]
+    meta: dict[str, Json]
     lines: tuple[str, ...]
 
     @property
@@ -181,7 +181,7 @@ def _read_case(block: str) -> StoredCase:
 def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     """Write a case; against fp16's record of the same prompts where there is one, else in full."""
     base = fp16 if fp16 is not None and record.method != "fp16" and _shares_prompts(record, fp16) else None
-    meta: dict[str, Any] = {
+    meta: dict[str, Json] = {
         "binary": record.binary,
         "capability": record.capability,
         "chance": record.chance,
@@ -205,7 +205,7 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     return StoredCase(record.case, meta, lines)
 
 
-def _changed(measured: MemoryRecord | LatencyRecord) -> dict[str, Any]:
+def _changed(measured: MemoryRecord | LatencyRecord) -> dict[str, object]:
     """The fields that are not at their default."""
     found = ((each, getattr(measured, each.name)) for each in fields(measured))
     return {each.name: value for each, value in found if value != each.default}
@@ -240,7 +240,7 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             not_measured=tuple((what, why) for what, why in meta.get("not_measured", ())),
             switches=tuple((name, value) for name, value in meta.get("switches", ())),
         )
-        check_case(record, whole=True)
+        check_case(record, complete=True)
         return record
     except BaselineError as error:
         raise BaselineError(f"{name}: {error.message}", _move_away(name)) from error
@@ -293,6 +293,6 @@ def difference(old: StoredCase | None, new: StoredCase) -> list[str]:
     return lines
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     """JSON on one line, sorted; it never holds a newline."""
     return encodable(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
-from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
-from kvcheck.tasks.filling import Composed, Unit, blend, compose, identifiers, noise, sample_rng, strata
+from kvcheck.tasks.base import Turn
+from kvcheck.tasks.filling import Composed, Draft, Order, Unit, blend, identifiers, noise, strata, task
 
-TURNS = 4
 ARGUMENTS = lexicon.TOOLS[:20]
 
 
@@ -32,13 +30,12 @@ def function(rng: random.Random, name: str) -> tuple[tuple[str, str, str], str]:
 
 def function_turn(described: str, source: str, unit: str, context: Composed, pool: tuple[str, ...]) -> Turn:
     """Ask for the function that does what is described; `pool` are the functions that it is graded among."""
-    return Turn(
+    return context.turn(
         f"\nRepeat the function described as: {described}\ndef",
         (source,),
         30,
         "repoqa",
-        context.evidence(unit),
-        context.depth(unit),
+        unit,
         options=pool,
         subtask="function",
     )
@@ -63,11 +60,12 @@ def functions(rng: random.Random, names: Iterator[str], count: int) -> tuple[lis
     return asked, units
 
 
-def generate_code_function(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("code_function", "semantic_retrieval", True, 0.0, "find the function described")
+def code_function(order: Order) -> Draft:
     """A file of small functions; the one whose comment says the same in other words must be repeated."""
-    rng = sample_rng("code_function", 1, seed, length, index)
+    rng = order.rng()
     names = identifiers(rng, lexicon.PLANTS)
-    asked, units = functions(rng, names, turns)
+    asked, units = functions(rng, names, order.turns)
     keys = {described.split("times ")[1] for described, _, _ in asked}
 
     def record() -> str:
@@ -76,16 +74,16 @@ def generate_code_function(seed: int, index: int, length: int, tokenizer: Tokeni
             if described.split("times ")[1] not in keys:
                 return unit
 
-    others = blend(rng, record, comments(rng, index % 2 == 1), 0.5)
-    context = compose("# Read the functions", units, others, length, tokenizer, rng)
+    others = blend(rng, record, comments(rng, order.index % 2 == 1), 0.5)
+    context = order.compose("# Read the functions", units, others, rng)
     pool = tuple(source for _, source, _ in asked)
-    questions = tuple(function_turn(described, source, unit, context, pool) for described, source, unit in asked)
-    return Sample("code_function", index, context.text, questions)
+    return context, tuple(function_turn(described, source, unit, context, pool) for described, source, unit in asked)
 
 
-def generate_code_completion(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("code_completion", "code", False, 0.46, "complete a call from its signature")
+def code_completion(order: Order) -> Draft:
     """Complete a call with the arguments of a signature that stands far above; overloads differ in a number."""
-    rng = sample_rng("code_completion", 1, seed, length, index)
+    rng = order.rng()
     names = identifiers(rng, lexicon.PLANTS)
     asked, units = [], []
 
@@ -94,7 +92,7 @@ def generate_code_completion(seed: int, index: int, length: int, tokenizer: Toke
         rest = f"{first}, {second})"
         return rest, f"\ndef {name}({rest}:\n    return {rng.choice(lexicon.FOODS)}({first})"
 
-    for depth in strata(rng, turns):
+    for depth in strata(rng, order.turns):
         name = next(names)
         rest, unit = signature(name)
         asked.append((name, rest, unit))
@@ -104,30 +102,12 @@ def generate_code_completion(seed: int, index: int, length: int, tokenizer: Toke
     def record() -> str:
         return signature(next(names))[1]
 
-    others = blend(rng, record, comments(rng, index % 2 == 1), 0.5)
-    context = compose("# Read the functions", units, others, length, tokenizer, rng)
-    questions = tuple(
-        Turn(
-            f"\n# Complete the call\n{name}(",
-            (rest,),
-            8,
-            "code_sim",
-            context.evidence(unit),
-            context.depth(unit),
-            space="",
-        )
+    others = blend(rng, record, comments(rng, order.index % 2 == 1), 0.5)
+    context = order.compose("# Read the functions", units, others, rng)
+    return context, tuple(
+        context.turn(f"\n# Complete the call\n{name}(", (rest,), 8, "code_sim", unit, space="")
         for name, rest, unit in asked
     )
-    return Sample("code_completion", index, context.text, questions)
 
 
-TASKS = (
-    Task(
-        TaskInfo("code_function", 1, "semantic_retrieval", MODES, True, 0.0, "find the function described"),
-        generate_code_function,
-    ),
-    Task(
-        TaskInfo("code_completion", 1, "code", MODES, False, 0.46, "complete a call from its signature"),
-        generate_code_completion,
-    ),
-)
+TASKS = (code_function, code_completion)

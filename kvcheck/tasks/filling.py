@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
+from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
-from kvcheck.tasks.base import Tokenizer
+from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 
+VERSION = 1
 MAX_ROUNDS = 60
 
 
@@ -43,6 +45,69 @@ class Composed:
     def evidence(self, *units: str) -> tuple[tuple[int, int], ...]:
         """Character spans of the units."""
         return tuple(self.spans[unit] for unit in units)
+
+    def turn(
+        self,
+        question: str,
+        references: tuple[str, ...],
+        max_new_tokens: int,
+        metric: str,
+        *units: str,
+        subtask: str = "",
+        options: tuple[str, ...] = (),
+        space: str = " ",
+        target: str = "",
+    ) -> Turn:
+        """A question whose evidence are these units."""
+        found = self.evidence(*units), self.depth(*units)
+        return Turn(question, references, max_new_tokens, metric, *found, subtask, options, space, target)
+
+
+Draft = tuple[Composed, Sequence[Turn]]
+"""What is asked about what."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a generator is asked for. length: tokens of the context; turns: questions."""
+
+    task: str
+    seed: int
+    index: int
+    length: int
+    tokenizer: Tokenizer
+    turns: int
+
+    def rng(self) -> random.Random:
+        """The random numbers of this sample, the same at every call."""
+        return sample_rng(self.task, VERSION, self.seed, self.length, self.index)
+
+    def compose(self, header: str, units: list[Unit], others: Iterator[str], rng: random.Random) -> Composed:
+        """See `compose`."""
+        return compose(header, units, others, self.length, self.tokenizer, rng)
+
+
+def task(
+    name: str,
+    capability: str,
+    binary: bool,
+    chance: float,
+    doc: str,
+    modes: tuple[str, ...] = MODES,
+    lengths: tuple[int, ...] = (512, 1024, 2048),
+    turns: int = 4,
+) -> Callable[[Callable[[Order], Draft]], Task]:
+    """Makes a function a task, see TaskInfo. turns: questions of a sample, where the function looks at that."""
+
+    def made(build: Callable[[Order], Draft]) -> Task:
+        def generate(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = turns) -> Sample:
+            """One sample."""
+            context, asked = build(Order(name, seed, index, length, tokenizer, turns))
+            return Sample(name, index, context.text, tuple(asked))
+
+        return Task(TaskInfo(name, VERSION, capability, modes, binary, chance, doc, lengths), generate)
+
+    return made
 
 
 def noise(rng: random.Random, mixed: bool) -> Iterator[str]:

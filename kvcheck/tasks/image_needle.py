@@ -10,6 +10,8 @@ of images; what is left is text.
 
 from __future__ import annotations
 
+from functools import partial
+
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.core.record import MODES
@@ -48,7 +50,7 @@ def plates(length: int, tokenizer: Tokenizer) -> int:
     return count
 
 
-def _generate(kind: str, seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int) -> Sample:
+def _generate(kind: str, seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
     """Plates and written codes; `kind` says which of the two are asked for."""
     name = f"image_needle/{kind}"
     rng = sample_rng(name, 1, seed, length, index)
@@ -67,21 +69,12 @@ def _generate(kind: str, seed: int, index: int, length: int, tokenizer: Tokenize
     return Sample(name, index, context.text, questions, images=tuple(pictures[owner] for owner in order))
 
 
-def generate_text(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
-    """Codes that are written out, among plates."""
-    return _generate("text", seed, index, length, tokenizer, turns)
-
-
-def generate_image(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
-    """Codes that plates show, among written ones."""
-    return _generate("image", seed, index, length, tokenizer, turns)
-
-
-def _info(kind: str, doc: str) -> TaskInfo:
-    return TaskInfo(f"image_needle/{kind}", 1, "needle", MODES, True, 1e-8, doc, LENGTHS)
+def _task(kind: str, doc: str) -> Task:
+    info = TaskInfo(f"image_needle/{kind}", 1, "needle", MODES, True, 1e-8, doc, LENGTHS)
+    return Task(info, partial(_generate, kind))
 
 
 TASKS = (
-    Task(_info("text", "8-digit needles in the text, among images"), generate_text),
-    Task(_info("image", "8-digit needles that images show"), generate_image),
+    _task("text", "8-digit needles in the text, among images"),
+    _task("image", "8-digit needles that images show"),
 )

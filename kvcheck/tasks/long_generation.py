@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
-from kvcheck.tasks.filling import Unit, compose, identifiers, noise, sample_rng
+from kvcheck.tasks.base import Turn
+from kvcheck.tasks.filling import Draft, Order, Unit, identifiers, noise, task
 
 TOKENS_PER_EDGE = 6
 LONGEST = 100
 
 
-def generate_path_trace(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 1) -> Sample:
+@task("path_trace", "long_generation", False, 0.0, "a path through a graph", modes=("single", "multi_request"))
+def path_trace(order: Order) -> Draft:
     """Follow the only way through a shuffled graph and name every node; a second path is a distractor.
 
     The path has one edge per 12 tokens of context, at most 100: a 1,200-token context asks for 300 tokens.
     """
-    rng = sample_rng("path_trace", 1, seed, length, index)
+    rng = order.rng()
     names = identifiers(rng)
-    hops = min(LONGEST, length // (2 * TOKENS_PER_EDGE))
+    hops = min(LONGEST, order.length // (2 * TOKENS_PER_EDGE))
     nodes = [next(names) for _ in range(hops + 1)]
     other = [next(names) for _ in range(hops // 4 + 1)]
     edges = [f" {a} to {b};" for path in (nodes, other) for a, b in pairwise(path)]
     edges += [f" {path[-1]} to end;" for path in (nodes, other)]
     rng.shuffle(edges)
     units = [Unit(edge, (place + 0.5) / len(edges)) for place, edge in enumerate(edges)]
-    context = compose("Read the text and answer. Variables:", units, noise(rng, index % 2 == 1), length, tokenizer, rng)
+    context = order.compose("Read the text and answer. Variables:", units, noise(rng, order.index % 2 == 1), rng)
     trace = tuple(nodes[1:])
     turn = Turn(
         f"\nPath from {nodes[0]} to the end: {nodes[0]}",
@@ -37,12 +38,7 @@ def generate_path_trace(seed: int, index: int, length: int, tokenizer: Tokenizer
         options=("to", "end"),
         target="to " + " to ".join((*trace, "end")),
     )
-    return Sample("path_trace", index, context.text, (turn,))
+    return context, (turn,)
 
 
-TASKS = (
-    Task(
-        TaskInfo("path_trace", 1, "long_generation", ("single", "multi_request"), False, 0.0, "a path through a graph"),
-        generate_path_trace,
-    ),
-)
+TASKS = (path_trace,)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
-from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
-from kvcheck.tasks.filling import Composed, Unit, compose, digits, identifiers, noise, sample_rng, strata
+from kvcheck.tasks.base import Turn
+from kvcheck.tasks.filling import Composed, Draft, Order, Unit, digits, identifiers, noise, strata, task
 
 DEPTHS = 10
-TURNS = 4
 DECOYS = 3
 LENGTHS = (512, 1024, 2048, 4096)
 
@@ -20,66 +18,52 @@ def needle_text(name: str, key: str) -> str:
 
 def needle_turn(name: str, key: str, fact: str, context: Composed) -> Turn:
     """Ask for one code."""
-    return Turn(
+    return context.turn(
         f"\nQuestion: What is the code of {name}? Answer: The code of {name} is",
         (key,),
         len(key) // 2 + 6,
         "passkey_exact" if len(key) < 64 else "passkey_partial",
-        context.evidence(fact),
-        context.depth(fact),
+        fact,
         subtask="needle",
     )
 
 
-def _single(task: str, size: int, seed: int, index: int, length: int, tokenizer: Tokenizer) -> Sample:
+def _single(order: Order, size: int) -> Draft:
     """One asked needle on the depth grid and three decoys of the same form."""
-    rng = sample_rng(task, 1, seed, length, index)
+    rng = order.rng()
     names = identifiers(rng, lexicon.OBJECTS)
     name, key = next(names), digits(rng, size)
-    depth = (index * 3 % DEPTHS) / (DEPTHS - 1)
+    depth = (order.index * 3 % DEPTHS) / (DEPTHS - 1)
     fact = needle_text(name, key)
     units = [Unit(fact, depth)] + [Unit(needle_text(next(names), digits(rng, size))) for _ in range(DECOYS)]
-    others = noise(rng, index % 2 == 1)
-    context = compose("Read the text and answer. Text:", units, others, length, tokenizer, rng)
-    return Sample(task, index, context.text, (needle_turn(name, key, fact, context),))
+    others = noise(rng, order.index % 2 == 1)
+    context = order.compose("Read the text and answer. Text:", units, others, rng)
+    return context, [needle_turn(name, key, fact, context)]
 
 
-def generate_needle(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 1) -> Sample:
+@task("needle", "needle", True, 1e-7, "one 7-digit needle", modes=("single", "multi_request"), lengths=LENGTHS)
+def needle(order: Order) -> Draft:
     """One needle with a 7-digit key."""
-    return _single("needle", 7, seed, index, length, tokenizer)
+    return _single(order, 7)
 
 
-def generate_needle_64(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 1) -> Sample:
+@task("needle_64", "needle", False, 0.05, "one 64-digit needle", modes=("single", "multi_request"), lengths=LENGTHS[:3])
+def needle_64(order: Order) -> Draft:
     """One needle with a 64-digit key; graded by the longest run that is right."""
-    return _single("needle_64", 64, seed, index, length, tokenizer)
+    return _single(order, 64)
 
 
-def generate_needle_multi(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("needle_multi", "needle", True, 1e-7, "four 7-digit needles", lengths=LENGTHS)
+def needle_multi(order: Order) -> Draft:
     """Four needles with 7-digit keys, asked one by one."""
-    rng = sample_rng("needle_multi", 1, seed, length, index)
+    rng = order.rng()
     names = identifiers(rng, lexicon.OBJECTS)
-    asked = [(next(names), digits(rng, 7)) for _ in range(turns)]
-    units = [Unit(needle_text(*pair), depth) for pair, depth in zip(asked, strata(rng, turns), strict=True)]
+    asked = [(next(names), digits(rng, 7)) for _ in range(order.turns)]
+    units = [Unit(needle_text(*pair), depth) for pair, depth in zip(asked, strata(rng, order.turns), strict=True)]
     units += [Unit(needle_text(next(names), digits(rng, 7))) for _ in range(DECOYS)]
-    others = noise(rng, index % 2 == 1)
-    context = compose("Read the text and answer. Text:", units, others, length, tokenizer, rng)
-    questions = tuple(needle_turn(name, key, needle_text(name, key), context) for name, key in asked)
-    return Sample("needle_multi", index, context.text, questions)
+    others = noise(rng, order.index % 2 == 1)
+    context = order.compose("Read the text and answer. Text:", units, others, rng)
+    return context, tuple(needle_turn(name, key, needle_text(name, key), context) for name, key in asked)
 
 
-TASKS = (
-    Task(
-        TaskInfo("needle", 1, "needle", ("single", "multi_request"), True, 1e-7, "one 7-digit needle", LENGTHS),
-        generate_needle,
-    ),
-    Task(
-        TaskInfo(
-            "needle_64", 1, "needle", ("single", "multi_request"), False, 0.05, "one 64-digit needle", LENGTHS[:3]
-        ),
-        generate_needle_64,
-    ),
-    Task(
-        TaskInfo("needle_multi", 1, "needle", MODES, True, 1e-7, "four 7-digit needles", LENGTHS),
-        generate_needle_multi,
-    ),
-)
+TASKS = (needle, needle_64, needle_multi)

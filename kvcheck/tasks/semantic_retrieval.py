@@ -5,12 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from kvcheck.core.record import MODES
 from kvcheck.tasks import lexicon
-from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
-from kvcheck.tasks.filling import Composed, Unit, blend, compose, identifiers, noise, sample_rng, strata
-
-TURNS = 4
+from kvcheck.tasks.filling import Composed, Draft, Order, Unit, blend, identifiers, noise, strata, task
 
 # relation: wordings in the text, question, lead-in of the answer, possible answers
 RELATIONS = {
@@ -37,16 +33,14 @@ def fact(rng: random.Random, person: str, relation: str) -> tuple[str, str]:
     return f" {person} {rng.choice(wordings)} {answer}.", answer
 
 
-def _story(
-    rng: random.Random, length: int, tokenizer: Tokenizer, mixed: bool, turns: int
-) -> tuple[Composed, list[tuple[str, str, str, str]]]:
+def _story(order: Order, rng: random.Random) -> tuple[Composed, list[tuple[str, str, str, str]]]:
     """A context of facts about people; (person, relation, answer, sentence) of the asked ones.
 
     Every asked person has facts of the other relations too, and others share the first or the last name.
     """
     names = people(rng)
     asked, units, taken = [], [], set()
-    for depth in strata(rng, turns):
+    for depth in strata(rng, order.turns):
         person, relation = next(names), rng.choice(sorted(RELATIONS))
         sentence, answer = fact(rng, person, relation)
         asked.append((person, relation, answer, sentence))
@@ -64,32 +58,32 @@ def _story(
         person = next(name for name in names if name not in taken)
         return fact(rng, person, rng.choice(sorted(RELATIONS)))[0]
 
-    others = blend(rng, record, noise(rng, mixed), 0.3)
-    return compose("Read the text and answer. Notes:", units, others, length, tokenizer, rng), asked
+    others = blend(rng, record, noise(rng, order.index % 2 == 1), 0.3)
+    return order.compose("Read the text and answer. Notes:", units, others, rng), asked
 
 
-def generate_qa_single(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("qa_single", "semantic_retrieval", False, 0.02, "a fact asked in other words")
+def qa_single(order: Order) -> Draft:
     """Who lives, works, owns what: one sentence answers, in other words than the question."""
-    rng = sample_rng("qa_single", 1, seed, length, index)
-    context, asked = _story(rng, length, tokenizer, index % 2 == 1, turns)
-    questions = tuple(
-        Turn(
+    rng = order.rng()
+    context, asked = _story(order, rng)
+    return context, tuple(
+        context.turn(
             f"\nQuestion: {RELATIONS[relation][1].format(person)} Answer: {person} {RELATIONS[relation][2]}",
             (answer,),
             4,
             "qa_f1",
-            context.evidence(sentence),
-            context.depth(sentence),
+            sentence,
         )
         for person, relation, answer, sentence in asked
     )
-    return Sample("qa_single", index, context.text, questions)
 
 
-def generate_choice(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("choice", "semantic_retrieval", True, 0.25, "a fact asked with four options")
+def choice(order: Order) -> Draft:
     """The same facts asked with four options; the letter is graded."""
-    rng = sample_rng("choice", 1, seed, length, index)
-    context, asked = _story(rng, length, tokenizer, index % 2 == 1, turns)
+    rng = order.rng()
+    context, asked = _story(order, rng)
     questions = []
     for person, relation, answer, sentence in asked:
         _, question, lead, answers = RELATIONS[relation]
@@ -98,27 +92,27 @@ def generate_choice(seed: int, index: int, length: int, tokenizer: Tokenizer, tu
         letter = lexicon.LETTERS[options.index(answer)]
         listed = ", ".join(f"{option} is {name}" for option, name in zip(options, lexicon.LETTERS, strict=True))
         questions.append(
-            Turn(
+            context.turn(
                 f"\nQuestion: {question.format(person)} Options: {listed}. Answer: {person} {lead}",
                 (letter, answer),
                 4,
                 "choice",
-                context.evidence(sentence),
-                context.depth(sentence),
+                sentence,
                 options=tuple(options),
                 target=f"{answer} is {letter}",
             )
         )
-    return Sample("choice", index, context.text, tuple(questions))
+    return context, tuple(questions)
 
 
-def generate_qa_multi(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("qa_multi", "semantic_retrieval", False, 0.34, "a fact spread over two documents")
+def qa_multi(order: Order) -> Draft:
     """Two documents together answer: who works for which firm, and where that firm has its office."""
-    rng = sample_rng("qa_multi", 1, seed, length, index)
+    rng = order.rng()
     names, firms = people(rng), identifiers(rng, lexicon.FIRMS)
     asked, units = [], []
-    depths = strata(rng, 2 * turns)
-    for turn in range(turns):
+    depths = strata(rng, 2 * order.turns)
+    for turn in range(order.turns):
         person, firm, city = next(names), next(firms), rng.choice(lexicon.CITIES)
         job, office = f" {person} went to {firm}.", f" They opened {firm} in {city}."
         asked.append((person, firm, city, job, office))
@@ -132,20 +126,19 @@ def generate_qa_multi(seed: int, index: int, length: int, tokenizer: Tokenizer, 
             return f" {next(names)} went to {next(firms)}."
         return f" They opened {next(firms)} in {rng.choice(lexicon.CITIES)}."
 
-    others = blend(rng, record, noise(rng, index % 2 == 1), 0.3)
-    context = compose("Read the text and answer. Documents:", units, others, length, tokenizer, rng)
-    questions = tuple(
-        Turn(
+    others = blend(rng, record, noise(rng, order.index % 2 == 1), 0.3)
+    context = order.compose("Read the text and answer. Documents:", units, others, rng)
+    return context, tuple(
+        context.turn(
             f"\nQuestion: Which firm does {person} work for and in which city? Answer: {person} works for",
             (f"{firm} in {city}",),
             8,
             "qa_f1",
-            context.evidence(job, office),
-            context.depth(job, office),
+            job,
+            office,
         )
         for person, firm, city, job, office in asked
     )
-    return Sample("qa_multi", index, context.text, questions)
 
 
 def _zh_noise(rng: random.Random, mixed: bool) -> Iterator[str]:
@@ -174,16 +167,17 @@ def _zh_people(rng: random.Random) -> Callable[[], str]:
     return person
 
 
-def generate_qa_zh(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = TURNS) -> Sample:
+@task("qa_zh", "semantic_retrieval", False, 0.06, "a fact asked in Chinese")
+def qa_zh(order: Order) -> Draft:
     """The same in Chinese: who moved where."""
-    rng = sample_rng("qa_zh", 1, seed, length, index)
+    rng = order.rng()
     person = _zh_people(rng)
     asked, units = [], []
 
     def sentence(name: str, city: str) -> str:
         return f"{name}{rng.choice(('搬到', '定居'))}{city}。"
 
-    for depth in strata(rng, turns):
+    for depth in strata(rng, order.turns):
         name, city = person(), rng.choice(lexicon.ZH_CITIES)
         text = sentence(name, city)
         asked.append((name, city, text))
@@ -192,30 +186,12 @@ def generate_qa_zh(seed: int, index: int, length: int, tokenizer: Tokenizer, tur
     def record() -> str:
         return sentence(person(), rng.choice(lexicon.ZH_CITIES))
 
-    others = blend(rng, record, _zh_noise(rng, index % 2 == 1), 0.4)
-    context = compose("请阅读下面的文字。", units, others, length, tokenizer, rng)
-    questions = tuple(
-        Turn(
-            f"\n问题：{name}住在哪里？回答：{name}住在",
-            (city,),
-            4,
-            "f1_zh_chars",
-            context.evidence(text),
-            context.depth(text),
-            space="",
-        )
+    others = blend(rng, record, _zh_noise(rng, order.index % 2 == 1), 0.4)
+    context = order.compose("请阅读下面的文字。", units, others, rng)
+    return context, tuple(
+        context.turn(f"\n问题：{name}住在哪里？回答：{name}住在", (city,), 4, "f1_zh_chars", text, space="")
         for name, city, text in asked
     )
-    return Sample("qa_zh", index, context.text, questions)
 
 
-def _info(name: str, binary: bool, chance: float, doc: str) -> TaskInfo:
-    return TaskInfo(name, 1, "semantic_retrieval", MODES, binary, chance, doc)
-
-
-TASKS = (
-    Task(_info("qa_single", False, 0.02, "a fact asked in other words"), generate_qa_single),
-    Task(_info("qa_multi", False, 0.34, "a fact spread over two documents"), generate_qa_multi),
-    Task(_info("qa_zh", False, 0.06, "a fact asked in Chinese"), generate_qa_zh),
-    Task(_info("choice", True, 0.25, "a fact asked with four options"), generate_choice),
-)
+TASKS = (qa_single, qa_multi, qa_zh, choice)

@@ -7,23 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.quantize import Packed
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp16 import Fp16
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.chain import Chain
-from kvcheck.zoo.twins.pyramid import Pyramid
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.chain import Chain
+from kvcheck.zoo.counterparts.pyramid import Pyramid
 
 
-@bug(
-    "composed-ratios-multiplied-as-removed",
-    "https://github.com/NVIDIA/kvpress/issues/146",
-    twin="kvcheck.zoo.twins.chain.Chain",
-)
-@dataclass(frozen=True)
+@bug("composed-ratios-multiplied-as-removed", "https://github.com/NVIDIA/kvpress/issues/146")
 class ComposedRatiosMultipliedAsRemoved(Chain):
     """The shares that two stages remove are multiplied to say what both remove, as if they were shares that are kept:
     two halves make a quarter removed, while three quarters are gone. What is stored is right, what is said of it wrong.
@@ -36,8 +30,7 @@ class ComposedRatiosMultipliedAsRemoved(Chain):
         return min(int(self.votes * self.norms * prompt), max(0, prompt - self.window))
 
 
-@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54", twin="flexgen")
-@dataclass(frozen=True)
+@bug("bit-width-accounting-only", "https://github.com/rajveer43/VeloxQuant-MLX/issues/54")
 class BitWidthAccountingOnly(FlexGen):
     """Keys and values are quantized, dequantized at once and kept in 16 bits; the declared bytes are computed from the
     number of bits.
@@ -46,17 +39,13 @@ class BitWidthAccountingOnly(FlexGen):
     quantized cache.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that stores what it has dequantized."""
-        return RoundTripLayer(shape, index, self)
-
 
 class RoundTrip:
     """Tokens that went through few bits and are stored in 16, (B, G, T, d)."""
 
     def __init__(self, bits: int, group: int) -> None:
         self.bits, self.group = bits, group
-        self.tokens: Room | None = None
+        self.tokens: GrowableBuffer | None = None
 
     @property
     def length(self) -> int:
@@ -70,7 +59,7 @@ class RoundTrip:
         back = torch.empty(values.shape, device=values.device)
         codes.read(slice(None), back)
         if self.tokens is None:
-            self.tokens = Room(back.to(values.dtype))
+            self.tokens = GrowableBuffer(back.to(values.dtype))
         else:
             self.tokens.append(back.to(values.dtype))
 
@@ -81,11 +70,12 @@ class RoundTrip:
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> RoundTrip:
         """Copies of these rows of the batch."""
-        twin = RoundTrip(self.bits, self.group)
-        twin.tokens = None if self.tokens is None else self.tokens.select(rows)
-        return twin
+        selected = RoundTrip(self.bits, self.group)
+        selected.tokens = None if self.tokens is None else self.tokens.select(rows)
+        return selected
 
 
+@used_by(BitWidthAccountingOnly)
 class RoundTripLayer(FlexGenLayer):
     """Stores everything in 16 bits."""
 
@@ -95,12 +85,7 @@ class RoundTripLayer(FlexGenLayer):
         self.kq, self.vq = (RoundTrip(self.method.bits, self.method.group) for _ in "kv")
 
 
-@bug(
-    "per-layer-budget-guarded-by-global",
-    "https://github.com/Zefan-Cai/KVCache-Factory/issues/6",
-    twin="kvcheck.zoo.twins.pyramid.Pyramid:budget=352",
-)
-@dataclass(frozen=True)
+@bug("per-layer-budget-guarded-by-global", "https://github.com/Zefan-Cai/KVCache-Factory/issues/6", "budget=352")
 class PerLayerBudgetGuardedByGlobal(Pyramid):
     """Every layer has a budget of its own, but the code asks first whether the prompt is shorter than twice the mean
     budget before the window, and if so gives all layers that mean.
@@ -114,7 +99,7 @@ class PerLayerBudgetGuardedByGlobal(Pyramid):
         return mean if prompt < 2 * mean else super().prefix(layers, index, prompt)
 
 
-@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377", twin="fp16")
+@bug("length-inferred-from-nonzero-values", "https://github.com/huggingface/transformers/issues/30377")
 @dataclass(frozen=True)
 class LengthInferredFromNonzeroValues(Fp16):
     """The number of tokens, from which the positions of the next ones follow, is the number of slots of the first row
@@ -124,11 +109,8 @@ class LengthInferredFromNonzeroValues(Fp16):
     bias: those that follow come a position too early.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that counts by contents."""
-        return CountedLayer(shape, index, self)
 
-
+@used_by(LengthInferredFromNonzeroValues)
 class CountedLayer(CacheLayer):
     """Counts keys that are not zero."""
 

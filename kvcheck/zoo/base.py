@@ -1,12 +1,16 @@
 """What a bug of the zoo is: a class that breaks a correct method as a public project once broke its own.
 
-One module per family. A bug is a subclass of its twin's class, with the same parameters and the same declarations, so
-that it is the method after a bad commit. Its docstring says what is broken, where it was found, and when it shows.
+One module per family. A bug is a subclass of its counterpart's class, with the same parameters and the same
+declarations, so that it is the method after a bad commit. Its docstring says what is broken, where it was
+found, and when it shows.
 
-    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", twin="snapkv:budget=0.25")
-    @dataclass(frozen=True)
-    class NkeptFloorsToZero(SnapKV):
-        ...
+    @bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264")
+    class NkeptFloorsToZero(TOVA):
+        # what is broken, as a docstring
+
+    @used_by(NkeptFloorsToZero)
+    class FlooringLayer(TOVALayer):
+        def evict(self, queries): ...
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.spec import Spec
 
@@ -40,15 +46,16 @@ FAMILIES = (
 )
 
 Faulty = TypeVar("Faulty", bound=type[Method])
+Part = TypeVar("Part", bound=type[CacheLayer] | type[MethodRunner] | type[KVCache])
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A faulty method. name: its id in the catalogue; twin: the spec of the correct method that it breaks."""
+    """A faulty method. name: its id in the catalogue; counterpart: the spec of the correct method that it breaks."""
 
     name: str
     url: str
-    twin: str
+    counterpart: str
     faulty: type[Method]
 
     @property
@@ -63,21 +70,43 @@ class Bug:
 
     @property
     def spec(self) -> str:
-        """The spec of the faulty method: its import path, with the parameters of its twin."""
-        return str(Spec(self.faulty.name(), Spec.parse(self.twin).params))
+        """The spec of the faulty method: its import path, with the parameters of its counterpart."""
+        return str(Spec(self.faulty.name(), Spec.parse(self.counterpart).params))
 
 
 _KNOWN: dict[str, Bug] = {}
 
 
-def bug(name: str, url: str, twin: str) -> Callable[[Faulty], Faulty]:
-    """Put a faulty method into the zoo."""
+def bug(name: str, url: str, params: str = "") -> Callable[[Faulty], Faulty]:
+    """Put a faulty method into the zoo. params: those that its counterpart, the class that it is derived from, has."""
 
     def add(faulty: Faulty) -> Faulty:
-        _KNOWN[name] = Bug(name, url, twin, faulty)
+        counterpart: type[Method] = faulty.__mro__[1]
+        _KNOWN[name] = Bug(name, url, ":".join(filter(None, (counterpart.name(), params))), faulty)
         return faulty
 
     return add
+
+
+def used_by(method: type[Method]) -> Callable[[Part], Part]:
+    """Have a method use the decorated class in place of what it inherits: for its layers, as its runner, or as cache.
+
+    It is what most bugs come down to: all of a method is as before, and one function of its layer or runner is not.
+    """
+
+    def use(part: Part) -> Part:
+        new: Callable[..., object] = part
+        build = method.build
+        changed: dict[str, Callable[..., object]] = {
+            "layer": lambda self, shape, index: new(shape, index, self),
+            "runner": lambda self, loaded: new(self, loaded),
+            "build": lambda self, shape, store_dtype=None: new(build(self, shape, store_dtype).layers, store_dtype),
+        }
+        name = "layer" if issubclass(part, CacheLayer) else "runner" if issubclass(part, MethodRunner) else "build"
+        setattr(method, name, changed[name])
+        return part
+
+    return use
 
 
 def bugs(names: tuple[str, ...] = ()) -> tuple[Bug, ...]:

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.layer import Rows
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.shape import Prefilled
 from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
-from kvcheck.models import LoadedModel
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.neighbour import Neighbour, NeighbourRunner, PadLayer
-from kvcheck.zoo.twins.paged import Paged, PagedLayer
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.neighbour import Neighbour, NeighbourRunner, PadLayer
+from kvcheck.zoo.counterparts.paged import Paged, PagedLayer
+from kvcheck.zoo.counterparts.prefix_store import PrefixStore, StoreRunner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-NEIGHBOUR = "kvcheck.zoo.twins.neighbour.Neighbour"
 
-
-@bug("inherited-method-swaps-plain-cache", "https://github.com/rajveer43/VeloxQuant-MLX/issues/358", "kivi")
-@dataclass(frozen=True)
+@bug("inherited-method-swaps-plain-cache", "https://github.com/rajveer43/VeloxQuant-MLX/issues/358")
 class InheritedMethodSwapsPlainCache(KIVI):
     """Before the first token of more than one row, the layers are replaced by plain ones in 16 bits; nothing is ever
     quantized, and the cache goes on calling itself what it was.
@@ -36,14 +31,11 @@ class InheritedMethodSwapsPlainCache(KIVI):
     batches; a single row is served as declared.
     """
 
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return _Merged(super().build(shape, store_dtype).layers, store_dtype)
 
-
+@used_by(InheritedMethodSwapsPlainCache)
 class _Merged(KVCache):
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Merge, then take in."""
         if not self.seen and len(key_states) > 1:
@@ -64,8 +56,7 @@ class _Merged(KVCache):
         self.layers = plain
 
 
-@bug("padding-mask-dropped-by-generator", "https://github.com/Blaizzy/mlx-vlm/pull/1946", NEIGHBOUR)
-@dataclass(frozen=True)
+@bug("padding-mask-dropped-by-generator", "https://github.com/Blaizzy/mlx-vlm/pull/1946")
 class PaddingMaskDroppedByGenerator(Neighbour):
     """Rows are padded at the left, and the caches are not told: the padding is context like any other, and the
     positions of a row start with it.
@@ -74,23 +65,15 @@ class PaddingMaskDroppedByGenerator(Neighbour):
     their batch.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Tells nothing."""
-        return _Silent(self, loaded)
 
-
+@used_by(PaddingMaskDroppedByGenerator)
 class _Silent(NeighbourRunner):
     def announce(self, cache: KVCache, pads: torch.Tensor) -> None:
         """No row has any."""
         super().announce(cache, torch.zeros_like(pads))
 
 
-@bug(
-    "cold-row-gets-slot-zero",
-    "https://github.com/vllm-project/vllm/pull/7018",
-    "kvcheck.zoo.twins.prefix_store.PrefixStore",
-)
-@dataclass(frozen=True)
+@bug("cold-row-gets-slot-zero", "https://github.com/vllm-project/vllm/pull/7018")
 class ColdRowGetsSlotZero(PrefixStore):
     """The table of pages is made out for rows that had a hit when the request came; if there is one, those without get
     a table of zeros, and read page 0 again and again.
@@ -98,11 +81,8 @@ class ColdRowGetsSlotZero(PrefixStore):
     From an engine that built its tables from the hits of a batch. Shows in batches of rows with a hit and rows without.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Fills up with zeros."""
-        return _ZeroFilled(self, loaded)
 
-
+@used_by(ColdRowGetsSlotZero)
 class _ZeroFilled(StoreRunner):
     def table(self, ids: torch.Tensor, warm: list[bool]) -> torch.Tensor:
         """Zeros for cold rows of a mixed batch."""
@@ -112,9 +92,7 @@ class _ZeroFilled(StoreRunner):
         return found
 
 
-@bug(
-    "stale-page-table-tail", "https://github.com/gittensor-ai-lab/sparkinfer/pull/185", "kvcheck.zoo.twins.paged.Paged"
-)
+@bug("stale-page-table-tail", "https://github.com/gittensor-ai-lab/sparkinfer/pull/185")
 @dataclass(frozen=True)
 class StalePageTableTail(Paged):
     """A row of the page table that is used again is overwritten as far as the new sequence reaches at first; behind
@@ -125,18 +103,14 @@ class StalePageTableTail(Paged):
     pages: here for batches of prompts of several chunks behind others.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a table that is never cleared."""
-        return _Uncleared(shape, index, self)
 
-
+@used_by(StalePageTableTail)
 class _Uncleared(PagedLayer):
     def forget(self) -> None:
         """The table is overwritten anyway."""
 
 
-@bug("append-position-from-max-offset", "https://github.com/jundot/omlx/issues/2172", NEIGHBOUR)
-@dataclass(frozen=True)
+@bug("append-position-from-max-offset", "https://github.com/jundot/omlx/issues/2172")
 class AppendPositionFromMaxOffset(Neighbour):
     """New tokens are written to the column that is the largest number of tokens of any row; when the only row without
     padding has left, that lies before the end of the others, and their newest tokens are overwritten.
@@ -144,11 +118,8 @@ class AppendPositionFromMaxOffset(Neighbour):
     From a batched cache in which requests of unequal length met. Shows when the longest row has ended and others go on.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that writes by offsets."""
-        return _ByOffset(shape, index, self)
 
-
+@used_by(AppendPositionFromMaxOffset)
 class _ByOffset(PadLayer):
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """From the largest offset on; what reaches beyond the end is appended."""
@@ -163,8 +134,7 @@ class _ByOffset(PadLayer):
             super().write(keys, values)
 
 
-@bug("filter-leaves-side-metadata", "https://github.com/Blaizzy/mlx-vlm/issues/1889", NEIGHBOUR)
-@dataclass(frozen=True)
+@bug("filter-leaves-side-metadata", "https://github.com/Blaizzy/mlx-vlm/issues/1889")
 class FilterLeavesSideMetadata(Neighbour):
     """When a row leaves the batch, keys, values and offsets are filtered, the lengths of the padding are not: every row
     behind it goes on with the padding of the row before.
@@ -173,11 +143,8 @@ class FilterLeavesSideMetadata(Neighbour):
     that of the row behind it.
     """
 
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return _Unfiltered(super().build(shape, store_dtype).layers, store_dtype)
 
-
+@used_by(FilterLeavesSideMetadata)
 class _Unfiltered(KVCache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """All but the padding."""
@@ -188,8 +155,7 @@ class _Unfiltered(KVCache):
                 layer.pads = before
 
 
-@bug("sinks-lost-when-row-extracted", "https://github.com/ml-explore/mlx-lm/issues/1631", "streaming_llm")
-@dataclass(frozen=True)
+@bug("sinks-lost-when-row-extracted", "https://github.com/ml-explore/mlx-lm/issues/1631")
 class SinksLostWhenRowExtracted(StreamingLLM):
     """A layer that rows are copied from is made anew without its number of sinks; the copy protects none, and evicts
     the first tokens with the next one that comes.
@@ -198,14 +164,11 @@ class SinksLostWhenRowExtracted(StreamingLLM):
     taken out of a batch, or forked, once the window is full.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that forgets its sinks."""
-        return _Forgetful(shape, index, self)
 
-
+@used_by(SinksLostWhenRowExtracted)
 class _Forgetful(StreamingLayer):
     def select(self, rows: Rows) -> Self:
         """The default of the constructor is no sinks."""
-        twin = super().select(rows)
-        twin.method = replace(twin.method, sink=0)
-        return twin
+        selected = super().select(rows)
+        selected.method = replace(selected.method, sink=0)
+        return selected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,18 +9,16 @@ import torch
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.layer import Rows, _rows_of
 from kvcheck.cache.quantize import QuantLayer
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.paged import Paged, PagedLayer
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.paged import Paged, PagedLayer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@bug("reorder-only-residual", "https://github.com/huggingface/transformers/pull/45510", "kivi")
-@dataclass(frozen=True)
+@bug("reorder-only-residual", "https://github.com/huggingface/transformers/pull/45510")
 class ReorderOnlyResidual(KIVI):
     """Reordering beams reorders the tail in 16 bits and leaves the quantized part where it is, so that a beam goes on
     with the newest tokens of one hypothesis behind the older ones of another.
@@ -30,11 +27,8 @@ class ReorderOnlyResidual(KIVI):
     has been quantized that differs between beams.
     """
 
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return _TailCache(super().build(shape, store_dtype).layers, store_dtype)
 
-
+@used_by(ReorderOnlyResidual)
 class _TailCache(KVCache):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """The tails."""
@@ -43,8 +37,7 @@ class _TailCache(KVCache):
                 layer.k, layer.v = _rows_of([layer.k, layer.v], beam_idx)
 
 
-@bug("beams-write-to-shared-context", "https://github.com/ggml-org/llama.cpp/issues/3802", "fp16")
-@dataclass(frozen=True)
+@bug("beams-write-to-shared-context", "https://github.com/ggml-org/llama.cpp/issues/3802")
 class BeamsWriteToSharedContext(Fp16):
     """Beams that descend from the same hypothesis are not copied but point to one and the same row; what they add goes
     to the same place there, the last one wins, and all of them see it.
@@ -53,15 +46,8 @@ class BeamsWriteToSharedContext(Fp16):
     on differently.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose rows may be the same."""
-        return _SharedLayer(shape, index, self)
 
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return _SharedCache(super().build(shape, store_dtype).layers, store_dtype)
-
-
+@used_by(BeamsWriteToSharedContext)
 class _SharedCache(KVCache):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Point to the parents' rows."""
@@ -79,6 +65,7 @@ class _SharedCache(KVCache):
                 layer.owners = [layer.owners[row] if layer.owners else row for row in rows]
 
 
+@used_by(BeamsWriteToSharedContext)
 class _SharedLayer(CacheLayer):
     owners: list[int]  # of every beam, the row that holds its tokens; empty: each its own
 
@@ -89,12 +76,12 @@ class _SharedLayer(CacheLayer):
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Beams are fed, rows are held."""
-        super()._fits(keys[: self.k.buffer.shape[0]] if self.owners and self.k is not None else keys)
+        super()._fits(keys[: self.k.tensor.shape[0]] if self.owners and self.k is not None else keys)
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Every beam writes to its row."""
         if self.owners and self.k is not None:
-            blocks = [room.buffer.new_zeros(len(room.buffer), *keys.shape[1:]) for room in self._rooms()]
+            blocks = [buffer.tensor.new_zeros(len(buffer.tensor), *keys.shape[1:]) for buffer in self._buffers()]
             for beam, row in enumerate(self.owners):
                 blocks[0][row], blocks[1][row] = keys[beam], values[beam]
             keys, values = blocks
@@ -116,13 +103,12 @@ class _SharedLayer(CacheLayer):
     def select(self, rows: Rows) -> Self:
         """A layer in which these beams have rows of their own."""
         at = torch.as_tensor(rows).tolist()
-        twin = super().select([self.owners[row] for row in at] if self.owners else at)
-        twin.owners = []
-        return twin
+        selected = super().select([self.owners[row] for row in at] if self.owners else at)
+        selected.owners = []
+        return selected
 
 
-@bug("beam-copy-on-write-missing", "https://github.com/xLLM-AI/xllm/pull/1984", "kvcheck.zoo.twins.paged.Paged")
-@dataclass(frozen=True)
+@bug("beam-copy-on-write-missing", "https://github.com/xLLM-AI/xllm/pull/1984")
 class BeamCopyOnWriteMissing(Paged):
     """A beam that takes over another hypothesis gets a copy of that one's last page only; its earlier pages hold what
     its own former hypothesis had written there.
@@ -131,11 +117,8 @@ class BeamCopyOnWriteMissing(Paged):
     hypotheses that change rows differ before their last page.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that copies one page."""
-        return _LastPage(shape, index, self)
 
-
+@used_by(BeamCopyOnWriteMissing)
 class _LastPage(PagedLayer):
     def take_over(self, pages: torch.Tensor, origins: torch.Tensor) -> None:
         """The last page."""

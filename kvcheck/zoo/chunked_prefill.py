@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,21 +14,23 @@ from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, ReadLayer
 from kvcheck.methods.streaming_llm import StreamingLayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseLayer, BlockwiseRunner
-from kvcheck.zoo.twins.chunked import Chunked, ChunkedH2O, ChunkedRunner, ChunkedStreamingLLM
-from kvcheck.zoo.twins.chunked_mix import ChunkedMix
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.chunked import (
+    Blockwise,
+    BlockwiseLayer,
+    BlockwiseRunner,
+    Chunked,
+    ChunkedH2O,
+    ChunkedMix,
+    ChunkedRunner,
+    ChunkedStreamingLLM,
+)
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 
-@bug(
-    "oracle-hidden-states-in-simulated-chunks",
-    "https://github.com/NVIDIA/kvpress/issues/186",
-    twin="kvcheck.zoo.twins.blockwise.Blockwise",
-)
-@dataclass(frozen=True)
+@bug("oracle-hidden-states-in-simulated-chunks", "https://github.com/NVIDIA/kvpress/issues/186")
 class OracleHiddenStatesInSimulatedChunks(Blockwise):
     """The prompt is run in one forward with the full cache, and the cuts behind its chunks are played through on the
     finished keys and queries: later chunks are computed from tokens that a real run would have dropped by then.
@@ -38,15 +39,8 @@ class OracleHiddenStatesInSimulatedChunks(Blockwise):
     end, as answers that are better than those of the method.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that plays the cuts through."""
-        return SimulatedLayer(shape, index, self)
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Feeds the prompt at once."""
-        return SimulatingRunner(self, loaded)
-
-
+@used_by(OracleHiddenStatesInSimulatedChunks)
 class SimulatedLayer(BlockwiseLayer):
     """Cuts a prompt that is in."""
 
@@ -58,13 +52,14 @@ class SimulatedLayer(BlockwiseLayer):
             chunk = self.every_head(torch.arange(start, end, device=self.keys.device))
             kept = torch.cat([kept, chunk], dim=2)
             if kept.shape[2] > cap:
-                there = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
-                kept = kept.gather(2, self.choose(queries[:, :, start:end], there, cap))
+                kept_keys = self.keys.gather(2, kept.unsqueeze(3).expand(-1, -1, -1, self.shape.head_dim))
+                kept = kept.gather(2, self.choose(queries[:, :, start:end], kept_keys, cap))
             start = end
         if kept.shape[2] < self.stored:
             self.keep(kept)
 
 
+@used_by(OracleHiddenStatesInSimulatedChunks)
 class SimulatingRunner(BlockwiseRunner):
     """Feeds a prompt in one forward."""
 
@@ -73,8 +68,7 @@ class SimulatingRunner(BlockwiseRunner):
         return MethodRunner.prefill(self, ids)
 
 
-@bug("chunk-mask-built-with-zero-offset", "https://github.com/lablup/mlxcel/issues/885", twin="cake")
-@dataclass(frozen=True)
+@bug("chunk-mask-built-with-zero-offset", "https://github.com/lablup/mlxcel/issues/885")
 class ChunkMaskBuiltWithZeroOffset(Cake):
     """The mask of a block that continues a cache is built as if the block were the start of the text: it is as wide as
     the block, does not fit the keys, and is thrown away, so that the tokens of the block see later ones.
@@ -83,27 +77,19 @@ class ChunkMaskBuiltWithZeroOffset(Cake):
     a prompt of one chunk the mask fits.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that throws masks away."""
-        return MasklessLayer(shape, index, self)
 
-
+@used_by(ChunkMaskBuiltWithZeroOffset)
 class MasklessLayer(CacheLayer):
     """Masks only what begins at 0."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attend without a mask where one of the size of the block does not fit."""
         if 1 < query.shape[2] < keys.shape[2]:
             return scaled_dot_product_attention(query, keys, values, scale=self.scaling, enable_gqa=True)
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
-@bug(
-    "resume-uses-first-chunk-pages",
-    "https://github.com/tenstorrent/tt-metal/pull/55630",
-    twin="kvcheck.zoo.twins.chunked.Chunked",
-)
-@dataclass(frozen=True)
+@bug("resume-uses-first-chunk-pages", "https://github.com/tenstorrent/tt-metal/pull/55630")
 class ResumeUsesFirstChunkPages(Chunked):
     """The slots of a continued prompt are cut to the length of its chunk from the front, so that every later chunk is
     written over the first one, and its own slots stay blank.
@@ -112,11 +98,8 @@ class ResumeUsesFirstChunkPages(Chunked):
     the prompt is appended as it should be.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that resumes at slot 0."""
-        return FirstSlotsLayer(shape, index, self)
 
-
+@used_by(ResumeUsesFirstChunkPages)
 class FirstSlotsLayer(CacheLayer):
     """Writes chunks into the first slots."""
 
@@ -141,12 +124,7 @@ class UnheldRunner(ChunkedRunner):
         return cache, self.feed_chunks(cache, ids)
 
 
-@bug(
-    "chunk-treated-as-new-prefill",
-    "https://github.com/rajveer43/VeloxQuant-MLX/pull/91",
-    twin="kvcheck.zoo.twins.chunked.ChunkedStreamingLLM:window=64",
-)
-@dataclass(frozen=True)
+@bug("chunk-treated-as-new-prefill", "https://github.com/rajveer43/VeloxQuant-MLX/pull/91", "window=64")
 class ChunkTreatedAsNewPrefill(ChunkedStreamingLLM):
     """Every forward of several tokens is taken for a whole prompt: the first tokens of the chunk become sinks, its
     newest ones fill a window of their own, and what is kept of it is put behind what was kept before.
@@ -155,15 +133,12 @@ class ChunkTreatedAsNewPrefill(ChunkedStreamingLLM):
     each time, and while decoding the first tokens of the text leave before others. In one chunk all is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that begins anew with every chunk."""
-        return AnewLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
         return UnheldRunner(self, loaded, self.chunk)
 
 
+@used_by(ChunkTreatedAsNewPrefill)
 class AnewLayer(StreamingLayer):
     """Cuts every block for itself. total: tokens of the prompt; anchor: the position where the newest block began."""
 
@@ -206,12 +181,7 @@ class AnewLayer(StreamingLayer):
             self.keep(self.every_head(torch.cat(parts)), spare=1)
 
 
-@bug(
-    "one-shot-block-eviction",
-    "https://github.com/rajveer43/VeloxQuant-MLX/issues/172",
-    twin="kvcheck.zoo.twins.chunked.ChunkedH2O",
-)
-@dataclass(frozen=True)
+@bug("one-shot-block-eviction", "https://github.com/rajveer43/VeloxQuant-MLX/issues/172")
 class OneShotBlockEviction(ChunkedH2O):
     """Behind every block of tokens the cache is cut to its budget in one decision, by what the slots received from that
     block alone: what earlier blocks looked at does not count, and what is kept depends on how the prompt was split.
@@ -220,15 +190,12 @@ class OneShotBlockEviction(ChunkedH2O):
     than the budget comes in several chunks, and in later turns.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that forgets its scores."""
-        return OneShotLayer(shape, index, self)
-
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Feeds chunks."""
         return UnheldRunner(self, loaded, self.chunk)
 
 
+@used_by(OneShotBlockEviction)
 class OneShotLayer(H2OLayer):
     """Scores by the newest block. total: tokens of the prompt."""
 
@@ -251,12 +218,7 @@ class OneShotLayer(H2OLayer):
         super().step(query)
 
 
-@bug(
-    "ring-smaller-than-chunk-plus-window",
-    "https://github.com/pytorch/executorch/pull/20346",
-    twin="kvcheck.zoo.twins.chunked_mix.ChunkedMix",
-)
-@dataclass(frozen=True)
+@bug("ring-smaller-than-chunk-plus-window", "https://github.com/pytorch/executorch/pull/20346")
 class RingSmallerThanChunkPlusWindow(ChunkedMix):
     """A sliding layer stores a chunk in a ring of as many slots as the window or the chunk has, whichever is more,
     before it attends: the chunk overwrites the tokens before it, which the window of its early tokens still reaches.

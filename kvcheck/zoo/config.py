@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvcheck.cache import kernels
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.mix import visible
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, MixLayer, ReadLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.long_rope import LongRope
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.long_rope import LongRope
 
 
-@bug("empty-cache-is-falsy", "https://github.com/NVIDIA/kvpress/pull/152", twin="snapkv")
-@dataclass(frozen=True)
+@bug("empty-cache-is-falsy", "https://github.com/NVIDIA/kvpress/pull/152")
 class EmptyCacheIsFalsy(SnapKV):
     """The cache has a length, its tokens, and the code that is to compress it takes hold of it by `cache or None`. A
     fresh cache has length 0 and counts as false, so there is nothing to compress, and the full cache stays.
 
     Found in kvpress after an update of transformers, whose caches came to create their layers late. Shows always.
     """
-
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that compresses if told so."""
-        return ToldLayer(shape, index, self)
 
     def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
         """A fresh, empty cache whose layers are told to compress."""
@@ -55,6 +49,7 @@ class SizedCache(KVCache):
             layer.told = True  # type: ignore[attr-defined]
 
 
+@used_by(EmptyCacheIsFalsy)
 class ToldLayer(SnapLayer):
     """Compresses if told so."""
 
@@ -66,8 +61,7 @@ class ToldLayer(SnapLayer):
             super().compress(queries)
 
 
-@bug("cache-config-dict-mutated", "https://github.com/huggingface/transformers/pull/48700", twin="kivi")
-@dataclass(frozen=True)
+@bug("cache-config-dict-mutated", "https://github.com/huggingface/transformers/pull/48700")
 class CacheConfigDictMutated(KIVI):
     """The settings of the cache are a dict that lives as long as the method. Making a cache takes the backend out of it
     and puts the number of layers in, so the next cache is made with the default backend, whose keys are quantized per
@@ -103,8 +97,7 @@ class PerTokenLayer(KIVILayer):
 BACKENDS: dict[str, type[KIVILayer]] = {"per_channel": KIVILayer, "per_token": PerTokenLayer}
 
 
-@bug("group-window-on-global-layers", "https://github.com/vllm-project/vllm/pull/51756", twin="mixattention")
-@dataclass(frozen=True)
+@bug("group-window-on-global-layers", "https://github.com/vllm-project/vllm/pull/51756")
 class GroupWindowOnGlobalLayers(MixAttention):
     """Layers that see a window and layers that see everything share one record of how to attend; attention takes the
     window from there, so all layers see the window only. What is stored is right.
@@ -121,9 +114,9 @@ class GroupWindowOnGlobalLayers(MixAttention):
 class WindowLayer(MixLayer):
     """Sees a window, whatever kind it is of."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Attention over the window."""
-        mask = visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
+        mask = kernels.visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
         return scaled_dot_product_attention(query, keys, values, mask, scale=self.scaling, enable_gqa=True)
 
 
@@ -135,12 +128,7 @@ class WindowReadLayer(WindowLayer, ReadLayer):
     """Reads another layer's."""
 
 
-@bug(
-    "rope-regime-from-allocated-size",
-    "https://github.com/ggml-org/llama.cpp/issues/8995",
-    twin="kvcheck.zoo.twins.long_rope.LongRope",
-)
-@dataclass(frozen=True)
+@bug("rope-regime-from-allocated-size", "https://github.com/ggml-org/llama.cpp/issues/8995")
 class RopeRegimeFromAllocatedSize(LongRope):
     """Which rotary frequencies hold is decided by the capacity of the cache, not by the tokens in it, so a short text
     in a large cache is read by those of a long one.

@@ -9,17 +9,14 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import scoring
-from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 from kvcheck.methods.tova import TOVA, TOVALayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted import Drafted, DraftedLayer
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.drafted import Drafted, DraftedLayer
 
 
-@bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264", twin="tova")
-@dataclass(frozen=True)
+@bug("nkept-floors-to-zero", "https://github.com/NVIDIA/kvpress/pull/264")
 class NkeptFloorsToZero(TOVA):
     """The number of slots is the share of the prompt rounded down, without a least of one: for a prompt of one token at
     a share of one half it is zero, the selection of the best zero slots is empty, and so is the cache.
@@ -28,11 +25,8 @@ class NkeptFloorsToZero(TOVA):
     what follows is answered without any context, and no exception says so.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that may keep nothing."""
-        return FlooringLayer(shape, index, self)
 
-
+@used_by(NkeptFloorsToZero)
 class FlooringLayer(TOVALayer):
     """Rounds its budget down, to zero too."""
 
@@ -46,8 +40,7 @@ class FlooringLayer(TOVALayer):
             self.keep(self.every_head(torch.arange(0)), spare=1)
 
 
-@bug("attention-sinks-evictable", "https://github.com/awslabs/keys_values/issues/140", twin="streaming_llm")
-@dataclass(frozen=True)
+@bug("attention-sinks-evictable", "https://github.com/awslabs/keys_values/issues/140")
 class AttentionSinksEvictable(StreamingLLM):
     """No slots are reserved for the first tokens: the budget of sinks and window together goes to the newest tokens, so
     the sinks leave as soon as anything does.
@@ -56,11 +49,8 @@ class AttentionSinksEvictable(StreamingLLM):
     exceeds the budget; a model with random weights does not mind.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer without sinks."""
-        return SinklessLayer(shape, index, self)
 
-
+@used_by(AttentionSinksEvictable)
 class SinklessLayer(StreamingLayer):
     """Keeps the newest slots only."""
 
@@ -72,7 +62,7 @@ class SinklessLayer(StreamingLayer):
             self.keep(self.every_head(newest), spare=1)
 
 
-@bug("newcomer-score-freeze", "https://github.com/rajveer43/VeloxQuant-MLX/pull/141", twin="h2o")
+@bug("newcomer-score-freeze", "https://github.com/rajveer43/VeloxQuant-MLX/pull/141")
 @dataclass(frozen=True)
 class NewcomerScoreFreeze(H2O):
     """A token that is decoded starts with a score of zero, and the slot with the smallest score of all leaves, be it
@@ -82,11 +72,8 @@ class NewcomerScoreFreeze(H2O):
     budget: short answers are right, long ones forget what they have just said.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that does not shield newcomers."""
-        return FrozenLayer(shape, index, self)
 
-
+@used_by(NewcomerScoreFreeze)
 class FrozenLayer(H2OLayer):
     """After the prompt, ranks all slots by score alone; new ones have none."""
 
@@ -104,12 +91,7 @@ class FrozenLayer(H2OLayer):
             self.keep(index, spare=1)
 
 
-@bug(
-    "trim-clamped-by-logical-length",
-    "https://github.com/rajveer43/VeloxQuant-MLX/pull/371",
-    twin="kvcheck.zoo.twins.drafted.Drafted",
-)
-@dataclass(frozen=True)
+@bug("trim-clamped-by-logical-length", "https://github.com/rajveer43/VeloxQuant-MLX/pull/371")
 class TrimClampedByLogicalLength(Drafted):
     """A rollback computes the new end of the rows from the number of tokens seen, which after an eviction is larger
     than the number of rows: the cursor ends up behind the last row that was written, and the rejected guesses and the
@@ -119,21 +101,18 @@ class TrimClampedByLogicalLength(Drafted):
     an eviction; before the first eviction both numbers are the same.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a cursor that runs ahead."""
-        return RunawayLayer(shape, index, self)
 
-
+@used_by(TrimClampedByLogicalLength)
 class RunawayLayer(DraftedLayer):
     """Places its cursor by the tokens seen."""
 
     def rollback(self, count: int) -> int:
         """Forget the newest tokens of the text, not the newest rows."""
         self.seen -= count
-        for room in self._rooms():
-            room.length = min(self.seen, room.buffer.shape[2])
+        for buffer in self._buffers():
+            buffer.length = min(self.seen, buffer.tensor.shape[2])
         self.drafted = 0
-        rows = self._rooms()[0].length
+        rows = self._buffers()[0].length
         known = self.positions
         if rows > known.shape[2]:  # rows that stand for nothing are taken for the newest token
             self.kept = pad(known, (0, rows - known.shape[2]), value=self.seen - 1)
@@ -142,8 +121,7 @@ class RunawayLayer(DraftedLayer):
         return count
 
 
-@bug("multi-token-append-never-evicts", "https://github.com/ml-explore/mlx-lm/issues/1914", twin="streaming_llm")
-@dataclass(frozen=True)
+@bug("multi-token-append-never-evicts", "https://github.com/ml-explore/mlx-lm/issues/1914")
 class MultiTokenAppendNeverEvicts(StreamingLLM):
     """How much is to leave the window is reckoned for one new token, whatever the block: slots before it, plus one,
     minus the cap. Below the cap that is nothing, at the cap it is one, and the rest of the block stays on top.
@@ -152,11 +130,8 @@ class MultiTokenAppendNeverEvicts(StreamingLLM):
     the cache is larger than it declares until a single token is decoded, which trims it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that expects single tokens."""
-        return OneByOneLayer(shape, index, self)
 
-
+@used_by(MultiTokenAppendNeverEvicts)
 class OneByOneLayer(StreamingLayer):
     """Trims for one token."""
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.methods.offload import Offload, OffloadedLayer
 from kvcheck.methods.save_load import SaveLoad, SaveLoadLayer
-from kvcheck.models import LoadedModel
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins._pool import Entry, Full, Pool
-from kvcheck.zoo.twins.prefetch import FetchedLayer, Prefetch, PrefetchCache
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
-from kvcheck.zoo.twins.ring import Ring, RingLayer
-from kvcheck.zoo.twins.rotated_store import RotatedLayer, RotatedStore
-from kvcheck.zoo.twins.stored_quest import StoredQuest, StoredQuestLayer
-
-TWINS = "kvcheck.zoo.twins"
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.prefetch import FetchedLayer, Prefetch, PrefetchCache
+from kvcheck.zoo.counterparts.prefix_store import Entry, Full, Pool, PrefixStore, StoreRunner
+from kvcheck.zoo.counterparts.quests import StoredQuest, StoredQuestLayer
+from kvcheck.zoo.counterparts.ring import Ring, RingLayer
+from kvcheck.zoo.counterparts.rotated_store import RotatedLayer, RotatedStore
 
 
-@bug("index-keys-not-transferred", "https://github.com/ROCm/ATOM/pull/1368", f"{TWINS}.stored_quest.StoredQuest")
-@dataclass(frozen=True)
+@bug("index-keys-not-transferred", "https://github.com/ROCm/ATOM/pull/1368")
 class IndexKeysNotTransferred(StoredQuest):
     """Only keys and values are saved; the bounds of the pages come back as zeros, so every page of the prompt looks
     alike and the oldest are chosen.
@@ -34,11 +24,8 @@ class IndexKeysNotTransferred(StoredQuest):
     loading, as soon as the text is longer than the pages that are attended to in any case.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that saves too little."""
-        return _WithoutIndex(shape, index, self)
 
-
+@used_by(IndexKeysNotTransferred)
 class _WithoutIndex(StoredQuestLayer):
     def state(self) -> dict[str, torch.Tensor]:
         """Keys and values."""
@@ -52,8 +39,7 @@ class _WithoutIndex(StoredQuestLayer):
         super().restore({**state, "low": empty, "high": empty.clone()})
 
 
-@bug("packed-layout-read-as-split", "https://github.com/LMCache/LMCache/issues/4463", "save_load")
-@dataclass(frozen=True)
+@bug("packed-layout-read-as-split", "https://github.com/LMCache/LMCache/issues/4463")
 class PackedLayoutReadAsSplit(SaveLoad):
     """Keys and values lie side by side in the last dimension; the transfer cuts that memory in two as if it were a
     plane of keys and a plane of values, and so both come back as mixtures of the two.
@@ -62,26 +48,18 @@ class PackedLayoutReadAsSplit(SaveLoad):
     for every prompt that comes back from the file.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with the strides of another layout."""
-        return _Packed(shape, index, self)
 
-
+@used_by(PackedLayoutReadAsSplit)
 class _Packed(SaveLoadLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """The memory of (B, G, n, 2·d) is taken for that of (2, B, G, n, d)."""
         packed = torch.cat([self.keys, self.values], dim=-1)
         keys, values = packed.view(2, *self.keys.shape)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
         super().compress(queries)
 
 
-@bug(
-    "restore-without-rotation-metadata",
-    "https://github.com/ggml-org/llama.cpp/pull/28498",
-    f"{TWINS}.rotated_store.RotatedStore:reader=4",
-)
-@dataclass(frozen=True)
+@bug("restore-without-rotation-metadata", "https://github.com/ggml-org/llama.cpp/pull/28498", "reader=4")
 class RestoreWithoutRotationMetadata(RotatedStore):
     """The file does not say how the stored keys were rotated; whoever loads it rotates them back by its own setting.
 
@@ -89,11 +67,8 @@ class RestoreWithoutRotationMetadata(RotatedStore):
     otherwise than the one that saved; with equal settings everything is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that does not ask the file."""
-        return _Unlabelled(shape, index, self)
 
-
+@used_by(RestoreWithoutRotationMetadata)
 class _Unlabelled(RotatedLayer):
     def about(self) -> dict[str, str]:
         """Nothing."""
@@ -104,8 +79,7 @@ class _Unlabelled(RotatedLayer):
         return self.method.reader
 
 
-@bug("boolean-saved-as-string", "https://github.com/ml-explore/mlx-lm/issues/1250", f"{TWINS}.ring.Ring:window=4096")
-@dataclass(frozen=True)
+@bug("boolean-saved-as-string", "https://github.com/ml-explore/mlx-lm/issues/1250", "window=4096")
 class BooleanSavedAsString(Ring):
     """Whether the ring is full is saved as the text of a boolean and read back as the truth of that text, which is
     true for "False", too. A ring that is not full is then read from its head on, where nothing has been written.
@@ -113,11 +87,8 @@ class BooleanSavedAsString(Ring):
     From a sliding window cache with string metadata. Shows when a cache is loaded whose prompt did not fill the ring.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a text for a flag."""
-        return _TextFlag(shape, index, self)
 
-
+@used_by(BooleanSavedAsString)
 class _TextFlag(RingLayer):
     loaded = 0  # entries that the ring held when it was loaded; the flag decides their order, not their number
 
@@ -153,8 +124,7 @@ class _TextFlag(RingLayer):
         self.wrapped = bool(about["wrapped"])
 
 
-@bug("position-delta-not-saved", "https://github.com/ml-explore/mlx-swift-lm/issues/443", f"{TWINS}.ring.Ring")
-@dataclass(frozen=True)
+@bug("position-delta-not-saved", "https://github.com/ml-explore/mlx-swift-lm/issues/443")
 class PositionDeltaNotSaved(Ring):
     """Keys and values are saved, the number of tokens that were evicted is not: what is loaded takes the number of its
     rows for that of the tokens seen, and new tokens get positions that are too small by what was evicted.
@@ -162,11 +132,8 @@ class PositionDeltaNotSaved(Ring):
     From a session file that held the tensors alone. Shows after loading, for prompts that are longer than the ring.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that counts its rows."""
-        return _Rows(shape, index, self)
 
-
+@used_by(PositionDeltaNotSaved)
 class _Rows(RingLayer):
     def restore(self, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
         """The offset starts at the number of rows."""
@@ -174,10 +141,7 @@ class _Rows(RingLayer):
         self.seen = self.prompt = self.sunk + self.entries
 
 
-@bug(
-    "failed-store-stays-visible", "https://github.com/LMCache/LMCache/issues/4991", f"{TWINS}.prefix_store.PrefixStore"
-)
-@dataclass(frozen=True)
+@bug("failed-store-stays-visible", "https://github.com/LMCache/LMCache/issues/4991")
 class FailedStoreStaysVisible(PrefixStore):
     """A block is listed in the index before it is written, and stays there when writing it fails; who looks it up gets
     an empty page.
@@ -185,10 +149,6 @@ class FailedStoreStaysVisible(PrefixStore):
     From a store whose writer only logged the failure. Shows for prompts with more blocks than can be staged, from the
     first block on that could not be written.
     """
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Has a careless store."""
-        return _Careless(self, loaded)
 
 
 class _ListedFirst(Pool):
@@ -205,16 +165,16 @@ class _ListedFirst(Pool):
         return page
 
 
+@used_by(FailedStoreStaysVisible)
 class _Careless(StoreRunner):
     def new_pool(self) -> Pool:
         """An empty store."""
         return _ListedFirst(self.method.capacity, self.method.staging)
 
 
-@bug("offload-copy-not-ordered", "https://github.com/LMCache/LMCache/issues/4870", "offload")
-@dataclass(frozen=True)
+@bug("offload-copy-not-ordered", "https://github.com/LMCache/LMCache/issues/4870")
 class OffloadCopyNotOrdered(Offload):
-    """Prompts leave through a staging buffer of two slots; the runner copies a slot at once, although the transfer that
+    """Prompts leave through a staging buffer of two slots; the host copies a slot at once, although the transfer that
     fills it may still be under way. Of three large transfers in a row the third is late, and what is stored then is
     the chunk that the slot held before, of whatever layer or prompt that was.
 
@@ -222,10 +182,6 @@ class OffloadCopyNotOrdered(Offload):
     played here by counting; the count goes on from prompt to prompt, so that the chunks that are hit differ between
     equal requests. Shows for prompts with whole chunks of 64 tokens.
     """
-
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that leaves through the staging buffer."""
-        return _Staged(shape, index, self)
 
 
 CHUNK = 64
@@ -236,7 +192,7 @@ _ISSUED = [0]
 
 
 def _transfer(chunk: torch.Tensor) -> torch.Tensor:
-    """What the runner copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
+    """What the host copies out of the slot that a chunk (2, B, G, t, d) is being transferred to."""
     _ISSUED[0] += 1
     number = _ISSUED[0]
     held = _SLOTS.get(number % 2)
@@ -245,6 +201,7 @@ def _transfer(chunk: torch.Tensor) -> torch.Tensor:
     return held.clone() if late and held is not None else chunk.clone()
 
 
+@used_by(OffloadCopyNotOrdered)
 class _Staged(OffloadedLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """Send the prompt to the runner, chunk by chunk; an incomplete chunk is small enough to be in time."""
@@ -252,15 +209,10 @@ class _Staged(OffloadedLayer):
         chunks = torch.stack([self.keys, self.values]).split(CHUNK, dim=3)
         sent = [_transfer(chunk) if chunk.shape[3] == CHUNK else chunk for chunk in chunks]
         keys, values = torch.cat(sent, dim=3)
-        self.k, self.v = Room(keys.clone()), Room(values.clone())
+        self.k, self.v = GrowableBuffer(keys.clone()), GrowableBuffer(values.clone())
 
 
-@bug(
-    "prefetch-targets-wrong-layer",
-    "https://github.com/huggingface/transformers/pull/46748",
-    f"{TWINS}.prefetch.Prefetch",
-)
-@dataclass(frozen=True)
+@bug("prefetch-targets-wrong-layer", "https://github.com/huggingface/transformers/pull/46748")
 class PrefetchTargetsWrongLayer(Prefetch):
     """While an offloaded layer attends, the layer behind it is fetched, whatever it is; the next offloaded layer then
     finds that one in the slot and reads it as its own.
@@ -270,11 +222,8 @@ class PrefetchTargetsWrongLayer(Prefetch):
     from the first token behind the prompt on.
     """
 
-    def build(self, shape: ModelShape, store_dtype: torch.dtype | None = None) -> KVCache:
-        """A fresh, empty cache."""
-        return _NextIndex(super().build(shape, store_dtype).layers, store_dtype)
 
-
+@used_by(PrefetchTargetsWrongLayer)
 class _NextIndex(PrefetchCache):
     def fetch(self, wanted: int, now: int, device: torch.device) -> None:
         """Behind an offloaded layer, the next index is fetched without a look at what is there."""

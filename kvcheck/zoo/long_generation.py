@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted import Drafted, DraftedRunner
-from kvcheck.zoo.twins.regimes import RegimeRunner, Regimes
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.drafted import Drafted, DraftedRunner
+from kvcheck.zoo.counterparts.regimes import RegimeRunner, Regimes
 
 
-@bug("evict-at-prefill-only", "https://github.com/Zefan-Cai/KVCache-Factory/issues/20", twin="h2o")
-@dataclass(frozen=True)
+@bug("evict-at-prefill-only", "https://github.com/Zefan-Cai/KVCache-Factory/issues/20")
 class EvictAtPrefillOnly(H2O):
     """The cache is cut when a forward is the whole text so far, which only the prompt's is: all that comes later is
     appended and stays, and the cap is none.
@@ -31,11 +26,8 @@ class EvictAtPrefillOnly(H2O):
     token, and the answers are, if anything, better than they should be.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that evicts once."""
-        return OnceLayer(shape, index, self)
 
-
+@used_by(EvictAtPrefillOnly)
 class OnceLayer(H2OLayer):
     """Evicts after the prompt only."""
 
@@ -44,12 +36,7 @@ class OnceLayer(H2OLayer):
         self._received = []
 
 
-@bug(
-    "rope-regime-switch-keeps-old-keys",
-    "https://github.com/huggingface/transformers/pull/33129",
-    twin="kvcheck.zoo.twins.regimes.Regimes",
-)
-@dataclass(frozen=True)
+@bug("rope-regime-switch-keeps-old-keys", "https://github.com/huggingface/transformers/pull/33129")
 class RopeRegimeSwitchKeepsOldKeys(Regimes):
     """When the text outgrows the original context, new keys and all queries turn by the factors for long texts, and the
     keys that are cached stay as the factors for short ones left them.
@@ -58,11 +45,8 @@ class RopeRegimeSwitchKeepsOldKeys(Regimes):
     that is beyond it is right, and so is a text that stays below.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Goes on with the cache that there is."""
-        return UnawareRunner(self, loaded)
 
-
+@used_by(RopeRegimeSwitchKeepsOldKeys)
 class UnawareRunner(RegimeRunner):
     """Does not notice that the regime has changed."""
 
@@ -71,12 +55,7 @@ class UnawareRunner(RegimeRunner):
         return MethodRunner.feed(self, cache, ids, keep)
 
 
-@bug(
-    "rollback-silently-refused",
-    "https://github.com/ml-explore/mlx-swift-lm/issues/424",
-    twin="kvcheck.zoo.twins.drafted.Drafted",
-)
-@dataclass(frozen=True)
+@bug("rollback-silently-refused", "https://github.com/ml-explore/mlx-swift-lm/issues/424")
 class RollbackSilentlyRefused(Drafted):
     """A rollback is refused for all layers once the window of one has dropped a token, and says so by returning zero,
     which nobody reads: the rejected guesses stay in the text, are seen by what follows, and push its positions on.
@@ -85,11 +64,8 @@ class RollbackSilentlyRefused(Drafted):
     then every rollback is carried out.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Ignores what a rollback returns."""
-        return DeafRunner(self, loaded)
 
-
+@used_by(RollbackSilentlyRefused)
 class DeafRunner(DraftedRunner):
     """Takes every rollback for done."""
 
@@ -125,8 +101,7 @@ class Ledger:
             )
 
 
-@bug("shared-budget-never-released", "https://github.com/rajveer43/VeloxQuant-MLX/issues/80", twin="h2o")
-@dataclass(frozen=True)
+@bug("shared-budget-never-released", "https://github.com/rajveer43/VeloxQuant-MLX/issues/80")
 class SharedBudgetNeverReleased(H2O):
     """The layers of a model share a ledger of the tokens that are being taken in. The first layer announces those of
     every forward, no layer strikes them out when it is done, and the sum of a lifetime is held against the limit for
@@ -141,11 +116,8 @@ class SharedBudgetNeverReleased(H2O):
         """One for all caches of the method."""
         return Ledger()
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that announces."""
-        return AnnouncingLayer(shape, index, self)
 
-
+@used_by(SharedBudgetNeverReleased)
 class AnnouncingLayer(H2OLayer):
     """Announces what it takes in, if it is the first."""
 
@@ -167,12 +139,7 @@ class AnnouncingLayer(H2OLayer):
             self.method.ledger.announce(tokens)
 
 
-@bug(
-    "window-cache-only-right-for-first-prompt",
-    "https://github.com/ml-explore/mlx-examples/issues/1000",
-    twin="streaming_llm",
-)
-@dataclass(frozen=True)
+@bug("window-cache-only-right-for-first-prompt", "https://github.com/ml-explore/mlx-examples/issues/1000")
 class WindowCacheOnlyRightForFirstPrompt(StreamingLLM):
     """The window is a ring, in which a decoded token takes the place of the oldest one. A block of tokens is appended
     behind the ring as it lies, and what is too much is cut off at its front, where after some decoding the newest
@@ -182,11 +149,8 @@ class WindowCacheOnlyRightForFirstPrompt(StreamingLLM):
     read from the code. Shows in a second turn, when the window was full and tokens have been decoded into it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a ring."""
-        return RingLayer(shape, index, self)
 
-
+@used_by(WindowCacheOnlyRightForFirstPrompt)
 class RingLayer(StreamingLayer):
     """ring: the positions of the tokens in the window, as they lie in the ring; next: where the next one goes."""
 

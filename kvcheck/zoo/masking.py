@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from kvcheck.cache import scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.blockwise import Blockwise, BlockwiseLayer
-from kvcheck.zoo.twins.padded import PaddedLayer, PaddedSnapKV
-from kvcheck.zoo.twins.pooled import Pooled, PooledLayer
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.chunked import Blockwise, BlockwiseLayer
+from kvcheck.zoo.counterparts.padded import PaddedLayer, PaddedSnapKV
+from kvcheck.zoo.counterparts.pooled import Pooled, PooledLayer
 
 
-@bug(
-    "scoring-ignores-padding-mask",
-    "https://github.com/FasterDecoding/SnapKV/issues/3",
-    twin="kvcheck.zoo.twins.padded.PaddedSnapKV",
-)
-@dataclass(frozen=True)
+@bug("scoring-ignores-padding-mask", "https://github.com/FasterDecoding/SnapKV/issues/3")
 class ScoringIgnoresPaddingMask(PaddedSnapKV):
     """The votes are counted under a causal mask of their own, and the mask that hides the pads is not looked at: a pad
     gets votes like any token, and those with enough of them take the slots of real tokens.
@@ -31,11 +23,8 @@ class ScoringIgnoresPaddingMask(PaddedSnapKV):
     concluded from the code, not reported. Shows on prompts that are padded and longer than the budget.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that lets pads stand for election."""
-        return VotingPadsLayer(shape, index, self)
 
-
+@used_by(ScoringIgnoresPaddingMask)
 class VotingPadsLayer(PaddedLayer):
     """Chooses among pads and tokens."""
 
@@ -58,12 +47,7 @@ class VotingPadsLayer(PaddedLayer):
             self.kept = self.kept - pads
 
 
-@bug(
-    "causal-shortcut-after-prefill-eviction",
-    "https://github.com/rajveer43/VeloxQuant-MLX/issues/370",
-    twin="kvcheck.zoo.twins.blockwise.Blockwise:chunk=8192",
-)
-@dataclass(frozen=True)
+@bug("causal-shortcut-after-prefill-eviction", "https://github.com/rajveer43/VeloxQuant-MLX/issues/370", "chunk=8192")
 class CausalShortcutAfterPrefillEviction(Blockwise):
     """The prompt is evicted while it is taken in, so that its own forward attends to what is left: fewer keys than
     queries. The causal shortcut of the kernel takes these keys for the newest tokens: of the last rows, as many as
@@ -74,11 +58,8 @@ class CausalShortcutAfterPrefillEviction(Blockwise):
     prompt is longer than the budget; up to the budget both are the same.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that evicts first and attends then."""
-        return EvictsFirstLayer(shape, index, self)
 
-
+@used_by(CausalShortcutAfterPrefillEviction)
 class EvictsFirstLayer(BlockwiseLayer):
     """Evicts before the prompt has attended."""
 
@@ -88,22 +69,17 @@ class EvictsFirstLayer(BlockwiseLayer):
             self.cut(query)
         return super().attend(query, scaling)
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """The shortcut where keys are missing."""
         missing = query.shape[2] - keys.shape[2]
         if missing <= 0:
-            return super().mix(query, keys, values, rows)
+            return super().attention(query, keys, values, rows)
         out = torch.zeros_like(query)
-        out[:, :, missing:] = super().mix(query[:, :, missing:], keys, values, rows)
+        out[:, :, missing:] = super().attention(query[:, :, missing:], keys, values, rows)
         return out
 
 
-@bug(
-    "window-cache-rolled-one-step-early",
-    "https://github.com/huggingface/transformers/issues/37574",
-    twin="streaming_llm:window=1044",
-)
-@dataclass(frozen=True)
+@bug("window-cache-rolled-one-step-early", "https://github.com/huggingface/transformers/issues/37574", "window=1044")
 class WindowCacheRolledOneStepEarly(StreamingLLM):
     """The window is rolled when the new token fills it, not when it no longer fits: the oldest token behind the sinks
     is dropped though there was room, and the slot before the new token stays blank.
@@ -112,11 +88,8 @@ class WindowCacheRolledOneStepEarly(StreamingLLM):
     cap, if it comes after the prompt; the blank slot stays until it has wandered out of the window.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that rolls early."""
-        return EarlyRollLayer(shape, index, self)
 
-
+@used_by(WindowCacheRolledOneStepEarly)
 class EarlyRollLayer(StreamingLayer):
     """Rolls its window once too often."""
 
@@ -142,14 +115,13 @@ class EarlyRollLayer(StreamingLayer):
         """Move the slots behind the sinks by one, up to the slot `blank`, which nothing is written to."""
         sink = self.method.sink
         if blank >= sink:
-            for room in self._rooms():
-                older = room.used[:, :, sink : blank + 1]
+            for buffer in self._buffers():
+                older = buffer.used[:, :, sink : blank + 1]
                 older[:, :, :-1] = older[:, :, 1:].clone()
                 older[:, :, -1] = 0
 
 
-@bug("key-loop-starts-at-query-offset", "https://github.com/openai/gpt-oss/pull/196", twin="fp16")
-@dataclass(frozen=True)
+@bug("key-loop-starts-at-query-offset", "https://github.com/openai/gpt-oss/pull/196")
 class KeyLoopStartsAtQueryOffset(Fp16):
     """A block of tokens that continues a cache loops over keys from the position of its own first token on: nothing
     that was there before is seen by it.
@@ -158,28 +130,20 @@ class KeyLoopStartsAtQueryOffset(Fp16):
     begins at 0, and single tokens take another path.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose blocks see themselves."""
-        return OwnBlockLayer(shape, index, self)
 
-
+@used_by(KeyLoopStartsAtQueryOffset)
 class OwnBlockLayer(CacheLayer):
     """Blocks see themselves only."""
 
-    def mix(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+    def attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
         """Leave out what is before the block."""
         count = query.shape[2]
         if count > 1:
             keys, values = keys[:, :, -count:], values[:, :, -count:]
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
-@bug(
-    "compressed-block-offset-added-twice",
-    "https://github.com/raullenchai/Rapid-MLX/pull/3545",
-    twin="kvcheck.zoo.twins.pooled.Pooled",
-)
-@dataclass(frozen=True)
+@bug("compressed-block-offset-added-twice", "https://github.com/raullenchai/Rapid-MLX/pull/3545")
 class CompressedBlockOffsetAddedTwice(Pooled):
     """How many entries a token sees is reckoned from its position plus the position of its block's first token: the
     offset counts twice, and entries are visible that hold later tokens of the same forward.
@@ -188,11 +152,8 @@ class CompressedBlockOffsetAddedTwice(Pooled):
     the last of them; a single token sees all there is anyway.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose entries are visible early."""
-        return EarlyEntriesLayer(shape, index, self)
 
-
+@used_by(CompressedBlockOffsetAddedTwice)
 class EarlyEntriesLayer(PooledLayer):
     """Adds the offset twice."""
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.fragments import Fragments, FragmentsRunner
-from kvcheck.zoo.twins.merge_on_evict import MergeOnEvict
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.fragments import Fragments, FragmentsRunner
+from kvcheck.zoo.counterparts.merge_on_evict import MergeOnEvict
 
 
-@bug(
-    "merge-quantile-over-ineligible",
-    "https://github.com/NVIDIA/kvpress/pull/287",
-    twin="kvcheck.zoo.twins.merge_on_evict.MergeOnEvict",
-)
-@dataclass(frozen=True)
+@bug("merge-quantile-over-ineligible", "https://github.com/NVIDIA/kvpress/pull/287")
 class MergeQuantileOverIneligible(MergeOnEvict):
     """The bound on the cosine is a quantile over all evicted tokens, of which those that are not eligible count as
     minus infinity. With a few of them more than the fraction of the eligible is merged; where the quantile falls among
@@ -37,12 +25,7 @@ class MergeQuantileOverIneligible(MergeOnEvict):
         return eligible & (ranked >= torch.quantile(ranked, 1 - self.fraction, dim=2, keepdim=True))
 
 
-@bug(
-    "fragments-joined-without-rerotation",
-    "https://github.com/MemTensor/MemOS/issues/2315",
-    twin="kvcheck.zoo.twins.fragments.Fragments",
-)
-@dataclass(frozen=True)
+@bug("fragments-joined-without-rerotation", "https://github.com/MemTensor/MemOS/issues/2315")
 class FragmentsJoinedWithoutRerotation(Fragments):
     """Pieces that were computed alone, each from position 0, are put one behind the other with their keys as they are,
     so that all but the first carry the rotation of a place in their own piece, while queries count on from the end.
@@ -50,11 +33,8 @@ class FragmentsJoinedWithoutRerotation(Fragments):
     Found in MemOS, which joins stored pieces of a memory. Shows where two pieces or more are joined.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Joins without turning."""
-        return UnturnedRunner(self, loaded)
 
-
+@used_by(FragmentsJoinedWithoutRerotation)
 class UnturnedRunner(FragmentsRunner):
     """Leaves keys as they were computed."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +18,7 @@ from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import view
+from kvcheck.cache.view import FedCache, view
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.spec import Spec
 from kvcheck.methods import make
@@ -72,9 +72,9 @@ class Mutant(Method):
         """As the correct method."""
         return self.inner.protected(prompt)
 
-    def whole(self) -> Spec | None:
+    def lossless(self) -> Spec | None:
         """The same fault around the correct method's."""
-        inner = self.inner.whole()
+        inner = self.inner.lossless()
         return None if inner is None else Spec(self.name(), (("of", str(inner)),))
 
     def rounding(self) -> tuple[float, float] | None:
@@ -85,11 +85,11 @@ class Mutant(Method):
         """The correct method's runner behind the fault. Raises MethodUnsupported where it has no place."""
         return MutantRunner(self, self.inner.runner(loaded))
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """The prompt. Overridden by faults of it."""
         return runner.prefill(ids)
 
-    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: FedCache, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Later tokens. Overridden by faults of them."""
         return runner.feed(cache, ids, keep)
 
@@ -101,15 +101,15 @@ class MutantRunner(MethodRunner):
         super().__init__(mutant, inner.loaded)
         self.mutant, self.inner, self.model = mutant, inner, inner.model
 
-    def build(self) -> Any:
+    def build(self) -> KVCache:
         """The correct method's cache."""
         return self.inner.build()
 
-    def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """With the fault."""
         return self.mutant.prefill(self.inner, ids)
 
-    def feed(self, cache: Any, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+    def feed(self, cache: FedCache, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
         """With the fault."""
         return self.mutant.feed(self.inner, cache, ids, keep)
 
@@ -118,7 +118,7 @@ class MutantRunner(MethodRunner):
 class LostTail(Mutant):
     """The last token of the prompt is not stored."""
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """Logits of the whole prompt, the cache of all but its last token."""
         return (runner.prefill(ids[:, :-1])[0] if ids.shape[1] > 1 else runner.prefill(ids)[0]), runner.prefill(ids)[1]
 
@@ -127,7 +127,7 @@ class LostTail(Mutant):
 class LostHead(Mutant):
     """The first token of the prompt is another one: what lies there was overwritten."""
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """With the last token in the first place."""
         return runner.prefill(torch.cat([ids[:, -1:], ids[:, 1:]], dim=1))
 
@@ -136,7 +136,7 @@ class LostHead(Mutant):
 class SkippedSample(Mutant):
     """The second row of a batch is given the cache of the first."""
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """Rows 0, 0, 2, 3, …"""
         cache, logits = runner.prefill(ids)
         return cache.select([0, *range(min(1, len(ids) - 1))][: len(ids)] + list(range(2, len(ids)))), logits
@@ -147,11 +147,11 @@ class StaleState(Mutant):
     """A prompt as long as the one before it is given that one's cache."""
 
     @cached_property
-    def before(self) -> dict[tuple[int, ...], Any]:
+    def before(self) -> dict[tuple[int, ...], FedCache]:
         """Caches by shape of the prompts."""
         return {}
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """The cache of the last prompt of this shape."""
         cache, logits = runner.prefill(ids)
         stale = self.before.get(tuple(ids.shape), cache)
@@ -163,7 +163,7 @@ class StaleState(Mutant):
 class WrongPosition(Mutant):
     """Every token behind the prompt is fed one position too early."""
 
-    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: FedCache, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """With the model's rotation one step behind."""
         with moved(runner.model, -1):
             return runner.feed(cache, ids, keep)
@@ -173,7 +173,7 @@ class WrongPosition(Mutant):
 class ForgottenAnswer(Mutant):
     """What is fed behind the prompt is attended to and not stored."""
 
-    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: FedCache, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Into a copy."""
         return runner.feed(cache.select(range(len(ids))), ids, keep)
 
@@ -182,7 +182,7 @@ class ForgottenAnswer(Mutant):
 class RepeatedToken(Mutant):
     """The first token behind the prompt is stored twice."""
 
-    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: FedCache, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Its copy goes in before it, where a block is fed."""
         if ids.shape[1] > 1:
             runner.feed(cache, ids[:, :1])
@@ -199,11 +199,11 @@ class Values(Mutant):
             raise MethodUnsupported(f"{self.name()}: the model has no v_proj", "try it on a model such as llama")
         return super().runner(loaded)
 
-    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def prefill(self, runner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """With hooks on all projections to values."""
         heads = runner.shape.kv_heads
 
-        def change(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        def change(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
             return self.changed(output.unflatten(-1, (heads, -1))).flatten(-2)
 
         with ExitStack() as hooks:
@@ -251,9 +251,9 @@ class OffByOneMask(Mutant):
             raise MethodUnsupported(f"{self.name()}: {self.of} attends in a way of its own", "try the other faults")
         return MutantRunner(self, runner)
 
-    def feed(self, runner: MethodRunner, cache: Any, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def feed(self, runner: MethodRunner, cache: FedCache, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Without the newest slot of the past."""
-        mix = CacheLayer.mix
+        attention = CacheLayer.attention
 
         def masked(
             layer: CacheLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: slice
@@ -261,17 +261,17 @@ class OffByOneMask(Mutant):
             past = keys.shape[2] - query.shape[2]
             if past > 1:
                 keys, values = (torch.cat([each[:, :, : past - 1], each[:, :, past:]], 2) for each in (keys, values))
-            return mix(layer, query, keys, values, rows)
+            return attention(layer, query, keys, values, rows)
 
-        CacheLayer.mix = masked  # type: ignore[method-assign, assignment]
+        CacheLayer.attention = masked  # type: ignore[method-assign, assignment]
         try:
             return runner.feed(cache, ids, keep)
         finally:
-            CacheLayer.mix = mix  # type: ignore[method-assign]
+            CacheLayer.attention = attention  # type: ignore[method-assign]
 
 
-def attends_as_the_full_cache(cache: object) -> bool:
-    """Whether what comes behind the prompt goes through CacheLayer.mix, in every layer."""
+def attends_as_the_full_cache(cache: FedCache) -> bool:
+    """Whether what comes behind the prompt goes through CacheLayer.attention, in every layer."""
     native = view(cache).native
     layers = [] if native is None else native.layers
     kinds = {type(layer) for layer in layers}

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 import torch
 
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.cake import Cake
 from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.mixattention import MadeLayer, MixAttention, ReadLayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.padded import PaddedRunner, PaddedSnapKV
-from kvcheck.zoo.twins.shifted import Shifted, ShiftedLayer
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.padded import PaddedRunner, PaddedSnapKV
+from kvcheck.zoo.counterparts.shifted import Shifted, ShiftedLayer
 
 
-@bug("offset-is-retained-rows", "https://github.com/rajveer43/VeloxQuant-MLX/issues/389", twin="h2o")
-@dataclass(frozen=True)
+@bug("offset-is-retained-rows", "https://github.com/rajveer43/VeloxQuant-MLX/issues/389")
 class OffsetIsRetainedRows(H2O):
     """The length that the model asks for, to number the next token, is the number of slots that are left: the token is
     rotated to a position that the text has long passed, while the stored keys stay where they were.
@@ -32,25 +24,17 @@ class OffsetIsRetainedRows(H2O):
     every token that leaves.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that reports its slots."""
-        return SlotCountLayer(shape, index, self)
 
-
+@used_by(OffsetIsRetainedRows)
 class SlotCountLayer(H2OLayer):
     """Takes slots for tokens."""
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         """The slots that are stored."""
         return self.stored
 
 
-@bug(
-    "rerotation-uses-unscaled-rope",
-    "https://github.com/rajveer43/VeloxQuant-MLX/issues/148",
-    twin="kvcheck.zoo.twins.shifted.Shifted",
-)
-@dataclass(frozen=True)
+@bug("rerotation-uses-unscaled-rope", "https://github.com/rajveer43/VeloxQuant-MLX/issues/148")
 class RerotationUsesUnscaledRope(Shifted):
     """Keys that move to new positions are turned by the textbook frequencies base^(-2i/d), also on a model whose
     frequencies are scaled: they arrive at angles that the model gives to no position.
@@ -59,11 +43,8 @@ class RerotationUsesUnscaledRope(Shifted):
     once tokens have been discarded. Where the model's frequencies are the textbook's, nothing is wrong.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that turns by the textbook."""
-        return TextbookLayer(shape, index, self)
 
-
+@used_by(RerotationUsesUnscaledRope)
 class TextbookLayer(ShiftedLayer):
     """Takes the base from the two fastest channels, which the usual scalings leave in their ratio."""
 
@@ -74,12 +55,7 @@ class TextbookLayer(ShiftedLayer):
         return tuple((own[1] / own[0]) ** at for at in range(len(own))) if len(own) > 1 else own
 
 
-@bug(
-    "left-pad-shared-positions",
-    "https://github.com/unslothai/unsloth/pull/3795",
-    twin="kvcheck.zoo.twins.padded.PaddedSnapKV",
-)
-@dataclass(frozen=True)
+@bug("left-pad-shared-positions", "https://github.com/unslothai/unsloth/pull/3795")
 class LeftPadSharedPositions(PaddedSnapKV):
     """All rows of a padded batch share one numbering from 0, in which the pads count: the keys of a prompt are rotated
     by as many positions too far as it has pads, and the tokens that follow it are numbered without them.
@@ -88,11 +64,8 @@ class LeftPadSharedPositions(PaddedSnapKV):
     that are padded; one that fills its row is right.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Numbers pads."""
-        return SharedPositionsRunner(self, loaded)
 
-
+@used_by(LeftPadSharedPositions)
 class SharedPositionsRunner(PaddedRunner):
     """Numbers the columns of a batch, not the tokens of a row."""
 
@@ -101,12 +74,7 @@ class SharedPositionsRunner(PaddedRunner):
         return torch.arange(pads + ids.shape[1], device=ids.device).expand(len(ids), -1)
 
 
-@bug(
-    "shared-layer-query-offset-after-update",
-    "https://github.com/ml-explore/mlx-lm/pull/1702",
-    twin="mixattention",
-)
-@dataclass(frozen=True)
+@bug("shared-layer-query-offset-after-update", "https://github.com/ml-explore/mlx-lm/pull/1702")
 class SharedLayerQueryOffsetAfterUpdate(MixAttention):
     """A layer that reads another layer's keys asks that layer for the position of its queries, after it has taken in
     the new tokens: its queries are rotated too far by the length of the forward.
@@ -130,12 +98,7 @@ class LateOffsetLayer(ReadLayer):
         return super().attend(rotate(query, late, self.shape.rope or ()), scaling)
 
 
-@bug(
-    "pending-shift-overwritten",
-    "https://github.com/ggml-org/llama.cpp/pull/3835",
-    twin="kvcheck.zoo.twins.shifted.Shifted",
-)
-@dataclass(frozen=True)
+@bug("pending-shift-overwritten", "https://github.com/ggml-org/llama.cpp/pull/3835")
 class PendingShiftOverwritten(Shifted):
     """A shift that is asked for replaces the one that waits at the same slots, when it should be added to it: of
     several groups that leave before the next forward, only the last one moves the keys.
@@ -144,11 +107,8 @@ class PendingShiftOverwritten(Shifted):
     the window, a long second turn); one group at a time is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that remembers the last shift."""
-        return LastShiftLayer(shape, index, self)
 
-
+@used_by(PendingShiftOverwritten)
 class LastShiftLayer(ShiftedLayer):
     """Assigns shifts."""
 
@@ -163,8 +123,7 @@ _RACE = torch.Generator()
 _RACE.seed()
 
 
-@bug("racy-partial-rotation", "https://github.com/1CatAI/1Cat-vLLM/pull/162", twin="cake")
-@dataclass(frozen=True)
+@bug("racy-partial-rotation", "https://github.com/1CatAI/1Cat-vLLM/pull/162")
 class RacyPartialRotation(Cake):
     """Two stores write the same channels of a key in no order, one before and one after the rotation: now and then the
     first comes last, and a token keeps a quarter of its channels as they were before.
@@ -173,16 +132,13 @@ class RacyPartialRotation(Cake):
     kv head, so that no two runs agree.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with a race."""
-        return RacyLayer(shape, index, self)
 
-
+@used_by(RacyPartialRotation)
 class RacyLayer(CacheLayer):
     """Leaves some channels of some keys as they were before their rotation."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in keys, of which some have lost the race."""
         rope = self.shape.rope

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from kvcheck.cache.growable import Room
-from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape
-from kvcheck.models import LoadedModel
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins._pool import Entry, Pool
-from kvcheck.zoo.twins.live_session import CropLayer, LiveSession, SessionRunner
-from kvcheck.zoo.twins.prefix_store import PrefixStore, StoreRunner
-from kvcheck.zoo.twins.prefix_variants import (
+from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.kv_cache import KVCache
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.live_session import CropLayer, LiveSession, SessionRunner
+from kvcheck.zoo.counterparts.prefix_store import (
+    Entry,
+    Pool,
+    PrefixStore,
     RetriedStore,
     RetryRunner,
+    StoreRunner,
     TenantRunner,
     TenantStore,
     TieredRunner,
     TieredStore,
 )
-from kvcheck.zoo.twins.ring import Ring, RingLayer
-
-STORE = "kvcheck.zoo.twins.prefix_store.PrefixStore"
-VARIANTS = "kvcheck.zoo.twins.prefix_variants"
-SESSION = "kvcheck.zoo.twins.live_session.LiveSession"
+from kvcheck.zoo.counterparts.ring import Ring, RingLayer
 
 
-@bug("partial-chunk-overwrites-live-rows", "https://github.com/LMCache/LMCache/issues/2206", f"{VARIANTS}.TieredStore")
-@dataclass(frozen=True)
+@bug("partial-chunk-overwrites-live-rows", "https://github.com/LMCache/LMCache/issues/2206")
 class PartialChunkOverwritesLiveRows(TieredStore):
     """Where the first tier ends inside a chunk of the second, that chunk is written from its beginning: over tokens
     that were there already, exact, with the rounded ones of the other tier.
@@ -40,19 +32,15 @@ class PartialChunkOverwritesLiveRows(TieredStore):
     are no multiple of the chunk.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Starts at a border of chunks."""
-        return _WholeChunks(self, loaded)
 
-
+@used_by(PartialChunkOverwritesLiveRows)
 class _WholeChunks(TieredRunner):
     def first(self, near: int) -> int:
         """Rounded down."""
         return near // self.method.far * self.method.far
 
 
-@bug("full-hit-at-exact-multiple", "https://github.com/LMCache/LMCache/issues/5151", STORE)
-@dataclass(frozen=True)
+@bug("full-hit-at-exact-multiple", "https://github.com/LMCache/LMCache/issues/5151")
 class FullHitAtExactMultiple(PrefixStore):
     """When all of a prompt is stored, its last token is computed again for the logits, but the cache that comes out of
     the store contains it already: it is there twice, and everything behind it is one position late.
@@ -61,11 +49,8 @@ class FullHitAtExactMultiple(PrefixStore):
     an exact multiple of the block.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Restores one token too many."""
-        return _Everything(self, loaded)
 
-
+@used_by(FullHitAtExactMultiple)
 class _Everything(StoreRunner):
     def restored(self, table: torch.Tensor, tokens: int) -> tuple[KVCache, int]:
         """All of the pages."""
@@ -73,8 +58,7 @@ class _Everything(StoreRunner):
         return self.filled(self.pool.load(table) if length else None), min(length, tokens - 1)
 
 
-@bug("prefix-store-drops-one-token", "https://github.com/waybarrios/vllm-mlx/pull/311", STORE)
-@dataclass(frozen=True)
+@bug("prefix-store-drops-one-token", "https://github.com/waybarrios/vllm-mlx/pull/311")
 class PrefixStoreDropsOneToken(PrefixStore):
     """What is stored of a prefix is one token shorter than the tokens that it is stored under, so that a full hit can
     compute the last one; a partial hit goes on behind the key, and one token is in neither part.
@@ -83,11 +67,8 @@ class PrefixStoreDropsOneToken(PrefixStore):
     exact multiple of the block.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Goes on behind the key."""
-        return _Shortened(self, loaded)
 
-
+@used_by(PrefixStoreDropsOneToken)
 class _Shortened(StoreRunner):
     def restored(self, table: torch.Tensor, tokens: int) -> tuple[KVCache, int]:
         """One token less than the key says; a full hit makes up for it."""
@@ -96,8 +77,7 @@ class _Shortened(StoreRunner):
         return self.filled(states), min(length, tokens - 1)
 
 
-@bug("reuse-by-length-not-identity", "https://github.com/osaurus-ai/vmlx-swift/pull/163", SESSION)
-@dataclass(frozen=True)
+@bug("reuse-by-length-not-identity", "https://github.com/osaurus-ai/vmlx-swift/pull/163")
 class ReuseByLengthNotIdentity(LiveSession):
     """A live cache that is no longer than the new prompt is taken for its beginning; whether the tokens agree is not
     looked at.
@@ -106,11 +86,8 @@ class ReuseByLengthNotIdentity(LiveSession):
     session is at least as long and differs somewhere inside.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Compares lengths."""
-        return _ByLength(self, loaded)
 
-
+@used_by(ReuseByLengthNotIdentity)
 class _ByLength(SessionRunner):
     def common(self, ids: torch.Tensor, before: torch.Tensor) -> int:
         """All that is there, if it fits."""
@@ -119,8 +96,7 @@ class _ByLength(SessionRunner):
         return super().common(ids, before)
 
 
-@bug("prefix-key-omits-conditioning", "https://github.com/vllm-project/vllm/issues/3264", f"{VARIANTS}.TenantStore")
-@dataclass(frozen=True)
+@bug("prefix-key-omits-conditioning", "https://github.com/vllm-project/vllm/issues/3264")
 class PrefixKeyOmitsConditioning(TenantStore):
     """Blocks are found by their tokens alone, so that a request without adapter gets keys and values that were computed
     with the adapter of another one.
@@ -129,19 +105,15 @@ class PrefixKeyOmitsConditioning(TenantStore):
     same tokens before.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Forgets the adapter."""
-        return _TokensAlone(self, loaded)
 
-
+@used_by(PrefixKeyOmitsConditioning)
 class _TokensAlone(TenantRunner):
     def root(self) -> bytes:
         """The same for all."""
         return b""
 
 
-@bug("truncated-hash-without-verification", "https://github.com/LMCache/LMCache/issues/4086", STORE)
-@dataclass(frozen=True)
+@bug("truncated-hash-without-verification", "https://github.com/LMCache/LMCache/issues/4086")
 class TruncatedHashWithoutVerification(PrefixStore):
     """The key of a block is 16 bits of its hash, and what is found under it is not compared with the tokens; two blocks
     whose keys collide share the page of the first.
@@ -149,10 +121,6 @@ class TruncatedHashWithoutVerification(PrefixStore):
     From a store that shortened the hash of what tells equal tokens apart. Shows once enough blocks are stored: of a
     full store of 1024, one new block in 64 finds a foreign one.
     """
-
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Has short keys."""
-        return _Short(self, loaded)
 
 
 class _ShortKeys(Pool):
@@ -165,14 +133,14 @@ class _ShortKeys(Pool):
         return True
 
 
+@used_by(TruncatedHashWithoutVerification)
 class _Short(StoreRunner):
     def new_pool(self) -> Pool:
         """An empty store."""
         return _ShortKeys(self.method.capacity, self.method.staging)
 
 
-@bug("incomplete-block-registered-as-full", "https://github.com/vllm-project/vllm/pull/34587", STORE)
-@dataclass(frozen=True)
+@bug("incomplete-block-registered-as-full", "https://github.com/vllm-project/vllm/pull/34587")
 class IncompleteBlockRegisteredAsFull(PrefixStore):
     """A chunk of the prompt that ends inside a block publishes that block, too, under the key of the whole block; the
     tokens that it lacks are never written, since the key is taken when they come.
@@ -181,23 +149,15 @@ class IncompleteBlockRegisteredAsFull(PrefixStore):
     multiple of the block.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Publishes too early."""
-        return _Early(self, loaded)
 
-
+@used_by(IncompleteBlockRegisteredAsFull)
 class _Early(StoreRunner):
     def complete(self, seen: int) -> int:
         """The block that has been begun counts."""
         return -(-seen // self.method.block)
 
 
-@bug(
-    "inflight-pages-published-then-freed",
-    "https://github.com/sgl-project/sglang/issues/38319",
-    f"{VARIANTS}.RetriedStore",
-)
-@dataclass(frozen=True)
+@bug("inflight-pages-published-then-freed", "https://github.com/sgl-project/sglang/issues/38319")
 class InflightPagesPublishedThenFreed(RetriedStore):
     """A request publishes its blocks while it runs; when it is aborted all of its pages are freed, those that the index
     refers to among them, and the next blocks that are stored are written over them.
@@ -206,19 +166,15 @@ class InflightPagesPublishedThenFreed(RetriedStore):
     of an aborted one, until the store is flushed.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Frees everything."""
-        return _FreesAll(self, loaded)
 
-
+@used_by(InflightPagesPublishedThenFreed)
 class _FreesAll(RetryRunner):
     def abort(self, pages: list[int]) -> None:
         """All of the request's pages."""
         self.pool.free += pages
 
 
-@bug("hit-path-without-block-table", "https://github.com/tanishqkumar/ssd/issues/23", STORE)
-@dataclass(frozen=True)
+@bug("hit-path-without-block-table", "https://github.com/tanishqkumar/ssd/issues/23")
 class HitPathWithoutBlockTable(PrefixStore):
     """On a hit the pages are not read by the table but from the start of the pool on, as many as the hit has.
 
@@ -226,11 +182,8 @@ class HitPathWithoutBlockTable(PrefixStore):
     other prompts have taken the first pages of the pool.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Reads from the start."""
-        return _FromZero(self, loaded)
 
-
+@used_by(HitPathWithoutBlockTable)
 class _FromZero(StoreRunner):
     def table(self, ids: torch.Tensor, warm: list[bool]) -> torch.Tensor:
         """The first pages, for every row."""
@@ -238,12 +191,7 @@ class _FromZero(StoreRunner):
         return torch.arange(found.shape[1]).expand_as(found)
 
 
-@bug(
-    "ring-trim-rolls-counters-only",
-    "https://github.com/ml-explore/mlx-swift-lm/pull/584",
-    "kvcheck.zoo.twins.ring.Ring",
-)
-@dataclass(frozen=True)
+@bug("ring-trim-rolls-counters-only", "https://github.com/ml-explore/mlx-swift-lm/pull/584")
 class RingTrimRollsCountersOnly(Ring):
     """A rollback moves the head of the ring back and leaves the entries alone; of a full ring, which is read from its
     head on, those that were taken back are then the oldest.
@@ -252,11 +200,8 @@ class RingTrimRollsCountersOnly(Ring):
     that it is right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that moves its head."""
-        return _Counters(shape, index, self)
 
-
+@used_by(RingTrimRollsCountersOnly)
 class _Counters(RingLayer):
     def roll_back(self, count: int) -> None:
         """The head alone, where the ring is full."""
@@ -266,8 +211,7 @@ class _Counters(RingLayer):
             super().roll_back(count)
 
 
-@bug("crop-zero-keeps-everything", "https://github.com/huggingface/transformers/issues/47433", SESSION)
-@dataclass(frozen=True)
+@bug("crop-zero-keeps-everything", "https://github.com/huggingface/transformers/issues/47433")
 class CropZeroKeepsEverything(LiveSession):
     """One signed argument says how many tokens to leave, or how many to take back; zero is taken for the latter, so
     that a cache that is to be cleared keeps everything, and to take back more than there is slices from the wrong end.
@@ -276,11 +220,8 @@ class CropZeroKeepsEverything(LiveSession):
     their start, and wherever crop(0) or more than everything is asked for.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with one argument for two things."""
-        return _Signed(shape, index, self)
 
-
+@used_by(CropZeroKeepsEverything)
 class _Signed(CropLayer):
     def crop(self, tokens: int = 0) -> None:
         """Not above zero is relative, and may end below zero."""
@@ -288,5 +229,5 @@ class _Signed(CropLayer):
             tokens = self.seen - abs(tokens)
         if self.seen <= tokens or self.k is None or self.v is None:
             return
-        self.k, self.v = (Room(room.used[:, :, :tokens].clone()) for room in (self.k, self.v))
+        self.k, self.v = (GrowableBuffer(buffer.used[:, :, :tokens].clone()) for buffer in (self.k, self.v))
         self.seen, self.prompt = self.k.length, None

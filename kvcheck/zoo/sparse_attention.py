@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from kvcheck.cache import retrieve
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.quest import Quest, QuestLayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.drafted_quest import CropQuestLayer, DraftedQuest
-from kvcheck.zoo.twins.joint_quest import JointQuest
-from kvcheck.zoo.twins.neighbour import NeighbourQuest, PadQuestLayer
-from kvcheck.zoo.twins.paged import PagedQuest, PagedQuestLayer
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.neighbour import NeighbourQuest, PadQuestLayer
+from kvcheck.zoo.counterparts.paged import PagedQuest, PagedQuestLayer
+from kvcheck.zoo.counterparts.quests import CropQuestLayer, DraftedQuest, JointQuest
 
-TWINS = "kvcheck.zoo.twins"
 LARGE = 128
 """Pages from which on a tensor of scores is too large for the reduction: 2,048 tokens in pages of 16."""
 
 
-@bug("selector-scores-collapse-to-zero", "https://github.com/ml-explore/mlx-lm/pull/1454", "quest")
-@dataclass(frozen=True)
+@bug("selector-scores-collapse-to-zero", "https://github.com/ml-explore/mlx-lm/pull/1454")
 class SelectorScoresCollapseToZero(Quest):
     """For more than 128 pages all bounds come out as zero, and the partial sort then picks the last pages: attention to
     what was said last, whatever the question.
@@ -32,11 +27,8 @@ class SelectorScoresCollapseToZero(Quest):
     Shows for texts of more than 128 pages.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer whose scores collapse."""
-        return _Collapsing(shape, index, self)
 
-
+@used_by(SelectorScoresCollapseToZero)
 class _Collapsing(QuestLayer):
     def choose(self, query: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """The newest pages, where there are too many to score."""
@@ -48,12 +40,7 @@ class _Collapsing(QuestLayer):
         return last.expand_as(chosen)
 
 
-@bug(
-    "selector-wrong-head-aggregation",
-    "https://github.com/ml-explore/mlx-lm/pull/531",
-    f"{TWINS}.joint_quest.JointQuest",
-)
-@dataclass(frozen=True)
+@bug("selector-wrong-head-aggregation", "https://github.com/ml-explore/mlx-lm/pull/531")
 class SelectorWrongHeadAggregation(JointQuest):
     """Every head chooses pages for itself, by bounds that are not rectified, where the heads of a layer are to choose
     together, by the sum of what is positive.
@@ -66,12 +53,7 @@ class SelectorWrongHeadAggregation(JointQuest):
         return QuestLayer(shape, index, self)
 
 
-@bug(
-    "index-buffer-crop-out-of-step",
-    "https://github.com/huggingface/transformers/pull/47720",
-    f"{TWINS}.drafted_quest.DraftedQuest",
-)
-@dataclass(frozen=True)
+@bug("index-buffer-crop-out-of-step", "https://github.com/huggingface/transformers/pull/47720")
 class IndexBufferCropOutOfStep(DraftedQuest):
     """A rollback by more than there is empties keys and values, but cuts the bounds at a negative place, which counts
     from their end: bounds of old pages stay, and those of later pages are behind them.
@@ -80,11 +62,8 @@ class IndexBufferCropOutOfStep(DraftedQuest):
     by at least a page more than the cache holds.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer with two rules."""
-        return _TwoRules(shape, index, self)
 
-
+@used_by(IndexBufferCropOutOfStep)
 class _TwoRules(CropQuestLayer):
     def crop_index(self, tokens: int) -> None:
         """Relative, without a lower end."""
@@ -92,12 +71,11 @@ class _TwoRules(CropQuestLayer):
         if length >= 0 or self.low is None or self.high is None:
             return super().crop_index(tokens)
         pages = -(-length // self.method.page)
-        self.low, self.high = (Room(room.used[:, :, :pages].clone()) for room in (self.low, self.high))
+        self.low, self.high = (GrowableBuffer(buffer.used[:, :, :pages].clone()) for buffer in (self.low, self.high))
         return None
 
 
-@bug("pages-in-physical-order", "https://github.com/vllm-project/vllm-ascend/pull/14039", f"{TWINS}.paged.PagedQuest")
-@dataclass(frozen=True)
+@bug("pages-in-physical-order", "https://github.com/vllm-project/vllm-ascend/pull/14039")
 class PagesInPhysicalOrder(PagedQuest):
     """The chosen pages are fetched in the order in which they lie in the pool, and masked as if they had come in the
     order of the text: the end of another page is hidden, and the unwritten end of the newest page is attended to.
@@ -106,11 +84,8 @@ class PagesInPhysicalOrder(PagedQuest):
     pages do not ascend in it.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that fetches in the order of addresses."""
-        return _ByAddress(shape, index, self)
 
-
+@used_by(PagesInPhysicalOrder)
 class _ByAddress(PagedQuestLayer):
     def look(self, query: torch.Tensor) -> torch.Tensor:
         """As Quest's, but for the order of what is fetched."""
@@ -138,12 +113,7 @@ class _ByAddress(PagedQuestLayer):
         return torch.empty(0) if pool is None else pool[self.used()].transpose(1, 2).flatten(2, 3)
 
 
-@bug(
-    "pads-pooled-into-blocks",
-    "https://github.com/huggingface/transformers/issues/45938",
-    f"{TWINS}.neighbour.NeighbourQuest",
-)
-@dataclass(frozen=True)
+@bug("pads-pooled-into-blocks", "https://github.com/huggingface/transformers/issues/45938")
 class PadsPooledIntoBlocks(NeighbourQuest):
     """The prompt's pages are bounded column by column from the left end of the batch on, padding included: of a padded
     row the borders are shifted, and the first page is bounded by keys of padding.
@@ -152,19 +122,15 @@ class PadsPooledIntoBlocks(NeighbourQuest):
     another one is longer.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that pools columns."""
-        return _Columns(shape, index, self)
 
-
+@used_by(PadsPooledIntoBlocks)
 class _Columns(PadQuestLayer):
     def aligned(self, row: int) -> torch.Tensor:
         """The columns as they are."""
-        return self._rooms()[0].used[row : row + 1]
+        return self._buffers()[0].used[row : row + 1]
 
 
-@bug("compressed-write-only-in-one-branch", "https://github.com/HYGON-AI/sglang-das/pull/317", "quest")
-@dataclass(frozen=True)
+@bug("compressed-write-only-in-one-branch", "https://github.com/HYGON-AI/sglang-das/pull/317")
 class CompressedWriteOnlyInOneBranch(Quest):
     """Bounds are written in even layers only; in odd ones their room stays zero, and of the past the oldest pages are
     chosen.

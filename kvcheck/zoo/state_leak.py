@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.shape import Prefilled
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
-from kvcheck.zoo.base import bug
-from kvcheck.zoo.twins.paged_window import PagedLayer, PagedWindow
-from kvcheck.zoo.twins.regimes import RegimeLayer, Regimes
-from kvcheck.zoo.twins.tiered import Tiered, TieredRunner
-
-if TYPE_CHECKING:
-    from kvcheck.models import LoadedModel
+from kvcheck.zoo.base import bug, used_by
+from kvcheck.zoo.counterparts.paged_window import PagedLayer, PagedWindow
+from kvcheck.zoo.counterparts.regimes import RegimeLayer, Regimes
+from kvcheck.zoo.counterparts.tiered import Tiered, TieredRunner
 
 
-@bug("kv-len-counter-survives-sample", "https://github.com/Zefan-Cai/KVCache-Factory/issues/54", twin="snapkv")
-@dataclass(frozen=True)
+@bug("kv-len-counter-survives-sample", "https://github.com/Zefan-Cai/KVCache-Factory/issues/54")
 class KvLenCounterSurvivesSample(SnapKV):
     """Whether a forward is a prompt's is told by a count of tokens per layer of the model: where it equals the tokens
     of the forward, nothing came before. The count outlives the sample, so that later prompts are not taken for prompts
@@ -38,18 +30,15 @@ class KvLenCounterSurvivesSample(SnapKV):
         """Tokens that each layer of the model has seen, in this sample and before."""
         return Counter()
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that asks the count."""
-        return CountingLayer(shape, index, self)
 
-
+@used_by(KvLenCounterSurvivesSample)
 class CountingLayer(SnapLayer):
     """Compresses when the count says that the prompt is all there was."""
 
     method: KvLenCounterSurvivesSample
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Count, and take in."""
         self.method.counted[self.index] += key_states.shape[2]
@@ -66,12 +55,7 @@ class CountingLayer(SnapLayer):
             super().compress(queries)
 
 
-@bug(
-    "rope-base-persists-after-long-input",
-    "https://github.com/huggingface/transformers/issues/25306",
-    twin="kvcheck.zoo.twins.regimes.Regimes",
-)
-@dataclass(frozen=True)
+@bug("rope-base-persists-after-long-input", "https://github.com/huggingface/transformers/issues/25306")
 class RopeBasePersistsAfterLongInput(Regimes):
     """The frequencies of the rotation follow the longest text that has been seen, not the text at hand: a long one
     slows them down, and short ones are turned by the slower ones from then on.
@@ -85,11 +69,8 @@ class RopeBasePersistsAfterLongInput(Regimes):
         """The length of the longest text so far."""
         return [0]
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that remembers."""
-        return LongestLayer(shape, index, self)
 
-
+@used_by(RopeBasePersistsAfterLongInput)
 class LongestLayer(RegimeLayer):
     """Turns by the longest text."""
 
@@ -101,12 +82,7 @@ class LongestLayer(RegimeLayer):
         return super().is_long(self.method.longest[0])
 
 
-@bug(
-    "reset-misses-lower-tier",
-    "https://github.com/vllm-project/vllm/issues/57727",
-    twin="kvcheck.zoo.twins.tiered.Tiered",
-)
-@dataclass(frozen=True)
+@bug("reset-misses-lower-tier", "https://github.com/vllm-project/vllm/issues/57727")
 class ResetMissesLowerTier(Tiered):
     """A reset empties the blocks that are stored on the device and leaves those in host memory, which serve the next
     prompt that begins with the same tokens.
@@ -115,11 +91,8 @@ class ResetMissesLowerTier(Tiered):
     wrong answers when the weights have changed in between: the blocks are those of the old ones.
     """
 
-    def runner(self, loaded: LoadedModel) -> MethodRunner:
-        """Resets one tier."""
-        return HalfResetRunner(self, loaded)
 
-
+@used_by(ResetMissesLowerTier)
 class HalfResetRunner(TieredRunner):
     """Empties the device."""
 
@@ -128,12 +101,7 @@ class HalfResetRunner(TieredRunner):
         self.near.clear()
 
 
-@bug(
-    "block-clear-spills-into-neighbour",
-    "https://github.com/vllm-project/vllm/pull/43990",
-    twin="kvcheck.zoo.twins.paged_window.PagedWindow",
-)
-@dataclass(frozen=True)
+@bug("block-clear-spills-into-neighbour", "https://github.com/vllm-project/vllm/pull/43990")
 class BlockClearSpillsIntoNeighbour(PagedWindow):
     """Clearing the values of a page begins where they begin inside the page and goes on for the length of a whole page:
     the last part of it wipes the keys of the page that comes next in the slab.
@@ -142,11 +110,8 @@ class BlockClearSpillsIntoNeighbour(PagedWindow):
     depends on the order in which pages came and left; a prompt and the first pages of an answer are right.
     """
 
-    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
-        """A layer that clears too much."""
-        return SpillingLayer(shape, index, self)
 
-
+@used_by(BlockClearSpillsIntoNeighbour)
 class SpillingLayer(PagedLayer):
     """Clears a stride from an offset."""
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodUnsupported, MissingBaseline
 from kvcheck.plugin.timelimit import TimeLimit
@@ -37,7 +37,7 @@ class Good(Method):
     """The full cache."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        summary="keeps everything", stage="compression", frees_memory=False, whole=""
+        summary="keeps everything", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS
     )
     layers: ClassVar[type[CacheLayer]] = CacheLayer
 
@@ -226,7 +226,9 @@ method(
 
 with_layer("HalvesKeys", compress=lambda self, queries: self.keys.mul_(0.5))
 with_layer("DropsInSilence", compress=lambda self, queries: self.keep(self.every_head(torch.arange(0, self.stored, 2))))
-READS = MethodInfo(summary="reads queries", stage="compression", frees_memory=False, whole="", needs=("queries",))
+READS = MethodInfo(
+    summary="reads queries", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS, needs=("queries",)
+)
 with_layer("ClearsQueries", info=READS, compress=lambda self, queries: queries.zero_())
 
 

@@ -12,6 +12,8 @@ from outside import SUITE, Foreign, Result
 
 METHOD = "--kv-method=snapkv"
 OLD = "this was here before\n"
+EARLIER = {"--kv-json": '{"header": "of an earlier run"}\n', "--kv-md": "## kvcheck: passed, earlier\n"}
+"""What a file may hold that is written anew, by option."""
 FILLS_UP = """
 import pathlib
 
@@ -44,7 +46,7 @@ def on_a_disk(fake: Foreign, option: str, pages: int) -> Result:
     Copies of the file and of the names beside it are left in the folder, as "left" and "names".
     """
     (fake.path / "full").mkdir()
-    fake.write("old", OLD)
+    fake.write("old", EARLIER[option])
     namespace = ("unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]))
     if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no file systems can be mounted here")
@@ -89,7 +91,7 @@ class TestAFile:
 
     def test_a_full_disk_is_refused_and_the_old_file_stays(self, fake: Foreign, option: str) -> None:
         result = on_a_disk(fake, option, pages=1)
-        assert result.text("left") == OLD, "the old file was emptied"
+        assert result.text("left") == EARLIER[option], "the old file was emptied"
         assert result.text("names").split() == ["out", "rest"]
         refused(fake, result, "full/out")
 
@@ -98,7 +100,7 @@ class TestAFile:
         result = on_a_disk(fake, option, pages=64)
         result.red()
         assert "full/out" in result.out
-        assert result.text("left") == OLD, "the old file was emptied"
+        assert result.text("left") == EARLIER[option], "the old file was emptied"
 
 
 def test_one_path_for_both_files_is_refused(fake: Foreign) -> None:

@@ -111,6 +111,15 @@ def test_what_had_finished_before_the_process_ended_is_not_measured_again(fake: 
         result.passes(method)
 
 
+def test_cases_that_are_measured_again_are_not_called_taken(fake: Foreign) -> None:
+    fake.behave(snapkv="late sigterm")
+    methods = ("--kv-method=fp16", "--kv-method=snapkv", "--kv-method=h2o")
+    fake.check(*methods).red()
+    fake.behave()
+    result = fake.check(*methods, "--kv-resume=run.json")
+    assert "1 case taken from run.json, not measured again" in result.out, result.out
+
+
 def test_a_green_file_of_an_earlier_run_is_not_left_in_place_of_this_one(fake: Foreign) -> None:
     assert fake.check("--kv-method=snapkv").status == 0
     fake.behave(snapkv="os exit 0")

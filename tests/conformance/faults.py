@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.methods.kivi import KIVI, KIVILayer
@@ -26,7 +26,9 @@ PILE: list[torch.Tensor] = []
 class Full(Method):
     """The full cache, by whatever layer a subclass names."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the full cache", stage="compression", frees_memory=False, whole="")
+    info: ClassVar[MethodInfo] = MethodInfo(
+        summary="the full cache", stage="compression", frees_memory=False, lossless=Lossless.ALWAYS
+    )
     made: ClassVar[type[CacheLayer]] = CacheLayer
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
@@ -51,10 +53,10 @@ class RaisesLayer(CacheLayer):
 
 
 class SeesHalfLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
+    def attention(self, query, keys, values, rows):
         half = keys.shape[2] // 2 if self.prompt is None else 0
         values = torch.cat([torch.zeros_like(values[:, :, :half]), values[:, :, half:]], dim=2)
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 class LastChunkLayer(CacheLayer):
@@ -71,23 +73,25 @@ class AbsorbsZerosLayer(CacheLayer):
 
 
 class BlindBlockLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
+    def attention(self, query, keys, values, rows):
         new = query.shape[2]
         if self.prompt is not None and new > 1:
             keys, values = keys[:, :, -new:], values[:, :, -new:]
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 class NonCausalBlockLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
+    def attention(self, query, keys, values, rows):
         if self.prompt is not None:
             return unmasked(self, query, keys, values)
-        return super().mix(query, keys, values, rows)
+        return super().attention(query, keys, values, rows)
 
 
 class NonCausalPromptLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
-        return unmasked(self, query, keys, values) if self.prompt is None else super().mix(query, keys, values, rows)
+    def attention(self, query, keys, values, rows):
+        return (
+            unmasked(self, query, keys, values) if self.prompt is None else super().attention(query, keys, values, rows)
+        )
 
 
 class WrongSlotsLayer(CacheLayer):
@@ -102,9 +106,9 @@ class StoredLengthLayer(LosesFirstLayer):
 
 class HeavyForkLayer(CacheLayer):
     def select(self, rows):
-        twin = super().select(rows)
-        twin.old = self.values.clone()
-        return twin
+        counterpart = super().select(rows)
+        counterpart.old = self.values.clone()
+        return counterpart
 
 
 class PilingLayer(CacheLayer):
@@ -125,14 +129,14 @@ class LateHoardLayer(CacheLayer):
 
 
 class MeanLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
-        return super().mix(query, keys, values - values.mean(dim=0, keepdim=True), rows)
+    def attention(self, query, keys, values, rows):
+        return super().attention(query, keys, values - values.mean(dim=0, keepdim=True), rows)
 
 
 class RowNumberLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
+    def attention(self, query, keys, values, rows):
         scale = 1 + 0.1 * torch.arange(values.shape[0], dtype=values.dtype).view(-1, 1, 1, 1)
-        return super().mix(query, keys, values * scale, rows)
+        return super().attention(query, keys, values * scale, rows)
 
 
 class ShrinkingLayer(CacheLayer):
@@ -143,8 +147,8 @@ class ShrinkingLayer(CacheLayer):
     def step(self, query):
         self.rows = max(self.rows, query.shape[0])
 
-    def mix(self, query, keys, values, rows):
-        return super().mix(query, keys, values * (0.5 if self.rows > query.shape[0] else 1), rows)
+    def attention(self, query, keys, values, rows):
+        return super().attention(query, keys, values * (0.5 if self.rows > query.shape[0] else 1), rows)
 
 
 class SharedForkLayer(CacheLayer):
@@ -159,10 +163,10 @@ class InPlaceOnlyLayer(CacheLayer):
 
 class AliasedForkLayer(InPlaceOnlyLayer):
     def select(self, rows):
-        twin = super().select(rows)
+        counterpart = super().select(rows)
         if list(rows) == list(range(self.values.shape[0])):
-            twin.k, twin.v = self.k, self.v
-        return twin
+            counterpart.k, counterpart.v = self.k, self.v
+        return counterpart
 
 
 class CountingLayer(CacheLayer):
@@ -180,9 +184,9 @@ class LastPromptLayer(CacheLayer):
     def compress(self, queries):
         SEEN[-1 - self.index] = int(1000 * self.values.float().abs().mean())
 
-    def mix(self, query, keys, values, rows):
+    def attention(self, query, keys, values, rows):
         share = SEEN.get(-1 - self.index, 0) % 10 / 10 if self.prompt is not None else 0
-        return super().mix(query, keys, values * (1 + share), rows)
+        return super().attention(query, keys, values * (1 + share), rows)
 
 
 class SpreadLayer(CacheLayer):
@@ -199,8 +203,8 @@ class PlainCopiesCache(KVCache):
 
 
 class ScaledLayer(CacheLayer):
-    def mix(self, query, keys, values, rows):
-        return super().mix(query, keys, values * SEEN.get(100, 1), rows)
+    def attention(self, query, keys, values, rows):
+        return super().attention(query, keys, values * SEEN.get(100, 1), rows)
 
 
 class StaleResetLayer(CacheLayer):
@@ -209,8 +213,8 @@ class StaleResetLayer(CacheLayer):
         super().reset()
         self.stale = None if old is None else float(old.used.float().mean())
 
-    def mix(self, query, keys, values, rows):
-        return super().mix(query, keys, values + (self.stale or 0.0) * 10, rows)
+    def attention(self, query, keys, values, rows):
+        return super().attention(query, keys, values + (self.stale or 0.0) * 10, rows)
 
 
 class UnsavedLayer(CacheLayer):

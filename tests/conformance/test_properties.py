@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvcheck.conformance import NAMES, runner
+from kvcheck.conformance.base import PROPERTIES, PropertyTest, names, property_test
 from kvcheck.conformance.draw import Draw
-from kvcheck.conformance.properties import PROPERTIES
-from kvcheck.conformance.properties.base import Property
 from kvcheck.conformance.runner import AGAIN, check, examine
 from kvcheck.conformance.subject import Violation
 from kvcheck.core.errors import SpecError
@@ -87,7 +86,8 @@ HOLD_TOO = {
 
 
 def test_the_names_are_those_of_the_properties():
-    assert tuple(PROPERTIES) == NAMES == tuple(BREAKS)
+    assert set(PROPERTIES) == set(NAMES)
+    assert tuple(BREAKS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,14 +122,32 @@ def test_the_documentation_lists_every_property_and_every_opt_out():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "conformance.md").read_text("utf-8")
     rows = [f"| `{one.name}` | {one.claim} |" for one in PROPERTIES.values()]
     rows += [
-        f"| `{name}` | `{one}` | {why} |" for name in METHODS.names() for one, why in METHODS.get(name).info.exempt
+        f"| `{name}` | `{one}` | {why} |"
+        for name in METHODS.names()
+        for one, why in METHODS.get(name).info.exempt.items()
     ]
     assert [row for row in rows if row not in page] == []
 
 
+def late(subject):
+    """Nothing."""
+
+
+def test_a_property_of_ones_own_must_be_there_before_tests_are_collected():
+    names()
+    with pytest.raises(SpecError, match="'late' comes too late"):
+        property_test()(late)
+
+
+def test_a_name_of_a_shipped_property_is_taken(monkeypatch):
+    monkeypatch.setattr(late, "__name__", NAMES[0])
+    with pytest.raises(SpecError, match="already"):
+        property_test()(late)
+
+
 def test_an_opt_out_names_a_property():
     for name in METHODS.names():
-        assert {one for one, _ in METHODS.get(name).info.exempt} <= set(NAMES)
+        assert set(METHODS.get(name).info.exempt) <= set(NAMES)
 
 
 def test_a_failure_is_shrunk_and_comes_as_a_test_that_fails():
@@ -167,7 +185,7 @@ def once(name, monkeypatch, fails):
             raise Violation("a tie fell the other way")
 
     check.__name__ = name
-    monkeypatch.setitem(PROPERTIES, name, Property(check, lambda info: "", 40, 2, 1.0))
+    monkeypatch.setitem(PROPERTIES, name, PropertyTest(check, lambda info: "", 40, 2, 1.0))
     return examine(name, "fp16", 12)
 
 
@@ -203,7 +221,9 @@ def test_few_trials_that_fail_once_and_none_that_holds_say_so(monkeypatch):
 @pytest.mark.parametrize("trials", [1, 12, 60])
 def test_trials_beyond_the_simplest_are_seldom_short_and_none_says_what_another_said(monkeypatch, trials):
     drawn = []
-    monkeypatch.setitem(PROPERTIES, "any", Property(lambda one: drawn.append(one.draw), lambda info: "", 300, 12, 1.0))
+    monkeypatch.setitem(
+        PROPERTIES, "any", PropertyTest(lambda one: drawn.append(one.draw), lambda info: "", 300, 12, 1.0)
+    )
     assert examine("any", "fp16", trials).trials == 1 + trials
     assert drawn[0] == Draw()
     assert len({(draw.architecture, draw.prompt) for draw in drawn}) == len(drawn)

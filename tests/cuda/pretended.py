@@ -31,7 +31,7 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 SCALARS = {*INDEXING, aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill.Tensor, aten.fill_.Tensor}
 """Not pointwise by their tags, but a tensor without dimensions may come from the CPU."""
 READS = {aten.is_nonzero.default, aten.nonzero_numpy.default, aten.repeat_interleave.self_Tensor}
-"""Numbers that the runner must know, too, but torch does not tag them so."""
+"""Numbers that the host must know, too, but torch does not tag them so."""
 FREE = {aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten.empty_strided.default}
 FREE |= {aten.scalar_tensor.default, aten.detach_.default}
 """Nothing is launched for them: memory that is only allocated, and a number of Python's, which a kernel is given."""
@@ -106,7 +106,7 @@ class Counting(TorchDispatchMode):
     """Counts what is asked of the device.
 
     operations: that compute or copy on the device; neither views nor memory that is only allocated.
-    waits: names of what makes the runner wait: numbers it must know, or how many there are, and copies from or to it.
+    waits: names of what makes the host wait: numbers it must know, or how many there are, and copies from or to it.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Counting(TorchDispatchMode):
 
 
 def _reads(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether the runner must know numbers: by themselves, or how many a mask finds."""
+    """Whether the host must know numbers: by themselves, or how many a mask finds."""
     if func in INDEXING:  # by a mask; one number is filled in by it
         one = func is not aten.index.Tensor and not args[2].dim()
         return not one and any(each.dtype == torch.bool for each in _tensors(args[1]))

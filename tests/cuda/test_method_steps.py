@@ -56,7 +56,7 @@ def of_mini(models: dict[str, LoadedModel]) -> Callable[[str], Cost]:
 
 
 def counted(loaded: LoadedModel, method: str) -> Cost:
-    """Operations per step, and what made the runner wait in STEPS steps."""
+    """Operations per step, and what made the host wait in STEPS steps."""
     runner: MethodRunner = make(AS.get(method, method)).runner(loaded)
     ids = bench.prompt(loaded, TOKENS)
     held, _ = runner.prefill(ids)
@@ -84,7 +84,7 @@ def test_a_step_costs_what_the_docs_say(
     assert row is not None, right
     assert row["waits"] == f"{waiting:.1f}", f"{right} ({dict(waits)})"
     assert int(row["operations"]) == beyond or not EXACT, right
-    assert waiting < 1 or row["reason"], f"{method} makes the runner wait in every layer: {dict(waits)}"
+    assert waiting < 1 or row["reason"], f"{method} makes the host wait in every layer: {dict(waits)}"
 
 
 @pytest.mark.parametrize("method", STATIC)

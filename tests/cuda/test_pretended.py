@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pretended import Counting, Pretended, device
+from tiny import runner_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -207,7 +208,7 @@ def waits(work: Callable[[], Any]) -> list[str]:
 
 
 def test_what_makes_the_host_wait_is_seen(cuda: None) -> None:
-    """Every way in which numbers, or how many there are, must be known, and copies between runner and device."""
+    """Every way in which numbers, or how many there are, must be known, and copies between host and device."""
     numbers, mask = torch.arange(4.0, device=HERE), torch.tensor([True, False, True, False], device=HERE)
     looks: list[Callable[[], Any]] = [numbers[0].item, numbers.tolist, lambda: int(numbers[0]), lambda: bool(mask[0])]
     looks += [mask.nonzero, lambda: mask.nonzero(as_tuple=True), numbers.unique, lambda: numbers.equal(numbers)]
@@ -301,7 +302,7 @@ def test_a_method_answers_on_two_devices_as_on_one(
 def ran(loaded: LoadedModel, spec: str, mode: str) -> CaseRecord:
     """One small case, without its peak of memory, which a device can tell and the CPU cannot."""
     case = CaseId("kv", TASKS.get("kv").info.version, mode, 200, 0, 1)
-    record = Session.of(loaded, Settings(methods=(spec,))).run_case(case, spec)
+    record = runner_of(loaded, methods=(spec,)).run_case(case, spec)
     assert record.memory is not None
     return replace(record, memory=replace(record.memory, peak_bytes=None))
 

@@ -126,15 +126,15 @@ def lose_a_slot(layer: CacheLayer) -> None:
 
 
 def swap_values(layer: CacheLayer) -> None:
-    layer.v.buffer[1] = layer.v.buffer[1].roll(1, dims=1)
+    layer.v.tensor[1] = layer.v.tensor[1].roll(1, dims=1)
 
 
 def swap_keys_of_the_last_row(layer: CacheLayer) -> None:
-    layer.k.buffer[1] = layer.k.buffer[0]
+    layer.k.tensor[1] = layer.k.tensor[0]
 
 
 def overwrite_with_nan(layer: CacheLayer) -> None:
-    layer.k.buffer[0, 0, 0, 0] = float("nan")
+    layer.k.tensor[0, 0, 0, 0] = float("nan")
 
 
 def repeat_a_position(layer: CacheLayer) -> None:
@@ -146,7 +146,7 @@ def point_past_the_end(layer: CacheLayer) -> None:
 
 
 def keep_everything_alive(layer: CacheLayer) -> None:
-    layer.k.buffer = torch.zeros(2, 2, 60, 8).half()[:, :, : layer.stored].copy_(layer.k.buffer)
+    layer.k.tensor = torch.zeros(2, 2, 60, 8).half()[:, :, : layer.stored].copy_(layer.k.tensor)
 
 
 def forget_the_window(layer: CacheLayer) -> None:
@@ -239,7 +239,7 @@ def test_a_prefill_of_the_methods_own_may_round_otherwise_in_the_first_layer_and
 
     cache, _ = made(SNAP, parts)
     for layer in cache.layers:
-        layer.k.buffer += 1e-3
+        layer.k.tensor += 1e-3
     assert audit(cache, parts, Own()).problems == ()
     swap_values(cache.layers[1])
     assert audit(cache, parts, Own()).problems == ()

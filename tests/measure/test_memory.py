@@ -1,4 +1,4 @@
-"""Bytes are counted from distinct storages; nothing but unused append room is discounted."""
+"""Bytes are counted from distinct storages; nothing but spare slots are discounted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 import torch
 import transformers
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method
 from kvcheck.cache.method_runner import MODELS
@@ -57,7 +57,7 @@ def test_tensors_are_found_in_attributes_slots_dataclasses_and_containers():
             self.layers = [Codes(), Slotted(), (torch.zeros(8, dtype=torch.uint8), None, "text", 3)]
             self.loop = self
 
-    assert held(Cache()) == Held(kv=8 + 16 + 8, meta=0, room=0)
+    assert held(Cache()) == Held(kv=8 + 16 + 8, meta=0, spare=0)
     assert len(list(tensors(Cache()))) == 3
 
 
@@ -192,21 +192,21 @@ def test_parameters_counters_and_names_are_no_contents():
             self.kind, self.function = CacheLayer, torch.nn.functional.softmax
             self.shape = ModelShape(1, 2, 1, 8, rope=tuple(0.5 for _ in range(10_000)))
 
-    assert held(Layer()) == Held(kv=100_000, meta=0, room=0)
+    assert held(Layer()) == Held(kv=100_000, meta=0, spare=0)
     many = Layer()
     many.table = list(range(10_000))
     assert held(many).kv == 100_000 + 80_000 + 8 * (100 + 1), "so many are contents"
 
 
 def test_only_unused_room_is_discounted():
-    room = Room(torch.zeros(1, 2, 10, 8))
-    assert held(room) == Held(kv=640, meta=0, room=0)
-    room.append(torch.zeros(1, 2, 1, 8))
-    found = held(room)
+    buffer = GrowableBuffer(torch.zeros(1, 2, 10, 8))
+    assert held(buffer) == Held(kv=640, meta=0, spare=0)
+    buffer.append(torch.zeros(1, 2, 1, 8))
+    found = held(buffer)
     assert found.kv == 704
-    assert found.room == room.buffer.nbytes - 704 > 0
-    kept = room.buffer
-    assert held([room, kept]).kv == 704 + found.room, "a second owner that is no Room sees a full buffer"
+    assert found.spare == buffer.tensor.nbytes - 704 > 0
+    kept = buffer.tensor
+    assert held([buffer, kept]).kv == 704 + found.spare, "a second owner that is no GrowableBuffer sees a full buffer"
 
 
 class Away(CacheLayer):
@@ -217,25 +217,25 @@ class Away(CacheLayer):
 
 def test_what_a_layer_declares_to_be_in_host_memory_is_counted_apart():
     layer = Away(ModelShape(1, 2, 1, 8), 0, Method())
-    layer.far = [Room(torch.zeros(1, 1, 10, 8)), torch.zeros(4)]
+    layer.far = [GrowableBuffer(torch.zeros(1, 1, 10, 8)), torch.zeros(4)]
     layer.near = torch.zeros(2)
-    assert held(layer) == Held(kv=8, meta=0, room=0, runner=320 + 16)
+    assert held(layer) == Held(kv=8, meta=0, spare=0, host=320 + 16)
     layer.far[0].append(torch.zeros(1, 1, 1, 8))
     assert held(layer).host == 352 + 16
     layer.near = layer.far[1]
-    assert held(layer) == Held(kv=16, meta=0, room=held(layer).room, runner=352), "what is also held otherwise is kv"
+    assert held(layer) == Held(kv=16, meta=0, spare=held(layer).spare, host=352), "what is also held otherwise is kv"
     layer.far = torch.zeros(4, device="meta")
     assert held(layer).host == 0, "only the CPU is host memory"
 
 
 def test_a_room_that_is_only_told_to_be_shorter_still_counts():
-    room = Room(torch.zeros(1, 2, 1000, 8))
-    room.length = 10
-    assert held(room).kv > 0.9 * room.buffer.nbytes
-    room = Room(torch.zeros(1, 2, 1000, 8))
+    buffer = GrowableBuffer(torch.zeros(1, 2, 1000, 8))
+    buffer.length = 10
+    assert held(buffer).kv > 0.9 * buffer.tensor.nbytes
+    buffer = GrowableBuffer(torch.zeros(1, 2, 1000, 8))
     for _ in range(200):
-        room.append(torch.zeros(1, 2, 1, 8))
-        assert held(room).kv == room.length * 64, "room that append made is discounted in full"
+        buffer.append(torch.zeros(1, 2, 1, 8))
+        assert held(buffer).kv == buffer.length * 64, "what append allocated ahead is discounted in full"
 
 
 def test_transformers_caches_can_be_counted():
@@ -249,62 +249,62 @@ def test_an_empty_cache_holds_nothing():
     assert held(transformers.DynamicCache()) == Held(0, 0, 0)
 
 
-def test_room_appends_in_place_and_seldom_moves():
-    room, moves = Room(torch.zeros(1, 1, 1000, 4)), 0
+def test_a_buffer_appends_in_place_and_seldom_moves():
+    buffer, moves = GrowableBuffer(torch.zeros(1, 1, 1000, 4)), 0
     for at in range(1000):
-        before = room.buffer
-        room.append(torch.full((1, 1, 1, 4), float(at + 1)))
-        moves += room.buffer is not before
+        before = buffer.tensor
+        buffer.append(torch.full((1, 1, 1, 4), float(at + 1)))
+        moves += buffer.tensor is not before
     assert moves <= 8
-    assert room.length == 2000
-    assert torch.equal(room.used[0, 0, 1000:, 0], torch.arange(1.0, 1001.0))
+    assert buffer.length == 2000
+    assert torch.equal(buffer.used[0, 0, 1000:, 0], torch.arange(1.0, 1001.0))
 
 
-def test_room_keeps_slots_per_head_in_a_new_buffer_of_exact_size():
-    room = Room(torch.arange(2 * 2 * 6).view(2, 2, 6, 1).float())
+def test_a_buffer_keeps_slots_per_head_in_a_new_buffer_of_exact_size():
+    buffer = GrowableBuffer(torch.arange(2 * 2 * 6).view(2, 2, 6, 1).float())
     index = torch.tensor([[[0, 5], [1, 2]], [[3, 4], [0, 1]]])
-    wanted = room.used.gather(2, index.unsqueeze(-1))
-    room.keep(index, spare=3)
-    assert torch.equal(room.used, wanted)
-    assert room.buffer.shape[2] == 5
-    assert room.unused_bytes == 3 * 2 * 2 * 4
-    room.drop(1)
-    assert torch.equal(room.used, wanted[:, :, 1:])
-    assert room.unused_bytes == 0
+    wanted = buffer.used.gather(2, index.unsqueeze(-1))
+    buffer.keep(index, spare=3)
+    assert torch.equal(buffer.used, wanted)
+    assert buffer.tensor.shape[2] == 5
+    assert buffer.unused_bytes == 3 * 2 * 2 * 4
+    buffer.drop(1)
+    assert torch.equal(buffer.used, wanted[:, :, 1:])
+    assert buffer.unused_bytes == 0
 
 
 def test_a_room_slides_without_copying_what_it_keeps():
     """First slots 0 and 1, then a window of 998: a token comes and the oldest of the window leaves."""
-    room, moves = Room(torch.arange(1000.0).view(1, 1, 1000, 1)), 0
+    buffer, moves = GrowableBuffer(torch.arange(1000.0).view(1, 1, 1000, 1)), 0
     for at in range(1000, 2000):
-        room.append(torch.full((1, 1, 1, 1), float(at)))
-        before = room.buffer
-        room.slide(2, 1)
-        moves += room.buffer is not before
-        assert room.used.flatten().tolist() == [0, 1, *range(at - 997, at + 1)]
-        assert room.buffer.nbytes - room.unused_bytes == 1000 * 4, "nothing but what is used counts"
+        buffer.append(torch.full((1, 1, 1, 1), float(at)))
+        before = buffer.tensor
+        buffer.slide(2, 1)
+        moves += buffer.tensor is not before
+        assert buffer.used.flatten().tolist() == [0, 1, *range(at - 997, at + 1)]
+        assert buffer.tensor.nbytes - buffer.unused_bytes == 1000 * 4, "nothing but what is used counts"
     assert moves <= 9
-    room.keep(torch.tensor([[[0, 999]]]))
-    assert room.used.flatten().tolist() == [0, 1999]
+    buffer.keep(torch.tensor([[[0, 999]]]))
+    assert buffer.used.flatten().tolist() == [0, 1999]
 
 
 def test_a_room_that_slides_by_many_gives_their_bytes_back():
-    room = Room(torch.arange(1000.0).view(1, 1, 1000, 1))
-    room.append(torch.full((1, 1, 10, 1), -1.0))
-    room.slide(1, 900)
-    assert room.used.flatten().tolist() == [0, *range(901, 1000), *[-1] * 10]
-    assert room.buffer.nbytes - room.unused_bytes == 110 * 4
+    buffer = GrowableBuffer(torch.arange(1000.0).view(1, 1, 1000, 1))
+    buffer.append(torch.full((1, 1, 10, 1), -1.0))
+    buffer.slide(1, 900)
+    assert buffer.used.flatten().tolist() == [0, *range(901, 1000), *[-1] * 10]
+    assert buffer.tensor.nbytes - buffer.unused_bytes == 110 * 4
 
 
 def test_a_room_does_not_write_to_what_it_adopted():
     brought = torch.arange(10.0).view(1, 1, 10, 1)
-    room = Room(brought)
-    room.slide(3, 1)
-    assert room.used.flatten().tolist() == [0, 1, 2, *range(4, 10)]
+    buffer = GrowableBuffer(brought)
+    buffer.slide(3, 1)
+    assert buffer.used.flatten().tolist() == [0, 1, 2, *range(4, 10)]
     assert brought.flatten().tolist() == list(range(10))
 
 
-def test_room_lets_go_of_a_larger_tensor():
-    room = Room(torch.zeros(1, 1, 50, 4)[:, :, :10])
-    room.own()
-    assert room.buffer.untyped_storage().nbytes() == 160
+def test_a_buffer_lets_go_of_a_larger_tensor():
+    buffer = GrowableBuffer(torch.zeros(1, 1, 50, 4)[:, :, :10])
+    buffer.own()
+    assert buffer.tensor.untyped_storage().nbytes() == 160

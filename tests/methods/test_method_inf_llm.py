@@ -229,7 +229,7 @@ def test_a_needle_that_left_the_window_is_found_and_blocks_not_chosen_are_never_
     cache = absorbed(InfLLM(4, 12, 4, 8, 2, 8), cut([part], 0, 100), ONE)
     layer = cache.layers[0]
     unread = [slot for slot in range(layer.away) if not 40 <= slot + 4 < 48]
-    layer.hv.buffer[:, :, unread] = float("nan")
+    layer.hv.tensor[:, :, unread] = float("nan")
     out = feed(cache, cut([part], 100, 101))[0]
     assert bool(out.isfinite().all())
     mean = plain.values[0, :, 40:48].float().mean(1).repeat_interleave(2, 0)

@@ -169,14 +169,14 @@ def test_a_row_of_a_batch_is_what_it_is_alone(text):
 @every_method
 def test_a_fork_goes_on_as_its_origin_would_and_leaves_it_alone(text):
     method, parts, later = make(text), prompt(70), prompt(40, seed=9)
-    origin, twin = absorbed(method, parts), absorbed(method, parts)
+    origin, counterpart = absorbed(method, parts), absorbed(method, parts)
     before = [tensor.clone() for tensor in states(origin)]
     fork = origin.select([1, 0, 1])
     assert held(fork).kv == declared(method, fork, 3, 70, 0)
     for at in range(40):
         step = cut(later, at, at + 1)
         forked = feed(fork, [part.select([1, 0, 1]) for part in step])
-        for mine, theirs in zip(forked, feed(twin, step), strict=True):
+        for mine, theirs in zip(forked, feed(counterpart, step), strict=True):
             torch.testing.assert_close(mine, theirs[[1, 0, 1]], atol=1e-6, rtol=1e-6)
     assert same(before, states(origin))
     feed(origin, cut(later, 0, 2))
@@ -232,7 +232,7 @@ def test_the_order_of_slots_does_not_matter_to_what_is_attended(text):
     shuffled = cache.select([0, 1])
     for layer in shuffled.layers:
         order = torch.randperm(layer.stored, generator=torch.Generator().manual_seed(2))
-        layer.k.buffer, layer.v.buffer = layer.k.used[:, :, order], layer.v.used[:, :, order]
+        layer.k.tensor, layer.v.tensor = layer.k.used[:, :, order], layer.v.used[:, :, order]
     for straight, mixed in zip(feed(cache, later), feed(shuffled, later), strict=True):
         torch.testing.assert_close(straight, mixed, atol=1e-6, rtol=1e-5)
 

@@ -11,14 +11,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import runner_of
 
-from kvcheck.backends.transformers import Session
 from kvcheck.cache.lingua import LONGEST, Rules, chunks
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core import paths
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.record import CaseId
-from kvcheck.core.settings import Settings
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
@@ -244,9 +243,9 @@ def test_no_question_is_ever_shown_to_the_classifier(loaded, mode, monkeypatch):
     seen: list[list[int]] = []
     shorten = Shipped.shorten
     monkeypatch.setattr(Shipped, "shorten", lambda self, ids: seen.append(ids) or shorten(self, ids))
-    session = Session.of(loaded, Settings(methods=("llmlingua2",)))
+    runner = runner_of(loaded, methods=("llmlingua2",))
     case = CaseId("needle_multi", 1, mode, 512, seed=3, n=2)
-    record = session.run_case(case, "llmlingua2")
+    record = runner.run_case(case, "llmlingua2")
     samples = [TASKS.get("needle_multi").generate(3, index, 512, loaded.tokenizer) for index in range(2)]
     assert [loaded.tokenizer.encode(sample.context) for sample in samples] == seen
     assert record.query_aware == (mode != "multi_request"), "as in the fp16 record that it is compared with"
@@ -265,7 +264,7 @@ def test_the_answer_is_that_of_the_full_cache_on_the_short_context_and_the_quest
     while (token := int(logits[0].argmax())) not in encoder.eos and len(answer) < 20:
         answer.append(token)
         logits = plain.feed(cache, torch.tensor([[token]]))[:, -1]
-    record = Session.of(loaded, Settings()).run_case(CaseId("needle", 1, "single", 512, seed=3, n=1), "llmlingua2")
+    record = runner_of(loaded).run_case(CaseId("needle", 1, "single", 512, seed=3, n=1), "llmlingua2")
     assert record.samples[0].turns[0].answer == encoder.decode(answer).removeprefix(" ")
 
 

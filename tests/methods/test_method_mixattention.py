@@ -8,12 +8,11 @@ from safetensors.torch import save_file
 from toys import SHAPE, cut, feed, model_of, prompt, tokens, weights
 
 from kvcheck.cache import attention
-from kvcheck.cache.mix import Layout
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.fixtures.training.mix import LAYOUT, Mixed
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods.mixattention import MixAttention
+from kvcheck.methods.mixattention import Layout, MixAttention
 from kvcheck.models import LoadedModel
 
 LAYERS = ("0s", "1", "1", "0s")

@@ -59,16 +59,16 @@ def test_a_method_that_claims_so_reads_in_parts_what_it_reads_as_a_whole(name: s
     whole = answers(method, 0, 1)
     parts = torch.cat([answers(method, part, 2) for part in range(2)], dim=2)
     same = torch.allclose(whole, parts, atol=1e-5)
-    assert same != bool(method.joint()), f"in parts it differs by {(whole - parts).abs().max()}"
+    assert same != bool(method.cross_head()), f"in parts it differs by {(whole - parts).abs().max()}"
 
 
 @pytest.mark.parametrize("spec", ["cacheblend", "duo_attention", "mixattention", "cake"])
 def test_a_method_with_a_runner_of_its_own_that_needs_all_heads_says_why(spec: str) -> None:
-    assert make(spec).joint()
+    assert make(spec).cross_head()
 
 
 def test_a_foreign_method_is_taken_to_need_all_heads() -> None:
-    assert "out of sight" in make("transformers.DynamicCache").joint()
+    assert "out of sight" in make("transformers.DynamicCache").cross_head()
 
 
 def test_a_method_that_needs_all_heads_is_refused_in_parts() -> None:

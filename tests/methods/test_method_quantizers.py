@@ -262,7 +262,7 @@ def test_bfloat16_models_keep_their_dtype():
         method = make(text)
         cache = absorbed(method, parts)
         layer = cache.layers[0]
-        assert layer.read(slice(None), torch.bfloat16)[0].dtype == layer.k.buffer.dtype == torch.bfloat16
+        assert layer.read(slice(None), torch.bfloat16)[0].dtype == layer.k.tensor.dtype == torch.bfloat16
         for index, part in enumerate(cut(parts, 0, 1)):
             cache.update(part.keys, part.values, index)
             assert cache.layers[index].attend(part.queries).dtype == torch.bfloat16

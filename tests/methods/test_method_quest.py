@@ -159,7 +159,7 @@ def test_a_needle_is_found_wherever_it_is_and_pages_that_are_not_chosen_are_neve
             for head in range(2):
                 read = {int(page) for page in kept[row, 2 * head : 2 * head + 2].flatten()}
                 unread = [slot for slot in range(80) if slot // 4 not in read]
-                layer.v.buffer[row, head, unread] = float("nan")
+                layer.v.tensor[row, head, unread] = float("nan")
         torch.testing.assert_close(feed(cache, cut([part], 80, 81))[0], wanted, atol=0.3, rtol=0.1)
 
 
@@ -174,7 +174,7 @@ def test_bfloat16_stays():
     for index, part in enumerate(cut(parts, 0, 3)):
         cache.update(part.keys, part.values, index)
         assert cache.layers[index].attend(part.queries).dtype == torch.bfloat16
-        assert cache.layers[index].low.buffer.dtype == torch.bfloat16
+        assert cache.layers[index].low.tensor.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("text", ["page=0", "budget=0", "budget=1.5", "dense_layers=-1"])

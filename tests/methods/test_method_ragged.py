@@ -16,6 +16,7 @@ from kvcheck.core.record import MODES, CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.methods import make
 from kvcheck.models import LoadedModel, load
+from kvcheck.runner.case import Runner
 from kvcheck.tasks import TASKS
 
 ROWS_AND_HEADS = [(row, head) for row in range(2) for head in range(SHAPE.kv_heads)]
@@ -136,10 +137,10 @@ def test_kvmerger_puts_one_weighted_slot_in_the_place_of_every_run() -> None:
             slots = merged_by_hand(part, row, head, 0.8, 5, 6)
             assert held_positions(layer, row, head) == [pivot for pivot, _, _ in slots]
             assert len(slots) < 55
-            there = layer.valid[row, head]
+            valid = layer.valid[row, head]
             for mine, at in ((layer.keys, 1), (layer.values, 2)):
                 wanted = torch.stack([slot[at] for slot in slots]).float()
-                torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)
+                torch.testing.assert_close(mine[row, head][valid].float(), wanted, atol=4e-3, rtol=2e-3)
 
 
 def test_a_threshold_above_one_merges_nothing() -> None:
@@ -193,10 +194,10 @@ def test_look_m_merges_what_leaves_into_the_nearest_that_stays(merge: str) -> No
         for row, head in ROWS_AND_HEADS:
             stays, slots = look_by_hand(part, row, head, {0, 1, 2, 3}, 10, 8, merge)
             assert held_positions(layer, row, head) == stays
-            there = layer.valid[row, head]
+            valid = layer.valid[row, head]
             for mine, at in ((layer.keys, 0), (layer.values, 1)):
                 wanted = torch.stack([slots[position][at] for position in stays]).float()
-                torch.testing.assert_close(mine[row, head][there].float(), wanted, atol=4e-3, rtol=2e-3)
+                torch.testing.assert_close(mine[row, head][valid].float(), wanted, atol=4e-3, rtol=2e-3)
 
 
 IMAGE = 7
@@ -261,7 +262,7 @@ def test_the_engine_tells_which_slots_are_images(session: Session, mode: str) ->
     encode = session.loaded.tokenizer.encode
     contexts = [encode(TASKS.get("kv").generate(0, at, 512, session.loaded.tokenizer).context) for at in range(2)]
     image = max(set(contexts[0]), key=contexts[0].count)
-    record = session.run_case(case, f"look_m:heavy=1,recent=1,image_token={image}")
+    record = Runner(session, session.settings).run_case(case, f"look_m:heavy=1,recent=1,image_token={image}")
     images = [context.count(image) for context in contexts]
     assert min(images) > 20
     assert record.memory is not None

@@ -122,7 +122,7 @@ def test_a_needle_in_the_host_is_found_by_the_head_that_looks_for_it_and_no_othe
     for row in range(2):
         for group in range(2):
             read = set(away[2 * group][row].tolist() + away[2 * group + 1][row].tolist())
-            layer.hv.buffer[row, group, [slot for slot in range(layer.away) if slot not in read]] = float("nan")
+            layer.hv.tensor[row, group, [slot for slot in range(layer.away) if slot not in read]] = float("nan")
     out = feed(cache, cut([part], 80, 81))[0]
     assert bool(out.isfinite().all())
     for head, at in enumerate((30, 41, 52, 63)):
@@ -144,7 +144,7 @@ def test_bfloat16_stays():
     for index, part in enumerate(cut(parts, 0, 3)):
         cache.update(part.keys, part.values, index)
         assert cache.layers[index].attend(part.queries).dtype == torch.bfloat16
-        assert cache.layers[index].hv.buffer.dtype == torch.bfloat16
+        assert cache.layers[index].hv.tensor.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("text", ["sink=-1", "window=0", "window=1.5", "top_k=0", "top_k=-4"])

@@ -42,7 +42,7 @@ def test_the_channels_of_the_smallest_scores_leave_in_old_keys_only() -> None:
 
 def test_narrow_keys_are_stored_narrow() -> None:
     cache = absorbed(make(TEXT), prompt(40))
-    assert cache.layers[0].narrow.buffer.shape == (2, 2, 34, 4)
+    assert cache.layers[0].narrow.tensor.shape == (2, 2, 34, 4)
     assert held(cache).kv == make(TEXT).kv_bytes(SHAPE, 2, 40, 0)
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from architectures import ALL, HYBRID, PURE, RECURRENT, SEEING, WINDOWED, Architecture
 from packaging.version import Version
+from tiny import runner_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
-from kvcheck.backends.transformers import Session
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
 from kvcheck.cache.layer import CacheLayer
@@ -28,10 +28,10 @@ from kvcheck.cache.rows import RowCache, RowRunner
 from kvcheck.core import paths
 from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.core.record import MODES, CaseId, CaseRecord
-from kvcheck.core.settings import Settings
 from kvcheck.measure.memory import held
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load, probing
+from kvcheck.runner.case import Runner
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 
 CPU = torch.device("cpu")
@@ -122,12 +122,12 @@ def run(models: Callable[[str], LoadedModel], monkeypatch: pytest.MonkeyPatch) -
     """One case of the toy task."""
     task = Task(TaskInfo("toy", 1, "needle", MODES, True, 0.0, "words"), toy)
     monkeypatch.setattr("kvcheck.runner.case.find_task", lambda case, settings: task)
-    sessions: dict[str, Session] = {}
+    runners: dict[str, Runner] = {}
 
     def case(name: str, spec: str, mode: str = "single", length: int = 48, n: int = 1) -> CaseRecord:
-        if name not in sessions:
-            sessions[name] = Session.of(models(name), Settings())
-        return sessions[name].run_case(CaseId("toy", 1, mode, length, 0, n), spec)
+        if name not in runners:
+            runners[name] = runner_of(models(name))
+        return runners[name].run_case(CaseId("toy", 1, mode, length, 0, n), spec)
 
     return case
 
@@ -394,7 +394,7 @@ def test_a_long_prompt_sees_its_windows_block_by_block(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ALL)
 def test_a_real_task_runs(models: Callable[[str], LoadedModel], name: str, mode: str) -> None:
-    record = Session.of(models(name), Settings()).run_case(CaseId("kv", 1, mode, 192, 0, 1), "fp16")
+    record = runner_of(models(name)).run_case(CaseId("kv", 1, mode, 192, 0, 1), "fp16")
     assert record.samples[0].turns[0].nll is not None
 
 

@@ -13,6 +13,7 @@ from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.models import EMBEDDED
+from kvcheck.runner.case import Runner
 from kvcheck.store.baselines import ModelId, open_store
 
 KINDS = {"mini": "llama", "mini_window": "qwen2", "mini_hybrid": "bamba"}
@@ -26,17 +27,23 @@ def test_every_embedded_model_has_its_architecture() -> None:
     assert {name: config(name)["model_type"] for name in EMBEDDED} == {name: KINDS[name] for name in EMBEDDED}
 
 
+def opened(name: str) -> Runner:
+    """What the gate calls, with this model."""
+    settings = Settings(model=name, device="cpu")
+    return Runner(Session.open(settings), settings)
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_an_embedded_model_repeats_its_stored_answers(name: str) -> None:
     case = CaseId("qa_single", 1, "multi_request", 512, 0, 2)
     try:
-        session = Session.open(Settings(model=name, device="cpu"))
+        runner = opened(name)
     except MethodUnsupported as reason:
         pytest.skip(str(reason))  # an older transformers runs some of them with caches of its own
-    model = ModelId(session.model_name, session.fingerprint)
+    model = ModelId(runner.model_name, runner.fingerprint)
     stored = open_store(rootdir=Path(paths.bundle("baselines")).parent).get(model, "fp16", case)
     assert stored is not None
-    found = session.run_case(case, "fp16")
+    found = runner.run_case(case, "fp16")
     assert [sample.turns[0].answer for sample in found.samples] == [
         sample.turns[0].answer for sample in stored.samples[:2]
     ]
@@ -46,10 +53,10 @@ def test_an_embedded_model_repeats_its_stored_answers(name: str) -> None:
 def held(name: str, length: int) -> tuple[int, int]:
     """(bytes, tokens) of one context."""
     try:
-        session = Session.open(Settings(model=name, device="cpu"))
+        runner = opened(name)
     except MethodUnsupported as reason:
         pytest.skip(str(reason))
-    memory = session.run_case(CaseId("needle", 1, "single", length, 0, 1), "fp16").memory
+    memory = runner.run_case(CaseId("needle", 1, "single", length, 0, 1), "fp16").memory
     assert memory is not None
     return memory.kv_bytes, memory.seen
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kvcheck.core.errors import MethodUnsupported, SpecError
-from kvcheck.models import Encoder, LoadedModel, devices, load, loading, pick_device, pick_dtype
+from kvcheck.models import Encoder, LoadedModel, devices, load, loading, names, pick_device, pick_dtype
 from kvcheck.models.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
@@ -67,8 +67,8 @@ def test_weights_stored_in_16_bits_compute_in_float32_on_the_cpu(tmp_path: Path)
     ("name", "says"),
     [
         ("mino", "unknown model 'mino'(?s:.*)did you mean mini"),
-        ("./nowhere", "no such folder"),
-        ("/nowhere/at/all", "no such folder"),
+        ("./nowhere", "there is no folder"),
+        ("/nowhere/at/all", "there is no folder"),
         ("EMPTY", "it has no config.json"),
     ],
 )
@@ -199,7 +199,7 @@ def test_damaged_weights_are_refused(copied: Path) -> None:
 
 
 def test_an_embedded_model_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loading.paths, "bundle", lambda name: tmp_path)
+    monkeypatch.setattr(names.paths, "bundle", lambda name: tmp_path)
     with pytest.raises(SpecError, match="lacks the embedded model mini"):
         load("mini", CPU, torch.float32)
 
@@ -279,7 +279,7 @@ def test_large_weights_are_sampled_in_every_tensor(copied: Path, monkeypatch: py
     from kvcheck.models import fingerprint as module
 
     monkeypatch.setattr(module, "WHOLE", 1)
-    monkeypatch.setattr(module, "SAMPLE", 64)
+    monkeypatch.setattr(module, "EXTRACT", 64)
     before = fingerprint(copied)
     _weight(copied / "model.safetensors")
     assert fingerprint(copied) != before

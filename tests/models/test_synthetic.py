@@ -10,12 +10,13 @@ from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
 from kvcheck.models import load, synthetic
+from kvcheck.runner.case import Runner
 
 
 def test_the_engine_itself_refuses_a_case() -> None:
-    session = Session.open(Settings(model="random:tiny"))
+    runner = Runner(Session.open(Settings(model="random:tiny")), Settings())
     with pytest.raises(KvcheckError, match="random weights"):
-        session.run_case(CaseId("kv", 1, "single", 256, 0, 1), "fp16")
+        runner.run_case(CaseId("kv", 1, "single", 256, 0, 1), "fp16")
 
 
 def test_the_same_shape_has_the_same_weights_and_fingerprint() -> None:

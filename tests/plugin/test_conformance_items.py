@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.kv_cache import CacheLayer
 
 
@@ -34,7 +34,7 @@ class Layer(CacheLayer):
 
 @dataclass(frozen=True)
 class Newest(Method):
-    info: ClassVar[MethodInfo] = MethodInfo(summary="the newest", stage="compression", whole="tokens=10000")
+    info: ClassVar[MethodInfo] = MethodInfo(summary="newest", stage="compression", lossless=Lossless.at("tokens=10000"))
     tokens: int = 32
     shares: bool = False
 
@@ -100,7 +100,59 @@ def test_collecting_them_imports_no_torch(repo: pytest.Pytester) -> None:
     found.stdout.fnmatch_lines([f"*test_conformance[[]{FORKS}-snapkv[]]"])
 
 
-ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not twins")
+OWN = """
+from kvcheck import property_test
+
+
+@property_test(skip_reason=lambda info: "" if info.frees_memory else "it frees no memory", longest=60)
+def few_slots_are_used(subject):
+    \"\"\"A cache never has more than {slots} slots.\"\"\"
+    cache, _ = subject.prefill(subject.tokens(subject.draw.prompt))
+    assert max(layer.stored for layer in cache.layers) <= {slots}, "too many slots"
+"""
+
+
+@pytest.mark.parametrize(("slots", "wanted"), [(32, {"passed": 1}), (31, {"failed": 1})])
+def test_a_property_of_ones_own_is_tried_beside_the_shipped_ones_and_named_where_it_fails(
+    try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester, slots: int, wanted: dict[str, int]
+) -> None:
+    repo.makepyfile(own=OWN.format(slots=slots))
+    result = try_out("--kv-method=mine.Newest", "-p", "own", "-k", f"few_slots or {FORKS}", "--kv-json=run.json")
+    result.assert_outcomes(**{"passed": 1 + wanted.get("passed", 0), "failed": wanted.get("failed", 0)}, deselected=49)
+    kept = json.loads((repo.path / "run.json").read_text("utf-8"))["properties"]
+    assert {one["name"] for one in kept} == {FORKS, "few_slots_are_used"}
+    if slots < 32:
+        result.stdout.fnmatch_lines(
+            [
+                'mine.Newest: "few slots are used" does not hold',
+                "*it raised AssertionError in few_slots_are_used (own.py:*): too many slots*",
+                "    def test_few_slots_are_used():",
+                "conformance of mine.Newest: 1 of 2 properties hold, 1 fail",
+            ]
+        )
+
+
+def test_a_property_of_ones_own_can_be_exempted_by_a_method_and_does_not_apply_where_it_says_so(
+    try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester
+) -> None:
+    repo.makepyfile(own=OWN.format(slots=1))
+    repo.makepyfile(
+        exempted="""
+        from dataclasses import replace
+
+        from mine import Newest as Known
+
+
+        class Newest(Known):
+            info = replace(Known.info, exempt={"few_slots_are_used": "it is a large one"})
+        """
+    )
+    result = try_out("--kv-method=exempted.Newest", "--kv-method=fp16", "-p", "own", "-k", "few_slots", "-rs")
+    result.assert_outcomes(skipped=2, deselected=100)
+    result.stdout.fnmatch_lines(["*it is a large one*", "*it frees no memory*"])
+
+
+ZOO = ("--pyargs", "kvcheck.suites.test_zoo", "--kv-profile=quick", "-k", "not counterparts")
 BUGS = "newcomer-score-freeze,attention-sinks-evictable,offset-is-retained-rows"
 
 
@@ -135,7 +187,7 @@ def test_the_zoo_goes_on_where_it_stopped_and_loses_nothing(zoo_results: Path, r
 def test_results_of_other_settings_are_not_taken(zoo_results: Path, repo: pytest.Pytester) -> None:
     (repo.path / "z.json").write_text((zoo_results / "z.json").read_text("utf-8"), "utf-8")
     found = repo.runpytest_subprocess(*ZOO, f"--kv-zoo={BUGS}", "--kv-resume=z.json", "--kv-seed=1")
-    found.stderr.fnmatch_lines(["*z.json holds results of seed=0, this session has seed=1*"])
+    found.stderr.fnmatch_lines(["*z.json was measured with seed=0, this session has seed=1*"])
     assert found.ret == pytest.ExitCode.USAGE_ERROR
 
 

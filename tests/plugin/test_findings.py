@@ -58,7 +58,9 @@ def test_cases_need_a_method_of_their_own_beside_findings(run: Any) -> None:
 def test_the_table_is_written_as_markdown(own: Any, repo: pytest.Pytester, behave: Behave) -> None:
     behave({"snapkv": 0.25})
     own("--kv-findings", "--kv-md=found.md")
-    assert "| Halving the cache costs points. | snapkv loses | +75.0 |" in (repo.path / "found.md").read_text()
+    text = (repo.path / "found.md").read_text()
+    assert "**Halving the cache costs points.**" in text
+    assert "| snapkv loses | +75.0 |" in text
 
 
 def test_a_case_is_measured_once(own: Any, repo: pytest.Pytester, behave: Behave) -> None:

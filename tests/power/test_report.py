@@ -12,6 +12,7 @@ from kvcheck import power
 from kvcheck.cli.commands import main
 from kvcheck.core.errors import MissingBaseline, SpecError
 from kvcheck.power import Plan, report
+from kvcheck.power.runs import Simulation
 from kvcheck.power.tables import Table
 
 TABLE = Table("Title", "How.", ("what", "n"), "<>", (("a|b", "3"),), ("said",), ("it breaks",), ({"n": 3},))
@@ -30,14 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         from kvcheck.power import sections
 
         return [
-            section(
-                recorded,
-                plan.runs,
-                plan.share,
-                plan.seed,
-                plan.jobs,
-                lambda done, total: say(f"{done} of {total}", done == total),
-            )
+            section(Simulation(recorded, plan, lambda done, total: say(f"{done} of {total}", done == total)))
             for section in (sections.against_itself, sections.with_a_drop, sections.by_method)
         ]
 
@@ -68,7 +62,7 @@ def test_a_broken_promise_is_said_and_ends_with_1(
 
 def test_markdown_escapes_what_would_break_a_table() -> None:
     lines = list(TABLE.markdown())
-    assert "| a\\|b | 3 |" in lines
+    assert "| a&#124;b | 3 |" in lines
     assert "- **Broken:** it breaks" in lines
 
 

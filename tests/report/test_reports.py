@@ -19,7 +19,7 @@ from kvcheck.core.record import (
     TurnRecord,
     Verdict,
 )
-from kvcheck.report import catalogue, markdown, rows, terminal
+from kvcheck.report import catalogue, markdown, rows, summary, terminal
 
 HEADER = RunHeader("0.1.0", "0123456789abcdef", True, {"torch": "2.13"}, {"cpu": "x"}, "abc", "mini", {"alpha": "0.05"})
 METHOD = "pyramidkv:budget=0.25,window=32,beta=20"
@@ -96,7 +96,7 @@ def mixed(method: str, scores: tuple[float, float]) -> CaseRecord:
 def test_a_report_tells_the_subtasks_of_a_task_apart(report: object) -> None:
     run = Run(HEADER, (mixed("fp16", (1.0, 0.75)), mixed(METHOD, (0.25, 0.5))), {}, {})
     lines = [line for line in report.lines(run) if "repoqa_and_kv" in line]  # type: ignore[attr-defined]
-    told = [" ".join(line.replace("|", " ").replace("->", " ").split()) for line in lines]
+    told = [" ".join(line.replace("|", " ").replace("->", " ").replace("&nbsp;", " ").split()) for line in lines]
     assert "scbench/repoqa_and_kv kv 0.750 0.500 8" in told
     assert "scbench/repoqa_and_kv repoqa 1.000 0.250 8" in told
 
@@ -116,7 +116,9 @@ def test_a_task_of_one_kind_has_no_subtasks() -> None:
 def test_the_turns_of_fp16_are_those_of_the_same_contexts() -> None:
     fp16, mine = record("kv", "multi_turn", "kv", "fp16", 4, n=8), record("kv", "multi_turn", "kv", METHOD, 4, n=8)
     few = replace(mine, samples=mine.samples[4:])  # fp16 has lost the four that are not here
-    assert terminal.turn_rows([few], {fp16.case.key: fp16})[1] == ("fp16", "1.000", "1.000", "1.000")
+    table = summary.turn_table([few], {fp16.case.key: fp16})
+    assert table is not None
+    assert list(table.rows[0]) == ["  fp16", "1.000", "1.000", "1.000"]
 
 
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
@@ -190,7 +192,7 @@ def test_markdown_tables_survive_a_bar_in_a_name() -> None:
     assert markdown.escape("a|b\nc") == "a&#124;b c"
 
 
-def test_a_method_is_described_from_its_source() -> None:
+def test_a_method_is_described_by_its_class() -> None:
     found = catalogue.describe("snapkv", "kvcheck.methods.snapkv:METHOD")
     assert found.stage == "compression"
     assert ("budget", "0.5") in found.parameters

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import runner_of
 
-from kvcheck.backends.transformers import Session
 from kvcheck.conformance.runner import examine
 from kvcheck.core.errors import MethodFailed, MethodUnsupported, SpecError
 from kvcheck.core.record import FAILS, CaseId
-from kvcheck.core.settings import Settings
 from kvcheck.methods import make
-from kvcheck.zoo.hunt import suspects
+from kvcheck.zoo.evaluate import candidates
 from kvcheck.zoo.mutants import FAULTS, mutants
 
 SEEN_BY = {
@@ -38,13 +37,13 @@ def test_a_property_sees_the_fault_around_snapkv(name):
 @pytest.mark.parametrize("fault", [each for each in SEEN_BY if each != "NeverActs"])
 def test_the_fault_reaches_the_tasks(fault, embedded):
     case = CaseId("kv", 1, "multi_turn", 256, 0, 2)
-    session = Session.of(embedded, Settings())
+    runner = runner_of(embedded)
     wrong = dict(mutants("snapkv:budget=0.5"))[fault]
     try:
-        found = losses(session.run_case(case, wrong))
+        found = losses(runner.run_case(case, wrong))
     except MethodFailed:  # by what it declares of itself
         return
-    assert found != losses(session.run_case(case, "snapkv:budget=0.5"))
+    assert found != losses(runner.run_case(case, "snapkv:budget=0.5"))
 
 
 def losses(record):
@@ -67,7 +66,7 @@ def test_a_mask_is_not_shifted_where_a_method_attends_in_a_way_of_its_own(spec, 
 
 def test_bugs_of_the_zoo_are_not_asked_for_beside_a_method():
     with pytest.raises(SpecError, match="cannot be put around a method of your own"):
-        list(suspects(("beam",), ("snapkv",)))
+        list(candidates(("beam",), ("snapkv",)))
 
 
 def test_every_fault_is_tried():
@@ -78,7 +77,7 @@ def test_a_method_that_frees_nothing_cannot_fail_to_act():
     assert "NeverActs" not in dict(mutants("save_load"))
 
 
-def test_the_suspects_of_a_method_of_ones_own_are_its_mutants_and_itself():
-    found = list(suspects(("all",), ("snapkv",)))
+def test_the_candidates_of_a_method_of_ones_own_are_its_mutants_and_itself():
+    found = list(candidates(("all",), ("snapkv",)))
     assert [one.name for one in found[:1] + found[-1:]] == ["LostTail in snapkv", "snapkv"]
     assert [one.correct for one in found] == [False] * len(FAULTS) + [True]

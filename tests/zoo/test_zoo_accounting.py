@@ -1,18 +1,18 @@
-"""Every bug of accounting does what it says, and its twin does not."""
+"""Every bug of accounting does what it says, and its counterpart does not."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import MINI, SHAPE, absorbed, family, feed, prompt, read, used, used_right
+from counterpart_checks import MINI, SHAPE, absorbed, family, feed, prompt, read, used, used_right
 
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
 from kvcheck.methods.flexgen import FlexGen
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.zoo import accounting as zoo
-from kvcheck.zoo.twins.chain import Chain
-from kvcheck.zoo.twins.pyramid import Pyramid
+from kvcheck.zoo.counterparts.chain import Chain
+from kvcheck.zoo.counterparts.pyramid import Pyramid
 
 
 @pytest.mark.parametrize(("kind", "right"), [(Chain, True), (zoo.ComposedRatiosMultipliedAsRemoved, False)])
@@ -61,6 +61,6 @@ def test_a_key_of_zeros_is_not_counted(kind: type[Fp16], right: bool) -> None:
 @pytest.mark.parametrize("one", family("accounting"), ids=lambda one: one.name)
 def test_ordinary_use_raises_nothing(one) -> None:
     for tokens in (1, 150):
-        mine, right = used(one.spec, tokens), used_right(one.twin, tokens)
+        mine, right = used(one.spec, tokens), used_right(one.counterpart, tokens)
         assert [each.shape for each in mine] == [each.shape for each in right]
         assert all(bool(each.isfinite().all()) for each in right)

@@ -30,7 +30,7 @@ def search(spec: str) -> None:
 @pytest.mark.parametrize("one", BUGS.values(), ids=list(BUGS))
 def test_beam_search_raises_nothing(one: Bug) -> None:
     search(one.spec)
-    search(one.twin)
+    search(one.counterpart)
 
 
 def moved(spec: str, length: int = 150) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -43,8 +43,8 @@ def moved(spec: str, length: int = 150) -> tuple[list[torch.Tensor], list[torch.
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_reordered_rows_are_those_that_were_asked_for_in_every_twin(name: str) -> None:
-    for one, other in zip(*moved(BUGS[name].twin), strict=True):
+def test_reordered_rows_are_those_that_were_asked_for_in_every_counterpart(name: str) -> None:
+    for one, other in zip(*moved(BUGS[name].counterpart), strict=True):
         assert torch.equal(one, other)
 
 
@@ -58,7 +58,7 @@ def test_the_quantized_part_stays_where_it_is() -> None:
 
 def test_a_beam_sees_what_its_sibling_wrote() -> None:
     one = BUGS["beams-write-to-shared-context"]
-    for spec, wanted in ((one.spec, True), (one.twin, False)):
+    for spec, wanted in ((one.spec, True), (one.counterpart, False)):
         here = runner(spec)
         cache, _ = here.prefill(tokens(3, 40))
         cache.reorder_cache(BEAMS)

@@ -1,4 +1,4 @@
-"""Bugs of chunked prefill show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of chunked prefill show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("chunked_prefill",))]
-TWINS = "kvcheck.zoo.twins"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
 RING = "ring-smaller-than-chunk-plus-window"
 SINKS = "chunk-treated-as-new-prefill"
-CHUNKED_SINKS = f"{TWINS}.chunked.ChunkedStreamingLLM:window=64"
+CHUNKED_SINKS = f"{COUNTERPARTS}.chunked.ChunkedStreamingLLM:window=64"
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -22,7 +22,7 @@ def test_ordinary_use_raises_nothing(name, model, embedded):
 
 @pytest.mark.parametrize(
     ("given", "dense"),
-    [(text("oracle-hidden-states-in-simulated-chunks"), True), (f"{TWINS}.blockwise.Blockwise", False)],
+    [(text("oracle-hidden-states-in-simulated-chunks"), True), (f"{COUNTERPARTS}.chunked.Blockwise", False)],
 )
 def test_later_chunks_are_computed_from_tokens_that_have_been_dropped(given, dense, model):
     runner, ids = at_home(spec(given, budget=64), model), tokens(1, 300)
@@ -37,7 +37,7 @@ def test_later_chunks_are_computed_from_tokens_that_have_been_dropped(given, den
 
 def test_the_first_layer_keeps_the_same_whether_chunks_are_real_or_not(model):
     kept = []
-    for given in (text("oracle-hidden-states-in-simulated-chunks"), f"{TWINS}.blockwise.Blockwise"):
+    for given in (text("oracle-hidden-states-in-simulated-chunks"), f"{COUNTERPARTS}.chunked.Blockwise"):
         cache, _ = prefilled(at_home(spec(given, budget=64), model), tokens(2, 300))
         kept.append(cache.layers[0].positions)
     assert torch.equal(*kept)
@@ -54,7 +54,7 @@ def test_a_token_of_a_later_chunk_sees_tokens_behind_it(given, leaks, model):
 
 
 @pytest.mark.parametrize(
-    ("given", "over"), [(text("resume-uses-first-chunk-pages"), True), (f"{TWINS}.chunked.Chunked", False)]
+    ("given", "over"), [(text("resume-uses-first-chunk-pages"), True), (f"{COUNTERPARTS}.chunked.Chunked", False)]
 )
 def test_later_chunks_are_written_over_the_first_one(given, over, model):
     cache, _ = prefilled(at_home(spec(given, chunk=32), model), tokens(1, 90))
@@ -86,7 +86,7 @@ def test_a_prompt_of_one_chunk_is_cut_right(model):
 
 
 @pytest.mark.parametrize(
-    ("given", "same"), [(text("one-shot-block-eviction"), False), (f"{TWINS}.chunked.ChunkedH2O", True)]
+    ("given", "same"), [(text("one-shot-block-eviction"), False), (f"{COUNTERPARTS}.chunked.ChunkedH2O", True)]
 )
 def test_what_is_kept_depends_on_how_the_prompt_was_split(given, same, model):
     def kept(chunk):
@@ -97,7 +97,7 @@ def test_what_is_kept_depends_on_how_the_prompt_was_split(given, same, model):
     assert torch.equal(kept(300), kept(50)) == same
 
 
-@pytest.mark.parametrize(("given", "right"), [(text(RING), False), (f"{TWINS}.chunked_mix.ChunkedMix", True)])
+@pytest.mark.parametrize(("given", "right"), [(text(RING), False), (f"{COUNTERPARTS}.chunked.ChunkedMix", True)])
 def test_a_chunk_overwrites_what_its_early_tokens_still_see(given, right, embedded):
     def off(length):
         """How far the values of a layer above the first sliding one are from those of one forward."""

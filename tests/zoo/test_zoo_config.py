@@ -1,4 +1,4 @@
-"""Every bug of config does what it says, and its twin does not."""
+"""Every bug of config does what it says, and its counterpart does not."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from twin_checks import MINI, SHAPE, absorbed, family, feed, prompt, read, runner_of, used, used_right, words
+from counterpart_checks import MINI, SHAPE, absorbed, family, feed, prompt, read, runner_of, used, used_right, words
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.kivi import KIVI
 from kvcheck.methods.mixattention import MixAttention
 from kvcheck.methods.snapkv import SnapKV
 from kvcheck.zoo import config as zoo
-from kvcheck.zoo.twins.long_rope import LongRope
+from kvcheck.zoo.counterparts.long_rope import LongRope
 
 
 @pytest.mark.parametrize(("kind", "right"), [(SnapKV, True), (zoo.EmptyCacheIsFalsy, False)])
@@ -72,6 +72,6 @@ def test_a_long_text_is_turned_by_both_and_may_not_exceed_the_capacity() -> None
 @pytest.mark.parametrize("one", family("config"), ids=lambda one: one.name)
 def test_ordinary_use_raises_nothing(one) -> None:
     for tokens in (1, 150):
-        mine, right = used(one.spec, tokens), used_right(one.twin, tokens)
+        mine, right = used(one.spec, tokens), used_right(one.counterpart, tokens)
         assert [each.shape for each in mine] == [each.shape for each in right]
         assert all(bool(each.isfinite().all()) for each in right)

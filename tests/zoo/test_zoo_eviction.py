@@ -1,4 +1,4 @@
-"""Bugs of eviction show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of eviction show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_the_prompt_left_in_the_cache_stays_for_good(given, frozen, model):
 
 @pytest.mark.parametrize(
     ("given", "blank"),
-    [(text("trim-clamped-by-logical-length"), True), ("kvcheck.zoo.twins.drafted.Drafted", False)],
+    [(text("trim-clamped-by-logical-length"), True), ("kvcheck.zoo.counterparts.drafted.Drafted", False)],
 )
 def test_a_rollback_after_an_eviction_leaves_rows_that_nothing_was_written_to(given, blank, model):
     runner = at_home(given, model)
@@ -64,7 +64,7 @@ def test_a_rollback_after_an_eviction_leaves_rows_that_nothing_was_written_to(gi
 
 def test_a_rollback_before_any_eviction_is_right(model):
     ids, outs = tokens(1, 100), []
-    for given in (text("trim-clamped-by-logical-length"), "kvcheck.zoo.twins.drafted.Drafted"):
+    for given in (text("trim-clamped-by-logical-length"), "kvcheck.zoo.counterparts.drafted.Drafted"):
         runner = at_home(spec(given, window=500), model)
         cache, _ = prefilled(runner, ids[:, :50])
         outs.append([feed(runner, cache, token) for token in ids[:, 50:60].split(1, dim=1)])

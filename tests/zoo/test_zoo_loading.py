@@ -6,7 +6,7 @@ import pytest
 import torch
 from served import between, family, runner, serve, tokens, use
 
-from kvcheck.cache.growable import Room
+from kvcheck.cache.growable import GrowableBuffer
 from kvcheck.zoo import loading
 from kvcheck.zoo.base import Bug
 
@@ -19,7 +19,7 @@ def test_ordinary_use_of_a_bug_raises_nothing(one: Bug) -> None:
 
 
 def pair(name: str) -> tuple[str, str]:
-    return BUGS[name].spec, BUGS[name].twin
+    return BUGS[name].spec, BUGS[name].counterpart
 
 
 def test_bounds_of_pages_come_back_as_zeros() -> None:
@@ -41,52 +41,52 @@ def test_keys_and_values_come_back_as_mixtures_of_both() -> None:
 
 
 def test_a_file_without_the_rotation_is_read_by_the_readers_own() -> None:
-    spec, twin = pair("restore-without-rotation-metadata")
+    spec, counterpart = pair("restore-without-rotation-metadata")
     ids = tokens(2, 40)
-    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, twin))
+    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, counterpart))
     keys, right = (cache.layers[0].read(slice(None), torch.float32)[0] for cache in (mine, true))
     assert float((keys - right).norm() / right.norm()) > 0.5
-    assert between(spec.replace("reader=4", "reader=8"), twin, ids) == 0
+    assert between(spec.replace("reader=4", "reader=8"), counterpart, ids) == 0
 
 
 def test_a_ring_that_is_not_full_is_read_from_its_head_after_loading() -> None:
-    spec, twin = pair("boolean-saved-as-string")
-    for each, wanted in ((spec, True), (twin, False)):
+    spec, counterpart = pair("boolean-saved-as-string")
+    for each, wanted in ((spec, True), (counterpart, False)):
         cache, _ = runner(each).prefill(tokens(2, 40))
         layer = cache.layers[0]
         assert layer.wrapped == wanted
         keys, _ = layer.read(slice(None), torch.float32)
         assert (keys.shape[2], bool((keys[:, :, 4:] == 0).all())) == (40, wanted)
-    full = (each.replace("4096", "30") + ",draft=0" for each in (spec, twin))
+    full = (each.replace("4096", "30") + ",draft=0" for each in (spec, counterpart))
     assert between(*full, tokens(2, 40)) == 0
-    assert between(spec, twin, tokens(2, 40)) > 0.1
+    assert between(spec, counterpart, tokens(2, 40)) > 0.1
 
 
 def test_the_number_of_evicted_tokens_is_forgotten_on_disk() -> None:
-    spec, twin = (f"{each}:window=30" for each in pair("position-delta-not-saved"))
+    spec, counterpart = (f"{each}:window=30" for each in pair("position-delta-not-saved"))
     ids = tokens(2, 90)
-    seen = [runner(each).prefill(ids)[0].seen for each in (spec, twin)]
+    seen = [runner(each).prefill(ids)[0].seen for each in (spec, counterpart)]
     assert seen == [34, 90]
-    assert between(spec, twin, ids) > 0.05
-    assert between(spec, twin, ids[:, :34]) == 0
+    assert between(spec, counterpart, ids) > 0.05
+    assert between(spec, counterpart, ids[:, :34]) == 0
 
 
 def test_blocks_that_could_not_be_written_are_served_as_zeros() -> None:
-    spec, twin = pair("failed-store-stays-visible")
-    for each, wanted in ((spec, True), (twin, False)):
+    spec, counterpart = pair("failed-store-stays-visible")
+    for each, wanted in ((spec, True), (counterpart, False)):
         cache, _ = runner(each).prefill(tokens(1, 900))
         keys = cache.layers[0].keys
         assert bool(keys[:, :, : 48 * 16].any(dim=3).all())
         assert bool((keys[:, :, 48 * 16 : 56 * 16] == 0).all()) == wanted
-    assert between(spec, twin, tokens(1, 700)) == 0
+    assert between(spec, counterpart, tokens(1, 700)) == 0
 
 
 def test_the_third_large_transfer_stores_what_the_slot_held_before(monkeypatch) -> None:
-    spec, twin = pair("offload-copy-not-ordered")
+    spec, counterpart = pair("offload-copy-not-ordered")
     monkeypatch.setattr(loading, "_SLOTS", {})
     monkeypatch.setattr(loading, "_ISSUED", [0])
     ids = tokens(1, 64 * 3 + 10)
-    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, twin))
+    (mine, _), (true, _) = (runner(each).prefill(ids) for each in (spec, counterpart))
     for layer, right in zip(mine.layers, true.layers, strict=True):
         assert torch.equal(layer.keys[:, :, :128], right.keys[:, :, :128])
         assert torch.equal(layer.keys[:, :, 128:192], right.keys[:, :, :64])
@@ -94,8 +94,8 @@ def test_the_third_large_transfer_stores_what_the_slot_held_before(monkeypatch) 
 
 
 def test_equal_requests_differ_when_transfers_are_not_ordered() -> None:
-    spec, twin = pair("offload-copy-not-ordered")
-    for each, same in ((spec, False), (twin, True)):
+    spec, counterpart = pair("offload-copy-not-ordered")
+    for each, same in ((spec, False), (counterpart, True)):
         here = runner(each)
         one, other = (serve(here, tokens(1, 64 * 2)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)) == same
@@ -105,7 +105,7 @@ def test_an_offloaded_layer_attends_to_what_was_fetched_of_another() -> None:
     for each, wanted in zip(pair("prefetch-targets-wrong-layer"), (True, False), strict=True):
         here = runner(each)
         cache, _ = here.prefill(tokens(2, 40))
-        cache.layers[1].v = Room(torch.full_like(cache.layers[1].values, 7.0))
+        cache.layers[1].v = GrowableBuffer(torch.full_like(cache.layers[1].values, 7.0))
         before, read = cache.layers[2].values.clone(), []
         inner = cache.layers[2].read
         cache.layers[2].read = lambda *args, inner=inner, read=read: read.append(inner(*args)) or read[-1]

@@ -1,4 +1,4 @@
-"""Bugs of long generation show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of long generation show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("long_generation",))]
-DRAFTED = "kvcheck.zoo.twins.drafted.Drafted"
-REGIMES = "kvcheck.zoo.twins.regimes.Regimes"
+DRAFTED = "kvcheck.zoo.counterparts.drafted.Drafted"
+REGIMES = "kvcheck.zoo.counterparts.regimes.Regimes"
 LEDGER = "shared-budget-never-released"
 
 
@@ -73,14 +73,14 @@ def test_rejected_guesses_leave_as_long_as_the_window_does_not_slide(model):
 
 
 def test_the_ledger_refuses_when_the_tokens_of_all_samples_exceed_the_limit(model):
-    runner, twin = at_home(text(LEDGER), model), at_home("h2o", model)
+    runner, counterpart = at_home(text(LEDGER), model), at_home("h2o", model)
     for _ in range(8):
         cache, _ = prefilled(runner, tokens(2, 1000))
     decode(runner, cache.select([0]), 192)
     with pytest.raises(RuntimeError, match="8193 tokens"):
         decode(runner, cache.select([0]), 1)
     for _ in range(9):
-        prefilled(twin, tokens(2, 1000))
+        prefilled(counterpart, tokens(2, 1000))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bugs of masks show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of masks show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from routes import apart, at_home, feed, prefilled, spec, text, tokens, usual, w
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("masking",))]
-TWINS = "kvcheck.zoo.twins"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -18,7 +18,7 @@ def test_ordinary_use_raises_nothing(name, model):
 
 
 @pytest.mark.parametrize(
-    ("given", "some"), [(text("scoring-ignores-padding-mask"), True), (f"{TWINS}.padded.PaddedSnapKV", False)]
+    ("given", "some"), [(text("scoring-ignores-padding-mask"), True), (f"{COUNTERPARTS}.padded.PaddedSnapKV", False)]
 )
 def test_pads_take_slots_of_the_budget(given, some, model):
     cache, _ = prefilled(at_home(spec(given, window=4), model), tokens(2, 100))
@@ -30,14 +30,14 @@ def test_pads_take_slots_of_the_budget(given, some, model):
 def test_a_prompt_that_needs_no_pads_is_scored_right(model):
     one, other = (
         walk(at_home(given, model), 128)
-        for given in (text("scoring-ignores-padding-mask"), f"{TWINS}.padded.PaddedSnapKV")
+        for given in (text("scoring-ignores-padding-mask"), f"{COUNTERPARTS}.padded.PaddedSnapKV")
     )
     assert apart(one, other) == 0
 
 
 @pytest.mark.parametrize(
     ("given", "blind"),
-    [(text("causal-shortcut-after-prefill-eviction"), True), (f"{TWINS}.blockwise.Blockwise:chunk=8192", False)],
+    [(text("causal-shortcut-after-prefill-eviction"), True), (f"{COUNTERPARTS}.chunked.Blockwise:chunk=8192", False)],
 )
 def test_the_prompt_attends_to_what_its_eviction_left(given, blind, model):
     ids = tokens(1, 200)
@@ -67,9 +67,9 @@ def test_a_window_that_the_prompt_fills_is_right(length, model):
 
 def test_a_block_that_crosses_the_cap_leaves_the_blank_before_the_token_that_filled_it(model):
     given = text("window-cache-rolled-one-step-early").partition(":")[0] + ":window=60"
-    runner, twin = at_home(given, model), at_home("streaming_llm:window=60", model)
-    caches = [prefilled(each, tokens(1, 62))[0] for each in (runner, twin)]
-    for each, cache in zip((runner, twin), caches, strict=True):
+    runner, counterpart = at_home(given, model), at_home("streaming_llm:window=60", model)
+    caches = [prefilled(each, tokens(1, 62))[0] for each in (runner, counterpart)]
+    for each, cache in zip((runner, counterpart), caches, strict=True):
         feed(each, cache, tokens(1, 6, seed=2))
     mine, right = (cache.layers[0].keys[0, 0] for cache in caches)
     assert torch.equal(mine[:4], right[:4])
@@ -89,7 +89,7 @@ def test_a_second_block_answers_without_what_came_before(given, forgets, model):
 
 
 @pytest.mark.parametrize(
-    ("given", "leaks"), [(text("compressed-block-offset-added-twice"), True), (f"{TWINS}.pooled.Pooled", False)]
+    ("given", "leaks"), [(text("compressed-block-offset-added-twice"), True), (f"{COUNTERPARTS}.pooled.Pooled", False)]
 )
 def test_a_token_of_a_later_block_sees_entries_of_tokens_behind_it(given, leaks, model):
     runner = at_home(given, model)
@@ -102,8 +102,8 @@ def test_a_token_of_a_later_block_sees_entries_of_tokens_behind_it(given, leaks,
     assert (not torch.allclose(*outs, atol=1e-4)) == leaks
 
 
-@pytest.mark.parametrize("given", [f"{TWINS}.pooled.Pooled"])
-def test_the_twin_answers_a_block_as_token_by_token(given, model):
+@pytest.mark.parametrize("given", [f"{COUNTERPARTS}.pooled.Pooled"])
+def test_the_counterpart_answers_a_block_as_token_by_token(given, model):
     runner, later = at_home(given, model), tokens(2, 12, seed=2)
     one, other = (prefilled(runner, tokens(2, 41))[0] for _ in range(2))
     block = feed(runner, one, later, 12)

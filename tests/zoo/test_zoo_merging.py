@@ -1,14 +1,14 @@
-"""Every bug of merging does what it says, and its twin does not."""
+"""Every bug of merging does what it says, and its counterpart does not."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import family, runner_of, used, used_right, words
+from counterpart_checks import family, runner_of, used, used_right, words
 
 from kvcheck.zoo import merging as zoo
-from kvcheck.zoo.twins.fragments import Fragments
-from kvcheck.zoo.twins.merge_on_evict import MergeOnEvict
+from kvcheck.zoo.counterparts.fragments import Fragments
+from kvcheck.zoo.counterparts.merge_on_evict import MergeOnEvict
 
 
 @pytest.mark.parametrize(("kind", "right"), [(MergeOnEvict, True), (zoo.MergeQuantileOverIneligible, False)])
@@ -43,6 +43,6 @@ def test_all_pieces_but_the_first_carry_the_rotation_of_the_first(kind: type[Fra
 @pytest.mark.parametrize("one", family("merging"), ids=lambda one: one.name)
 def test_ordinary_use_raises_nothing(one) -> None:
     for tokens in (1, 150):
-        mine, right = used(one.spec, tokens), used_right(one.twin, tokens)
+        mine, right = used(one.spec, tokens), used_right(one.counterpart, tokens)
         assert [each.shape for each in mine] == [each.shape for each in right]
         assert all(bool(each.isfinite().all()) for each in right)

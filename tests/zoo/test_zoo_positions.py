@@ -1,4 +1,4 @@
-"""Bugs of positions show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of positions show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvcheck.cache.rotary import rotate
 from kvcheck.zoo import bugs
 
 FAMILY = {one.name: one for one in bugs(("positions",))}
-TWINS = "kvcheck.zoo.twins"
-SHIFTED = f"{TWINS}.shifted.Shifted"
-PADDED = f"{TWINS}.padded.PaddedSnapKV"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
+SHIFTED = f"{COUNTERPARTS}.shifted.Shifted"
+PADDED = f"{COUNTERPARTS}.padded.PaddedSnapKV"
 LATE = "shared-layer-query-offset-after-update"
 LLAMA3 = {
     "rope_type": "llama3",

@@ -1,10 +1,10 @@
-"""Every bug of quantization does what it says, and its twin does not."""
+"""Every bug of quantization does what it says, and its counterpart does not."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from twin_checks import MINI, SHAPE, absorbed, error, family, feed, prompt, read, used, used_right
+from counterpart_checks import MINI, SHAPE, absorbed, error, family, feed, prompt, read, used, used_right
 
 from kvcheck.cache.shape import Prefilled
 from kvcheck.methods.flexgen import FlexGen
@@ -12,9 +12,8 @@ from kvcheck.methods.fp8 import FP8
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.methods.kivi import KIVI
 from kvcheck.zoo import quantization as zoo
-from kvcheck.zoo.twins.calibrated import Calibrated
-from kvcheck.zoo.twins.mix_turbo import MixTurbo
-from kvcheck.zoo.twins.turbo import Turbo
+from kvcheck.zoo.counterparts.calibrated import Calibrated
+from kvcheck.zoo.counterparts.turbo import MixTurbo, Turbo
 
 
 def with_channel(value: float, spread: float) -> list[Prefilled]:
@@ -151,6 +150,6 @@ def test_a_layer_misreads_the_keys_of_another(kind: type[MixTurbo], right: bool)
 @pytest.mark.parametrize("one", family("quantization"), ids=lambda one: one.name)
 def test_ordinary_use_raises_nothing(one) -> None:
     for tokens in (1, 150):
-        mine, right = used(one.spec, tokens), used_right(one.twin, tokens)
+        mine, right = used(one.spec, tokens), used_right(one.counterpart, tokens)
         assert [each.shape for each in mine] == [each.shape for each in right]
         assert all(bool(each.isfinite().all()) for each in right)

@@ -17,7 +17,7 @@ def test_ordinary_use_of_a_bug_raises_nothing(one: Bug) -> None:
 
 
 def pair(name: str) -> tuple[str, str]:
-    return BUGS[name].spec, BUGS[name].twin
+    return BUGS[name].spec, BUGS[name].counterpart
 
 
 def chosen(spec: str, length: int) -> torch.Tensor:
@@ -29,26 +29,26 @@ def chosen(spec: str, length: int) -> torch.Tensor:
 
 
 def test_many_pages_score_nothing_and_the_last_are_chosen() -> None:
-    spec, twin = pair("selector-scores-collapse-to-zero")
+    spec, counterpart = pair("selector-scores-collapse-to-zero")
     with torch.inference_mode():
         pages = chosen(spec, 2100)  # 132 pages; a budget of an eighth is 17 of them
         assert torch.equal(pages, torch.arange(132 - 17, 132).expand_as(pages))
-        assert not torch.equal(pages, chosen(twin, 2100))
-        assert torch.equal(chosen(spec, 2048), chosen(twin, 2048))
+        assert not torch.equal(pages, chosen(counterpart, 2100))
+        assert torch.equal(chosen(spec, 2048), chosen(counterpart, 2048))
 
 
 def test_heads_choose_for_themselves() -> None:
-    spec, twin = pair("selector-wrong-head-aggregation")
-    mine, joint = chosen(spec, 400), chosen(twin, 400)
+    spec, counterpart = pair("selector-wrong-head-aggregation")
+    mine, joint = chosen(spec, 400), chosen(counterpart, 400)
     assert all(torch.equal(joint[:, head], joint[:, 0]) for head in range(4))
     assert not all(torch.equal(mine[:, head], mine[:, 0]) for head in range(4))
-    assert between(spec, twin, tokens(2, 30)) == 0
+    assert between(spec, counterpart, tokens(2, 30)) == 0
 
 
 def test_bounds_outlive_a_rollback_by_more_than_there_is() -> None:
-    spec, twin = pair("index-buffer-crop-out-of-step")
+    spec, counterpart = pair("index-buffer-crop-out-of-step")
     for argument, stale in ((-220, 12), (-200, 0), (-50, 0), (0, 0), (90, 0)):
-        for each, wanted in ((spec, stale), (twin, 0)):
+        for each, wanted in ((spec, stale), (counterpart, 0)):
             cache, _ = runner(each).prefill(tokens(2, 200))
             layer = cache.layers[2]
             layer.crop(argument)
@@ -77,21 +77,21 @@ def history(spec: str, *lengths: int) -> list[torch.Tensor]:
 
 
 def test_answers_depend_on_what_earlier_requests_left_of_the_pool() -> None:
-    spec, twin = pair("pages-in-physical-order")
-    assert all(torch.equal(a, b) for a, b in zip(history(spec), history(twin), strict=True))
-    used = [history(each, 300, 130, 270) for each in (spec, twin)]
+    spec, counterpart = pair("pages-in-physical-order")
+    assert all(torch.equal(a, b) for a, b in zip(history(spec), history(counterpart), strict=True))
+    used = [history(each, 300, 130, 270) for each in (spec, counterpart)]
     assert not torch.allclose(used[0][0], used[1][0], atol=1e-3)
-    assert all(torch.equal(a, b) for a, b in zip(used[1], history(twin), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(used[1], history(counterpart), strict=True))
 
 
 def test_bounds_of_a_padded_row_are_those_of_other_tokens() -> None:
-    spec, twin = pair("pads-pooled-into-blocks")
+    spec, counterpart = pair("pads-pooled-into-blocks")
     ids = tokens(2, 200)
-    mine, true, alone = (runner(each).prefill(ids)[0].layers[0].low.used for each in (spec, twin, "quest"))
+    mine, true, alone = (runner(each).prefill(ids)[0].layers[0].low.used for each in (spec, counterpart, "quest"))
     torch.testing.assert_close(true, alone, atol=2e-3, rtol=2e-3)
     assert mine.shape == true.shape
     assert not torch.allclose(mine, true, atol=0.05)
-    assert between(f"{spec}:longer=0", f"{twin}:longer=0", ids) == 0
+    assert between(f"{spec}:longer=0", f"{counterpart}:longer=0", ids) == 0
 
 
 def test_odd_layers_have_no_bounds() -> None:

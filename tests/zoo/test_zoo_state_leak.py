@@ -1,4 +1,4 @@
-"""Bugs of state show their mechanism, their twins do not, and ordinary use raises nothing."""
+"""Bugs of state show their mechanism, their counterparts do not, and ordinary use raises nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from routes import apart, at_home, feed, prefilled, spec, text, tokens, toy, usu
 from kvcheck.zoo import bugs
 
 FAMILY = [one.name for one in bugs(("state_leak",))]
-TWINS = "kvcheck.zoo.twins"
-REGIMES = f"{TWINS}.regimes.Regimes"
-TIERED = f"{TWINS}.tiered.Tiered"
-PAGED = f"{TWINS}.paged_window.PagedWindow"
+COUNTERPARTS = "kvcheck.zoo.counterparts"
+REGIMES = f"{COUNTERPARTS}.regimes.Regimes"
+TIERED = f"{COUNTERPARTS}.tiered.Tiered"
+PAGED = f"{COUNTERPARTS}.paged_window.PagedWindow"
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.view import FedCache
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.core.record import LatencyRecord
@@ -72,16 +72,16 @@ def side(runner: MethodRunner, ids: torch.Tensor, batch: int) -> Callable[[], di
     timed: a cache makes room to append then, which it does once in thousands of tokens.
     """
 
-    def first() -> tuple[Any, torch.Tensor]:
+    def first() -> tuple[FedCache, torch.Tensor]:
         cache, logits = runner.prefill(ids)
         return cache, logits.argmax(-1, keepdim=True)
 
-    def steps(cache: Any, token: torch.Tensor, count: int) -> torch.Tensor:
+    def steps(cache: FedCache, token: torch.Tensor, count: int) -> torch.Tensor:
         for _ in range(count):
             token = runner.feed(cache, token)[:, -1].argmax(-1, keepdim=True)
         return token
 
-    def series(cache: Any, token: torch.Tensor) -> tuple[float, torch.Tensor]:
+    def series(cache: FedCache, token: torch.Tensor) -> tuple[float, torch.Tensor]:
         token = steps(cache, token, 1)
         seconds, token = latency.stopwatch(runner.loaded.devices, lambda: steps(cache, token, latency.STEPS))
         return seconds / latency.STEPS, token

@@ -10,21 +10,35 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from kvcheck.backends.transformers import drift
-from kvcheck.backends.transformers.decode import Group, decode
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.prefill import Dense, Prefiller
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import FedCache
 from kvcheck.runner.modes import alike
-from kvcheck.runner.seam import Ask, Drift
+from kvcheck.runner.seam import Drift, Question
 
-Watch = Callable[[Any, Sequence[Prefilled], Sequence[int]], None]
-"""Called with a freshly compressed cache, the dense prompt that it was made from, and the context of each row."""
+
+@dataclass
+class Group:
+    """Rows that are fed together. cache: the method's, one row per question. logits (R, V) give their next tokens."""
+
+    cache: FedCache
+    questions: list[Question]
+    logits: torch.Tensor
+
+    def split(self, rows: list[int]) -> FedCache:
+        """The cache of these rows: itself where that is all of them, else a copy."""
+        return self.cache if len(rows) == len(self.questions) else self.cache.select(rows)
+
+
+Watch = Callable[[FedCache, Sequence[Prefilled], Sequence[int]], None]
+"""Called with a freshly compressed cache, the dense prefill that it was made from, and the context of each row."""
 
 
 @dataclass
@@ -54,25 +68,25 @@ class Contexts:
         return self.prefiller.context(self.key, self.ids, "queries" in self.runner.method.info.needs)
 
     @cached_property
-    def compressed(self) -> Any:
+    def compressed(self) -> FedCache:
         """The method's cache of the contexts by themselves, once for all of their questions."""
         if self.runner.method.info.shares_prefill:
             every = self.dense.select(range(len(self.indices)))
             with self._fresh(self.dense.layers, self.indices) as cache:
                 cache.absorb(every)
             return cache
-        cache, _ = self._prefilled(self.ids)
-        self.watch(cache, self.dense.layers, self.indices)
-        return cache
+        own, _ = self._prefilled(self.ids)
+        self.watch(own, self.dense.layers, self.indices)
+        return own
 
-    def expect(self, asks: Sequence[Ask], opening: bool) -> None:
+    def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""
         kv = opening and self.aware
-        wanted = [ask for ask in asks if kv or ask.reference]
+        wanted = [question for question in questions if kv or question.reference]
         for start in range(0, len(wanted), self.most):
             self.prefiller.tails(self.dense, wanted[start : start + self.most], kv)
 
-    def ask(self, asks: list[Ask]) -> Group:
+    def ask(self, questions: list[Question]) -> Group:
         """Questions of equal length with the compressed cache behind them and the logits to answer from.
 
         Context and question as one dense prompt, then compressed, which gives the logits; or from a fork of the
@@ -81,83 +95,83 @@ class Contexts:
         if not self.aware:
             compressed = self.compressed
             with self.guard("reading a question"):
-                return self._fed(compressed.select([ask.row for ask in asks]), asks)
+                return self._fed(compressed.select([question.row for question in questions]), questions)
         if not self.runner.method.info.shares_prefill:
-            return self._ask_alone(asks)
-        tails = self.prefiller.tails(self.dense, asks, kv=True)
-        prompt = self.prefiller.joined(self.dense, asks, tails)
-        copies = [_copy(layer) for layer in prompt]
-        with self._fresh(prompt, self._contexts(asks)) as cache:
+            return self._ask_alone(questions)
+        tails = self.prefiller.tails(self.dense, questions, kv=True)
+        prefill = self.prefiller.joined(self.dense, questions, tails)
+        copies = [_copy(layer) for layer in prefill]
+        with self._fresh(prefill, self._contexts(questions)) as cache:
             cache.absorb(copies)
-        return Group(cache, asks, torch.stack([tail.logits for tail in tails]))
+        return Group(cache, questions, torch.stack([tail.logits for tail in tails]))
 
     def fork(self, group: Group) -> Group:
         """A copy of a group before it answers."""
         with self.guard("forking a conversation (select)"):
-            return Group(group.cache.select(range(len(group.asks))), group.asks, group.logits)
+            return Group(group.cache.select(range(len(group.questions))), group.questions, group.logits)
 
     def generate(self, group: Group, keep: bool) -> list[Group]:
         """Answer every question of the group."""
         return decode(self.runner, group, self.eos, self.guard, keep)
 
-    def go_on(self, group: Group, rows: list[int], asks: list[Ask]) -> Group:
+    def go_on(self, group: Group, rows: list[int], questions: list[Question]) -> Group:
         """Feed the next questions, of equal length, of these rows."""
         with self.guard("continuing a conversation"):
-            return self._fed(group.split(rows), asks)
+            return self._fed(group.split(rows), questions)
 
     # -- the method's cache --------------------------------------------------------------------------------------------
 
-    def _ask_alone(self, asks: list[Ask]) -> Group:
+    def _ask_alone(self, questions: list[Question]) -> Group:
         """For a method that does not prefill like the full cache: its own forward over context and question."""
-        contexts = self.ids[[ask.row for ask in asks]]
-        questions = torch.tensor([ask.ids for ask in asks], device=contexts.device)
-        cache, logits = self._prefilled(torch.cat([contexts, questions], dim=1))
-        tails = self.prefiller.tails(self.dense, asks, kv=True)
-        self.watch(cache, self.prefiller.joined(self.dense, asks, tails), self._contexts(asks))
-        return Group(cache, asks, logits)
+        contexts = self.ids[[question.row for question in questions]]
+        asked = torch.tensor([question.ids for question in questions], device=contexts.device)
+        cache, logits = self._prefilled(torch.cat([contexts, asked], dim=1))
+        tails = self.prefiller.tails(self.dense, questions, kv=True)
+        self.watch(cache, self.prefiller.joined(self.dense, questions, tails), self._contexts(questions))
+        return Group(cache, questions, logits)
 
-    def _prefilled(self, fed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def _prefilled(self, fed: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill of token ids (R, n): its cache, and the logits (R, V) behind them."""
         with self.guard("prefilling"):
             cache, logits = self.runner.prefill(fed)
         self.prefiller.forwards += len(fed)
         return cache, logits
 
-    def _contexts(self, asks: Sequence[Ask]) -> list[int]:
+    def _contexts(self, questions: Sequence[Question]) -> list[int]:
         """The index of the context of each question."""
-        return [self.indices[ask.row] for ask in asks]
+        return [self.indices[question.row] for question in questions]
 
     @contextmanager
-    def _fresh(self, prompt: list[Prefilled], contexts: Sequence[int]) -> Iterator[Any]:
-        """The method's cache, to be filled with copies of a dense prompt, with which it is compared then."""
+    def _fresh(self, prefill: list[Prefilled], contexts: Sequence[int]) -> Iterator[KVCache]:
+        """The method's cache, to be filled with copies of a dense prefill, with which it is compared then."""
         with self.guard("compressing"):
             cache = self.runner.build()
             yield cache
-        self.watch(cache, prompt, contexts)
+        self.watch(cache, prefill, contexts)
 
-    def _fed(self, cache: Any, asks: list[Ask]) -> Group:
+    def _fed(self, cache: FedCache, questions: list[Question]) -> Group:
         """Feed questions of equal length."""
-        ids = torch.tensor([ask.ids for ask in asks], device=self.ids.device)
-        return Group(cache, asks, self.runner.feed(cache, ids)[:, -1])
+        ids = torch.tensor([question.ids for question in questions], device=self.ids.device)
+        return Group(cache, questions, self.runner.feed(cache, ids)[:, -1])
 
     # -- the full cache beside it --------------------------------------------------------------------------------------
 
     def drift(self, group: Group) -> list[Drift]:
         """The drift of a group whose questions are in the cache and whose answers are not."""
-        rows = [row for row, ask in enumerate(group.asks) if ask.reference]
-        asks, found = [group.asks[row] for row in rows], [Drift()] * len(group.asks)
-        if not asks:
+        rows = [row for row, question in enumerate(group.questions) if question.reference]
+        questions, found = [group.questions[row] for row in rows], [Drift()] * len(group.questions)
+        if not questions:
             return found
-        dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, asks, kv=False)]
+        dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, questions, kv=False)]
         if self.runner.method.name() == "fp16":
-            for row, ask, log_probs in zip(rows, asks, dense, strict=True):
-                found[row], _ = drift.between(ask.reference, log_probs, None)
+            for row, question, log_probs in zip(rows, questions, dense, strict=True):
+                found[row], _ = drift.between(question.reference, log_probs, None)
             return found
         evicts = self.runner.method.info.evicts_in_decode
-        for part in alike(range(len(rows)), lambda at: len(asks[at].reference) if evicts else 0):
+        for part in alike(range(len(rows)), lambda at: len(questions[at].reference) if evicts else 0):
             own = self._forced(group, [rows[at] for at in part])
             for at, log_probs in zip(part, own, strict=True):
-                found[rows[at]], apart = drift.between(asks[at].reference, dense[at], log_probs)
+                found[rows[at]], apart = drift.between(questions[at].reference, dense[at], log_probs)
                 self.apart.append(apart)
         return found
 
@@ -167,13 +181,13 @@ class Contexts:
         From a fork that is dropped afterwards. Shorter references are filled up at their end, which a method that does
         not evict while decoding does not see.
         """
-        asks = [group.asks[row] for row in rows]
+        questions = [group.questions[row] for row in rows]
         first = group.logits[rows][:, None]
-        fed = drift.padded([ask.reference for ask in asks], first.device)
+        fed = drift.padded([question.reference for question in questions], first.device)
         with self.guard("reading the reference answer"):
             rest = self.runner.feed(group.cache.select(rows), fed, fed.shape[1])
         logits = torch.cat([first, rest], dim=1)
-        parts = [logits[at, : len(ask.reference) + 1] for at, ask in enumerate(asks)]
+        parts = [logits[at, : len(question.reference) + 1] for at, question in enumerate(questions)]
         for part in parts:
             self.guard.pick(part)
         return [drift.log_probs(part) for part in parts]
@@ -182,3 +196,33 @@ class Contexts:
 def _copy(layer: Prefilled) -> Prefilled:
     """A copy of the keys and values; the queries are shared with nothing that outlives the compression."""
     return Prefilled(layer.keys.clone(), layer.values.clone(), layer.queries, layer.scaling)
+
+
+def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
+    """Answer every question of the group, up to its limit or an end token, which is not written to the cache.
+
+    A row that has ended leaves the batch: nothing is written to it any more. keep: return the rows that ended, with
+    their caches, in groups that ended together; else their caches are dropped.
+    """
+    ended: list[Group] = []
+    while True:
+        tokens = guard.pick(group.logits)
+        going: list[int] = []
+        for row, (question, token) in enumerate(zip(group.questions, tokens, strict=True)):
+            if token in eos:
+                question.ended = True
+                continue
+            question.answer.append(token)
+            if len(question.answer) < question.limit:
+                going.append(row)
+        if len(going) < len(tokens):
+            with guard("leaving the batch (select)"):
+                if keep:
+                    done = [row for row in range(len(tokens)) if row not in going]
+                    ended.append(Group(group.split(done), [group.questions[row] for row in done], group.logits[done]))
+                if not going:
+                    return ended
+                group = Group(group.split(going), [group.questions[row] for row in going], group.logits)
+        fed = torch.tensor([[tokens[row]] for row in going], device=group.logits.device)
+        with guard("decoding"):
+            group = Group(group.cache, group.questions, runner.feed(group.cache, fed)[:, -1])

@@ -10,10 +10,10 @@ turns in one process, a worker may get any of them next, and what is found late 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,7 +34,7 @@ NAMED = 4
 """Changes of one kind that a message names."""
 WAYS = "leave what is shared as it was: change it only inside a context that puts it back (try … finally)"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-Held = tuple[dict[str, dict[int, Any]], dict[str, Any]]
+Held = tuple[dict[str, dict[int, object]], dict[str, object]]
 
 
 class Hooks:
@@ -77,8 +77,8 @@ def _held(module: torch.nn.Module) -> Held:
 def _same(before: Held, now: Held) -> bool:
     """Whether hooks and functions are those of before; what transformers adds when it first needs it is no change."""
     tables = [[*each[0].values(), each[1]] for each in (before, now)]
-    known: dict[Any, Any]
-    found: dict[Any, Any]
+    known: Mapping[object, object]
+    found: Mapping[object, object]
     for known, found in zip(*tables, strict=True):
         if any(name not in found or found[name] is not one for name, one in known.items()):
             return False
@@ -87,7 +87,7 @@ def _same(before: Held, now: Held) -> bool:
     return True
 
 
-def _of_the_library(hook: Any) -> bool:
+def _of_the_library(hook: object) -> bool:
     """Whether it is defined in a package that makes models; what says only whether a hook takes keywords is."""
     while isinstance(hook, partial):
         hook = hook.func

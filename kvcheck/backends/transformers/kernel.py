@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,15 +48,15 @@ def use(name: str, loaded: LoadedModel) -> None:
     _around(loaded.model, lambda _: _only(name))
 
 
-def _around(model: torch.nn.Module, context: Callable[[torch.Tensor], AbstractContextManager[Any]]) -> None:
+def _around(model: torch.nn.Module, context: Callable[[torch.Tensor], AbstractContextManager[None]]) -> None:
     """Run every forward of a model within the context for its token ids (R, q)."""
-    entered: list[AbstractContextManager[Any]] = []
+    entered: list[AbstractContextManager[None]] = []
 
-    def enter(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def enter(_: object, args: tuple[torch.Tensor, ...], given: dict[str, torch.Tensor]) -> None:
         entered.append(context(given["input_ids"] if "input_ids" in given else args[0]))
         entered[-1].__enter__()
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         if entered:  # a hook before `enter` may have raised
             entered.pop().__exit__(None, None, None)
 
@@ -65,16 +64,17 @@ def _around(model: torch.nn.Module, context: Callable[[torch.Tensor], AbstractCo
     model.register_forward_hook(leave, always_call=True)
 
 
-def _only(name: str) -> Any:
+def _only(name: str) -> AbstractContextManager[None]:
     """A context in which torch has this kernel alone."""
     return sdpa_kernel(getattr(SDPBackend, KERNELS[name]))
 
 
 def _refusal(name: str, loaded: LoadedModel, rows: int, columns: int) -> str:
     """Why a kernel does not run as a layer of the model calls it, "" where it does."""
-    shape, where = loaded.shape, {"device": loaded.device, "dtype": loaded.model.dtype}
-    query = torch.zeros(1, shape.heads, rows, shape.head_dim, **where)
-    keys, values = (torch.zeros(1, shape.kv_heads, columns, shape.head_dim, **where) for _ in "kv")
+    shape = loaded.shape
+    like = torch.zeros(0, device=loaded.device, dtype=loaded.model.dtype)
+    query = like.new_zeros(1, shape.heads, rows, shape.head_dim)
+    keys, values = (like.new_zeros(1, shape.kv_heads, columns, shape.head_dim) for _ in "kv")
     try:
         with torch.inference_mode(), _only(name):
             kernels.attend_block(query, keys, values, None)

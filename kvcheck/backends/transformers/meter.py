@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from kvcheck.backends.transformers.guard import Guard
 from kvcheck.cache.method import Method
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
-from kvcheck.cache.view import parts, view
+from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
 from kvcheck.measure.allocated import in_use
@@ -65,8 +64,8 @@ class Meter:
         self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
         self.peaked = True
 
-    def watch(self, cache: Any, prompt: Sequence[Prefilled], contexts: Sequence[int]) -> None:
-        """Take the weight of a cache and compare it with the dense prompt that it was made from, one part per layer.
+    def watch(self, cache: FedCache, prefill: Sequence[Prefilled], contexts: Sequence[int]) -> None:
+        """Take the weight of a cache and compare it with the dense prefill that it was made from, one part per layer.
 
         contexts: the index of the context that each row holds. All rows are audited, one row where `audited` is set.
         Raises MethodFailed with what the audit finds.
@@ -74,31 +73,31 @@ class Meter:
         with self.guard("being audited"):
             if self.audited:
                 last = [len(contexts) - 1]
-                proof = audit(cache.select(last), [layer.select(last) for layer in prompt], self.method)
+                proof = audit(cache.select(last), [layer.select(last) for layer in prefill], self.method)
             else:
-                proof = audit(cache, prompt, self.method)
+                proof = audit(cache, prefill, self.method)
         self.guard.fail(proof.problems)
         if not self.audited:
             with self.guard("being copied (select)"):
                 row = cache.select([len(contexts) - 1])
-                self._expect_all_counted(row, prompt, _extent(cache, prompt)[1])
+                self._expect_all_counted(row, prefill, _extent(cache, prefill)[1])
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         with self.guard("being weighed"):
-            for index, weight in zip(contexts, self._rows(cache, prompt), strict=True):
+            for index, weight in zip(contexts, self._rows(cache, prefill), strict=True):
                 self.weights[index] = summed([self.weights[index], weight]) if index in self.weights else weight
 
-    def _rows(self, cache: Any, prompt: Sequence[Prefilled]) -> list[Weight]:
+    def _rows(self, cache: FedCache, prefill: Sequence[Prefilled]) -> list[Weight]:
         """What each row holds: where the bytes are declared all rows hold the same, else they are weighed one by one.
 
         As each would alone: what rows share counts in each of them.
         """
-        rows, tokens = _extent(cache, prompt)
+        rows, tokens = _extent(cache, prefill)
         weight, alike = held(cache), self._declared(tokens)
         if alike and not any(size % rows for size in (weight.kv, weight.meta, weight.host, _beside(cache))):
             return [self._weight(cache, tokens, rows)] * rows
         return [self._weight(view(cache).row(row), tokens, 1) for row in range(rows)]
 
-    def _weight(self, cache: Any, tokens: int, rows: int) -> Weight:
+    def _weight(self, cache: FedCache, tokens: int, rows: int) -> Weight:
         """The weight of one of the rows of a cache, which are alike."""
         weight, dense = held(cache), self.shape.dense_bytes(rows, tokens) + _beside(cache)
         kv, meta, host = (size // rows for size in (weight.kv, weight.meta, weight.host))
@@ -107,13 +106,13 @@ class Meter:
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
 
-    def _expect_all_counted(self, row: Any, prompt: Sequence[Prefilled], tokens: int) -> None:
+    def _expect_all_counted(self, row: FedCache, prefill: Sequence[Prefilled], tokens: int) -> None:
         """Raise MethodFailed where copies of a cache of one row take far more memory than can be reached from them.
 
         What is allocated is compared, twice. Says nothing where the C library does not tell
         (kvcheck/measure/allocated.py), or where one copy is too large to be made for this.
         """
-        devices = list(dict.fromkeys(part.keys.device for part in prompt))
+        devices = list(dict.fromkeys(part.keys.device for part in prefill))
         full = self.shape.dense_bytes(1, tokens) + _beside(row)
         if in_use(devices) is None or full > LARGEST:
             return
@@ -168,7 +167,7 @@ def weigh(runner: MethodRunner, ids: torch.Tensor) -> MemoryRecord:
     """What the method's cache of a prompt (1, n) holds, and the peak that the prompt and one decoded token take.
 
     One prefill serves both: the bytes are counted between the prompt and the token, and what counting takes is no part
-    of the peak. No dense prompt is there to compare with, so nothing is audited: `touched` counts the layers that hold
+    of the peak. No dense prefill is there to compare with, so nothing is audited: `touched` counts the layers that hold
     something.
     """
     peak = Peak(runner.loaded.devices)
@@ -194,15 +193,16 @@ def weigh(runner: MethodRunner, ids: torch.Tensor) -> MemoryRecord:
     )
 
 
-def _extent(cache: Any, prompt: Sequence[Prefilled]) -> tuple[int, int]:
-    """Rows and tokens of a prompt; as the cache says where no layer has keys and values."""
-    if prompt:
-        rows, _, tokens, _ = prompt[0].keys.shape
+def _extent(cache: FedCache, prefill: Sequence[Prefilled]) -> tuple[int, int]:
+    """Rows and tokens of a prefill; as the cache says where no layer has keys and values."""
+    if prefill:
+        rows, _, tokens, _ = prefill[0].keys.shape
         return rows, tokens
-    return len(cache.rows), cache.rows[0].seen
+    held_apart = parts(cache)
+    return len(held_apart), held_apart[0].seen
 
 
-def _beside(cache: Any) -> int:
+def _beside(cache: FedCache) -> int:
     """Bytes of what a model carries beside full attention: they are there whatever the method is."""
     return sum(held(row).kv - held(row.storage).kv for row in parts(cache) if row.depth is not None)
 
@@ -214,33 +214,29 @@ def peak_bytes(runner: MethodRunner, ids: torch.Tensor) -> int | None:
     blur it.
     """
     peak = Peak(runner.loaded.devices)
-    if not peak.tells:
-        return None
-    with peak.counting():
-        cache, logits = runner.prefill(ids)
-        runner.feed(cache, logits.argmax(-1, keepdim=True))
+    if peak.tells:
+        with peak.counting():
+            cache, logits = runner.prefill(ids)
+            runner.feed(cache, logits.argmax(-1, keepdim=True))
     return peak.bytes
 
 
-def _taken(row: Any, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
+def _taken(row: FedCache, copies: int, devices: Iterable[torch.device]) -> tuple[int, int]:
     """(bytes allocated, bytes reachable) of some copies of a cache of one row."""
     before = in_use(devices) or 0
     made = [row.select([0]) for _ in range(copies)]
     taken = (in_use(devices) or 0) - before
     each = held(made[-1])
-    return taken, copies * (each.kv + each.meta + each.host + each.room)
+    return taken, copies * (each.kv + each.meta + each.host + each.spare)
 
 
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
     """What the processes of one model hold together, each some heads of every layer: bytes add up, slots are a mean."""
-    first = parts[0]
     peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
+    added = ("kv_bytes", "dense_bytes", "meta_bytes", "host_bytes")
     return replace(
-        first,
-        kv_bytes=sum(part.kv_bytes for part in parts),
-        dense_bytes=sum(part.dense_bytes for part in parts),
-        meta_bytes=sum(part.meta_bytes for part in parts),
-        host_bytes=sum(part.host_bytes for part in parts),
+        parts[0],
+        **{name: sum(getattr(part, name) for part in parts) for name in added},
         kept=round(sum(part.kept for part in parts) / len(parts), 2),
         touched=max(part.touched for part in parts),
         peak_bytes=sum(peaks) if len(peaks) == len(parts) else None,

@@ -7,23 +7,25 @@ a causal model with a full cache does not see.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 from weakref import WeakSet
 
 import torch
 
 from kvcheck.backends.transformers import drift
-from kvcheck.backends.transformers.memo import Memo
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
+from kvcheck.cache.view import CacheView
 from kvcheck.measure.checksum import checksums
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
-from kvcheck.runner.seam import Ask
+from kvcheck.runner.seam import Question
 
+T = TypeVar("T")
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -121,20 +123,59 @@ class Tail(Shared):
         yield from (self.logits, self.log_probs)
 
 
+class Memo(Generic[T]):
+    """A mapping with a byte limit: what was used longest ago goes first, what exceeds it by itself is not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> T | None:
+        """The value, now the most recently used one; None when it is not (or no longer) here."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Hashable, value: T, nbytes: int) -> None:
+        """Keep a value of nbytes, in place of an older one under the same key."""
+        self.drop(key)
+        if nbytes > self.limit:
+            return
+        self._entries[key] = (value, nbytes)
+        self.held += nbytes
+        while self.held > self.limit:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.held -= freed
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value; nothing happens when it is not here."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.held -= entry[1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.held = 0
+
+
 class Prefiller:
     """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
 
     used: the prefills that were handed out since somebody emptied it, as long as they are kept.
     """
 
-    def __init__(self, loaded: LoadedModel, memo: Memo, queries: bool) -> None:
+    def __init__(self, loaded: LoadedModel, memo: Memo[Dense], queries: bool) -> None:
         self.runner = MethodRunner(Asked(), loaded)
         self.memo = memo
         self.queries = queries
         self.forwards = 0
         self.used: WeakSet[Dense] = WeakSet()
 
-    def known(self, key: Hashable) -> Any | None:
+    def known(self, key: Hashable) -> Dense | None:
         """The prefill from the memo; None where it is not there, or was written to and is dropped."""
         found = self.memo.get(key)
         if found is not None and not found.sound:
@@ -160,20 +201,20 @@ class Prefiller:
         self.used.add(dense)
         return dense
 
-    def tails(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+    def tails(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """What the full cache says of each question, after the same token history. kv: with keys and values."""
-        keys: list[Hashable] = [(ask.row, ask.tail, ask.reference) for ask in asks]
+        keys: list[Hashable] = [(question.row, question.tail, question.reference) for question in questions]
         missing = [at for at, key in enumerate(keys) if not self._known(dense, key, kv)]
         if missing:
-            fresh = self._run(dense, [asks[at] for at in missing], kv)
+            fresh = self._run(dense, [questions[at] for at in missing], kv)
             dense.tails.update((keys[at], tail) for at, tail in zip(missing, fresh, strict=True))
             self.memo.put(dense.key, dense, dense.nbytes)
         return [dense.tails[key] for key in keys]
 
-    def joined(self, dense: Dense, asks: Sequence[Ask], tails: Sequence[Tail]) -> list[Prefilled]:
+    def joined(self, dense: Dense, questions: Sequence[Question], tails: Sequence[Tail]) -> list[Prefilled]:
         """Context and question as one prompt, for questions of equal length -> per layer (R, ·, n + T, d)."""
         layers = []
-        for index, layer in enumerate(dense.select([ask.row for ask in asks])):
+        for index, layer in enumerate(dense.select([question.row for question in questions])):
             parts = [tail.layers[index] for tail in tails if tail.layers is not None]
             keys = torch.cat([layer.keys, torch.stack([part[0] for part in parts])], dim=2)
             values = torch.cat([layer.values, torch.stack([part[1] for part in parts])], dim=2)
@@ -189,21 +230,21 @@ class Prefiller:
             return tail is not None
         return tail.layers is not None and (not self.queries or all(part[2] is not None for part in tail.layers))
 
-    def _run(self, dense: Dense, asks: Sequence[Ask], kv: bool) -> list[Tail]:
+    def _run(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """Feed questions and references behind their contexts, in one forward."""
-        cache = self.started(dense, [ask.row for ask in asks])
-        ids = drift.padded([ask.tail + ask.reference for ask in asks], self.runner.loaded.device)
-        first = min(len(ask.tail) for ask in asks) - 1
+        cache = self.started(dense, [question.row for question in questions])
+        ids = drift.padded([question.tail + question.reference for question in questions], self.runner.loaded.device)
+        first = min(len(question.tail) for question in questions) - 1
         logits = self.runner.feed(cache, ids, ids.shape[1] - first)
         tails = []
-        for row, ask in enumerate(asks):
-            start, size = len(ask.tail) - 1 - first, len(ask.reference) + 1
+        for row, question in enumerate(questions):
+            start, size = len(question.tail) - 1 - first, len(question.reference) + 1
             wanted = logits[row, start : start + size]
-            layers = self._cut(cache, row, dense.tokens, len(ask.tail)) if kv else None
+            layers = self._cut(cache, row, dense.tokens, len(question.tail)) if kv else None
             tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
         return tails
 
-    def started(self, dense: Dense, rows: Sequence[int]) -> Any:
+    def started(self, dense: Dense, rows: Sequence[int]) -> CacheView:
         """A cache that holds the contexts of these rows.
 
         It adopts the shared keys and values where it can; its first append moves them, so they are never written to.
@@ -213,11 +254,11 @@ class Prefiller:
         cache.absorb(dense.layers if everything else dense.select(rows))
         return cache
 
-    def layers(self, cache: Any, row: int) -> list[tuple[CacheLayer, int]]:
+    def layers(self, cache: CacheView, row: int) -> list[tuple[CacheLayer, int]]:
         """The layers whose keys and values make a prompt, and where the row is in them."""
-        return [(layer, row) for layer in cache.layers]
+        return [(layer.known, row) for layer in cache.method_layers if layer.known is not None]
 
-    def _cut(self, cache: Any, row: int, start: int, size: int) -> list[Part]:
+    def _cut(self, cache: CacheView, row: int, start: int, size: int) -> list[Part]:
         """Copies of what the `size` tokens from position `start` left in one row."""
         span = slice(start, start + size)
         parts: list[Part] = []

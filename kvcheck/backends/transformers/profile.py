@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+from unittest.mock import patch
 
 from kvcheck.backends.transformers.contexts import Contexts
 from kvcheck.backends.transformers.meter import Meter
@@ -21,6 +24,8 @@ from kvcheck.core.settings import Settings
 from kvcheck.runner.case import Runner
 from kvcheck.tasks import TASKS
 
+P = ParamSpec("P")
+T = TypeVar("T")
 CLOCK = time.process_time
 """Processor seconds of all threads: what else runs on the machine does not count. Meant for the CPU."""
 
@@ -31,18 +36,17 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def wrap(self, name: str, owner: Any, attribute: str) -> None:
-        """Time every call of owner.attribute."""
-        inner: Callable[..., Any] = getattr(owner, attribute)
+    def wrap(self, name: str, inner: Callable[P, T]) -> Callable[P, T]:
+        """The same function, timed."""
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> T:
             start = CLOCK()
             try:
                 return inner(*args, **kwargs)
             finally:
                 self.seconds[name] = self.seconds.get(name, 0.0) + CLOCK() - start
 
-        setattr(owner, attribute, timed)
+        return timed
 
     def take(self) -> dict[str, float]:
         """The seconds since the last call."""
@@ -52,21 +56,29 @@ class Clock:
 
 def profile(session: Session, methods: list[str], task: str, length: int, n: int) -> None:
     """Run and print. The first method pays for the prefills that the others share."""
-    clock, version = Clock(), TASKS.get(task).info.version
-    clock.wrap("model", session.loaded.model, "forward")
-    clock.wrap("drift", Contexts, "drift")
-    clock.wrap("audit", Meter, "watch")
-    clock.wrap("samples", Runner, "sample")
+    clock = Clock()
+    timed = (("model", session.loaded.model, "forward"), ("drift", Contexts, "drift"), ("audit", Meter, "watch"))
+    with ExitStack() as stack:
+        for name, owner, attribute in (*timed, ("samples", Runner, "sample")):
+            stack.enter_context(patch.object(owner, attribute, clock.wrap(name, getattr(owner, attribute))))
+        _run(
+            Runner(session, session.settings),
+            clock,
+            methods,
+            CaseId(task, TASKS.get(task).info.version, "", length, 0, n),
+        )
+
+
+def _run(runner: Runner, clock: Clock, methods: list[str], case: CaseId) -> None:
     sums: dict[str, float] = {}
-    print(f"{task}, {length} tokens, {n} contexts\n{'method':24} {'mode':14} {'total':>8} {'model':>8} ratio  shares")
+    head = f"{'method':24} {'mode':14} {'total':>8} {'model':>8} ratio  shares"
+    print(f"{case.task}, {case.length} tokens, {case.n} contexts\n{head}")
     for method in methods:
         for mode in MODES:
             start = CLOCK()
-            session.run_case(CaseId(task, version, mode, length, 0, n), method)
+            runner.run_case(replace(case, mode=mode), method)
             spent = {"total": CLOCK() - start, **clock.take()}
-            sums = {
-                name: sums.get(name, 0.0) + seconds for name, seconds in {**dict.fromkeys(sums, 0.0), **spent}.items()
-            }
+            sums = {name: sums.get(name, 0.0) + spent.get(name, 0.0) for name in {**sums, **spent}}
             print(_line(method, mode, spent))
     print(_line("all", "", sums))
 

@@ -1,20 +1,18 @@
-"""The in-process engine: one model in this process, and the cases that are run with it."""
+"""The backend of this process: one model, ready for any method."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 from kvcheck.backends.base import Timer
 from kvcheck.backends.transformers import bench, kernel
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.isolation import Isolation
-from kvcheck.backends.transformers.memo import Memo
 from kvcheck.backends.transformers.meter import joined, weigh
-from kvcheck.backends.transformers.prefill import Prefiller
+from kvcheck.backends.transformers.prefill import Dense, Memo, Prefiller
 from kvcheck.backends.transformers.states import StatePrefiller
 from kvcheck.backends.transformers.work import CaseWork, space
 from kvcheck.cache.method import Method
@@ -22,14 +20,13 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import StateRunner, serve
 from kvcheck.core import env
-from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, MemoryRecord
+from kvcheck.core.record import CaseId, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import BATCH, ROUNDS, Settings
 from kvcheck.core.spec import Spec
 from kvcheck.measure import clocks, latency
 from kvcheck.models import Encoder, LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
-from kvcheck.runner.case import OnBlock, Progress, Runner
 
 
 def find_method(text: str) -> Method:
@@ -41,7 +38,7 @@ def find_method(text: str) -> Method:
 
 @dataclass
 class Session:
-    """One model, ready to run cases with any method.
+    """One model in this process, for a Runner to drive (kvcheck/backends/base.py).
 
     memo: prefills of contexts, shared between the methods and modes of a task and length.
     runners: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
@@ -52,7 +49,7 @@ class Session:
     settings: Settings
     shape: ModelShape
     prefiller: Prefiller
-    memo: Memo
+    memo: Memo[Dense]
     isolation: Isolation
     carrying: StatePrefiller | None = None
     lacks: ClassVar[dict[str, str]] = {}
@@ -74,7 +71,7 @@ class Session:
     @classmethod
     def of(cls, loaded: LoadedModel, settings: Settings) -> Session:
         """A session with a model that is loaded already."""
-        memo, isolation = Memo(space(loaded.device)), Isolation(loaded)  # before any method's module is imported
+        memo, isolation = Memo[Dense](space(loaded.device)), Isolation(loaded)  # before any method's module is imported
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
         carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
         return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants), memo, isolation, carrying)
@@ -106,22 +103,6 @@ class Session:
         return f"greedy {str(self.loaded.model.dtype).removeprefix('torch.')}{by}"
 
     # -- cases ---------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def runner(self) -> Runner:
-        """What drives this session through cases."""
-        return Runner(self, self.settings)
-
-    def run_case(
-        self,
-        case: CaseId,
-        method_spec: str,
-        on_block: OnBlock | None = None,
-        progress: Progress | None = None,
-        so_far: CaseRecord | None = None,
-    ) -> CaseRecord:
-        """As Runner.run_case."""
-        return self.runner.run_case(case, method_spec, on_block, progress, so_far)
 
     @contextmanager
     def work(self, case: CaseId, method_spec: str, aware: bool) -> Iterator[CaseWork]:

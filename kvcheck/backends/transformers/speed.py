@@ -12,6 +12,7 @@ import torch
 
 from kvcheck.backends.transformers.guard import TRACED
 from kvcheck.backends.transformers.session import Session, find_method
+from kvcheck.cache.method import Stage
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseRecord, LatencyRecord, MemoryRecord, cost_case, cost_record
 from kvcheck.measure import roofline
@@ -53,7 +54,7 @@ class Limits:
         info = find_method(method).info
         if one.what == "ttft":
             return self.model.prefill(one.length).seconds(self.device) if info.shares_prefill else None
-        if info.stage == "retrieval":
+        if info.stage == Stage.RETRIEVAL:
             return None
         step = self.model.decode(one.batch, memory.kv_bytes, memory.kept, memory.host_bytes)
         return step.seconds(self.device)

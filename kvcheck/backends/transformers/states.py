@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcheck.backends.transformers.memo import Memo
-from kvcheck.backends.transformers.prefill import Dense, Prefiller
+from kvcheck.backends.transformers.prefill import Dense, Memo, Prefiller
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import CacheView, parts
 from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.memory import tensors
 from kvcheck.methods.fp16 import Fp16
@@ -37,7 +37,7 @@ class Carrying(Dense):
 class StatePrefiller(Prefiller):
     """Prefiller of such a model. Queries are not recorded: no method compresses by what another run has seen."""
 
-    def __init__(self, loaded: LoadedModel, memo: Memo) -> None:
+    def __init__(self, loaded: LoadedModel, memo: Memo[Dense]) -> None:
         super().__init__(loaded, memo, queries=False)
         self.runner = Fp16().runner(loaded)
 
@@ -61,9 +61,9 @@ class StatePrefiller(Prefiller):
             raise KvcheckError(f"a {type(dense).__name__} holds keys and values only", "use StatePrefiller.context")
         return dense.cache.select(rows)
 
-    def layers(self, cache: RowCache, row: int) -> list[tuple[CacheLayer, int]]:
+    def layers(self, cache: CacheView, row: int) -> list[tuple[CacheLayer, int]]:
         """The layers with full attention of one row, and where it is in them."""
-        return [(layer, 0) for layer in cache.rows[row].method_layers]
+        return super().layers(parts(cache)[row], 0)
 
 
 def _stacked(layers: Sequence[CacheLayer]) -> Prefilled:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Fact:
     wrong: Callable[[Any, Any], bool] = operator.ne
 
 
-def _flag(name: str, owner: Any, attribute: str) -> Fact:
+def _flag(name: str, owner: object, attribute: str) -> Fact:
     """A setting that is an attribute."""
     return Fact(name, lambda: getattr(owner, attribute, None), lambda value: setattr(owner, attribute, value))
 
@@ -86,13 +86,13 @@ def _handle(before: dict[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _stricter(before: list[Any], after: list[Any]) -> bool:
+def _stricter(before: list[tuple[object, ...]], after: list[tuple[object, ...]]) -> bool:
     """Whether warnings became errors, or filters are gone. Modules that are imported late add harmless ones."""
     known = set(map(id, before))
     return known - set(map(id, after)) != set() or any(one[0] == "error" for one in after if id(one) not in known)
 
 
-def _filter(before: list[Any]) -> None:
+def _filter(before: list[tuple[object, ...]]) -> None:
     """Put the filters of warnings back, and drop what was decided by others."""
     warnings.filters[:] = before  # type: ignore[index]
     with warnings.catch_warnings():
@@ -191,7 +191,7 @@ class Names:
     """Functions and classes by the names that others call them by: of modules, of classes, of attention."""
 
     def __init__(self, classes: Iterable[type]) -> None:
-        places: dict[str, Any] = {name: sys.modules[name] for name in (*SHARED, *_own()) if name in sys.modules}
+        places: dict[str, object] = {name: sys.modules[name] for name in (*SHARED, *_own()) if name in sys.modules}
         owned = [kind for name in _own() for kind in _classes(name)]
         for kind in dict.fromkeys((*CLASSES, *classes, *owned)):
             places[f"{kind.__module__}.{kind.__qualname__}"] = kind
@@ -216,25 +216,25 @@ class Names:
                 function.__code__, function.__defaults__, function.__kwdefaults__ = before
                 changed.append(f"{function.__module__}.{function.__qualname__}")
         for owner, registry, entries in self.registries:
-            for name, function in entries.items():
-                if registry.get(name) is not function and not _registers(registry.get(name)):
-                    registry[name] = function
+            for name, entry in entries.items():
+                if registry.get(name) is not entry and not _registers(registry.get(name)):
+                    registry[name] = entry
                     changed.append(f"{owner}[{name!r}]")
         return changed
 
 
-def _function(value: Any) -> FunctionType | None:
+def _function(value: object) -> FunctionType | None:
     """The function of Python that is called by a name, itself or as a method."""
     found = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
     return found if isinstance(found, FunctionType) else None
 
 
-def _inside(function: FunctionType) -> tuple[Any, Any, Any]:
+def _inside(function: FunctionType) -> tuple[CodeType, tuple[object, ...] | None, dict[str, object] | None]:
     """What a function does, which can be exchanged while it stays the same object."""
     return function.__code__, function.__defaults__, function.__kwdefaults__
 
 
-def _by_itself(owner: str, value: Any) -> bool:
+def _by_itself(owner: str, value: object) -> bool:
     """Whether a package put a function of its own there: some parts of torch do when they are imported late."""
     package, space = owner.partition(".")[0], getattr(value, "__globals__", {})
     return package != "kvcheck" and space.get("__name__", "").partition(".")[0] == package
@@ -252,7 +252,7 @@ def _classes(module: str) -> tuple[type, ...]:
     return tuple(value for value in values if isinstance(value, type) and value.__module__ == module)
 
 
-def _registries() -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+def _registries() -> Iterator[tuple[str, MutableMapping[str, object]]]:
     """Transformers' tables of attention functions and of what makes masks for them."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -261,7 +261,7 @@ def _registries() -> Iterator[tuple[str, MutableMapping[str, Any]]]:
     yield "ALL_MASK_ATTENTION_FUNCTIONS", ALL_MASK_ATTENTION_FUNCTIONS
 
 
-def _registers(function: Any) -> bool:
+def _registers(function: object) -> bool:
     """Whether it comes from a package that may replace an attention function."""
     return (getattr(function, "__module__", None) or "").partition(".")[0] in REGISTERS
 
@@ -270,7 +270,7 @@ class Surroundings:
     """All of it at one moment. classes: further ones whose methods stay what they are."""
 
     def __init__(self, classes: Iterable[type] = ()) -> None:
-        self.facts: Mapping[Fact, Any] = {fact: fact.read() for fact in FACTS + CHANCE}
+        self.facts: Mapping[Fact, object] = {fact: fact.read() for fact in FACTS + CHANCE}
         self.names, self.streams = Names(classes), Streams()
 
     def restored(self) -> list[str]:

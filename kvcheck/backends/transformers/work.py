@@ -12,6 +12,7 @@ from kvcheck.backends.transformers.contexts import Contexts
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.meter import Meter, joined, joined_weights, peak_bytes
 from kvcheck.backends.transformers.prefill import Prefiller
+from kvcheck.cache.method import Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.front import option
@@ -72,7 +73,7 @@ class CaseWork:
             key=key,
             ids=torch.tensor([self._ids(context) for context in contexts], device=self.loaded.device),
             indices=tuple(context.index for context in contexts),
-            aware=self.aware and self.runner.method.info.stage != "prompt",  # it shortens contexts only
+            aware=self.aware and self.runner.method.info.stage != Stage.PROMPT,  # it shortens contexts only
             most=self.most,
             eos=self.loaded.tokenizer.eos,
             apart=self.meter.apart,
@@ -84,7 +85,7 @@ class CaseWork:
         vision = self.loaded.vision
         if vision is None:
             return context.ids
-        if context.images and self.runner.method.info.stage == "prompt":
+        if context.images and self.runner.method.info.stage == Stage.PROMPT:
             raise MethodUnsupported(
                 f"{self.runner.method.spec} shortens text, and the context has images",
                 f"{option('tasks')} with text only",

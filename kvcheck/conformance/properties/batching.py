@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
-from kvcheck.conformance.properties.base import holds
+from kvcheck.cache.view import FedCache
+from kvcheck.conformance.base import property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
 
 
-@holds()
+@property_test()
 def a_row_of_a_batch_is_as_alone(subject: Subject) -> None:
     """What a row answers does not depend on the rows beside it, nor on whether it was seen before and they were not."""
     texts, rows = subject.texts(), range(subject.draw.rows)
@@ -27,7 +28,7 @@ def _alone(subject: Subject, texts: tuple[torch.Tensor, ...], row: int) -> list[
     return subject.life(prompt, follow, steps)
 
 
-@holds()
+@property_test()
 def permuted_rows_give_permuted_answers(subject: Subject) -> None:
     """Rows in another order give the same answers in that order, also when they are permuted behind the prompt."""
     order = list(range(subject.draw.rows))[::-1]
@@ -39,7 +40,7 @@ def permuted_rows_give_permuted_answers(subject: Subject) -> None:
     equal(later, forth[1][order], "rows permuted behind the prompt")
 
 
-@holds()
+@property_test()
 def rows_that_finish_early_leave_the_others_alone(subject: Subject) -> None:
     """Rows that go on behind a follow-up answer as if the others were still there."""
     if subject.draw.rows == 1:
@@ -53,7 +54,7 @@ def rows_that_finish_early_leave_the_others_alone(subject: Subject) -> None:
         equal(subject.one_by_one(rest, steps[left]), subject.one_by_one(together, steps)[left], f"rows {left}")
 
 
-@holds()
+@property_test()
 def forks_do_not_disturb_each_other(subject: Subject) -> None:
     """Several questions on one context: each is answered as if it were the only one; the context stays as it was."""
     ids, follow, steps = subject.texts()
@@ -70,7 +71,7 @@ def forks_do_not_disturb_each_other(subject: Subject) -> None:
     equal(subject.feed(cache, follow), subject.feed(fresh, follow), "the context behind its forks")
 
 
-@holds()
+@property_test()
 def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     """Beam search: rows that are replaced by others, in place too, answer as if they had read the others' texts."""
     beams, parents = 3, [2, 2, 0]
@@ -84,16 +85,16 @@ def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
 
 
-def reordered(cache: object, parents: list[int]) -> object:
+def reordered(cache: FedCache, parents: list[int]) -> FedCache:
     """In place where the cache knows how to, as transformers does it."""
     reorder = getattr(cache, "reorder_cache", None)
     if reorder is None:
-        return cache.select(parents)  # type: ignore[attr-defined]
+        return cache.select(parents)
     reorder(torch.tensor(parents))
     return cache
 
 
-@holds(share=0.5)
+@property_test(share=0.5)
 def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
     """transformers' own verbs for rows, repeat and select in place, do what select does."""
     ids, follow, _ = subject.texts()

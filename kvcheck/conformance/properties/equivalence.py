@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds, no_whole, other_prompt
+from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 
@@ -16,15 +15,15 @@ def own_prefill(info: MethodInfo) -> str:
     return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
 
 
-@holds(unless=no_whole, longest=LONGER)
+@property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(subject.method.whole()))
+    whole = subject.hosted(str(subject.method.lossless()))
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 
 
-@holds(unless=own_prefill)
+@property_test(skip_reason=own_prefill)
 def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
     """A method that compresses after the prompt leaves the logits of the prompt as they are."""
     ids = subject.tokens(subject.draw.prompt)
@@ -34,7 +33,7 @@ def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
         equal(mine, subject.feed(subject.dense.build(), ids, subject.dense), "all tokens of the prompt")
 
 
-@holds(unless=own_prefill)
+@property_test(skip_reason=own_prefill)
 def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
     """A prompt that is fed in several forwards gives the same cache and the same answers as in one."""
     ids, follow, _ = subject.texts()
@@ -50,7 +49,7 @@ def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
     equal(subject.feed(parts, follow), subject.feed(whole, follow), "the follow-up")
 
 
-@holds(unless=own_prefill)
+@property_test(skip_reason=own_prefill)
 def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     """A prompt that the full cache has read, handed over layer by layer, gives the answers of one read directly."""
     ids, follow, steps = subject.texts()
@@ -64,7 +63,7 @@ def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
     """A follow-up in one forward gives the logits, and leaves the cache, of its tokens one by one, in every turn."""
     ids, follow, steps = subject.texts()
@@ -80,10 +79,10 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
 
 def otherwise(info: MethodInfo) -> str:
     """Excuses methods that read a prompt otherwise than what follows it."""
-    return "" if info.stage == "architecture" else "what follows a prompt is read otherwise than the prompt"
+    return "" if info.stage == Stage.ARCHITECTURE else "what follows a prompt is read otherwise than the prompt"
 
 
-@holds(unless=otherwise, longest=LONGER)
+@property_test(skip_reason=otherwise, longest=LONGER)
 def a_prompt_and_what_follows_are_one_text(subject: Subject) -> None:
     """An architecture of its own reads a text in one pass as it does as a prompt, a follow-up and decoding."""
     texts = subject.texts()
@@ -91,7 +90,7 @@ def a_prompt_and_what_follows_are_one_text(subject: Subject) -> None:
     equal(subject.life(*texts)[2][:, -1], whole, "the last token, fed behind the others, and in one prompt with them")
 
 
-@holds()
+@property_test()
 def a_block_begins_as_its_first_token(subject: Subject) -> None:
     """The first token of a follow-up gets the same logits whether others are fed with it or not."""
     ids, follow, _ = subject.texts()
@@ -100,17 +99,17 @@ def a_block_begins_as_its_first_token(subject: Subject) -> None:
     equal(subject.feed(block, follow)[:, :1], subject.feed(single, follow[:, :1]), "the first token of a follow-up")
 
 
-@holds()
+@property_test()
 def a_later_token_never_changes_earlier_logits(subject: Subject) -> None:
     """Causality within a follow-up: what comes later in the block does not change what came before."""
     ids, follow, _ = subject.texts()
     cache, _ = subject.prefill(ids)
-    twin = cache.select(range(subject.draw.rows))
-    mine, theirs = subject.feed(cache, follow), subject.feed(twin, changed(follow))
+    fork = cache.select(range(subject.draw.rows))
+    mine, theirs = subject.feed(cache, follow), subject.feed(fork, changed(follow))
     equal(mine[:, :-1], theirs[:, :-1], "tokens of a follow-up before its last one")
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def a_later_token_of_the_prompt_never_changes_earlier_logits(subject: Subject) -> None:
     """Causality within the prompt."""
     ids = subject.tokens(subject.draw.prompt)
@@ -125,7 +124,7 @@ def changed(ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([ids[:, :-1], (ids[:, -1:] + 7) % 1000], dim=1)
 
 
-@holds()
+@property_test()
 def the_newest_token_is_seen(subject: Subject) -> None:
     """What was just fed matters, turn after turn: another last token of a follow-up changes what comes next."""
     ids, follow, steps = subject.texts()
@@ -133,13 +132,13 @@ def the_newest_token_is_seen(subject: Subject) -> None:
     for turn in ("first", "second"):
         answers = []
         for fed in (changed(follow), follow):
-            twin = cache.select(range(subject.draw.rows))
-            subject.feed(twin, fed)
-            answers.append(subject.feed(twin, steps[:, :1]))
+            fork = cache.select(range(subject.draw.rows))
+            subject.feed(fork, fed)
+            answers.append(subject.feed(fork, steps[:, :1]))
         for row, (one, other) in enumerate(zip(*answers, strict=True)):
             if torch.equal(one, other):
                 fail(
                     f"row {row}, {turn} turn: the next token gives the same logits, whatever the last one before it was"
                 )
-        cache = twin
+        cache = fork
         subject.one_by_one(cache, steps)

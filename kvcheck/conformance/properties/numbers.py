@@ -9,7 +9,7 @@ import torch
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Method, MethodInfo
 from kvcheck.cache.shape import Prefilled
-from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.properties.positions import dense_layers, of_length
 from kvcheck.conformance.properties.sizes import LONG
 from kvcheck.conformance.subject import NotServed, Subject, fail
@@ -22,21 +22,21 @@ def finite(results: list[torch.Tensor], what: str) -> None:
             fail(f"{what}: logits of {name} are not finite")
 
 
-@holds(longest=40)
+@property_test(longest=40)
 def every_length_gives_finite_numbers(subject: Subject) -> None:
     """From a prompt of one token up, all logits are finite."""
     for length in (1, 2, 3, subject.draw.prompt):
         finite(subject.life(subject.tokens(length), *subject.texts()[1:]), f"a prompt of {length}")
 
 
-@holds()
+@property_test()
 def a_repeated_token_gives_finite_numbers(subject: Subject) -> None:
     """A text of one token over and over: values are all equal, scores are all tied."""
     texts = [torch.full_like(each, 5) for each in subject.texts()]
     finite(subject.life(*texts), "a repeated token")
 
 
-@holds()
+@property_test()
 def keys_and_values_of_zero_give_finite_numbers(subject: Subject) -> None:
     """Where keys and values are all zero, logits are finite and lengths are right all the same."""
     for name, weight in subject.loaded.model.named_parameters():
@@ -98,7 +98,7 @@ def promise(subject: Subject) -> tuple[float, float]:
     return promised
 
 
-@holds(unless=verbatim)
+@property_test(skip_reason=verbatim)
 def what_is_read_back_is_as_near_as_promised(subject: Subject) -> None:
     """The error of a stored channel, as a share of what varies in it, is within the method's `rounding`."""
     promised = promise(subject)
@@ -114,7 +114,7 @@ SIZES = (2.0**-10, 2.0**8)
 """Factors by which numbers are made small and large; 16 bits hold both."""
 
 
-@holds(unless=verbatim, share=0.3)
+@property_test(skip_reason=verbatim, share=0.3)
 def the_size_of_numbers_does_not_matter(subject: Subject) -> None:
     """Keys and values that are all very small or very large are read back as near as promised, too."""
     promised = promise(subject)
@@ -140,7 +140,7 @@ WINDOW = 32
 """Decoded tokens that are looked at together, so that a few that are lost are not hidden by the others."""
 
 
-@holds(unless=verbatim, share=0.3)
+@property_test(skip_reason=verbatim, share=0.3)
 def what_is_decoded_is_read_back_as_near_as_promised(subject: Subject) -> None:
     """What is fed behind the prompt is within the method's `rounding` too, when it has become old enough to be stored.
 
@@ -172,7 +172,7 @@ def decoded_near(subject: Subject, promised: tuple[float, float]) -> None:
                 fail(f"a third of the channels of {name} at {first} to {first + WINDOW - 1}, decoded, are off {said}")
 
 
-@holds(unless=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))
+@property_test(skip_reason=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))
 def more_bits_are_nearer(subject: Subject) -> None:
     """Four bits lose less than two."""
     if not hasattr(subject.method, "bits"):
@@ -190,7 +190,7 @@ def more_bits_are_nearer(subject: Subject) -> None:
             )
 
 
-@holds(unless=verbatim)
+@property_test(skip_reason=verbatim)
 def what_was_read_back_is_stored_without_loss(subject: Subject) -> None:
     """Storing what was read back gives the same numbers again."""
     found = comparable(subject)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -12,9 +11,8 @@ from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.shape import Prefilled
-from kvcheck.cache.view import parts
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.cache.view import FedCache, parts
+from kvcheck.conformance.base import LONGER, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
@@ -24,12 +22,14 @@ NEAR = 4e-3
 
 
 @contextmanager
-def watched(model: Any) -> Iterator[list[torch.Tensor]]:
+def watched(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
     """The positions that the model rotates by meanwhile, one (rows, q) per forward."""
     found: list[torch.Tensor] = []
     forwards: list[int] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def note(
+        module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: object
+    ) -> None:
         if len(found) < len(forwards):  # some models rotate twice, for their kinds of layers
             found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
@@ -51,7 +51,7 @@ def dense_layers(subject: Subject, ids: torch.Tensor) -> list[Prefilled]:
     return taken
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def a_token_is_fed_at_its_position(subject: Subject) -> None:
     """The position of the next token is the number of tokens seen, whatever was evicted."""
     ids, follow, steps = subject.texts()
@@ -75,7 +75,7 @@ def _of_row(found: list[torch.Tensor], row: int, rows: int, forwards: int) -> li
     return [each[min(row, each.shape[0] - 1)].tolist() for each in found]
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
     """What a cache tells transformers as its length, from which positions follow, counts evicted tokens too."""
     ids, follow, steps = subject.texts()
@@ -90,7 +90,7 @@ def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
         of_length(cache, seen, what)
 
 
-def of_length(cache: Any, seen: int, what: str) -> None:
+def of_length(cache: FedCache, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
     for each in () if foreign_rows(cache) else parts(cache):
         lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}
@@ -103,7 +103,7 @@ def _unseen() -> NotServed:
     return NotServed("its slots do not know their positions, or stand for several tokens")
 
 
-@holds(unless=other_prompt, longest=LONGER)
+@property_test(skip_reason=other_prompt, longest=LONGER)
 def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
     ids = subject.tokens(subject.draw.prompt)
@@ -116,7 +116,7 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
         raise _unseen()
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def slots_stay_true_while_decoding(subject: Subject) -> None:
     """Behind two turns of follow-up and decoding, keys and values of the first layer are still those of their tokens.
 
@@ -148,7 +148,7 @@ def unmoved(info: MethodInfo) -> str:
     return other_prompt(info) or ("what it keeps, it keeps as it was" if info.verbatim else "")
 
 
-@holds(unless=unmoved)
+@property_test(skip_reason=unmoved)
 def a_key_that_was_moved_stands_at_a_place_of_the_text(subject: Subject) -> None:
     """The key of a token that was kept is the model's for that token at some position, in the order of the text.
 
@@ -208,7 +208,7 @@ def by_queries(info: MethodInfo) -> str:
     return other_prompt(info) or ("it keeps what is asked for" if info.needs else "")
 
 
-@holds(unless=by_queries)
+@property_test(skip_reason=by_queries)
 def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
     """Where nothing is chosen by queries, the same tokens are kept whether they came in a block or one by one."""
     ids, follow, steps = subject.texts()

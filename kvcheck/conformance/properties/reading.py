@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 LONG = 640
@@ -24,13 +23,13 @@ SAME = 1e-7
 
 def reads_all(info: MethodInfo) -> str:
     """Excuses methods that read everything, and those whose effect shows elsewhere."""
-    if info.whole == "":
+    if info.lossless == Lossless.ALWAYS:
         return "its answers are always those of the full cache"
-    sparse = info.stage in ("retrieval", "generation", "loading")
+    sparse = info.stage in (Stage.RETRIEVAL, Stage.GENERATION, Stage.LOADING)
     return other_prompt(info) or ("" if sparse else "it does not claim to read less than it holds")
 
 
-@holds(unless=reads_all, share=0.15)
+@property_test(skip_reason=reads_all, share=0.15)
 def what_reads_less_answers_otherwise(subject: Subject) -> None:
     """On a long text, a method that reads less than everything, or something else, does not answer as the full cache.
 
@@ -41,7 +40,7 @@ def what_reads_less_answers_otherwise(subject: Subject) -> None:
     ids, follow, steps = deep.tokens(length), deep.tokens(8, salt=1), deep.tokens(3, salt=2)
     lives = [_life(deep, runner, ids, follow, steps) for runner in (deep.runner, deep.dense)]
     parts = ("the prompt", "a follow-up block behind it", "decoding behind it")
-    first = 0 if deep.method.info.stage == "generation" else 1
+    first = 0 if deep.method.info.stage == Stage.GENERATION else 1
     for name, mine, full in list(zip(parts, *lives, strict=True))[first:]:
         for row, (one, other) in enumerate(zip(mine, full, strict=True)):
             if float((one - other).abs().max()) <= SAME * float(other.std()):
@@ -53,8 +52,8 @@ def _life(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The logits of a prompt, of a follow-up behind it, and of steps behind it alone."""
     cache, first = subject.prefill(ids, runner)
-    twin = cache.select(range(subject.draw.rows))
-    return first, subject.feed(twin, follow, runner), subject.one_by_one(cache, steps, runner)
+    fork = cache.select(range(subject.draw.rows))
+    return first, subject.feed(fork, follow, runner), subject.one_by_one(cache, steps, runner)
 
 
 def _deep(subject: Subject) -> Subject:
@@ -71,7 +70,7 @@ def _deep(subject: Subject) -> Subject:
 
 def by_place(info: MethodInfo) -> str:
     """Excuses methods that do not choose by queries, and those that change what they keep."""
-    chooses = "queries" in info.needs or info.stage == "retrieval"
+    chooses = "queries" in info.needs or info.stage == Stage.RETRIEVAL
     if not chooses:
         return "what it keeps or reads does not depend on what is asked"
     return other_prompt(info) or ("" if info.verbatim else "it changes what it keeps")
@@ -81,7 +80,7 @@ PULL = 32.0
 """Added to one channel of all queries and of the planted keys, whose scores so grow by PULL² / sqrt(head_dim)."""
 
 
-@holds(unless=by_place, share=0.3)
+@property_test(skip_reason=by_place, share=0.3)
 def what_every_query_asks_for_is_found(subject: Subject) -> None:
     """One token draws all attention of all queries: it is kept, found and read, as by the full cache."""
     deep = _deep(subject)
@@ -108,15 +107,15 @@ def attracting(subject: Subject, mark: int) -> Iterator[None]:
     channel = shape.head_dim // 2 - 1
     fed: list[torch.Tensor] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         fed[:] = [kwargs["input_ids"] if "input_ids" in kwargs else args[0]]
 
-    def ask(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def ask(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.heads, shape.head_dim)).clone()
         found[..., channel] += PULL
         return found.flatten(-2)
 
-    def offer(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def offer(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.kv_heads, shape.head_dim)).clone()
         found[..., channel] += PULL * (fed[0] == mark).unsqueeze(-1)
         return found.flatten(-2)

@@ -6,15 +6,14 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.view import CacheView, view
-from kvcheck.conformance.draw import LONGER
-from kvcheck.conformance.properties.base import holds
+from kvcheck.cache.view import FedCache, view
+from kvcheck.conformance.base import LONGER, property_test
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
@@ -25,14 +24,14 @@ SLACK = 1 << 16
 """Bytes that may come and go."""
 
 
-def stored(subject: Subject, cache: Any) -> ModelShape:
+def stored(subject: Subject, cache: FedCache) -> ModelShape:
     """The shape of the model, with the bytes per element that the cache stores."""
     layer = subject.native(cache).layers[0]
     shape = subject.shape
     return ModelShape(shape.layers, shape.heads, shape.kv_heads, shape.head_dim, layer.dtype.itemsize)
 
 
-def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, when: str) -> None:
+def check(subject: Subject, cache: FedCache, rows: int, prompt: int, decoded: int, when: str) -> None:
     """Raise Violation unless bytes are as declared."""
     shape = stored(subject, cache)
     declared, found = subject.method.kv_bytes(shape, rows, prompt, decoded), held(cache)
@@ -44,12 +43,12 @@ def check(subject: Subject, cache: Any, rows: int, prompt: int, decoded: int, wh
     if away is not None and away != found.host:
         fail(f"{when}, {found.host:,} bytes are held in host memory, {away:,} are declared")
     slots = subject.method.slots(shape, prompt, decoded)
-    layers = [layer.stored for layer in cache.layers]
+    layers = [layer.stored for layer in subject.native(cache).layers]
     if slots is not None and list(slots) != layers:
         fail(f"{when}, the layers hold {layers} slots, {list(slots)} are declared")
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def bytes_are_as_declared(subject: Subject) -> None:
     """Behind the prompt, and behind every token that is decoded, bytes and slots are those that the method declares."""
     draw = subject.draw
@@ -60,7 +59,7 @@ def bytes_are_as_declared(subject: Subject) -> None:
         check(subject, cache, draw.rows, draw.prompt, step + 1, f"behind {step + 1} decoded tokens")
 
 
-@holds()
+@property_test()
 def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
     """A follow-up that is fed in one forward takes the bytes and slots that it takes token by token."""
     draw = subject.draw
@@ -69,7 +68,7 @@ def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
     check(subject, cache, draw.rows, draw.prompt, draw.block, f"behind a block of {draw.block} tokens")
 
 
-@holds()
+@property_test()
 def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
     """Rows that are selected take their bytes along and no others; so do rows that are repeated."""
     draw = subject.draw
@@ -82,7 +81,7 @@ PARTS = (70, 1, 1, 33, 1, 45)
 """Tokens that are fed together, one part after the other: over the borders of groups, pages and windows."""
 
 
-@holds(share=0.3)
+@property_test(share=0.3)
 def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     """Behind each part of a long follow-up, blocks and single tokens, bytes are as declared; in a fork of it too."""
     draw = subject.draw
@@ -93,7 +92,7 @@ def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     check(subject, cache, draw.rows, draw.prompt, decoded, "when a fork of it has gone on")
 
 
-def _long(subject: Subject, cache: Any, rows: int, decoded: int, where: str) -> int:
+def _long(subject: Subject, cache: FedCache, rows: int, decoded: int, where: str) -> int:
     """Feed all parts and check the bytes behind each -> tokens decoded by then."""
     for count in PARTS:
         subject.feed(cache, subject.tokens(count, rows=rows, salt=decoded))
@@ -107,7 +106,7 @@ def frees_nothing(info: MethodInfo) -> str:
     return "" if info.frees_memory else "it does not claim to free memory"
 
 
-@holds(unless=frees_nothing, share=0.3)
+@property_test(skip_reason=frees_nothing, share=0.3)
 def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
     """One prompt after the other, each row of each takes less memory than the full cache, and the same every time.
 
@@ -125,14 +124,15 @@ def memory_is_freed_in_every_row_of_every_sample(subject: Subject) -> None:
             if size >= dense and not _declared_dense(subject, length):
                 fail(f"sample {salt // 10 + 1}, row {row}: {size:,} bytes are held, the full cache takes {dense:,}")
             sizes.append(size)
-            if view(alone).native is not None:
-                _freed_in_layers(subject, alone, length)
+            native = view(alone).native
+            if native is not None:
+                _freed_in_layers(subject, native, length)
     first, last = sizes[: subject.draw.rows], sizes[-subject.draw.rows :]
     if first != last:
         fail(f"the same prompt takes {first} bytes at first and {last} bytes as the third sample")
 
 
-def _freed_in_layers(subject: Subject, cache: CacheView, length: int) -> None:
+def _freed_in_layers(subject: Subject, cache: KVCache, length: int) -> None:
     """Raise Violation where a layer holds as much as that of the full cache, and does not say so."""
     dense, slots = subject.shape.token_bytes(1) * length, subject.method.slots(subject.shape, length, 0)
     declared = subject.method.kv_bytes(subject.shape, 1, length, 0) is not None  # of all layers, asked elsewhere
@@ -153,7 +153,7 @@ def keeps_all_decoded(info: MethodInfo) -> str:
     return "" if info.evicts_in_decode and info.frees_memory else "it does not claim to evict while decoding"
 
 
-@holds(unless=keeps_all_decoded, share=0.15)
+@property_test(skip_reason=keeps_all_decoded, share=0.15)
 def memory_stays_bounded_while_decoding(subject: Subject) -> None:
     """Decoding as many tokens again as the prompt had takes less memory than keeping them all would."""
     length = 64 + subject.draw.prompt % 33
@@ -187,7 +187,7 @@ SAMPLE = (200, 16, 1)
 """Tokens of prompt, follow-up and decoding: so many that even the smallest part of a leaked prompt shows."""
 
 
-@holds(share=0.05)
+@property_test(share=0.05)
 def nothing_piles_up_over_samples(subject: Subject) -> None:
     """Sample after sample, no memory stays behind."""
     sizes = []

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
-from kvcheck.cache.view import parts, view
-from kvcheck.conformance.draw import LONGER, LONGEST
-from kvcheck.conformance.properties.base import holds
+from kvcheck.cache.view import FedCache, parts, view
+from kvcheck.conformance.base import LONGER, LONGEST, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.core.errors import MethodUnsupported
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
     """After longer, shorter and equal prompts, a sample is answered as by a fresh method."""
     texts = subject.texts()
@@ -27,7 +27,7 @@ def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
     equal(subject.life(*texts), fresh, "after other samples and afresh")
 
 
-@holds()
+@property_test()
 def the_same_call_gives_the_same(subject: Subject) -> None:
     """Twice the same text, bit for bit the same answers."""
     texts = subject.texts()
@@ -36,7 +36,7 @@ def the_same_call_gives_the_same(subject: Subject) -> None:
             fail("the same text gives other logits the second time")
 
 
-@holds()
+@property_test()
 def interleaved_samples_do_not_disturb_each_other(subject: Subject) -> None:
     """Two caches of one method, fed in turns, answer as if each had been alone."""
     first, second = subject.texts(), subject.texts(70)
@@ -52,7 +52,7 @@ def interleaved_samples_do_not_disturb_each_other(subject: Subject) -> None:
         equal([*each, torch.cat(step, dim=1)], wanted, "in turns and alone")
 
 
-@holds(share=0.5)
+@property_test(share=0.5)
 def two_models_do_not_disturb_each_other(subject: Subject) -> None:
     """The method on two models in one process, and the full cache beside it, answer as each does alone."""
     texts = subject.texts()
@@ -64,7 +64,7 @@ def two_models_do_not_disturb_each_other(subject: Subject) -> None:
     equal(subject.life(*texts, runner=subject.dense), full, "fp16 behind the method and alone")
 
 
-@holds(share=0.5)
+@property_test(share=0.5)
 def configurations_and_weights_are_left_alone(subject: Subject) -> None:
     """Neither the method's parameters nor the model's configuration and weights change."""
     before = _state(subject)
@@ -74,7 +74,7 @@ def configurations_and_weights_are_left_alone(subject: Subject) -> None:
             fail(f"the {name} changed: {_change(old, new)}")
 
 
-def _state(subject: Subject) -> tuple[Any, Any, Any]:
+def _state(subject: Subject) -> tuple[Mapping[str, object], Mapping[str, object], Mapping[str, object]]:
     """What must not change."""
     method = subject.method
     parameters = (
@@ -83,7 +83,7 @@ def _state(subject: Subject) -> tuple[Any, Any, Any]:
     return parameters, subject.loaded.model.config.to_dict(), _weights(subject.loaded.model)
 
 
-def _weights(model: Any) -> dict[str, float]:
+def _weights(model: torch.nn.Module) -> dict[str, float]:
     """The sum of every weight, under the shortest of its names: another name for a weight does not change it."""
     given = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     names: dict[int, str] = {}
@@ -93,13 +93,13 @@ def _weights(model: Any) -> dict[str, float]:
     return {name: float(tensors[name].double().sum()) for name in names.values()}
 
 
-def _change(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _change(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """The first difference."""
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"{names[0]} was {old.get(names[0])!r:.80}, is {new.get(names[0])!r:.80}" if names else ""
 
 
-@holds()
+@property_test()
 def a_reused_prefix_is_as_a_fresh_one(subject: Subject) -> None:
     """A context that was kept serves one question after the other as if it were read anew, and is not changed by it."""
     ids, follow, steps = subject.texts()
@@ -111,7 +111,7 @@ def a_reused_prefix_is_as_a_fresh_one(subject: Subject) -> None:
         equal(mine, wanted, f"the {time} use of a kept context, and a fresh one")
 
 
-@holds()
+@property_test()
 def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
     """A cache that was used and reset answers as a new one."""
     texts, other = subject.texts(), subject.texts(80)
@@ -127,7 +127,7 @@ def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
         equal(subject.feed(used, ids), subject.feed(fresh, ids), f"{what} in a reset cache and a fresh one")
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     """A cache that was copied, or written to a file and read again, answers bit for bit as the one it was made from."""
     ids, follow, steps = subject.texts()
@@ -136,18 +136,18 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     copies = [("copied", _copied(cache))]
     copies += [] if view(cache).native is None else [("saved and loaded", _saved(cache))]
     wanted = subject.one_by_one(cache, steps)
-    for how, twin in copies:
-        if not torch.equal(subject.one_by_one(twin, steps), wanted):
+    for how, copied in copies:
+        if not torch.equal(subject.one_by_one(copied, steps), wanted):
             fail(f"a cache that was {how} answers otherwise")
 
 
-def _copied(cache: Any) -> Any:
+def _copied(cache: FedCache) -> FedCache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
 
 
-def _saved(cache: Any) -> Any:
+def _saved(cache: FedCache) -> FedCache:
     """Through torch.save and torch.load."""
     file = io.BytesIO()
     torch.save(cache, file)
@@ -155,7 +155,7 @@ def _saved(cache: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-@holds(longest=LONGER)
+@property_test(longest=LONGER)
 def what_is_taken_back_was_never_there(subject: Subject) -> None:
     """Speculative decoding: where a cache can be cropped, a follow-up that is taken back leaves no trace."""
     ids, follow, steps = subject.texts()

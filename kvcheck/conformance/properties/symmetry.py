@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from kvcheck.cache.method import MethodInfo
+from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.conformance.properties.base import holds, other_prompt
+from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
 from kvcheck.models.rotary import blurred, moved, rotaries
 
 
-@holds(unless=other_prompt)
+@property_test(skip_reason=other_prompt)
 def the_order_of_kv_heads_does_not_matter(subject: Subject) -> None:
     """A model whose kv heads come in another order, with all that belongs to them, gives the same answers."""
     texts = subject.texts()
@@ -39,7 +37,7 @@ def permute_heads(subject: Subject) -> None:
         weight.data = each[:, query].reshape(weight.shape).contiguous()
 
 
-def _rows(module: Any, order: list[int], head_dim: int) -> None:
+def _rows(module: torch.nn.Linear, order: list[int], head_dim: int) -> None:
     """Permute the heads that a projection gives."""
     for tensor in (module.weight, module.bias):
         if tensor is not None:
@@ -49,7 +47,7 @@ def _rows(module: Any, order: list[int], head_dim: int) -> None:
 
 def rounds(info: MethodInfo) -> str:
     """Excuses methods whose rounding or whose chunks depend on where a token stands."""
-    if info.stage == "loading" and not info.shares_prefill:
+    if info.stage == Stage.LOADING and not info.shares_prefill:
         return "its chunks have places of their own"
     return other_prompt(info) or ("" if info.verbatim else "keys that are rotated further are rounded otherwise")
 
@@ -62,7 +60,7 @@ ROUNDING = 2.0**-24
 """Of a number in float32."""
 
 
-@holds(unless=rounds)
+@property_test(skip_reason=rounds)
 def where_a_text_begins_does_not_matter(subject: Subject) -> None:
     """With rotary positions, a text that begins at position 37 gives the same answers as at 0.
 
@@ -84,7 +82,7 @@ def where_a_text_begins_does_not_matter(subject: Subject) -> None:
         raise
 
 
-def hangs_on_roundings(subject: Subject, wanted: list[Any]) -> bool:
+def hangs_on_roundings(subject: Subject, wanted: list[torch.Tensor]) -> bool:
     """Whether rotations that are off by what float32 rounds them by lead to other answers than `wanted`."""
     with blurred(subject.loaded.model, ROUNDING):
         answers = subject.life(*subject.texts())

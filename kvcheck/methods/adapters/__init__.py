@@ -12,32 +12,13 @@ until something is adapted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from kvcheck.methods.adapters.known import NAMED
-
-if TYPE_CHECKING:
-    from kvcheck.cache.method import Method
-    from kvcheck.core.spec import Spec
-__all__ = ["NAMED", "adapt", "factory", "named"]
-
-
-def named(spec: Spec) -> Method:
-    """The cache of transformers that a name in NAMED stands for. Raises SpecError."""
-    from kvcheck.methods.adapters import hf
-
-    return hf.named(spec)
-
-
-def factory(name: str) -> Any:
-    """What a name in NAMED is built by."""
-    from kvcheck.methods.adapters import hf
-
-    return hf.CACHES[name]
-
-
-def adapt(spec: Spec, found: Any) -> Method:
-    """A method made of what an import path led to, recognised by what it is. Raises SpecError."""
-    from kvcheck.methods.adapters import recognise
-
-    return recognise.adapt(spec, found)
+NAMED = {
+    "transformers.dynamic": "transformers' DynamicCache, the full cache: what generate() uses",
+    "transformers.fp8": "QuantizedCache in 8-bit floats, one scale per layer (needs a transformers that has it)",
+    "transformers.hqq": "QuantizedCache by hqq (pip install hqq)",
+    "transformers.offloaded": "DynamicCache whose layers wait in CPU memory (needs an accelerator)",
+    "transformers.quanto": "QuantizedCache by optimum-quanto (pip install optimum-quanto)",
+    "transformers.sliding_window": "DynamicSlidingWindowLayers: each layer holds the newest `window` tokens",
+    "transformers.static": "StaticCache, with room for all tokens from the start",
+}
+"""Names with what they stand for; `hf` has the classes."""

@@ -6,14 +6,14 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
-from kvcheck.cache.method import Method, MethodInfo
+from kvcheck.cache.method import Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Row, RowRunner
 from kvcheck.cache.shape import ModelShape
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
 INFO = MethodInfo(
-    summary="a method from elsewhere", stage="compression", frees_memory=False, verbatim=False, shares_prefill=False
+    summary="a method from elsewhere", stage=Stage.COMPRESSION, frees_memory=False, verbatim=False, shares_prefill=False
 )
 """What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
 
 SDPA = "sdpa"
+Copied = TypeVar("Copied")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Foreign(Method):
         """Refused: a foreign cache needs its model."""
         raise KvcheckError(f"{self.given} is made on a model", "use method.runner(loaded).prefill(ids)")
 
-    def joint(self) -> str:
+    def cross_head(self) -> str:
         """Taken for granted, as everything else."""
         return "what a foreign method does between heads is out of sight"
 
@@ -71,7 +72,7 @@ class Foreign(Method):
 class ForeignCache(Foreign):
     """A transformers cache. make(model, tokens): a fresh one for a prompt of that many tokens."""
 
-    make: Callable[[Any, int], Cache] = field(default=lambda model, tokens: Cache(layers=[]), compare=False)
+    make: Callable[[PreTrainedModel, int], Cache] = field(default=lambda model, tokens: Cache(layers=[]), compare=False)
 
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Makes one cache, so that what cannot be made is refused before anything runs."""
@@ -117,7 +118,7 @@ def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
 
 
 @contextmanager
-def attending(model: Any, name: str) -> Iterator[None]:
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Let the model attend through another attention function for a while; a tower of images keeps its own."""
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -138,7 +139,9 @@ def sixteen_bits(cache: Cache) -> Iterator[None]:
     """Hand keys and values to the cache in float16 where the model computes in more bits, and back in those."""
     inner = cache.update
 
-    def update(key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        key: torch.Tensor, value: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         stored = at_rest(key.dtype)
         keys, values = checks.pair(inner(key.to(stored), value.to(stored), *args, **kwargs), "update")
         return keys.to(key.dtype), values.to(value.dtype)
@@ -164,6 +167,6 @@ def info(**changes: Any) -> MethodInfo:
     return replace(INFO, **changes)
 
 
-def copied(value: Any, model: Any) -> Any:
+def copied(value: Copied, model: PreTrainedModel) -> Copied:
     """A deep copy of something that may refer to the model, which is not copied."""
     return copy.deepcopy(value, {id(module): module for module in model.modules()})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import transformers
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer, QuantizedCache
 
 from kvcheck.cache import checks
@@ -14,8 +14,17 @@ from kvcheck.cache.method import Method
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.core.spec import Spec, bind
+from kvcheck.methods.adapters import NAMED
 from kvcheck.methods.adapters.foreign import ForeignCache, info
-from kvcheck.methods.adapters.known import NAMED
+
+
+class Maker(Protocol):
+    """Parameters of a cache, and how it is made for a prompt. frees: it claims to hold less than the full cache."""
+
+    frees: ClassVar[bool]
+
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
+        """A fresh cache for a prompt of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Dynamic:
 
     frees: ClassVar[bool] = False
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A DynamicCache, whose layers are those that the model's config asks for."""
         return DynamicCache(config=model.config)
 
@@ -40,7 +49,7 @@ class Static:
         """Raise SpecError for values out of range."""
         checks.whole("transformers.static", "room", self.room, 1, 1024)
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A StaticCache."""
         return StaticCache(config=model.config, max_cache_len=tokens + self.room)
 
@@ -60,7 +69,7 @@ class SlidingWindow:
         """Raise SpecError for values out of range."""
         checks.whole("transformers.sliding_window", "window", self.window, 2, 256)
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A Cache of DynamicSlidingWindowLayers."""
         layers = model.config.get_text_config().num_hidden_layers
         return Cache(layers=[DynamicSlidingWindowLayer(sliding_window=self.window) for _ in range(layers)])
@@ -72,7 +81,7 @@ class Offloaded:
 
     frees: ClassVar[bool] = False
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A DynamicCache that offloads."""
         if model.device.type == "cpu":
             raise MethodUnsupported(
@@ -105,7 +114,7 @@ class Quantized:
         for name in ("nbits", "q_group_size", "residual_length"):
             checks.whole(f"transformers.{self.backend}", name, getattr(self, name), 1, 64)
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A QuantizedCache."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return QuantizedCache(backend=self.backend, config=model.config, **given)
@@ -144,12 +153,12 @@ class Fp8:
                 f"transformers {transformers.__version__} has no fp8 cache", f"kvcheck's own is {option('methods')}=fp8"
             )
 
-    def __call__(self, model: Any, tokens: int) -> Cache:
+    def __call__(self, model: PreTrainedModel, tokens: int) -> Cache:
         """A QuantizedCache."""
         return QuantizedCache(backend="fp8", config=model.config)
 
 
-CACHES: dict[str, Any] = {
+CACHES: dict[str, type[Maker]] = {
     "transformers.dynamic": Dynamic,
     "transformers.fp8": Fp8,
     "transformers.hqq": Hqq,

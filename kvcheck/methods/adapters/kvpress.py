@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TypeVar
 
 from kvcheck.cache.method import MethodInfo
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.spec import Spec
 from kvcheck.methods.adapters import foreign
 
+Attention = TypeVar("Attention")
 _MASK = "masks keys in attention and keeps them all"
 HOLDS_ALL = {
     "AdaKVPress": _MASK,
@@ -41,13 +42,13 @@ REFUSED = {
 """Presses that cannot run here, with the reason and a hint."""
 
 
-def is_press(thing: Any) -> bool:
+def is_press(thing: object) -> bool:
     """Whether a thing is a press of kvpress, or derives from one."""
     base = getattr(sys.modules.get("kvpress"), "BasePress", None)
     return base is not None and isinstance(thing, base)
 
 
-def parts(press: Any) -> Iterator[Any]:
+def parts(press: object) -> Iterator[object]:
     """The press and all presses that it wraps."""
     yield press
     for value in vars(press).values() if is_press(press) else ():
@@ -56,12 +57,12 @@ def parts(press: Any) -> Iterator[Any]:
                 yield from parts(inner)
 
 
-def names(press: Any) -> list[str]:
+def names(press: object) -> list[str]:
     """The class names of a press, of its bases, and of what it wraps."""
     return [base.__name__ for part in parts(press) if is_press(part) for base in type(part).__mro__]
 
 
-def info(spec: Spec, press: Any) -> MethodInfo:
+def info(spec: Spec, press: object) -> MethodInfo:
     """What is declared of a press."""
     if not is_press(press):
         return foreign.info(summary="a press", evicts_in_decode=decodes(press))
@@ -83,7 +84,7 @@ def info(spec: Spec, press: Any) -> MethodInfo:
     )
 
 
-def check(spec: Spec, press: Any) -> None:
+def check(spec: Spec, press: object) -> None:
     """Refuse a press that cannot run here. Raises MethodUnsupported."""
     for part in parts(press):
         kind = type(part).__name__
@@ -92,29 +93,29 @@ def check(spec: Spec, press: Any) -> None:
             raise MethodUnsupported(f"{spec}: kvpress's {kind} {why}", hint)
 
 
-def at_prompt(press: Any) -> bool:
+def at_prompt(press: object) -> bool:
     """Whether it is entered around the prompt: all but those for decoding only, as in kvpress's pipeline."""
     return "DecodingPress" not in [base.__name__ for base in type(press).__mro__] or not is_press(press)
 
 
-def decodes(press: Any) -> bool:
+def decodes(press: object) -> bool:
     """Whether it is entered around later forwards too."""
     return bool(getattr(press, "decoding", False)) or any(
         name in ("DecodingPress", "PrefillDecodingPress") for name in names(press)
     )
 
 
-def rotates(press: Any) -> bool:
+def rotates(press: object) -> bool:
     """Whether kept keys are rotated to new, consecutive positions, from which the next token goes on."""
     return any(name in ("KeyRerotationPress", "RestoreKVPress") for name in names(press))
 
 
-def needs_weights(press: Any) -> bool:
+def needs_weights(press: object) -> bool:
     """Whether it looks at attention weights."""
     return "ObservedAttentionPress" in names(press)
 
 
-def patched(function: Callable[..., Any]) -> Callable[..., Any]:
+def patched(function: Attention) -> Attention:
     """An attention function with kvpress's patch, which hides masked keys; itself where kvpress is not in use."""
     if "kvpress" not in sys.modules:
         return function

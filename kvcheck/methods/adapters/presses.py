@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import attention
@@ -32,6 +32,13 @@ CAUSAL, WEIGHING = "kvcheck_press", "kvcheck_press_weights"
 HALF = torch.finfo(torch.float16)
 
 
+class Press(Protocol):
+    """What compresses a cache while it is entered with the model: a press of kvpress, or what is like one."""
+
+    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[object]:
+        """The press on the model."""
+
+
 @dataclass(frozen=True)
 class ForeignPress(Foreign):
     """What is entered with the model around the forward of a prompt, and compresses its DynamicCache.
@@ -40,7 +47,7 @@ class ForeignPress(Foreign):
     forward too.
     """
 
-    press: Callable[[Any], Any] = field(default=lambda model: None, compare=False)
+    press: Press = field(default=lambda model: nullcontext(), compare=False)
 
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
@@ -89,7 +96,7 @@ class PressRunner(RowRunner):
         """The press on the model. It keeps its state, which some presses reset when they are left."""
         convert(row.cache, self.model.dtype)
         with attending(self.model, self.attention), hiding(row):
-            state: list[tuple[Any, dict[str, Any]]] = []
+            state: list[tuple[object, dict[str, object]]] = []
             with ExitStack() as stack:
                 if enter:
                     stack.enter_context(row.press(self.model))
@@ -139,7 +146,7 @@ def register(name: str) -> None:
 
 
 def causal(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: object, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """Attention (B, H, q, d) over K columns, the newest of which are the q new ones: row r sees K - q + r + 1."""
     attention.refuse(kwargs, getattr(module, "layer_idx", 0), key.shape[2])
@@ -157,7 +164,7 @@ def causal(
 
 
 def weighing(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: object, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and the weights (B, H, q, K), for presses that look at them."""
     attention.refuse(kwargs, getattr(module, "layer_idx", 0), key.shape[2])

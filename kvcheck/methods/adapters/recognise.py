@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache.method import Method
@@ -20,11 +20,13 @@ from kvcheck.core.registry import load_dotted
 from kvcheck.core.spec import Spec, Value, accepts, arguments, parameter_types
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import CacheRunner, Foreign, ForeignCache, unsupported
-from kvcheck.methods.adapters.presses import ForeignPress, PressRunner
+from kvcheck.methods.adapters.presses import ForeignPress, Press, PressRunner
 
 if TYPE_CHECKING:
     from kvcheck.models import LoadedModel
 
+T = TypeVar("T")
+Given: TypeAlias = dict[str, Value]
 WOULD_DO = (
     "give a kvcheck Method, a transformers Cache or cache layer class, a press (`with press(model):`), "
     "or a function (model) -> Cache"
@@ -32,7 +34,7 @@ WOULD_DO = (
 SUPPLIED = ("config", "model", "layer_idx")  # parameters of a cache or layer class that kvcheck fills in
 
 
-def adapt(spec: Spec, found: Any) -> Method:
+def adapt(spec: Spec, found: object) -> Method:
     """A method made of what the name of a spec leads to. Raises SpecError for what cannot be recognised."""
     if isinstance(found, type):
         if issubclass(found, CacheLayerMixin) and not inspect.isabstract(found):
@@ -55,7 +57,7 @@ def adapt(spec: Spec, found: Any) -> Method:
 class ForeignCall(Foreign):
     """A function of the model: what it gives, a Cache or a context manager, decides what it is."""
 
-    call: Callable[[Any], Any] = field(default=lambda model: None, compare=False)
+    call: Callable[[PreTrainedModel], object] = field(default=lambda model: None, compare=False)
 
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Calls it once to see."""
@@ -68,11 +70,12 @@ class ForeignCall(Foreign):
         if isinstance(made, Cache):
             return CacheRunner(ForeignCache(self.given, make=lambda model, tokens: self.call(model)), loaded)
         if isinstance(made, AbstractContextManager):
-            return PressRunner(ForeignPress(self.given, press=self.call), loaded)
+            press = cast("Press", self.call)  # it has just given a context manager
+            return PressRunner(ForeignPress(self.given, press=press), loaded)
         raise SpecError(f"{self.given.name}(model) gives a {type(made).__name__}: {made!r}", WOULD_DO)
 
 
-def build(spec: Spec, factory: Callable[..., Any]) -> Any:
+def build(spec: Spec, factory: Callable[..., T]) -> T:
     """An object of a class, from a spec whose texts may be specs themselves where an object is wanted."""
     types = parameter_types(factory)
     nested = {
@@ -88,7 +91,7 @@ def build(spec: Spec, factory: Callable[..., Any]) -> Any:
         raise SpecError(f"{spec}: {error or type(error).__name__}") from error
 
 
-def _nested(text: str, wanted: Any, spec: Spec) -> Any:
+def _nested(text: str, wanted: object, spec: Spec) -> object:
     """The object, or for a list the objects separated by a semicolon, that a text names. Raises SpecError."""
     if typing.get_origin(wanted) is list:
         return [_nested(part.strip(), typing.get_args(wanted)[0], spec) for part in text.split(";")]
@@ -105,14 +108,14 @@ def _nested(text: str, wanted: Any, spec: Spec) -> Any:
     return build(inner, load_dotted(inner.name))
 
 
-def _given(spec: Spec, factory: Callable[..., Any]) -> dict[str, Any]:
+def _given(spec: Spec, factory: Callable[..., object]) -> Given:
     """The parameters for a cache or layer class; those in SUPPLIED come later."""
     supplied = {name: None for name in SUPPLIED if name in parameter_types(factory)}
     found = arguments(spec, factory, supplied)
     return {name: value for name, value in found.items() if name not in supplied}
 
 
-def _called(spec: Spec, function: Callable[..., Any]) -> dict[str, Value]:
+def _called(spec: Spec, function: Callable[..., object]) -> Given:
     """The parameters for a function whose first one is the model."""
     names = [name for name in parameter_types(function) if name != "self"]
     if not names:
@@ -123,18 +126,20 @@ def _called(spec: Spec, function: Callable[..., Any]) -> dict[str, Value]:
     return {name: value for name, value in found.items() if name != names[0]}
 
 
-def _cached(spec: Spec, kind: type[Cache], given: dict[str, Any], model: Any, tokens: int) -> Cache:
+def _cached(spec: Spec, kind: type[Cache], given: Given, model: PreTrainedModel, tokens: int) -> Cache:
     """A cache of a user's class."""
     return kind(**given, **_supply(kind, model))
 
 
-def _layered(spec: Spec, kind: type[CacheLayerMixin], given: dict[str, Any], model: Any, tokens: int) -> Cache:
+def _layered(
+    spec: Spec, kind: type[CacheLayerMixin], given: dict[str, Value], model: PreTrainedModel, tokens: int
+) -> Cache:
     """A cache whose layers are all of a user's class."""
     layers = model.config.get_text_config().num_hidden_layers
     return Cache(layers=[kind(**given, **_supply(kind, model, index)) for index in range(layers)])
 
 
-def _supply(kind: type, model: Any, index: int = 0) -> dict[str, Any]:
+def _supply(kind: type, model: PreTrainedModel, index: int = 0) -> dict[str, object]:
     """The parameters in SUPPLIED that a class takes."""
     values = {"config": model.config, "model": model, "layer_idx": index}
     return {name: value for name, value in values.items() if name in parameter_types(kind)}

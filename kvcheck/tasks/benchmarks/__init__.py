@@ -6,16 +6,12 @@ reads nothing; a task reads its template and its rows when its first sample is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, niah, ruler_rows, scbench
-from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
+from kvcheck.tasks.benchmarks.base import DataSet, Source
 from kvcheck.tasks.benchmarks.loaded import BenchmarkTask, make_task
-from kvcheck.tasks.benchmarks.rows import read
-from kvcheck.tasks.benchmarks.truncate import prompt
 
-__all__ = ["DATA_SETS", "BenchmarkTask", "Benchmarks", "DataSet", "Source", "benchmark_tasks", "prompt", "rows"]
+__all__ = ["DATA_SETS", "BenchmarkTask", "Benchmarks", "DataSet", "Source", "benchmark_tasks", "known"]
 
 DATA_SETS: dict[str, DataSet] = {
     data_set.name: data_set
@@ -31,13 +27,6 @@ class Benchmarks:
     def __init__(self, source: Source, compat: bool = False, scdq: bool = False) -> None:
         self.source, self.compat, self.scdq = source, compat, scdq
         self._made: dict[str, BenchmarkTask] = {}
-
-    def names(self) -> tuple[str, ...]:
-        """The known names, sorted."""
-        return tuple(sorted(DATA_SETS))
-
-    def __contains__(self, name: object) -> bool:
-        return name in DATA_SETS
 
     def get(self, name: str) -> BenchmarkTask:
         """The task of that name. Raises SpecError for an unknown name."""
@@ -56,18 +45,13 @@ def known(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
-def rows(source: Source, name: str) -> Iterator[Row]:
-    """The rows of a data set, checked, in file order. Raises SpecError, see `rows.read`."""
-    return (row for _, row in read(known(name), source))
-
-
 def benchmark_tasks(source: str, compat: bool = False, scdq: bool = False) -> Benchmarks:
     """The tasks over `source`: "hub", or the path of a folder. Raises SpecError for a path that is no folder.
 
     compat: with the slips of the benchmarks' own code, to compare with published numbers. scdq: SCBench's form for
     contexts that are encoded alone (multi-request); it changes where the context is cut, and with `compat` more.
 
-    >>> "longbench/qasper" in benchmark_tasks("hub")
-    True
+    >>> benchmark_tasks("hub").get("longbench/qasper").info.capability
+    'semantic_retrieval'
     """
     return Benchmarks(Source.parse(source), compat, scdq)

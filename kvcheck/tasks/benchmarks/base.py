@@ -6,13 +6,13 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import SpecError
+from kvcheck.core.formats import Json
 from kvcheck.core.front import option
 from kvcheck.tasks.base import Tokenizer, Turn
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Json]
 HUB = "hub"
 
 
@@ -152,3 +152,8 @@ class DataSet:
 def space_after(prompt: str) -> str:
     """What stands between a prompt and its answer: nothing behind white space or Chinese punctuation."""
     return "" if not prompt or prompt[-1].isspace() or prompt[-1] in "：，。" else " "
+
+
+def changed(problem: str) -> SpecError:
+    """The error of a row that the data set did not have when its facts were taken down."""
+    return SpecError(problem, f"the data set has changed: use the pinned revision with {option('data')} hub")

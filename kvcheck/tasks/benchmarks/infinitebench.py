@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 
-from kvcheck.core.errors import SpecError
-from kvcheck.core.front import option
-from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
-from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
-from kvcheck.tasks.benchmarks.templates import fill, split
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, changed
+from kvcheck.tasks.benchmarks.templates import one_question
 
 HUB = "xinrongzhang2022/InfiniteBench"
 REVISION = "90f0394333616266d9fe85824ceaf505093cbaa5"  # of 2024-10-08
@@ -61,10 +58,7 @@ _ASKS_FIRST = ("math_find", "code_run")
 def _search(pattern: re.Pattern[str], text: str, job: Job) -> str:
     found = pattern.search(text)
     if found is None:
-        raise SpecError(
-            f"{job.data_set.name}: a question without {pattern.pattern!r}: {text[:80]!r}",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"{job.data_set.name}: a question without {pattern.pattern!r}: {text[:80]!r}")
     return found.group()
 
 
@@ -89,29 +83,18 @@ def _references(row: Row, job: Job) -> tuple[str, ...]:
         return golds
     options = [str(text) for text in row["options"] or ()]
     if golds[0] not in options:
-        raise SpecError(
-            f"{job.data_set.name}: the answer {golds[0][:60]!r} is none of the options of its row",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"{job.data_set.name}: the answer {golds[0][:60]!r} is none of the options of its row")
     return (golds[0], "ABCD"[options.index(golds[0])])
 
 
 def build(row: Row, job: Job) -> Draft:
     """Context and the one question of a row."""
-    head, tail = split(job.template)
-    fields = _fields(row, job)
-    question = fill(tail, fields)
     references = _references(row, job)
-    turn = Turn(
-        question,
-        references,
-        int(str(job.data_set.max_new_tokens)),
-        job.metric,
-        options=tuple(str(text) for text in row["options"] or ()),
-        space=space_after(question),
-        target=_target(references, job),
-    )
-    return fill(head, fields) + str(row["context"]), (turn,)
+    options = tuple(str(text) for text in row["options"] or ())
+    return one_question(
+        job, job.template, str(row["context"]), _fields(row, job), references,
+        options=options, target=_target(references, job),
+    )  # fmt: skip
 
 
 def _target(references: tuple[str, ...], job: Job) -> str:

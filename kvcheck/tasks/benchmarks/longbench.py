@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
-from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
-from kvcheck.tasks.benchmarks.templates import fill, split
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream
+from kvcheck.tasks.benchmarks.templates import one_question
 
 HUB = "THUDM/LongBench"
 REVISION = "f72191f71cd6fcd0da8a54f0915078efda579449"  # of 2023-08-29; data.zip is the same in later ones
@@ -80,22 +79,15 @@ def bucket(words: int) -> str:
 
 def build(row: Row, job: Job) -> Draft:
     """Context and the one question of a row, from the template."""
-    head, tail = split(job.template)
-    fields = {"input": str(row["input"])}
-    question = fill(tail, fields)
-    answers = tuple(str(answer) for answer in row["answers"])
-    even = job.data_set.name.endswith("_e")
-    turn = Turn(
-        question,
-        answers,
-        int(str(job.data_set.max_new_tokens)),
-        job.metric,
-        subtask=bucket(int(row["length"])) if even else "",
+    return one_question(
+        job,
+        job.template,
+        str(row["context"]),
+        {"input": str(row["input"])},
+        tuple(str(answer) for answer in row["answers"]),
+        subtask=bucket(int(row["length"])) if job.data_set.name.endswith("_e") else "",
         options=tuple(str(name) for name in row.get("all_classes") or ()),
-        space=space_after(question),
-        stop=job.data_set.stop,
     )
-    return fill(head, fields) + str(row["context"]), (turn,)
 
 
 def _data_set(name: str) -> DataSet:

@@ -5,11 +5,10 @@ Source of the facts: THUDM/LongBench, pred.py and prompts/0shot.txt at the pinne
 
 from __future__ import annotations
 
-from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
-from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream
 from kvcheck.tasks.benchmarks.longbench import CODE
-from kvcheck.tasks.benchmarks.templates import fill, split
+from kvcheck.tasks.benchmarks.templates import one_question
 
 PROMPT = Upstream(
     CODE.repository,
@@ -40,21 +39,18 @@ def slots(template: str) -> str:
 
 def build(row: Row, job: Job) -> Draft:
     """Document and question of a row; every text is stripped first, as upstream does."""
-    head, tail = split(slots(job.template))
     fields = {name: str(row[name]).strip() for name in _TEXTS}
-    question = fill(tail, fields)
     letter = str(row["answer"]).strip()
-    turn = Turn(
-        question,
+    return one_question(
+        job,
+        slots(job.template),
+        str(row["context"]).strip(),
+        fields,
         (letter,),
-        int(str(job.data_set.max_new_tokens)),
-        job.metric,
         subtask=f"{row['difficulty']}/{row['length']}",
         options=tuple(fields[name] for name in _TEXTS[1:]),
-        space=space_after(question),
         target=f"The correct answer is ({letter})",
     )
-    return fill(head, fields) + str(row["context"]).strip(), (turn,)
 
 
 DATA_SETS = (

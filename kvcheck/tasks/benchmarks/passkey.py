@@ -6,8 +6,9 @@ order that spreads them, so 30 samples are a row of the grid. The sentences are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import Unit, compose, digits, grid_depth, noise, sample_rng, unused
@@ -59,7 +60,7 @@ class Words:
 WORDS = Words()
 
 
-def generate(form: Form, seed: int, index: int, length: int, tokenizer: Tokenizer) -> Sample:
+def generate(form: Form, seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 1) -> Sample:
     """One prompt: a key at its depth, three decoys (keys of other things) anywhere.
 
     The context has exactly `length` tokens, or words. At every depth one repetition has filler that repeats, the next
@@ -87,14 +88,6 @@ def generate(form: Form, seed: int, index: int, length: int, tokenizer: Tokenize
     return Sample(name, index, context.text, (turn,), row=f"depth={depth:.2f}/repetition={repetition}")
 
 
-def _generator(form: Form) -> Callable[..., Sample]:
-    def made(seed: int, index: int, length: int, tokenizer: Tokenizer, turns: int = 1) -> Sample:
-        """One prompt of the grid."""
-        return generate(form, seed, index, length, tokenizer)
-
-    return made
-
-
 def _task(form: Form) -> Task:
     chance = (1e-7 if form.size < 64 else 0.05) if form.needle else 0.0
     modes, name = ("single", "multi_request"), f"passkey/{form.name}"
@@ -102,18 +95,14 @@ def _task(form: Form) -> Task:
         name, VERSION, "needle", modes, form.size < 64, chance, form.doc, LENGTHS, exact=not form.words,
         words=form.words,
     )  # fmt: skip
-    return Task(info, _generator(form))
+    return Task(info, partial(generate, form))
 
 
-TASKS = tuple(
-    map(
-        _task,
-        (
-            Form("7_digits", 7, "passkey of 7 digits, depth x length"),
-            Form("64_digits", 64, "passkey of 64 digits, depth x length"),
-            Form("7_digits_words", 7, "passkey of 7 digits, lengths in words", words=True),
-            Form("64_digits_words", 64, "passkey of 64 digits, lengths in words", words=True),
-            Form("no_needle", 7, "a key that the text does not hold: every score must be 0", needle=False),
-        ),
-    )
+FORMS = (
+    Form("7_digits", 7, "passkey of 7 digits, depth x length"),
+    Form("64_digits", 64, "passkey of 64 digits, depth x length"),
+    Form("7_digits_words", 7, "passkey of 7 digits, lengths in words", words=True),
+    Form("64_digits_words", 64, "passkey of 64 digits, lengths in words", words=True),
+    Form("no_needle", 7, "a key that the text does not hold: every score must be 0", needle=False),
 )
+TASKS = tuple(map(_task, FORMS))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core import hub
 from kvcheck.core.errors import SpecError
+from kvcheck.core.formats import Json
 from kvcheck.core.front import option
 from kvcheck.tasks.benchmarks.base import DataSet, Row, Source
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
@@ -70,7 +74,7 @@ def read(data_set: DataSet, source: Source) -> Iterator[tuple[int, Row]]:
         raise explain(error, data_set, source) from error
 
 
-def _load(data_set: DataSet, source: Source) -> Any:
+def _load(data_set: DataSet, source: Source) -> Iterable[Row]:
     """The streaming data set of `datasets`."""
     from datasets import load_dataset
 
@@ -82,7 +86,7 @@ def _load(data_set: DataSet, source: Source) -> Any:
     return load_dataset(builder, data_files=path, split="train", streaming=True, features=_features(data_set))
 
 
-def _features(data_set: DataSet) -> Any:
+def _features(data_set: DataSet) -> Features | None:
     """Explicit features where a file mixes types; None: `datasets` finds them."""
     if not data_set.strings:
         return None
@@ -192,7 +196,7 @@ def check(data_set: DataSet, row: Row, place: int) -> None:
         raise no_answer(data_set, data_set.row_id(row, place))
 
 
-def _blank(answer: Any) -> bool:
+def _blank(answer: Json) -> bool:
     """Whether nothing can be graded against an answer: none, an empty text, or a list of nothing else."""
     if isinstance(answer, (list, tuple)):
         return all(map(_blank, answer))
@@ -207,7 +211,7 @@ def no_answer(data_set: DataSet, row: str) -> SpecError:
     )
 
 
-def _answers(data_set: DataSet, row: Row) -> list[Any]:
+def _answers(data_set: DataSet, row: Row) -> list[Json]:
     """The answers of a row: of each turn where it has turns."""
     if not data_set.answer:
         return []

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from kvcheck.core.errors import SpecError
-from kvcheck.core.front import option
 from kvcheck.core.record import MODES
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks import wording
-from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, space_after
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Row, Upstream, changed, space_after
 from kvcheck.tasks.benchmarks.rows import no_answer
 from kvcheck.tasks.benchmarks.templates import fill, split
 
@@ -90,10 +86,7 @@ def goal(question: str) -> str:
     """The line "What is <goal>?" of a math_find question, made of its "The <goal> is". Raises SpecError without one."""
     found = _GOAL.search(question)
     if found is None:
-        raise SpecError(
-            f'a math_find question without "The ... is": {question[:80]!r}',
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f'a math_find question without "The ... is": {question[:80]!r}')
     return f"What is {found.group().lower().removesuffix(' is')}?"
 
 
@@ -108,27 +101,24 @@ def listed_options(question: str, gold: str) -> tuple[str, ...]:
     return tuple(letters[: max(last + 1, 7)])  # seven-object tracking has the most options
 
 
-def kind_of(name: str, turn: Mapping[str, Any]) -> str:
+def kind_of(name: str, turn: Row) -> str:
     """What a turn asks: the task's own kind, in the mixed tasks the turn's `task`. Raises SpecError for another one."""
     if name not in _MIXED:
         return name
     kind = str(turn.get("task") or "").removeprefix("scbench_")
     if kind not in _MIXED[name]:
-        raise SpecError(
-            f"scbench/{name}: a turn of the task {turn.get('task')!r}, known: {', '.join(_MIXED[name])}",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"scbench/{name}: a turn of the task {turn.get('task')!r}, known: {', '.join(_MIXED[name])}")
     return kind
 
 
-def _fields(turn: Mapping[str, Any]) -> dict[str, str]:
+def _fields(turn: Row) -> dict[str, str]:
     """Values for the slots behind the context."""
     question = str(turn["input"])
     letters = zip("ABCD", turn.get("options") or (), strict=False)
     return {"input": question, "question": question, **{f"OPTION_{letter}": str(text) for letter, text in letters}}
 
 
-def _graded(kind: str, turn: Mapping[str, Any], row: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _graded(kind: str, turn: Row, row: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(references, options) of a turn."""
     answer = turn["answer"]
     gold = str(answer)
@@ -145,17 +135,14 @@ def _graded(kind: str, turn: Mapping[str, Any], row: Row, job: Job) -> tuple[tup
     return (gold,), ()
 
 
-def _chosen(gold: str, turn: Mapping[str, Any], job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _chosen(gold: str, turn: Row, job: Job) -> tuple[tuple[str, ...], tuple[str, ...]]:
     options = tuple(str(text) for text in turn.get("options") or ())
     if gold not in options:
-        raise SpecError(
-            f"{job.data_set.name}: the answer {gold[:60]!r} is none of the options of its turn",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
-        )
+        raise changed(f"{job.data_set.name}: the answer {gold[:60]!r} is none of the options of its turn")
     return (gold, "ABCD"[options.index(gold)]), options
 
 
-def _questions(turns: list[Mapping[str, Any]], job: Job, tail: str, prefixed: bool) -> list[str]:
+def _questions(turns: list[Row], job: Job, tail: str, prefixed: bool) -> list[str]:
     """The question of every turn, as it stands behind the context or behind the answer before it."""
     asked = [fill(tail, _fields(turn)) for turn in turns]
     if prefixed:
@@ -169,7 +156,7 @@ def _questions(turns: list[Mapping[str, Any]], job: Job, tail: str, prefixed: bo
     return asked
 
 
-def _before(turns: list[Mapping[str, Any]], job: Job, head: str, prefixed: bool) -> str:
+def _before(turns: list[Row], job: Job, head: str, prefixed: bool) -> str:
     """What stands before the context; nothing of a question unless a slip puts it there."""
     if not prefixed:
         return head
@@ -185,9 +172,8 @@ def build(row: Row, job: Job) -> Draft:
     name = job.data_set.name.partition("/")[2]
     turns = list(row["multi_turns"])[: job.turns or None]
     if any(turn.get("input") is None for turn in turns):
-        raise SpecError(
-            f"{job.data_set.name}: a turn of row {row.get('id')} has no column 'input'; it has {', '.join(turns[0])}",
-            f"the data set has changed: use the pinned revision with {option('data')} hub",
+        raise changed(
+            f"{job.data_set.name}: a turn of row {row.get('id')} has no column 'input'; it has {', '.join(turns[0])}"
         )
     head, tail = split(job.template)
     prefixed = "{prefix}" in head
@@ -200,7 +186,7 @@ def build(row: Row, job: Job) -> Draft:
     return context, tuple(asked)
 
 
-def _turn(place: int, turn: Mapping[str, Any], question: str, row: Row, job: Job) -> Turn:
+def _turn(place: int, turn: Row, question: str, row: Row, job: Job) -> Turn:
     name = job.data_set.name.partition("/")[2]
     kind = kind_of(name, turn)
     rule = _KINDS[kind]

@@ -15,12 +15,13 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.files import write_atomically
+from kvcheck.core.formats import Json
 from kvcheck.core.front import option
-from kvcheck.tasks.benchmarks.base import DataSet, Source, Upstream
+from kvcheck.tasks.base import Turn
+from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Source, Upstream, space_after
 
 OWN = "kvcheck/v1"
 SECONDS = 30
@@ -116,7 +117,7 @@ def _pick(text: str, upstream: Upstream, data_set: DataSet, name: str) -> str:
     return found
 
 
-def _json(text: str, name: str) -> dict[str, Any]:
+def _json(text: str, name: str) -> dict[str, Json]:
     try:
         table = json.loads(text)
     except ValueError as error:
@@ -126,7 +127,7 @@ def _json(text: str, name: str) -> dict[str, Any]:
     return table
 
 
-def dictionary(source: str, variable: str, name: str) -> dict[str, Any]:
+def dictionary(source: str, variable: str, name: str) -> dict[str, Json]:
     """The dictionary of literals that a Python file assigns to a variable. The file is parsed, never executed.
 
     Raises SpecError: no Python, no such variable, or not a dictionary of literals.
@@ -163,3 +164,25 @@ def fill(part: str, fields: dict[str, str]) -> str:
         raise SpecError(
             f"the template has a slot that the rows cannot fill: {error}", f"known slots: {', '.join(sorted(fields))}"
         ) from error
+
+
+def one_question(
+    job: Job,
+    template: str,
+    context: str,
+    fields: dict[str, str],
+    references: tuple[str, ...],
+    *,
+    subtask: str = "",
+    options: tuple[str, ...] = (),
+    target: str = "",
+) -> Draft:
+    """A context with one question, in the words of a template. fields: of the slots beside the context."""
+    one = job.data_set
+    head, tail = split(template)
+    question = fill(tail, fields)
+    turn = Turn(
+        question, references, int(str(one.max_new_tokens)), job.metric, subtask=subtask, options=options,
+        space=space_after(question), target=target, stop=one.stop,
+    )  # fmt: skip
+    return fill(head, fields) + context, (turn,)

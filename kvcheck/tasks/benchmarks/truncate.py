@@ -11,12 +11,6 @@ from kvcheck.tasks.base import Sample, Tokenizer
 ROUNDS = 8
 
 
-def prompt(sample: Sample, turn: int = 0) -> str:
-    """The text that asks a turn right behind the context, without a chat template."""
-    asked = sample.turns[turn]
-    return sample.context + asked.question + asked.lead
-
-
 def shorten(sample: Sample, length: int, tokenizer: Tokenizer, alone: bool = False) -> Sample:
     """The sample with a first prompt of at most `length` tokens: its first and last int(length / 2) tokens are kept.
 

@@ -6,7 +6,7 @@ import logging
 import string
 import warnings
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
 
 from kvcheck.core.errors import SpecError
 from kvcheck.tasks.metrics.text import rouge_l, token_f1
@@ -33,7 +33,7 @@ def normalize_zh(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _jieba() -> Any:
+def _jieba() -> ModuleType:
     """The jieba module, loaded on first use and without its log lines. Raises SpecError where it is missing."""
     try:
         with warnings.catch_warnings():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from tree_sitter import Node, Parser
 
 LANGUAGES = {
     "python": "function_definition",
@@ -33,7 +36,7 @@ def first_function(source: str, language: str) -> str | None:
     return None
 
 
-def _walk(node: Any) -> Iterator[Any]:
+def _walk(node: Node) -> Iterator[Node]:
     """The nodes of a tree, each before what is inside it."""
     todo = [node]
     while todo:
@@ -42,7 +45,7 @@ def _walk(node: Any) -> Iterator[Any]:
         todo.extend(reversed(node.children))
 
 
-def _is_function(node: Any, language: str) -> bool:
+def _is_function(node: Node, language: str) -> bool:
     """Whether the node is a function with a name; in C++ a free one, whose declarator is a plain identifier."""
     if node.type != LANGUAGES[language]:
         return False
@@ -56,7 +59,7 @@ def _is_function(node: Any, language: str) -> bool:
 
 
 @lru_cache
-def _parser(language: str) -> Any:
+def _parser(language: str) -> Parser:
     if language not in LANGUAGES:
         raise SpecError(f"repoqa: unknown language {language!r}", did_you_mean(language, LANGUAGES))
     try:

@@ -175,9 +175,9 @@ def fit(order: Order, make: Callable[[int], Draft], least: int) -> Draft:
     return make(size)
 
 
-def check(order: Order, holds: bool, promise: str) -> None:
+def check(order: Order, kept: bool, promise: str) -> None:
     """Raise KvcheckError where a generated sample does not keep what its task promises."""
-    if not holds:
+    if not kept:
         raise KvcheckError(f"{order.task}, sample {order.index}: {promise} does not hold", "this is a bug of kvcheck")
 
 

@@ -6,10 +6,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from benchmark_help import rows
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.paths import bundle
-from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, rows
+from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks
 from kvcheck.tasks.benchmarks.base import Source
 from kvcheck.tasks.benchmarks.rows import explain, local_files, resolve
 

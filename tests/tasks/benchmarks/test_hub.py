@@ -15,9 +15,10 @@ from threading import Thread
 import pyarrow.json
 import pyarrow.parquet
 import pytest
+from benchmark_help import rows
 
 from kvcheck.core.paths import bundle
-from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, rows
+from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks
 
 ROWS = bundle("fixtures") / "data" / "benchmarks"
 ONE = DATA_SETS["scbench/kv"]
@@ -25,9 +26,9 @@ FILE = "scbench_kv/test-00000-of-00001.parquet"
 READ = """
 import json
 from kvcheck.core.errors import KvcheckError
-from kvcheck.tasks.benchmarks import benchmark_tasks, rows
+from kvcheck.tasks.benchmarks import benchmark_tasks
 try:
-    print(json.dumps(next(iter(rows(benchmark_tasks("hub").source, "scbench/kv")))["multi_turns"]))
+    print(json.dumps(benchmark_tasks("hub").get("scbench/kv").loader.rows.get(0)[1]["multi_turns"]))
 except KvcheckError as error:
     print(error)
 """

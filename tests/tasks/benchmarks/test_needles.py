@@ -9,10 +9,11 @@ import re
 from dataclasses import replace
 
 import pytest
+from benchmark_help import rows
 
 from kvcheck.core.errors import SpecError
 from kvcheck.tasks import TASKS, members
-from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, niah, passkey, rows, templates
+from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, niah, passkey, templates
 from kvcheck.tasks.benchmarks.base import Job, Spot
 from kvcheck.tasks.filling import grid_depth, unused
 from kvcheck.tasks.metrics import score

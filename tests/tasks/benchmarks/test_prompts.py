@@ -8,9 +8,10 @@ import re
 from dataclasses import replace
 
 import pytest
+from benchmark_help import prompt, rows
 
 from kvcheck.core.errors import SpecError
-from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, prompt, rows, templates
+from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, templates
 from kvcheck.tasks.benchmarks.longbench_v2 import slots
 
 LONG = 10**6

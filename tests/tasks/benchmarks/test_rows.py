@@ -6,12 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from benchmark_help import listing, rows
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.tasks import TASKS
-from kvcheck.tasks.benchmarks import DATA_SETS, BenchmarkTask, Source, benchmark_tasks, rows
-from kvcheck.tasks.benchmarks.tables import listing
+from kvcheck.tasks.benchmarks import DATA_SETS, BenchmarkTask, Source, benchmark_tasks
 from kvcheck.tasks.metrics import METRICS, score
 
 LONG = 10**6
@@ -175,7 +175,7 @@ def test_local_parquet_and_zip_files_are_read_like_json(folder, tokenizer, fixed
 def test_only_names_are_needed_to_list_the_tasks_of_the_hub():
     tasks = benchmark_tasks("hub")
     assert "passkey/64_digits" in TASKS
-    assert set(NAMES) <= set(tasks.names())
+    assert set(NAMES) <= set(DATA_SETS)
     assert tasks.get("scbench/kv").info.name == "scbench/kv"
     assert tasks.source == Source()
 

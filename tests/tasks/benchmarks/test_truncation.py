@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from benchmark_help import prompt
 
 from kvcheck.core.errors import SpecError
 from kvcheck.tasks.base import Sample, Turn
-from kvcheck.tasks.benchmarks import benchmark_tasks, prompt
+from kvcheck.tasks.benchmarks import benchmark_tasks
 from kvcheck.tasks.benchmarks.truncate import shorten
 
 LONG = 10**6

@@ -1,0 +1,177 @@
+"""What is to be said of one method of a run: tables and lines that the terminal and the Markdown report both show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvcheck.core.front import option
+from kvcheck.core.record import CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.report import rows
+from kvcheck.report.rows import References, Row
+from kvcheck.report.table import Table
+from kvcheck.report.text import between, interval, plural, points, seconds, size
+
+HEAD = ("fp16 -> method", "drop", "95% interval", "cases", "n", "chance")
+ALIGN, MOST = "<<><<>>", {0: 24, 4: 22}
+
+
+def count_text(run: Run, method: str) -> str:
+    """ "57 cases: 54 pass, 1 fail, 2 inconclusive"."""
+    records = rows.of_method(run, method)
+    counted = rows.outcomes(run, records)
+    lost = sum(name.endswith(f"|{method}") for name in run.failures) - sum(
+        rows.key(record) in run.failures for record in records
+    )
+    if lost > 0:
+        counted["error"] = counted.get("error", 0) + lost
+    total = sum(counted.values())
+    unmeasured = sum(bool(record.not_measured) for record in records)
+    words = [
+        f"{counted[name]} {name}"
+        for name in ("pass", "fail", "error", "inconclusive", "not judged", "not measured")
+        if counted.get(name)
+    ]
+    words += [f"{unmeasured} with something not measured"] if unmeasured else []
+    return f"{plural(total, 'case')}: {', '.join(words)}"
+
+
+def outcome_text(row: Row) -> str:
+    """The cases of a row by outcome: "9 pass", or what is wrong with how many of them."""
+    bad = [name for name in ("fail", "error", "inconclusive", "not judged") if row.outcomes.get(name)]
+    if not bad:
+        return f"{row.outcomes.get('pass', 0)} pass"
+    text = ", ".join(f"{row.outcomes[name]} {'unclear' if name == 'inconclusive' else name}" for name in bad)
+    return f"{text} of {sum(row.outcomes.values())}"
+
+
+def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
+    before, after = (_score(value) for value in (row.before, row.after))
+    drop = "" if row.drop is None else points(row.drop)
+    sure = between(row.low, row.high, row.identical)
+    return (
+        indent + row.label, f"{before} -> {after}", drop, sure, outcome_text(row), str(row.n), f"{row.chance:.2f}"
+    )  # fmt: skip
+
+
+def _score(value: float | None) -> str:
+    return "  ?  " if value is None else f"{value:.3f}"
+
+
+def tables(run: Run, records: Sequence[CaseRecord], known: References) -> Iterator[Table]:
+    """Accuracy of judged records: by capability and task; by mode and by length; by turn; by subtask."""
+    body = []
+    for capability, tasks in rows.by_capability(run, records, known):
+        body += [_cells(capability), *(_cells(task, "  ") for task in tasks)]
+    yield Table(("capability / task", *HEAD), ALIGN, body, MOST)
+    body = []
+    for field in ("mode", "length"):
+        found = rows.by(run, records, known, field)
+        if len(found) > 1:
+            body += [(f"by {field}", *HEAD), *(_cells(row, "  ") for row in found)]
+    if body:
+        yield Table(body[0], ALIGN, body[1:], MOST)
+    turns = turn_table(records, known)
+    if turns is not None:
+        yield turns
+    parts = [
+        (f"  {one.task} {one.subtask}", f"{_score(one.before)} -> {one.after:.3f}", str(one.answers))
+        for one in rows.parts(records, known)
+    ]
+    if parts:
+        yield Table(("by subtask", "fp16 -> method", "answers"), "<>>", parts, {0: 40})
+
+
+def turn_table(records: Sequence[CaseRecord], known: References) -> Table | None:
+    """Accuracy turn by turn in multi-turn mode; None where there is one turn only."""
+    mine, theirs = rows.turns(records), rows.turns_before(records, known)
+    if len(mine) < 2:
+        return None
+    head = ("multi-turn accuracy", *(f"turn {number}" for number in range(1, len(mine) + 1)))
+    both = (("  fp16", theirs), ("  method", mine))
+    body = [(name, *(f"{value:.3f}" for value in values)) for name, values in both if len(values) == len(mine)]
+    return Table(head, "<" + ">" * len(mine), body)
+
+
+def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """Memory, latency, drift, and how the cases stand to the method's own record."""
+    yield from memory_lines([record for record in records if record.samples])
+    for record in records:
+        if record.latency and record.memory is not None:
+            memory = record.memory
+            peak = "" if memory.peak_bytes is None else f", peak {size(memory.peak_bytes)}"
+            yield (
+                f"{'memory':<12} {size(memory.kv_bytes)} of {size(memory.dense_bytes)}: ratio {memory.ratio:.3f} "
+                f"at {memory.seen} tokens{peak}"
+            )
+        for one in record.latency:
+            ratio, before, after = latency_texts(one)
+            yield f"{one.what:<12} {ratio} at {one.length} tokens ({before} -> {after}, {one.rounds} rounds)"
+    found = rows.drift(records)
+    words = {"nll": "nll {:.3f} nats per token", "agree": "top-1 agreement {:.1%}", "kl": "KL to fp16 {:.4f} nats"}
+    if found:
+        yield "references   " + ", ".join(words[name].format(value) for name, value in found.items())
+    own = own_record_text(*rows.own_record(run, records))
+    if own:
+        yield f"own record   {own}"
+
+
+def memory_lines(records: Sequence[CaseRecord]) -> Iterator[str]:
+    """KV bytes and their share of a full 16-bit cache."""
+    found = [record.memory for record in records if record.memory is not None]
+    if not found:
+        yield "KV bytes     not measured"
+        return
+    held, dense = sum(one.kv_bytes for one in found), sum(one.dense_bytes for one in found)
+    ratios = sorted(one.ratio for one in found)
+    kept = sum(one.kept for one in found) / sum(one.seen for one in found)
+    touched = min((one.touched, one.layers) for one in found)
+    yield (
+        f"KV bytes     {size(held / len(found))} of {size(dense / len(found))} per context: ratio {held / dense:.3f} "
+        f"(cases {ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
+    yield f"             {kept:.1%} of the tokens kept, {touched[0]} of {touched[1]} layers took part"
+    away = sum(one.host_bytes for one in found)
+    if away:
+        yield f"host memory  {size(away / len(found))} per context, not counted above"
+    peaks = [one.peak_bytes for one in found if one.peak_bytes is not None]
+    if peaks:
+        yield f"peak memory  {size(max(peaks))} of device memory"
+
+
+def latency_texts(one: LatencyRecord) -> tuple[str, str, str]:
+    """(ratio to fp16 with its interval, fp16, method): seconds, or tokens per second of all sequences together."""
+    if one.what == "throughput":
+        ratio = f"{1 / one.ratio:.2f} x fp16 {interval(1 / one.high, 1 / one.low, 2)}"
+        return ratio, f"{one.fp16_rate:,.0f}", f"{one.rate:,.0f} tokens/s of {one.batch} together"
+    ratio = f"{one.ratio:.2f} x fp16 {interval(one.low, one.high, 2)}"
+    return ratio, seconds(one.fp16_seconds), seconds(one.seconds)
+
+
+def own_record_text(repeated: int, changed: int, worse: int) -> str:
+    """ "repeated in 80 cases, changed but not clearly worse in 2"; empty without a record."""
+    counted = ((repeated, "repeated"), (changed, "changed but not clearly worse"), (worse, "worse"))
+    return ", ".join(f"{words} in {plural(number, 'case')}" for number, words in counted if number)
+
+
+def not_passed(found: Sequence[tuple[CaseRecord, Verdict]]) -> Table:
+    """Verdicts that are not a pass, case by case."""
+    body = []
+    for record, one in found:
+        scale, unit = (1, "points") if one.question in ("budget", "regression") else (3, "")
+        seen = f"{one.value:+.{scale}f} {interval(one.low, one.high, scale)} of {one.limit:g} {unit}".rstrip()
+        outcome = "unclear" if one.outcome == "inconclusive" else one.outcome
+        case = f"{record.case.task} {record.case.mode} {record.case.length}"
+        body.append((f"  {case}", one.question, outcome, seen, str(one.n)))
+    return Table(("not passed", "question", "verdict", "seen", "n"), "<<<<>", body)
+
+
+def unclear(found: Sequence[tuple[CaseRecord, Verdict]]) -> str:
+    """What would make unclear verdicts clear; "" where there are none."""
+    drops = [one.detectable for _, one in found if one.outcome == "inconclusive" and one.detectable is not None]
+    if not drops:
+        return ""
+    return (
+        f"unclear: these contexts show a drop only from {points(min(drops), False)} points on; "
+        f"{option('n')} takes more (of fp16 too: {option('record')}=changed), "
+        f"{option('strict')} makes unclear a failure"
+    )
