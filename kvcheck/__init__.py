@@ -1,7 +1,7 @@
 """kvcheck tells whether a KV cache method still works. `pytest --kv-method=snapkv` is the way in.
 
-An own method, task or plugin imports its names from here and nowhere deeper. Each is imported when it is asked for:
-pytest loads the plugin in every session on the machine, and must not pay for torch there.
+An own method, task, backend or plugin imports its names from here and nowhere deeper. Each is imported when it is asked
+for: pytest loads the plugin in every session on the machine, and must not pay for torch there.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from kvcheck.cache.method_runner import MethodRunner
     from kvcheck.cache.shape import ModelShape, Prefilled
     from kvcheck.conformance.base import property_test
-    from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+    from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
     from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
     from kvcheck.core.settings import Settings
     from kvcheck.core.spec import Spec
     from kvcheck.judging.budget import Budget, judge
+    from kvcheck.runner.seam import Answer
     from kvcheck.store.run_file import read_run
     from kvcheck.tasks.base import Sample, Task, Turn
 
 _PUBLIC = {
+    "Answer": "runner.seam",
     "Budget": "judging.budget",
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
@@ -34,6 +36,7 @@ _PUBLIC = {
     "KvcheckError": "core.errors",
     "Lossless": "cache.method",
     "Method": "cache.method",
+    "MethodFailed": "core.errors",
     "MethodInfo": "cache.method",
     "MethodRunner": "cache.method_runner",
     "MethodUnsupported": "core.errors",
@@ -55,6 +58,7 @@ _PUBLIC = {
 """The public names, with the modules that they are in."""
 
 __all__ = [
+    "Answer",
     "Budget",
     "CacheLayer",
     "CaseId",
@@ -63,6 +67,7 @@ __all__ = [
     "KvcheckError",
     "Lossless",
     "Method",
+    "MethodFailed",
     "MethodInfo",
     "MethodRunner",
     "MethodUnsupported",

@@ -92,9 +92,9 @@ class KVCache(CacheView, Cache):
 
     def select(self, rows: Rows) -> Self:
         """A new cache with copies of these rows of the batch: [0, 0, 0] forks the first one three times."""
-        twin = copy.copy(self)
-        twin.layers = [layer.select(rows) for layer in self.layers]
-        return twin
+        clone = copy.copy(self)
+        clone.layers = [layer.select(rows) for layer in self.layers]
+        return clone
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beam search: replace the rows in place."""

@@ -310,10 +310,10 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """A new layer with copies of these rows of the batch, in this order; repeats allowed."""
         if self._held is not None or self._waiting:
             raise KvcheckError("a cache cannot be split or forked in the middle of its prompt or of a forward")
-        twin = copy.copy(self)
+        clone = copy.copy(self)
         for name, value in vars(self).items():
-            setattr(twin, name, value if isinstance(value, Shared) else _rows_of(value, rows))
-        return twin
+            setattr(clone, name, value if isinstance(value, Shared) else _rows_of(value, rows))
+        return clone
 
     def reset(self) -> None:
         """Forget everything."""

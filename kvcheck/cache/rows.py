@@ -71,10 +71,10 @@ class Row(CacheView):
         for value in (value for layer in self.cache.layers for value in vars(layer).values()):
             if isinstance(value, torch.Tensor) and hasattr(value, "__tensor_flatten__"):
                 memo[id(value)] = _wrapper(value)
-        twin = copy.copy(self)
+        clone = copy.copy(self)
         for name in ("cache", "press", "masks"):
-            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
-        return twin
+            setattr(clone, name, copy.deepcopy(getattr(self, name), memo))
+        return clone
 
 
 def _slots(layer: CacheLayerMixin) -> int:

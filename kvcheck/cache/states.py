@@ -108,11 +108,11 @@ class MixedCache(KVCache):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> MixedCache:
         """A copy of the only sequence; states know no rows."""
-        twin, ours = copy.copy(self), self.acting | self.sliding
-        twin.layers = [
+        clone, ours = copy.copy(self), self.acting | self.sliding
+        clone.layers = [
             layer.select(rows) if index in ours else copy.deepcopy(layer) for index, layer in enumerate(self.layers)
         ]
-        return twin
+        return clone
 
 
 class Carried(CacheView):
@@ -151,10 +151,10 @@ class Carried(CacheView):
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Carried:
         """A copy; there is one row only."""
-        twin = copy.copy(self)
-        twin.cache = copy.deepcopy(self.cache) if view(self.cache).native is None else self.cache.select(rows)
-        twin.modules = [None if part is None else part.clone() for part in self.modules]
-        return twin
+        clone = copy.copy(self)
+        clone.cache = copy.deepcopy(self.cache) if view(self.cache).native is None else self.cache.select(rows)
+        clone.modules = [None if part is None else part.clone() for part in self.modules]
+        return clone
 
     @contextmanager
     def lent(self, model: PreTrainedModel, places: Sequence[Place]) -> Iterator[None]:
@@ -237,6 +237,6 @@ def serve(method: Method, loaded: LoadedModel) -> None:
 
 def _by_itself(method: Method) -> Method:
     """The method, with a prefill of its own: a state cannot be cut where the context ends, as keys and values can."""
-    twin = copy.copy(method)
-    object.__setattr__(twin, "info", replace(method.info, shares_prefill=False))
-    return twin
+    clone = copy.copy(method)
+    object.__setattr__(clone, "info", replace(method.info, shares_prefill=False))
+    return clone

@@ -1,4 +1,7 @@
-"""The command line `kvcheck`: `commands.py` declares all of them, the other modules do the longer ones."""
+"""The command line `kvcheck`.
+
+Read `commands.py` first: it declares all commands, the other modules do the longer ones.
+"""
 
 from kvcheck.cli.commands import main
 

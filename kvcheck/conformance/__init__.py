@@ -1,4 +1,7 @@
-"""Properties that every cache method must hold, tried on small models with drawn lengths, batches, chunks and turns."""
+"""Properties that every cache method must hold, tried on small models with drawn lengths, batches, chunks and turns.
+
+Read `base.py` first (what a property test is), then `properties/` and `runner.py` (drawing, trials, the result).
+"""
 
 NAMES = (
     "everything_held_is_the_full_cache",

@@ -43,10 +43,10 @@ class Subject:
         self.spec, self.draw = spec, draw
         self.loaded = small(draw.architecture, model_seed)
         self.shape = ModelShape.of(self.loaded.model.config)
-        self.runner = self.hosted()
+        self.runner = self.new_runner()
         self.method = self.runner.method
 
-    def hosted(self, spec: str | None = None) -> MethodRunner:
+    def new_runner(self, spec: str | None = None) -> MethodRunner:
         """A fresh method on the model. Raises NotServed where the method refuses the model."""
         try:
             method = make(spec or self.spec)

@@ -1,4 +1,7 @@
-"""The methods under test: one module each, found by name, imported on demand. No torch here."""
+"""The methods under test: one module each, found by name, imported on demand. No torch here.
+
+Read `snapkv.py` first. What several methods share is in kvcheck/cache; `adapters/` makes methods of what others wrote.
+"""
 
 from __future__ import annotations
 

@@ -264,10 +264,10 @@ class MixCache(KVCache):
         """Copies of these rows, that read the copies."""
         for layer in self.layers:
             layer.__dict__.pop("producer", None)
-        twin = cast(MixCache, super().select(rows))
+        clone = cast(MixCache, super().select(rows))
         self.link()
-        twin.link()
-        return twin
+        clone.link()
+        return clone
 
 
 class MixRunner(MethodRunner):

@@ -4,8 +4,9 @@ pytest loads this module in every session on the machine, so it imports pytest, 
 options, no more. Nothing else of kvcheck is imported until an option, a `[tool.kvcheck]` table or the `kv_case` fixture
 asks for it.
 
-Who knows whom, from the bottom: options, state, cases, items; resume, refusals, parse; opening, where a session begins;
-params, what a test is given; item, what the fixtures share, and case, latency, conformance, findings, zoo; collector.
+Read `case.py` first (one test), then `collector.py` (the whole run). Who knows whom, from the bottom: options, state,
+cases, items; resume, refusals, parse; opening, where a session begins; params, what a test is given; item, what the
+fixtures share, and case, latency, conformance, findings, zoo; collector.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def pytest_kvcheck_judge(
 
         def pytest_kvcheck_judge(record, fp16, own, budget, alpha, against):
             if record.case.task == "kv":
-                return (*kvcheck.judging.budget.judge(record, fp16, own, budget, alpha, against), my_verdict(record))
+                return (*kvcheck.judge(record, fp16, own, budget, alpha, against), my_verdict(record))
     """
 
 

@@ -1,8 +1,8 @@
 """Do the statistics keep what they promise? Simulated runs on recorded per-context scores. No torch, no model.
 
-recorded.py reads the baselines; noise.py and resample.py make the records of a simulated run; judging.py judges them as
-a run does, runs.py whole runs of them; needed.py counts the contexts that a drop needs; coverage.py looks at the
-intervals; sections.py, tables.py and report.py say what was found.
+Read `runs.py` first. recorded.py reads the baselines; noise.py and resample.py make the records of a simulated run;
+judging.py judges them as a run does, runs.py whole runs of them; needed.py counts the contexts that a drop needs;
+coverage.py looks at the intervals; sections.py, tables.py and report.py say what was found.
 """
 
 from kvcheck.power.noise import ANOTHER_MACHINE, IDENTICAL, ONE_WAY, Noise

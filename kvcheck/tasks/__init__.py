@@ -1,4 +1,8 @@
-"""The tasks: seeded, versioned sources of samples with a metric. No torch here."""
+"""The tasks: seeded, versioned sources of samples with a metric. No torch here.
+
+Read `base.py` first (what a task is), then `filling.py` (how generated ones are declared) and `string_retrieval.py`.
+Public benchmarks are in `benchmarks/` and `ruler/`, how answers are graded is in `metrics/`.
+"""
 
 from __future__ import annotations
 

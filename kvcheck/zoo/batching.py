@@ -126,8 +126,8 @@ class _ByOffset(PadLayer):
         column = int(self.offsets.max()) if len(self.offsets) else self.columns
         over = min(self.columns - column, keys.shape[2])
         if over > 0 and self.k is not None and self.v is not None:
-            for room, block in ((self.k, keys), (self.v, values)):
-                room.used[:, :, column : column + over] = block[:, :, :over]
+            for buffer, block in ((self.k, keys), (self.v, values)):
+                buffer.used[:, :, column : column + over] = block[:, :, :over]
             self.offsets = self.offsets + over
             keys, values = keys[:, :, over:], values[:, :, over:]
         if keys.shape[2]:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from kvcheck import Answer, MethodFailed
 from kvcheck.core import paths
-from kvcheck.core.errors import MethodFailed
-from kvcheck.runner.seam import Answer
 
 HERE = Path(__file__).parent
 

@@ -242,11 +242,11 @@ class HalfLayer(CacheLayer):
         return self.attention(query, keys, values, rows)
 
     def select(self, rows: Any) -> CacheLayer:
-        twin = super().select(rows)
-        if twin.key is not None:
-            twin.key = object()
-            ELSEWHERE[twin.key] = [each[torch.as_tensor(rows)] for each in ELSEWHERE[self.key]]
-        return twin
+        clone = super().select(rows)
+        if clone.key is not None:
+            clone.key = object()
+            ELSEWHERE[clone.key] = [each[torch.as_tensor(rows)] for each in ELSEWHERE[self.key]]
+        return clone
 
 
 class SharedHalfLayer(HalfLayer):

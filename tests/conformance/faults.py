@@ -307,8 +307,8 @@ class FadingLayer(KIVILayer):
 
 class LosesFoldedLayer(KIVILayer):
     def step(self, query):
-        for room, count in zip((self.k, self.v), self.due(self.k.length, self.v.length), strict=True):
-            room.used[:, :, :count] = 0
+        for buffer, count in zip((self.k, self.v), self.due(self.k.length, self.v.length), strict=True):
+            buffer.used[:, :, :count] = 0
         super().step(query)
 
 

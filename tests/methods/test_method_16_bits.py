@@ -18,7 +18,7 @@ from kvcheck.models import LoadedModel, load
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=32, rope=tuple(10_000 ** (-at / 16) for at in range(16)))
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-HOSTED = {"cacheblend", "cake", "duo_attention", "llmlingua2", "look_m", "mixattention"}
+OWN_RUNNER = {"cacheblend", "cake", "duo_attention", "llmlingua2", "look_m", "mixattention"}
 MORE = ("kivi:bits=4", "fp8:scale=token", "snapkv+kivi:bits=4", "look_m:text_prior=false", "quest:dense_layers=0")
 CHANGED = {
     "flexgen": "flexgen:group=32",
@@ -26,7 +26,7 @@ CHANGED = {
     "kvmerger": "kvmerger:threshold=0.2",
     "retrieval_attention": "retrieval_attention:window=32,top_k=16",
 }
-LAYERS = (*(CHANGED.get(name, name) for name in METHODS.names() if name not in HOSTED), *MORE)
+LAYERS = (*(CHANGED.get(name, name) for name in METHODS.names() if name not in OWN_RUNNER), *MORE)
 MODELS = (*(name for name in METHODS.names() if name != "look_m"), *MORE)
 NEAR = {"bfloat16": 0.08, "float16": 0.025}
 """Mean distance of the distributions over the next token: 0.015 and 0.002 of the full cache, more of what chooses."""

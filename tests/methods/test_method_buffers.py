@@ -12,7 +12,7 @@ from kvcheck.cache.growable import GrowableBuffer
 
 
 def step(rng: random.Random, buffer: GrowableBuffer, held: torch.Tensor) -> torch.Tensor:
-    """Do one thing to a room -> what it should hold then."""
+    """Do one thing to a buffer -> what it should hold then."""
     batch, heads, length, dim = held.shape
     what = rng.choice(["append", "append", "slide", "keep", "drop", "select"])
     if what == "append":

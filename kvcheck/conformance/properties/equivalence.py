@@ -18,7 +18,7 @@ def own_prefill(info: MethodInfo) -> str:
 @property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.hosted(str(subject.method.lossless()))
+    whole = subject.new_runner(str(subject.method.lossless()))
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 

@@ -42,7 +42,7 @@ def keys_and_values_of_zero_give_finite_numbers(subject: Subject) -> None:
     for name, weight in subject.loaded.model.named_parameters():
         if ".0." in name and ("k_proj" in name or "v_proj" in name):
             weight.data.zero_()
-    subject.runner = subject.hosted()
+    subject.runner = subject.new_runner()
     finite(subject.life(*subject.texts()), "keys and values of zero")
     if not other_prompt(subject.method.info):
         of_length(subject.prefill(subject.texts()[0])[0], subject.draw.prompt, "a prompt whose keys are zero")

@@ -20,7 +20,7 @@ from kvcheck.core.errors import MethodUnsupported
 def a_sample_does_not_depend_on_those_before_it(subject: Subject) -> None:
     """After longer, shorter and equal prompts, a sample is answered as by a fresh method."""
     texts = subject.texts()
-    fresh = subject.life(*texts, runner=subject.hosted())
+    fresh = subject.life(*texts, runner=subject.new_runner())
     most = 400 if subject.draw.prompt <= LONGEST else LONGER
     for length in (3 * subject.draw.prompt, max(1, subject.draw.prompt // 3), subject.draw.prompt):
         subject.life(subject.tokens(min(length, most), salt=50), *subject.texts(60)[1:])

@@ -17,7 +17,7 @@ def the_order_of_kv_heads_does_not_matter(subject: Subject) -> None:
     texts = subject.texts()
     wanted = subject.life(*texts)
     permute_heads(subject)
-    subject.runner = subject.hosted()
+    subject.runner = subject.new_runner()
     equal(subject.life(*texts), wanted, "kv heads in another order")
 
 
