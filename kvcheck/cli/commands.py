@@ -42,11 +42,6 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--fail-on-regression", action="store_true", help="exit with 1 where B is worse for sure")
     compare.set_defaults(run=_compare)
 
-    allow = commands.add_parser("allowances", help="propose what the methods of a run may lose, as TOML")
-    allow.add_argument("run_file", type=Path, metavar="RUN.json", help="a run with fp16 and the methods")
-    allow.add_argument("--out", metavar="FILE", help="write them there whole or not at all (default: print them)")
-    allow.set_defaults(run=_allowances)
-
     commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
 
     report = commands.add_parser("report", help="print the summary of a run file")
@@ -135,29 +130,6 @@ def _compare(given: argparse.Namespace) -> int:
     if given.fail_on_regression and (found or not rows):
         complain(f"{len(found)} rows are worse, missing or not comparable")
         return REGRESSION
-    return OK
-
-
-def _allowances(given: argparse.Namespace) -> int:
-    from kvcheck.core.files import write_atomically
-    from kvcheck.judging.allowances import propose, shipped
-    from kvcheck.methods import METHODS
-    from kvcheck.report import catalogue
-    from kvcheck.store.run_file import read_run
-
-    run = read_run(given.run_file)
-    reviewed = shipped()
-    origins = METHODS.origins()
-    reasons = {}
-    for method in {record.method for record in run.cases}:
-        names = [part.partition(":")[0] for part in method.split("+")]
-        said = [catalogue.describe(name, origins[name]).summary for name in names if name in origins]
-        reasons[method] = reviewed.reason(method) or "; then ".join(filter(None, said))
-    lines = list(propose(run, reasons))
-    if given.out:
-        write_atomically(given.out, "\n".join(lines))
-    else:
-        show(lines)
     return OK
 
 

@@ -15,6 +15,7 @@ _NAMES = {
     "tpot": "time per output token as a ratio to fp16",
     "nll": "increase of the reference answers' nll (nats per token)",
     "agree": "share of answer tokens where method and fp16 agree",
+    "drift": "rise of the reference answers' nll against its own record (nats per token)",
     "kl": "KL divergence from fp16 on the answer tokens (nats)",
 }
 

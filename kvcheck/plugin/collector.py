@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
-from kvcheck.core.record import CaseRecord, Run, RunHeader
+from kvcheck.core.record import CaseRecord, Run, RunHeader, Verdict
 from kvcheck.plugin import gate, guardian, opening, options, reconcile, referee, resume, state
 from kvcheck.plugin.reconcile import Result
+from kvcheck.report import explain
 from kvcheck.report.text import plural
 from kvcheck.store import journal
 from kvcheck.store.baselines import ModelId, stored_fp16
@@ -46,6 +48,7 @@ class Collector:
             self.model = {"fingerprint": before.model, "name": before.model_name}
         self.found = Kept()
         self.failures: dict[str, str] = {}
+        self.pooled: dict[str, tuple[Verdict, ...]] = {}
         self.results: dict[str, Result] = {}
         self.written = Kept()
         self.notes: list[str] = []
@@ -137,12 +140,33 @@ class Collector:
         if never:
             whose = ", ".join(sorted({item.method or item.case for item in never}))
             self.notes.append(f"{plural(len(never), 'selected item')} of {whose} did not run: the session was stopped")
+        self._pool()
         wrong = self._again() | wrong
         for name, text in wrong.items():
             self.failures.setdefault(name, text)
         for item in self.written.items.values():
             if item.name in wrong and self.results.get(item.nodeid, Result()).outcome != "failed":
                 self._fail(item.nodeid, wrong[item.name])
+
+    def _pool(self) -> None:
+        """Judge what the cases of each method show together. A failure is one of pytest, too: `kvcheck::run[snapkv]`."""
+        model = ModelId.of(self.model["name"], self.model["fingerprint"])
+        records = {(str(one.case), one.method): one for one in self.run().cases}
+        judge = partial(self.config.hook.pytest_kvcheck_judge, config=self.config)
+        mine = gate.Gate(self.settings, self.config.rootpath, model, records, judge)
+        for method in dict.fromkeys(name for _, name in records):
+            try:
+                found = mine.pooled(one for one in records.values() if one.method == method)
+            except KvcheckError as error:  # each case says it of itself
+                self.notes.append(f"{method} was not judged as a whole: {error.message}")
+                continue
+            for scope, verdicts in found.items():
+                self.pooled[f"{scope}|{method}"] = verdicts
+                bad = [one for one in verdicts if explain.fails(one, self.settings.strict)]
+                if bad:
+                    text = "\n".join(explain.pooled(scope, method, bad))
+                    self.failures[f"{scope}|{method}"] = text
+                    self._fail(f"kvcheck::{scope}[{method}]", text)
 
     def _fail(self, nodeid: str, text: str) -> None:
         """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""
@@ -219,7 +243,8 @@ class Collector:
         run = kept.run(self._header, known)
         properties = sorted(run.properties, key=lambda one: (known.index(one.method), order.index(one.name)))
         failures = sorted({**self.failures, **run.failures}.items())
-        return replace(run, properties=tuple(properties), failures=dict(failures))
+        verdicts = {**self.pooled, **run.verdicts}
+        return replace(run, properties=tuple(properties), failures=dict(failures), verdicts=verdicts)
 
     def _resumed(self) -> list[str]:
         kept = self.state.kept

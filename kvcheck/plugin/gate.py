@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core import paths
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
-from kvcheck.judging.allowances import accept_as_reviewed, shipped
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -63,13 +62,14 @@ class Gate:
         self._judge = judge
         self._root = root
         self.store = open_store(settings.baselines, root)
-        self.allowances = shipped(model.name)
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
 
-    def budget(self, method: str, capability: str) -> Budget:
-        """The reviewed allowance of the method, or the default; a limit given by the user goes before both."""
-        base = self.allowances.get(method, capability) or Budget()
-        return replace(base, **self.settings.budget)
+    def budget(self, own: CaseRecord | None) -> Budget:
+        """What a method may cost. A method with a record of its own is held to that; the drop against fp16 is asked
+        where it has none, or where the user set a limit.
+        """
+        recorded = own is not None and self.settings.against == "both"
+        return Budget(**{"drop": None if recorded else Budget().drop, **self.settings.budget})
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
@@ -94,7 +94,7 @@ class Gate:
         """
         fp16, own = self.references(case, method)
         if method != "fp16" and not self._first(own):
-            expect_records(case, fp16, own, Budget(**self.settings.budget), self.settings.against)
+            expect_records(case, fp16, own, self.budget(own), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
@@ -104,30 +104,34 @@ class Gate:
             record=record,
             fp16=fp16,
             own=record if first else own,
-            budget=self.budget(record.method, record.capability),
+            budget=self.budget(own),
             alpha=self.alpha,
             against=self.settings.against,
         )
         if first:
             verdicts = tuple(replace(one, reason=FIRST) if one.question == "regression" else one for one in verdicts)
-        if self._reviewed(record):
-            verdicts = accept_as_reviewed(tuple(verdicts))
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
             record = replace(record, not_measured=tuple(told))
         return Judged(record, fp16, own, tuple(verdicts), self._where(record, fp16, own))
 
+    def pooled(self, records: Iterable[CaseRecord]) -> dict[str, tuple[Verdict, ...]]:
+        """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
+        return judge_pooled(
+            [self._compared(one) for one in records if one.samples],
+            self.settings.budget.get("drop", Budget().drop),
+            self.settings.alpha,
+        )
+
+    def _compared(self, record: CaseRecord) -> Compared:
+        fp16, own = self.references(record.case, record.method)
+        asked = self.budget(own).drop is not None
+        return Compared(record, fp16 if asked else None, record if self._first(own) else own)
+
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
         return own is None and self.settings.against == "self" and bool(self.settings.record)
-
-    def _reviewed(self, record: CaseRecord) -> bool:
-        """Whether the drop is judged by a shipped allowance, and its own record is the shipped one."""
-        if "drop" in self.settings.budget or not self.allowances.get(record.method, record.capability):
-            return False
-        source = self.store.source(self.model, record.method, record.case)
-        return bool(source) and Path(source).resolve().is_relative_to(paths.bundle("baselines"))
 
     def _where(self, record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None) -> str:
         """The files that the record was compared with."""
@@ -155,8 +159,7 @@ class Gate:
         accuracy = f"accuracy {record.accuracy:.2f}"
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
-        budget = self.budget(record.method, record.capability)
-        stop = sequential(record, fp16, own, budget, self.alpha, self.settings.against)
+        stop = sequential(record, fp16, own, self.budget(own), self.alpha, self.settings.against)
         return f"{accuracy}, {'clear' if stop else 'not clear yet'}", stop
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.record import ZooRecord
-from kvcheck.judging.allowances import shipped
 from kvcheck.plugin import gate
 from kvcheck.plugin.item import KvItem
 from kvcheck.plugin.timelimit import time_limit
@@ -70,7 +69,5 @@ class KvCandidate(KvItem):
 
         stash, session = self._config.stash, self._engine
         if EVALUATION not in stash:
-            stash[EVALUATION] = Evaluation(
-                session, self.settings, gate.store(self._config), shipped(session.model_name)
-            )
+            stash[EVALUATION] = Evaluation(session, self.settings, gate.store(self._config))
         return stash[EVALUATION]

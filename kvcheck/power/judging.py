@@ -37,8 +37,7 @@ Judge = Callable[[Trial], tuple[Verdict, ...]]
 def as_a_run_does(trial: Trial) -> tuple[Verdict, ...]:
     """The verdicts on a case that stops where a run would stop it.
 
-    Left out: the look after the last block, which cannot stop anything any more, and `accept_as_reviewed`, which turns
-    inconclusive into pass and so no verdict into or out of a failure.
+    Left out: the look after the last block, which cannot stop anything any more.
     """
     record = trial.record
     for seen in range(BLOCK, len(record.samples), BLOCK):

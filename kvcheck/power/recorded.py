@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
 from kvcheck.core.front import command
 from kvcheck.core.record import CaseId, CaseRecord, TurnRecord
-from kvcheck.judging.allowances import Allowances, shipped
-from kvcheck.judging.budget import Budget, case_alpha
+from kvcheck.judging.budget import case_alpha
 from kvcheck.store.baselines import ModelId, Store, open_store
 from kvcheck.tasks import profiles
 
@@ -26,15 +25,10 @@ class Recorded:
     cases: tuple[CaseId, ...]
     methods: tuple[str, ...]
     records: dict[tuple[str, str], CaseRecord]
-    allowances: Allowances = field(default_factory=lambda: Allowances({}))
 
     def alpha(self, level: float = 0.05) -> float:
         """The error rate of one case in a run of a method over all cases, as the gate sets it."""
         return case_alpha(level, len(self.cases))
-
-    def budget(self, method: str, capability: str) -> Budget:
-        """The reviewed allowance, or the default: what the gate takes when the user gives no limit."""
-        return self.allowances.get(method, capability) or Budget()
 
     def pair(self, method: str, case: CaseId) -> tuple[CaseRecord, CaseRecord]:
         """(own, fp16): the stored records of a case."""
@@ -76,7 +70,7 @@ def load(uri: str | None = None, model: str = MODEL, profile: str = "default") -
             records.update({(method, key): one for key, one in known.items()})
     if "fp16" not in methods:
         raise MissingBaseline(f"fp16 has no record of every case of the {profile} profile on {model}", RECORD)
-    return Recorded(found, cases, tuple(methods), records, shipped(model))
+    return Recorded(found, cases, tuple(methods), records)
 
 
 def _model(store: Store, name: str) -> ModelId:

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import CaseId, context_score
+from kvcheck.judging.budget import Budget
 from kvcheck.power.judging import Judge, Trial, as_a_run_does, failures, remembering
 from kvcheck.power.noise import Loss, Noise
 from kvcheck.power.recorded import Recorded
@@ -88,7 +89,7 @@ def _trial(
     record = record if loss is None else loss.apply(record, rng)
     if method == "fp16":
         fp16 = own  # the stored fp16 record is both
-    return Trial(record, fp16, own, recorded.budget(method, own.capability), recorded.alpha(setup.level))
+    return Trial(record, fp16, own, Budget(drop=None), recorded.alpha(setup.level))
 
 
 def _loss(recorded: Recorded, setup: Setup, method: str) -> Loss | None:

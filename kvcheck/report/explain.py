@@ -36,6 +36,16 @@ def failure(
     yield from example(record, fp16)
 
 
+def pooled(scope: str, method: str, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The message of a scope that failed: what all of its contexts show together."""
+    yield f"{method}, {scope}: {headline(verdicts[0])}"
+    for verdict in verdicts:
+        yield f"  {headline(verdict)}"
+        same = verdict.n - verdict.lost - verdict.won
+        yield f"  {verdict.n} contexts: {verdict.lost} lost, {verdict.won} won, {same} unchanged"
+        yield f"  why: {verdict.reason}"
+
+
 def example(record: CaseRecord, fp16: CaseRecord | None) -> Iterator[str]:
     """The first turn that fp16 got right and the method got wrong."""
     known = {sample.index: sample for sample in fp16.samples} if fp16 is not None else {}

@@ -97,6 +97,7 @@ def outcomes(run: Run, records: Iterable[CaseRecord]) -> dict[str, int]:
 def errors(run: Run) -> dict[str, str]:
     """The failures that no verdict explains: the method broke, or there was nothing to compare with."""
     explained = {key(record) for record in run.cases if outcome(run, record) in ("fail", "inconclusive")}
+    explained |= run.verdicts.keys() - {key(record) for record in run.cases}  # of several cases together
     return {name: text for name, text in sorted(run.failures.items()) if name not in explained}
 
 

@@ -19,7 +19,6 @@ from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.front import words
 from kvcheck.core.record import FAILS, CaseId, CaseRecord, ZooRecord
 from kvcheck.core.settings import Settings
-from kvcheck.judging.allowances import Allowances
 from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
 from kvcheck.methods import make
 from kvcheck.store.baselines import ModelId, Store
@@ -52,8 +51,8 @@ class Evaluation:
     Raises KvcheckError for an engine that holds no model in this process.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, store: Store, allowances: Allowances) -> None:
-        self.engine, self.settings, self.store, self.allowances = engine, settings, store, allowances
+    def __init__(self, engine: Engine, settings: Settings, store: Store) -> None:
+        self.engine, self.settings, self.store = engine, settings, store
         self.session = in_process(engine)
         self.model = ModelId.of(engine.model_name, engine.fingerprint)
         self.records: dict[tuple[str, str], CaseRecord] = {}
@@ -121,8 +120,7 @@ class Evaluation:
     def case(self, candidate: Candidate, case: CaseId) -> tuple[str, int]:
         """Why a case fails, "" where it does not, and the contexts that were measured."""
         fp16, own = self.reference(case, "fp16"), self.reference(case, candidate.counterpart)
-        # without a reviewed allowance, what the correct method loses is no fault
-        budget = self.allowances.get(candidate.counterpart, own.capability) or Budget(drop=None)
+        budget = Budget(drop=None)  # what the correct method loses against fp16 is no fault
 
         def clear(so_far: CaseRecord) -> bool:
             return sequential(replace(so_far, method=candidate.counterpart), fp16, own, budget, self.alpha)
