@@ -149,7 +149,7 @@ class Collector:
                 self._fail(item.nodeid, wrong[item.name])
 
     def _pool(self) -> None:
-        """Judge what the cases of each method show together. A failure is one of pytest, too: `kvcheck::run[snapkv]`."""
+        """Judge what the cases of each method show together. What fails is a failure of pytest, too."""
         model = ModelId.of(self.model["name"], self.model["fingerprint"])
         records = {(str(one.case), one.method): one for one in self.run().cases}
         judge = partial(self.config.hook.pytest_kvcheck_judge, config=self.config)
