@@ -77,11 +77,15 @@ def tensor(found: object, what: str, shape: tuple[int, ...] | None = None) -> Te
 
 
 def pair(found: object, what: str) -> tuple[Tensor, Tensor]:
-    """Keys and values that a method's own code returned. Raises TypeError for anything else."""
+    """Keys and values (b, G, slots, d) that a method's own code returned. Raises TypeError for anything else."""
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         count = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
         raise TypeError(f"{what} returned {type(found).__name__}{count}, not keys and values")
-    return tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
+    keys, values = tensor(found[0], f"{what} (keys)"), tensor(found[1], f"{what} (values)")
+    if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+        shapes = f"keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}"
+        raise TypeError(f"{what} returned {shapes}: both are (rows, kv heads, slots, head_dim), with equal slots")
+    return keys, values
 
 
 def grouped(method: str, group: int, head_dim: int) -> None:

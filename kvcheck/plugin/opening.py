@@ -127,10 +127,13 @@ def _loading(settings: Settings) -> str:
 
 def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
     """What must be known to judge the run years later."""
-    settings = activate(config).settings
-    machine = env.machine(settings.device)
+    mine = activate(config)
+    settings, machine = mine.settings, env.machine(mine.settings.device)
     for found in reversed(config.hook.pytest_kvcheck_machine_info(config=config, machine=machine)):
         machine.update({str(key): str(value) for key, value in (found or {}).items()})
+    before = mine.kept.header.machine if mine.kept is not None and mine.kept.header is not None else {}
+    if machine.items() <= before.items():  # where all was taken from before, torch was not asked for its threads
+        machine = dict(before)
     commit, dirty = env.git_state(config.rootpath)
     return RunHeader(
         kvcheck=__version__,

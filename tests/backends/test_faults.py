@@ -73,6 +73,12 @@ class ReadingTexts(CacheLayer):
         return "keys", "values"
 
 
+class ReadingFewerKeys(CacheLayer):
+    def read(self, rows: slice, dtype: torch.dtype) -> Any:
+        keys, values = super().read(rows, dtype)
+        return keys[:, :, 1:], values
+
+
 class AnsweringNothing(CacheLayer):
     def answer(self, *args: Any) -> Any:
         super().answer(*args)
@@ -104,6 +110,7 @@ class Poisoned(CacheLayer):
         (Emptying, "the cache is empty", None),
         (Unforkable, "NotImplementedError: no batches", NotImplementedError),
         (ReadingTexts, r"read \(keys\) returned str, not a tensor", TypeError),
+        (ReadingFewerKeys, r"read returned keys of shape .* and values of shape .*, with equal slots", TypeError),
         (AnsweringNothing, "answer returned NoneType, not a tensor", TypeError),
         (AttendingNothing, "attend returned NoneType, not a tensor", TypeError),
         (AttendingShort, "attend returned a tensor of shape .*, not ", TypeError),

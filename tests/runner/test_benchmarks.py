@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,15 +105,9 @@ def test_the_context_that_is_read_alone_is_cut_by_itself(session: Session, runne
     assert lengths["multi_turn"] < lengths["multi_request"] <= 300
 
 
-def test_no_place_to_read_from_is_said_with_the_option(make: Callable[..., Session]) -> None:
+def test_no_place_to_read_from_is_said_with_the_option(talker: LoadedModel) -> None:
     from kvcheck.core.errors import SpecError
 
     with pytest.raises(SpecError, match="no place is given") as error:
-        make().run_case(CaseId("longbench/qasper", 1, "single", 300, 0, 1), "fp16")
+        runner_of(talker).run_case(CaseId("longbench/qasper", 1, "single", 300, 0, 1), "fp16")
     assert "--kv-data=hub" in str(error.value)
-
-
-@pytest.fixture
-def make(talker: LoadedModel) -> Callable[..., Session]:
-    """Sessions with other settings."""
-    return lambda **given: Session.of(talker, Settings(**given))
