@@ -1,0 +1,133 @@
+"""Verdicts over many cases: what no case can show alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from building import fp16, record
+
+from kvcheck.core.record import CaseRecord, Verdict
+from kvcheck.judging.pooled import QUESTIONS, RUN, SCOPES, Compared, contexts_needed, judge_pooled
+
+TASKS = ("kv", "needle", "summary", "qa")
+CASES = 10
+"""Per task; each with 8 contexts, the length of each is its own."""
+
+
+def case(like: CaseRecord, task: str, length: int) -> CaseRecord:
+    capability = {"kv": "string_retrieval", "needle": "needle"}.get(task, "global_information")
+    return replace(like, case=replace(like.case, task=task, length=length), capability=capability)
+
+
+def run(lost: Sequence[int], tasks: Sequence[str] = TASKS, **own: object) -> list[Compared]:
+    """The cases of a run; `lost` contexts of 8 are lost in them, in turn. own: nll of a record of its own, and now."""
+    found = []
+    places = [(task, 512 + at) for task in tasks for at in range(CASES)]
+    for at, (task, length) in enumerate(places):
+        gone = lost[at % len(lost)]
+        now = record([0.0] * gone + [1.0] * (8 - gone), task=task, nll=own.get("now"))
+        then = record([1.0] * 8, task=task, nll=own.get("then"))
+        full = None if own else case(fp16(8, task=task), task, length)
+        found.append(Compared(case(now, task, length), full, case(then, task, length) if own else None))
+    return found
+
+
+def of(found: dict[str, tuple[Verdict, ...]], scope: str, question: str) -> Verdict:
+    (verdict,) = (one for one in found[scope] if one.question == question)
+    return verdict
+
+
+def test_a_little_lost_everywhere_fails_the_run_by_its_numbers() -> None:
+    verdict = of(judge_pooled(run([1]), 2.0, 0.05), RUN, "budget")
+    assert (verdict.outcome, verdict.n, verdict.lost) == ("fail", 320, 40)
+    assert verdict.value == pytest.approx(12.5)
+    assert 2 < verdict.low < 12.5 < verdict.high
+
+
+def test_identical_answers_pass_in_every_scope() -> None:
+    found = judge_pooled(run([0]), 2.0, 0.05)
+    assert {one.outcome for verdicts in found.values() for one in verdicts} == {"pass"}
+
+
+def test_scopes_are_the_run_its_capabilities_and_its_tasks() -> None:
+    assert list(judge_pooled(run([0]), 2.0, 0.05)) == [
+        *(RUN, "capability string_retrieval", "capability needle", "capability global_information"),
+        *("task summary", "task qa"),
+    ], "what would be a second name for the same cases is left out"
+
+
+def test_what_no_context_settles_is_inconclusive_and_says_how_many_would() -> None:
+    verdict = of(judge_pooled(run([1, 0, 0, 0, 0]), 2.0, 0.05), RUN, "budget")
+    assert verdict.outcome == "inconclusive"
+    assert verdict.low < 2 < verdict.high
+    assert "contexts would tell" in verdict.reason
+
+
+def test_nothing_passes_whose_interval_holds_the_limit() -> None:
+    for lost in ([1, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0], [0]):
+        for one in judge_pooled(run(lost), 2.0, 0.05)[RUN]:
+            assert one.outcome != "pass" or one.high <= one.limit or "identical" in one.reason
+
+
+def test_one_capability_that_loses_fails_by_its_name() -> None:
+    cases = [*run([2], ["needle"]), *run([0], ["kv", "summary", "qa"])]
+    found = judge_pooled(cases, 10.0, 0.05)
+    assert of(found, "capability needle", "budget").outcome == "fail"
+    assert of(found, RUN, "budget").outcome != "fail"
+
+
+def test_a_budget_that_is_not_asked_has_no_verdict() -> None:
+    assert judge_pooled(run([4]), None, 0.05) == {}
+
+
+def test_scores_below_the_own_record_are_a_regression() -> None:
+    found = judge_pooled(run([1, 0, 0, 0], now=0.1, then=0.1), None, 0.05)
+    assert of(found, RUN, "regression").outcome == "fail"
+    assert of(found, RUN, "drift").outcome == "pass"
+
+
+def test_reference_answers_that_become_less_likely_everywhere_are_drift() -> None:
+    found = judge_pooled(run([0], now=0.2, then=0.1), None, 0.05)
+    assert of(found, RUN, "drift").outcome == "fail"
+    assert of(found, RUN, "drift").value == pytest.approx(0.1)
+    assert of(found, RUN, "regression").outcome == "pass"
+
+
+def test_float_noise_is_no_drift() -> None:
+    found = judge_pooled(run([0], now=0.101, then=0.1), None, 0.05)
+    assert of(found, RUN, "drift").outcome == "pass"
+
+
+def test_what_other_hardware_flips_up_and_down_is_no_regression() -> None:
+    rng, accused = np.random.default_rng(3), 0
+    for _ in range(40):
+        cases = []
+        for one in run([0], now=0.1, then=0.1):
+            now, then = (list((rng.random(8) > 0.03).astype(float)) for _ in range(2))
+            assert one.own is not None
+            cases.append(
+                Compared(
+                    replace(record(now, nll=0.1), case=one.record.case, capability=one.record.capability),
+                    None,
+                    replace(record(then, nll=0.1), case=one.record.case, capability=one.record.capability),
+                )
+            )
+        verdicts = [one for found in judge_pooled(cases, None, 0.05).values() for one in found]
+        accused += any(one.outcome == "fail" for one in verdicts)
+    assert accused <= 1
+
+
+def test_the_shares_of_alpha_leave_something_to_the_cases() -> None:
+    assert sum(SCOPES.values()) == pytest.approx(1.0)
+    assert sum(QUESTIONS.values()) < 1.0
+
+
+def test_contexts_that_would_tell_grow_as_the_drop_nears_the_limit() -> None:
+    far, near = (contexts_needed(100, mean, (mean - 0.05, mean + 0.05), 0.02) for mean in (0.06, 0.03))
+    assert far is not None
+    assert near is not None
+    assert 100 <= far < near
+    assert contexts_needed(100, 0.02, (0.0, 0.05), 0.02) is None
