@@ -10,6 +10,7 @@ import pytest
 from building import fp16, record
 
 from kvcheck.core.record import CaseRecord, Verdict
+from kvcheck.judging.budget import Budget
 from kvcheck.judging.pooled import QUESTIONS, RUN, SCOPES, Compared, contexts_needed, judge_pooled
 
 TASKS = ("kv", "needle", "summary", "qa")
@@ -41,26 +42,26 @@ def of(found: dict[str, tuple[Verdict, ...]], scope: str, question: str) -> Verd
 
 
 def test_a_little_lost_everywhere_fails_the_run_by_its_numbers() -> None:
-    verdict = of(judge_pooled(run([1]), 2.0, 0.05), RUN, "budget")
+    verdict = of(judge_pooled(run([1]), Budget(drop=2.0), 0.05), RUN, "budget")
     assert (verdict.outcome, verdict.n, verdict.lost) == ("fail", 320, 40)
     assert verdict.value == pytest.approx(12.5)
     assert 2 < verdict.low < 12.5 < verdict.high
 
 
 def test_identical_answers_pass_in_every_scope() -> None:
-    found = judge_pooled(run([0]), 2.0, 0.05)
+    found = judge_pooled(run([0]), Budget(drop=2.0), 0.05)
     assert {one.outcome for verdicts in found.values() for one in verdicts} == {"pass"}
 
 
 def test_scopes_are_the_run_its_capabilities_and_its_tasks() -> None:
-    assert list(judge_pooled(run([0]), 2.0, 0.05)) == [
+    assert list(judge_pooled(run([0]), Budget(drop=2.0), 0.05)) == [
         *(RUN, "capability string_retrieval", "capability needle", "capability global_information"),
         *("task summary", "task qa"),
     ], "what would be a second name for the same cases is left out"
 
 
 def test_what_no_context_settles_is_inconclusive_and_says_how_many_would() -> None:
-    verdict = of(judge_pooled(run([1, 0, 0, 0, 0]), 2.0, 0.05), RUN, "budget")
+    verdict = of(judge_pooled(run([1, 0, 0, 0, 0]), Budget(drop=2.0), 0.05), RUN, "budget")
     assert verdict.outcome == "inconclusive"
     assert verdict.low < 2 < verdict.high
     assert "contexts would tell" in verdict.reason
@@ -68,36 +69,36 @@ def test_what_no_context_settles_is_inconclusive_and_says_how_many_would() -> No
 
 def test_nothing_passes_whose_interval_holds_the_limit() -> None:
     for lost in ([1, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0], [0]):
-        for one in judge_pooled(run(lost), 2.0, 0.05)[RUN]:
+        for one in judge_pooled(run(lost), Budget(drop=2.0), 0.05)[RUN]:
             assert one.outcome != "pass" or one.high <= one.limit or "identical" in one.reason
 
 
 def test_one_capability_that_loses_fails_by_its_name() -> None:
     cases = [*run([2], ["needle"]), *run([0], ["kv", "summary", "qa"])]
-    found = judge_pooled(cases, 10.0, 0.05)
+    found = judge_pooled(cases, Budget(drop=10.0), 0.05)
     assert of(found, "capability needle", "budget").outcome == "fail"
     assert of(found, RUN, "budget").outcome != "fail"
 
 
 def test_a_budget_that_is_not_asked_has_no_verdict() -> None:
-    assert judge_pooled(run([4]), None, 0.05) == {}
+    assert judge_pooled(run([4]), Budget(drop=None), 0.05) == {}
 
 
 def test_scores_below_the_own_record_are_a_regression() -> None:
-    found = judge_pooled(run([1, 0, 0, 0], now=0.1, then=0.1), None, 0.05)
+    found = judge_pooled(run([1, 0, 0, 0], now=0.1, then=0.1), Budget(drop=None), 0.05)
     assert of(found, RUN, "regression").outcome == "fail"
     assert of(found, RUN, "drift").outcome == "pass"
 
 
 def test_reference_answers_that_become_less_likely_everywhere_are_drift() -> None:
-    found = judge_pooled(run([0], now=0.2, then=0.1), None, 0.05)
+    found = judge_pooled(run([0], now=0.2, then=0.1), Budget(drop=None), 0.05)
     assert of(found, RUN, "drift").outcome == "fail"
     assert of(found, RUN, "drift").value == pytest.approx(0.1)
     assert of(found, RUN, "regression").outcome == "pass"
 
 
 def test_float_noise_is_no_drift() -> None:
-    found = judge_pooled(run([0], now=0.101, then=0.1), None, 0.05)
+    found = judge_pooled(run([0], now=0.101, then=0.1), Budget(drop=None), 0.05)
     assert of(found, RUN, "drift").outcome == "pass"
 
 
@@ -115,7 +116,7 @@ def test_what_other_hardware_flips_up_and_down_is_no_regression() -> None:
                     replace(record(then, nll=0.1), case=one.record.case, capability=one.record.capability),
                 )
             )
-        verdicts = [one for found in judge_pooled(cases, None, 0.05).values() for one in found]
+        verdicts = [one for found in judge_pooled(cases, Budget(drop=None), 0.05).values() for one in found]
         accused += any(one.outcome == "fail" for one in verdicts)
     assert accused <= 1
 
@@ -131,3 +132,18 @@ def test_contexts_that_would_tell_grow_as_the_drop_nears_the_limit() -> None:
     assert near is not None
     assert 100 <= far < near
     assert contexts_needed(100, 0.02, (0.0, 0.05), 0.02) is None
+
+
+@pytest.mark.parametrize(("limits", "outcome"), [({"nll": 0.05}, "fail"), ({"nll": 0.5}, "pass")])
+def test_a_limit_of_drift_is_asked_of_all_contexts_together(limits: dict[str, float], outcome: str) -> None:
+    cases = []
+    for one in run([0]):
+        assert one.fp16 is not None
+        now, then = (record([1.0] * 8, task=one.record.case.task, nll=nll) for nll in (0.2, 0.1))
+        now, then = (replace(each, case=one.record.case, capability=one.record.capability) for each in (now, then))
+        cases.append(Compared(now, then, None))
+    assert of(judge_pooled(cases, Budget(drop=None, **limits), 0.05), RUN, "nll").outcome == outcome
+
+
+def test_a_limit_of_what_was_measured_nowhere_has_no_verdict() -> None:
+    assert judge_pooled(run([0]), Budget(drop=None, kl=0.1), 0.05) == {}

@@ -9,14 +9,15 @@ chance that any of them accuses a harmless method below the share of alpha that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, Verdict
+from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
 from kvcheck.judging import stats
+from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
 from kvcheck.judging.questions import DriftRule, context_drift
 
@@ -72,20 +73,6 @@ class Pool:
     def strata(self) -> list[tuple[str, int, int]]:
         return [name[:3] for name in self.clusters]
 
-    def interval(self, alpha: float = LEVEL) -> tuple[float, float]:
-        """Of the mean drop, as a share: no more can be lost than the reference has, nor gained than it lacks."""
-        lowest, highest = self._room
-        return stats.stratified_interval(self.drops, self.clusters, self.strata, alpha, lowest=lowest, highest=highest)
-
-    def p_above(self, limit: float) -> float:
-        """One-sided p-value of "the mean drop is above `limit`", a share."""
-        return stats.stratified_p(self.drops, self.clusters, self.strata, limit, lowest=self._room[0])
-
-    @cached_property
-    def _room(self) -> tuple[float, float]:
-        mean = float(np.mean([score(then) for _, then in self.pairs]))
-        return mean - 1.0, mean
-
     def by_cluster(self, values: Sequence[float]) -> list[float]:
         """The sum of the values of each cluster."""
         sums: dict[object, float] = {}
@@ -95,26 +82,103 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What contexts lose against fp16, above 0 is worse, with the ends of its range.
+
+    limit: in the unit of the values; shown: from there to the unit of the verdict.
+    """
+
+    values: Sequence[float]
+    clusters: Sequence[Hashable]
+    strata: Sequence[Hashable]
+    lowest: float
+    highest: float
+    limit: float
+    shown: Callable[[float], float] = float
+
+    def interval(self, alpha: float = LEVEL) -> tuple[float, float]:
+        """Of the mean."""
+        return stats.stratified_interval(
+            self.values, self.clusters, self.strata, alpha, lowest=self.lowest, highest=self.highest
+        )
+
+    def p(self) -> float:
+        """One-sided p-value of "the mean is above the limit"."""
+        return stats.stratified_p(self.values, self.clusters, self.strata, self.limit, lowest=self.lowest)
+
+
+def _drops(pool: Pool, limit: float) -> Losses:
+    """Points of accuracy: no more can be lost than fp16 has, nor gained than it lacks."""
+    mean = float(np.mean([score(then) for _, then in pool.pairs]))
+    return Losses(pool.drops, pool.clusters, pool.strata, mean - 1, mean, limit / 100, lambda share: 100 * share)
+
+
+def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
+    """(places, means over turns) of the contexts in which it was measured."""
+    found = {}
+    for at, (now, then) in enumerate(pool.pairs):
+        turns = [of(a, b) for a, b in zip(now.turns, then.turns, strict=True)]
+        known = [value for value in turns if value is not None]
+        if known:
+            found[at] = sum(known) / len(known)
+    return list(found), list(found.values())
+
+
+def _rise(pool: Pool, limit: float) -> Losses | None:
+    """Of the reference answers' nll."""
+    places, values = _turns(pool, lambda a, b: None if a.nll is None or b.nll is None else a.nll - b.nll)
+    most = max((abs(value) for value in values), default=0.0)
+    return _measured(pool, places, values, -most, most, limit)
+
+
+def _divergence(pool: Pool, limit: float) -> Losses | None:
+    places, values = _turns(pool, lambda a, b: a.kl)
+    return _measured(pool, places, values, 0.0, max(values, default=0.0), limit)
+
+
+def _disagreement(pool: Pool, limit: float) -> Losses | None:
+    places, values = _turns(pool, lambda a, b: None if a.agree is None else 1 - a.agree)
+    found = _measured(pool, places, values, 0.0, 1.0, 1 - limit)
+    return None if found is None else replace(found, shown=lambda share: 1 - share)
+
+
+def _measured(
+    pool: Pool, places: Sequence[int], values: Sequence[float], lowest: float, highest: float, limit: float
+) -> Losses | None:
+    clusters, strata = ([names[at] for at in places] for names in (pool.clusters, pool.strata))
+    return Losses(values, clusters, strata, lowest, highest, limit) if values else None
+
+
+AGAINST_FP16: dict[str, Callable[[Pool, float], Losses | None]] = {
+    "drop": _drops,
+    "nll": _rise,
+    "agree": _disagreement,
+    "kl": _divergence,
+}
+"""The limits of a budget that all contexts together are held to."""
+
+
+@dataclass(frozen=True)
 class Test:
     """One pooled test before the others are known: `verdict` gives its outcome once it is told whether it rejects."""
 
     scope: str
     p: float
-    weight: float
+    share: float
     verdict: Callable[[bool], Verdict]
 
 
 def judge_pooled(
-    cases: Sequence[Compared], drop: float | None, alpha: float, rule: DriftRule | None = None
+    cases: Sequence[Compared], budget: Budget, alpha: float, rule: DriftRule | None = None
 ) -> dict[str, tuple[Verdict, ...]]:
     """Verdicts by scope, RUN first, on all cases of one method that were measured.
 
-    drop: the budget in points against fp16, None where it is not asked. alpha: that of the method's run. Scopes of
-    which nothing can be paired are left out. Raises NotComparable, MissingBaseline.
+    budget: its limits of drop, nll, agree and kl are asked of the cases that have fp16 beside them. alpha: that of the
+    method's run. Scopes of which nothing can be paired are left out. Raises NotComparable, MissingBaseline.
     """
-    tests = [test for scope, weight, found in _scopes(cases) for test in _tests(scope, weight, found, drop, rule)]
+    tests = [test for scope, share, found in _scopes(cases) for test in _tests(scope, share, found, budget, rule)]
     adjusted = stats.weighted_holm(
-        [test.p for test in tests], [test.weight for test in tests], total=sum(QUESTIONS.values())
+        [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
     found: dict[str, tuple[Verdict, ...]] = {}
     for test, p in zip(tests, adjusted, strict=True):
@@ -142,41 +206,51 @@ def _scope(kind: str, record: CaseRecord) -> str:
 
 
 def _tests(
-    scope: str, share: float, cases: Sequence[Compared], drop: float | None, rule: DriftRule | None
+    scope: str, share: float, cases: Sequence[Compared], budget: Budget, rule: DriftRule | None
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
     asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
     own = [(one.record, one.own) for one in cases if one.own is not None]
-    if asked and drop is not None:
-        yield _budget(scope, share, Pool.of(asked, "fp16"), drop)
+    if asked:
+        pool = Pool.of(asked, "fp16")
+        limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
+        for name, limit in limits.items():
+            yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit)
     if own:
         pool = Pool.of(own, own[0][0].method)
-        yield _scores(scope, share, pool, rule)
-        yield _drift(scope, share, pool, rule)
+        yield _scores(scope, share * QUESTIONS["regression"], pool, rule)
+        yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
 
 
-def _budget(scope: str, share: float, pool: Pool, drop: float) -> Test:
-    """Does the method lose more than the budget against fp16?"""
-    low, high = pool.interval()
-    mean, limit = float(np.mean(pool.drops)), drop / 100
-    lost, won = stats.count_changes(pool.drops)
+def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Iterator[Test]:
+    """Does the method lose more than its budget against fp16? Where it was measured in no context, nothing is said."""
+    losses = AGAINST_FP16[name](pool, limit)
+    if losses is None:
+        return
+    low, high = losses.interval()
+    mean = float(np.mean(losses.values))
+    lost, won = stats.count_changes(losses.values)
+    same = identical(pool.pairs) and name == "drop"
 
     def verdict(rejects: bool) -> Verdict:
-        needed = contexts_needed(len(pool), mean, (low, high), limit)
+        needed = contexts_needed(len(losses.values), mean, (low, high), losses.limit)
         if rejects:
-            outcome, reason = "fail", f"even the low end ({100 * low:.1f}) is beyond the budget"
-        elif identical(pool.pairs):
+            outcome, reason = "fail", "even the low end of the interval is beyond the budget"
+        elif same:
             outcome, reason = "pass", "identical answers"
-        elif high <= limit:
-            outcome, reason = "pass", f"even the high end ({100 * high:.1f}) is within the budget"
+        elif high <= losses.limit:
+            outcome, reason = "pass", "even the high end of the interval is within the budget"
         else:
             outcome, reason = (
                 "inconclusive",
-                f"about {needed:,} contexts would tell" if needed else "the drop is at the budget",
+                f"about {needed:,} contexts would tell" if needed else "it is at the limit",
             )
-        return Verdict("budget", outcome, 100 * mean, 100 * low, 100 * high, drop, len(pool), lost, won, reason=reason)
+        value = losses.shown(mean)
+        lower, upper = sorted((losses.shown(low), losses.shown(high)))
+        question = "budget" if name == "drop" else name
+        return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
-    return Test(scope, pool.p_above(limit), share * QUESTIONS["budget"], verdict)
+    yield Test(scope, losses.p(), share, verdict)
 
 
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
@@ -189,7 +263,7 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
 
 def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
-    low, high = pool.interval()
+    low, high = _drops(pool, rule.points).interval()
     mean = float(np.mean(pool.drops))
     lost, won = stats.count_changes(pool.drops)
     p = stats.sign_flip(pool.by_cluster(pool.drops))
@@ -201,7 +275,7 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
         )
 
-    return Test(scope, p, share * QUESTIONS["regression"], verdict)
+    return Test(scope, p, share, verdict)
 
 
 def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
@@ -226,4 +300,4 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
         )
         return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
 
-    return Test(scope, p, share * QUESTIONS["drift"], verdict)
+    return Test(scope, p, share, verdict)

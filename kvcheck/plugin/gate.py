@@ -120,7 +120,7 @@ class Gate:
         """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
         return judge_pooled(
             [self._compared(one) for one in records if one.samples],
-            self.settings.budget.get("drop", Budget().drop),
+            Budget(**self.settings.budget),
             self.settings.alpha,
         )
 
