@@ -31,6 +31,8 @@ __all__ = [
     "sequential",
 ]
 
+CASES = 0.2
+"""Share of alpha for the cases of a method; the rest is for all of them together (kvcheck/judging/pooled.py)."""
 AGAINST = ("fp16", "self", "both")
 _RANGES = {
     "drop": (0.0, 100.0, "points of accuracy"),
@@ -102,7 +104,7 @@ class Budget:
 
 
 def case_alpha(alpha: float, cells: int) -> float:
-    """The error rate of one case so that a run of `cells` cases fails a harmless method with probability <= alpha.
+    """The error rate of one case so that `cells` cases fail a harmless method with probability <= CASES * alpha.
 
     Bonferroni, because it is fixed before anything runs: every test item fails on its own data, on its own worker,
     with -x, --lf and -k, without having seen the others. (Holm's method would need all p-values first; `compare`,
@@ -112,7 +114,7 @@ def case_alpha(alpha: float, cells: int) -> float:
         raise SpecError(
             f"alpha={alpha} is out of range", f"{option('alpha')} is the chance of a false alarm, for example 0.05"
         )
-    return alpha / max(1, cells)
+    return alpha * CASES / max(1, cells)
 
 
 def judge(
@@ -211,7 +213,7 @@ def sequential(
         return False
     regression = own is not None and against != "fp16"
     if regression and own is not None:
-        low, _ = drop_interval(so_far, own, pair(so_far, own, so_far.method), alpha / 4)
+        low, _ = drop_interval(so_far, own, pair(so_far, own, so_far.method), alpha / 2)
         if 100 * low > DriftRule().points:
             return True
     if fp16 is None or budget.drop is None or (regression and against == "self"):

@@ -24,7 +24,7 @@ from kvcheck.judging.questions import DriftRule, context_drift
 RUN = "run"
 """The scope of everything that was measured; the others are "capability NAME" and "task NAME"."""
 QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
-"""Share of alpha for the pooled tests of each question; the rest is that of the cases (budget.CASES). Whatever is asked
+"""Share of alpha for the pooled tests of each question; the rest is that of the cases (CASES). Whatever is asked
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
@@ -85,7 +85,8 @@ class Pool:
 class Losses:
     """What contexts lose against fp16, above 0 is worse, with the ends of its range.
 
-    limit: in the unit of the values; shown: from there to the unit of the verdict.
+    limit: in the unit of the values; shown: from there to the unit of the verdict. bounded: the ends are known
+    beforehand, not the largest values seen.
     """
 
     values: Sequence[float]
@@ -95,6 +96,7 @@ class Losses:
     highest: float
     limit: float
     shown: Callable[[float], float] = float
+    bounded: bool = True
 
     def interval(self, alpha: float = LEVEL) -> tuple[float, float]:
         """Of the mean."""
@@ -105,6 +107,15 @@ class Losses:
     def p(self) -> float:
         """One-sided p-value of "the mean is above the limit"."""
         return stats.stratified_p(self.values, self.clusters, self.strata, self.limit, lowest=self.lowest)
+
+    def least(self) -> float:
+        """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
+        if not self.bounded:
+            return 0.0
+        if self.highest <= self.limit:
+            return 1.0
+        guard = (self.highest - self.limit) / (self.highest - self.lowest)
+        return float((1 - guard) ** len(set(self.clusters)))
 
 
 def _drops(pool: Pool, limit: float) -> Losses:
@@ -139,14 +150,14 @@ def _divergence(pool: Pool, limit: float) -> Losses | None:
 def _disagreement(pool: Pool, limit: float) -> Losses | None:
     places, values = _turns(pool, lambda a, b: None if a.agree is None else 1 - a.agree)
     found = _measured(pool, places, values, 0.0, 1.0, 1 - limit)
-    return None if found is None else replace(found, shown=lambda share: 1 - share)
+    return None if found is None else replace(found, shown=lambda share: 1 - share, bounded=True)
 
 
 def _measured(
     pool: Pool, places: Sequence[int], values: Sequence[float], lowest: float, highest: float, limit: float
 ) -> Losses | None:
     clusters, strata = ([names[at] for at in places] for names in (pool.clusters, pool.strata))
-    return Losses(values, clusters, strata, lowest, highest, limit) if values else None
+    return Losses(values, clusters, strata, lowest, highest, limit, bounded=False) if values else None
 
 
 AGAINST_FP16: dict[str, Callable[[Pool, float], Losses | None]] = {
@@ -160,10 +171,14 @@ AGAINST_FP16: dict[str, Callable[[Pool, float], Losses | None]] = {
 
 @dataclass(frozen=True)
 class Test:
-    """One pooled test before the others are known: `verdict` gives its outcome once it is told whether it rejects."""
+    """One pooled test before the others are known: `verdict` gives its outcome once it is told whether it rejects.
+
+    least: the smallest p-value that so many contexts can give.
+    """
 
     scope: str
     p: float
+    least: float
     share: float
     verdict: Callable[[bool], Verdict]
 
@@ -174,9 +189,11 @@ def judge_pooled(
     """Verdicts by scope, RUN first, on all cases of one method that were measured.
 
     budget: its limits of drop, nll, agree and kl are asked of the cases that have fp16 beside them. alpha: that of the
-    method's run. Scopes of which nothing can be paired are left out. Raises NotComparable, MissingBaseline.
+    method's run. Left out is what cannot fail, since nothing can be paired or there are too few contexts for a p-value
+    below its level: what else is asked then stands alone. Raises NotComparable, MissingBaseline.
     """
-    tests = [test for scope, share, found in _scopes(cases) for test in _tests(scope, share, found, budget, rule)]
+    every = (test for scope, share, found in _scopes(cases) for test in _tests(scope, share, found, budget, rule))
+    tests = [test for test in every if test.least <= alpha * test.share]
     adjusted = stats.weighted_holm(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
@@ -250,7 +267,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Ite
         question = "budget" if name == "drop" else name
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
-    yield Test(scope, losses.p(), share, verdict)
+    yield Test(scope, losses.p(), losses.least(), share, verdict)
 
 
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
@@ -266,7 +283,8 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     low, high = _drops(pool, rule.points).interval()
     mean = float(np.mean(pool.drops))
     lost, won = stats.count_changes(pool.drops)
-    p = stats.sign_flip(pool.by_cluster(pool.drops))
+    changes = pool.by_cluster(pool.drops)
+    p = stats.sign_flip(changes)
 
     def verdict(rejects: bool) -> Verdict:
         outcome = "fail" if rejects else "inconclusive" if mean > 0 else "pass"
@@ -275,7 +293,7 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
         )
 
-    return Test(scope, p, share, verdict)
+    return Test(scope, p, 0.5 ** len(changes), share, verdict)
 
 
 def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
@@ -300,4 +318,5 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
         )
         return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
 
-    return Test(scope, p, share, verdict)
+    least = 2 * float(stats.tail(len(known), len(known), rule.noise))
+    return Test(scope, p, min(1.0, least), share, verdict)
