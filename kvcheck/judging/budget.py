@@ -10,6 +10,7 @@ from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
 from kvcheck.core.formats import Json
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
+from kvcheck.core.settings import AGAINST
 from kvcheck.core.spec import read_pair, write_value
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
@@ -31,7 +32,6 @@ __all__ = [
     "sequential",
 ]
 
-AGAINST = ("fp16", "self", "both")
 _RANGES = {
     "drop": (0.0, 100.0, "points of accuracy"),
     "bytes": (0.0, math.inf, "a share of fp16's KV bytes"),
