@@ -10,6 +10,7 @@ from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
 from kvcheck.core.formats import Json
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
+from kvcheck.core.settings import AGAINST
 from kvcheck.core.spec import read_pair, write_value
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
@@ -33,7 +34,6 @@ __all__ = [
 
 CASES = 0.2
 """Share of alpha for the cases of a method; the rest is for all of them together (kvcheck/judging/pooled.py)."""
-AGAINST = ("fp16", "self", "both")
 _RANGES = {
     "drop": (0.0, 100.0, "points of accuracy"),
     "bytes": (0.0, math.inf, "a share of fp16's KV bytes"),

@@ -165,7 +165,7 @@ def _pieces(root: object) -> Iterator[Piece]:
 
 def _same_memory(part: object, tensor: torch.Tensor) -> bool:
     """Whether an attribute of a tensor is but another name for what the tensor holds."""
-    if not isinstance(part, torch.Tensor):
+    if not isinstance(part, torch.Tensor) or _inner(part) or _inner(tensor):  # a wrapper has no memory of its own
         return False
     return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 

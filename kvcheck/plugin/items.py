@@ -13,7 +13,7 @@ from kvcheck.store.journal import Item
 ITEM: pytest.StashKey[Item | None] = pytest.StashKey()
 PLACE: pytest.StashKey[int] = pytest.StashKey()
 COLLECTED: pytest.StashKey[int] = pytest.StashKey()
-SELECTED: pytest.StashKey[list[Item]] = pytest.StashKey()
+SELECTED: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
 
 
 def of(item: pytest.Item) -> Item | None:
@@ -35,21 +35,29 @@ def _find(item: pytest.Item) -> Item | None:
 def select(session: pytest.Session) -> None:
     """Write down the items that this session must bring to an end."""
     journal = state.of(session.config).journal
-    selected = [found for item in session.items if (found := of(item)) is not None]
-    session.stash[SELECTED] = selected
+    session.stash[SELECTED] = list(session.items)
     if journal is not None:
-        journal.item(selected)
+        journal.item([found for item in session.items if (found := of(item)) is not None])
 
 
 def expect_all(session: pytest.Session) -> None:
-    """Refuse a session that selected items were taken out of afterwards. On a worker, the controller misses them."""
+    """Refuse a session that selected items were taken out of afterwards.
+
+    A worker, which has told the controller of them, gets them back, and the first of them says so.
+    """
     left = {item.nodeid for item in session.items}
-    gone = [item.nodeid for item in session.stash[SELECTED] if item.nodeid not in left]
-    if gone and not hasattr(session.config, "workerinput"):
-        raise pytest.UsageError(
-            f"kvcheck: {len(gone)} selected items were taken out of the session, {gone[0]} first, by a "
-            "pytest_collection_finish of a conftest.py or a plugin\n  to leave cases out: -k, -m or --deselect"
-        )
+    selected = session.stash[SELECTED]
+    gone = [item.nodeid for item in selected if (found := of(item)) is not None and found.nodeid not in left]
+    if not gone:
+        return
+    text = (
+        f"kvcheck: {len(gone)} selected items were taken out of the session, {gone[0]} first, by a "
+        "pytest_collection_finish of a conftest.py or a plugin\n  to leave cases out: -k, -m or --deselect"
+    )
+    if not hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(text)
+    session.items[:] = selected
+    state.of(session.config).refusal = text
 
 
 def number(item: pytest.Item) -> None:

@@ -50,7 +50,7 @@ def test_items_that_are_taken_out_behind_the_selection_are_missed(fake: Foreign,
     fake.add("conftest.py", TAKEN_OUT)
     result = fake.check(METHOD, *workers)
     result.red()
-    assert workers or "pytest_collection_finish" in result.out
+    assert "pytest_collection_finish" in result.out
 
 
 def test_a_journal_that_goes_meanwhile_ends_red_and_is_named(fake: Foreign) -> None:

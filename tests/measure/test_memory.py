@@ -308,3 +308,27 @@ def test_a_buffer_lets_go_of_a_larger_tensor():
     buffer = GrowableBuffer(torch.zeros(1, 1, 50, 4)[:, :, :10])
     buffer.own()
     assert buffer.tensor.untyped_storage().nbytes() == 160
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that is made of another one, as quantized ones are; it has no memory of its own."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapper:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float16)
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{function}: nothing is computed with it")
+
+
+def test_wrappers_of_wrappers_hold_what_the_innermost_tensor_holds() -> None:
+    codes = torch.zeros(6, dtype=torch.uint8)
+    assert held([Wrapper(Wrapper(codes)), codes]).kv == 6
