@@ -18,6 +18,20 @@ from kvcheck.models import LoadedModel, load
 from kvcheck.runner.case import Runner
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 
+__all__ = [
+    "case",
+    "folder",
+    "loaded",
+    "make_runner",
+    "make_session",
+    "methods",
+    "one_thread",
+    "runner",
+    "session",
+    "tasks",
+]
+"""The fixtures, for the conftest.py of a folder that wants them."""
+
 WORDS = [f"w{number}" for number in range(60)]
 ENDS = (2, 9, 17, 23, 31)
 """Several tokens end an answer, so that a random model ends its answers at different times."""

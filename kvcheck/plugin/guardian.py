@@ -6,7 +6,7 @@ waits for it. The child says over a pipe where the run is kept and, at the very 
 status. Where it does not, or says so while its journal has items without an end, the parent reads the journal, writes
 the run file with a failure for every item that did not come to an end, says so, and exits with 1 (or 128 and the
 signal). A process of the run that is stopped (SIGSTOP) cannot keep its own time limit: the parent does, and kills it.
-What a method forks ends with the process that it came from.
+What the main thread forks ends with the process that it came from.
 
 Not where there is no fork (Windows), in workers of pytest-xdist, which have their controller, under torchrun, with a
 debugger, and where pytest is called from another program (`pytest.main`), whose process it is.
@@ -69,7 +69,7 @@ def guard(config: pytest.Config) -> None:
     os.close(told)
     os.close(hold)
     setattr(config, _PIPE, tell)
-    os.register_at_fork(after_in_child=partial(_follow, os.getpid(), tell))
+    os.register_at_fork(before=_see_thread, after_in_child=partial(_follow, os.getpid(), tell))
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 
 
@@ -92,11 +92,22 @@ def _end_with_parent(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+_forks = {"main": True}
+"""Whether it is the main thread that forks."""
+
+
+def _see_thread() -> None:
+    _forks["main"] = threading.current_thread() is threading.main_thread()
+
+
 def _follow(parent: int, handle: int) -> None:
-    """In a process that was forked in the run: it says nothing to the guardian, and ends with its parent (on Linux)."""
+    """In a process that was forked in the run: it says nothing to the guardian, and ends with its parent (on Linux).
+
+    Not what another thread forks: to Linux the parent is that thread, which may end long before the run.
+    """
     with suppress(OSError):
         os.close(handle)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and _forks["main"]:
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it is over already
             os._exit(1)

@@ -119,6 +119,25 @@ def fork_and_exit() -> None:
     os._exit(0)
 
 
+def fork_in_a_thread() -> None:
+    """Fork in a thread that ends at once; the process that it left must come to its own end."""
+    children: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if not child:
+            time.sleep(0.3)
+            os._exit(0)
+        children.append(child)
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    _, status = os.waitpid(children[0], 0)
+    if status:
+        raise RuntimeError(f"what a thread forked ended with {status}")
+
+
 def in_a_thread(what: Callable[[], Any]) -> None:
     threading.Thread(target=what).start()
 
@@ -150,6 +169,7 @@ WAYS: dict[str, Callable[[], Any]] = {
     "Interrupts": lambda: throw(KeyboardInterrupt()),
     "Stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "ForksAndExits": fork_and_exit,
+    "ForksInAThread": fork_in_a_thread,
     "Hangs": hang,
     "HangsAndSwallows": hang_and_swallow,
     "ThreadRaises": lambda: in_a_thread(lambda: throw(OSError("a copy got lost"))),

@@ -157,6 +157,10 @@ def test_what_a_method_forks_ends_with_the_run(real: Foreign) -> None:
     assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z", "it lives on"
 
 
+def test_what_a_thread_of_a_method_forks_outlives_the_thread(real: Foreign) -> None:
+    check(real, "ForksInAThread").passes("broken.ForksInAThread")
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["Hangs", "HangsAndSwallows"])
 def test_a_hang_ends_in_bounded_time(real: Foreign, name: str) -> None:
