@@ -34,17 +34,23 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+PRIOR = 4
+COVERED = 0.8
+"""Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
 """1 - the level of the intervals that are shown."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A record with what it is judged against; None for what is not there or not asked for."""
+    """A record with what it is judged against; None for what is not there. drop: whether the loss of accuracy against
+    fp16 is asked about.
+    """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
+    drop: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,24 @@ class Losses:
     def _top(self) -> float:
         """The largest weight: a guard stands for a context that has it."""
         return float(self._shares.max())
+
+    def uncertainty(self) -> dict[Hashable, float]:
+        """Of each stratum, what its clusters add to the variance of the mean, in one unit for all.
+
+        A stratum of few contexts that happen to be alike is not known to have no variance: PRIOR clusters that vary as
+        all do are counted in.
+        """
+        inside = dict(zip(self.clusters, self.strata, strict=True))
+        data, names = stats.cluster(self._weighed, self.clusters)
+        groups: dict[Hashable, list[float]] = {}
+        for name, value in zip(names, data, strict=True):
+            groups.setdefault(inside[name], []).append(float(value))
+        squares = {name: float(np.var(values)) * len(values) for name, values in groups.items()}
+        usual = sum(squares.values()) / len(data) or 1.0
+        return {
+            name: len(values) * (squares[name] + PRIOR * usual) / (len(values) + PRIOR)
+            for name, values in groups.items()
+        }
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
@@ -280,17 +304,21 @@ def _tests(
     scope: str, share: float, cases: Sequence[Compared], budget: Budget, rule: DriftRule | None, level: float
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
-    asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
     own = [(one.record, one.own) for one in cases if one.own is not None]
-    if asked:
-        pool = Pool.of(asked, "fp16")
-        limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
-        for name, limit in limits.items():
+    limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
+    for name, limit in limits.items():
+        if pool := _beside(cases, name):
             yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit, level)
     if own:
         pool = Pool.of(own, own[0][0].method)
         yield _scores(scope, share * QUESTIONS["regression"], pool, rule, level)
         yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
+
+
+def _beside(cases: Iterable[Compared], name: str) -> Pool:
+    """The contexts of which a limit against fp16 is asked."""
+    asked = (one for one in cases if one.drop or name != "drop")
+    return Pool.of(((one.record, one.fp16) for one in asked if one.fp16 is not None), "fp16")
 
 
 def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level: float) -> Iterator[Test]:
@@ -322,6 +350,41 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
     yield Test(scope, losses.p(), losses.least(), share, verdict)
+
+
+def looks(times: int) -> int:
+    """How often a run is judged that may take `times` as many contexts.
+
+    >>> [looks(times) for times in (1, 2, 8, 9)]
+    [1, 2, 4, 5]
+    """
+    return 1 + (times - 1).bit_length()
+
+
+def most_telling(cases: Sequence[Compared], question: str, budget: Budget) -> list[CaseId]:
+    """The cases of which more contexts tell most about a question that is open in the run, for the tokens they cost.
+
+    question: of a verdict on the run against fp16.
+    """
+    name = "drop" if question == "budget" else question
+    pool = _beside(cases, name)
+    losses = AGAINST_FP16[name](pool, float(getattr(budget, name)))
+    if losses is None:
+        return []
+    tokens = Counter[Hashable]()
+    for record, _, _ in pool.contexts:
+        tokens[_kind(record)] += record.case.length
+    found, taken, share = losses.uncertainty(), set(), 0.0
+    for kind in sorted(found, key=lambda kind: -found[kind] / tokens[kind]):
+        if share < COVERED * sum(found.values()):
+            taken.add(kind)
+            share += found[kind]
+    return list(dict.fromkeys(record.case for record, _, _ in pool.contexts if _kind(record) in taken))
+
+
+def _kind(record: CaseRecord) -> Hashable:
+    """The stratum of its contexts."""
+    return record.case.task, record.case.length
 
 
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
