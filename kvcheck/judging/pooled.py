@@ -5,18 +5,21 @@ contexts of a method are put together: paired with a reference's (fp16's, or the
 same weight, as in the tables. A context that is asked in several modes is one draw (a cluster); contexts of one task
 and length are alike (a stratum). One method in one run has one family of pooled tests, and Holm's procedure keeps the
 chance that any of them accuses a harmless method below the share of alpha that is set aside for them.
+
+Scores of cases that cannot show a loss of accuracy (informative.py) are left out; what else was measured in them
+counts. Where no case can, the run fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
-from kvcheck.judging import stats
+from kvcheck.judging import informative, stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
 from kvcheck.judging.questions import DriftRule, context_drift
@@ -34,11 +37,15 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Compared:
-    """A record with what it is judged against; None for what is not there or not asked for."""
+    """A record with what it is judged against; None for what is not there or not asked for.
+
+    why: it is not informative (kvcheck/judging/informative.py): its scores are left out.
+    """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Pool:
     def of(cls, cases: Iterable[tuple[CaseRecord, CaseRecord]], whose: str) -> Pool:
         """Pair the contexts of each (record, reference). Raises as `pair` does."""
         return cls([(record, now, then) for record, other in cases for now, then in pair(record, other, whose)])
+
+    def without(self, cases: Collection[CaseId]) -> Pool:
+        """What is left when the contexts of these cases are left out."""
+        return Pool([one for one in self.contexts if one[0].case not in cases])
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -198,9 +209,16 @@ def judge_pooled(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
     found: dict[str, tuple[Verdict, ...]] = {}
+    nothing = informative.nothing((one.record, one.why) for one in cases if _asks_scores(one, budget))
+    if nothing is not None:
+        found[RUN] = (nothing,)
     for test, p in zip(tests, adjusted, strict=True):
         found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
     return found
+
+
+def _asks_scores(one: Compared, budget: Budget) -> bool:
+    return one.own is not None or (one.fp16 is not None and budget.drop is not None)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
@@ -228,20 +246,22 @@ def _tests(
     rule = rule or DriftRule()
     asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
     own = [(one.record, one.own) for one in cases if one.own is not None]
+    out = {one.record.case for one in cases if one.why}
     if asked:
         pool = Pool.of(asked, "fp16")
         limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
         for name, limit in limits.items():
-            yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit)
+            counted = pool.without(out) if name == "drop" else pool
+            yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), counted, name, limit)
     if own:
         pool = Pool.of(own, own[0][0].method)
-        yield _scores(scope, share * QUESTIONS["regression"], pool, rule)
+        yield from _scores(scope, share * QUESTIONS["regression"], pool.without(out), rule)
         yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
 
 
 def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Iterator[Test]:
     """Does the method lose more than its budget against fp16? Where it was measured in no context, nothing is said."""
-    losses = AGAINST_FP16[name](pool, limit)
+    losses = AGAINST_FP16[name](pool, limit) if pool else None
     if losses is None:
         return
     low, high = losses.interval()
@@ -278,8 +298,10 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
     return None if gap < 1e-9 else max(n, int(np.ceil(n * (reach / gap) ** 2)))
 
 
-def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Iterator[Test]:
     """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
+    if not pool:
+        return
     low, high = _drops(pool, rule.points).interval()
     mean = float(np.mean(pool.drops))
     lost, won = stats.count_changes(pool.drops)
@@ -293,7 +315,7 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
         )
 
-    return Test(scope, p, 0.5 ** len(changes), share, verdict)
+    yield Test(scope, p, 0.5 ** len(changes), share, verdict)
 
 
 def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:

@@ -12,6 +12,7 @@ from kvcheck.core.errors import MethodFailed
 from kvcheck.core.front import option
 from kvcheck.core.record import (
     AS_RECORDED,
+    NOT_INFORMATIVE,
     CaseRecord,
     LatencyRecord,
     MemoryRecord,
@@ -146,10 +147,11 @@ def context_drift(now: SampleRecord, then: SampleRecord, rule: DriftRule) -> flo
     return sum(changes) / len(changes) if changes else None
 
 
-def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule) -> Verdict:
+def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule, why: str = "") -> Verdict:
     """Is the method far worse than its own stored record? Half of alpha goes to the scores, half to the drift.
 
-    Scores: the interval of the drop lies beyond what other hardware may flip.
+    Scores: the interval of the drop lies beyond what other hardware may flip. why: the case is not informative, its
+    drift alone is asked for.
     """
     pairs = pair(record, own, record.method)
     drops = differences(pairs)
@@ -159,8 +161,11 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
     mean, n = float(np.mean(drops)), len(drops)
     seen = _detectable(record, pairs, alpha / 2, rule.points / 100)
     reasons = [drift.reason] if drift.reason else []
-    if 100 * low > rule.points or drift.fails:
+    if drift.fails or (100 * low > rule.points and not why):
         outcome = "fail"
+    elif why:
+        outcome = NOT_INFORMATIVE
+        reasons = [why, *(reasons or ([] if lost or won else [AS_RECORDED]))]
     elif mean > 0 or drift.mean > rule.margin:
         outcome = "inconclusive"
         reasons.append("worse, but not clearly")

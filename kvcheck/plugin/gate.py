@@ -13,6 +13,7 @@ import pytest
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.informative import not_informative
 from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
@@ -127,7 +128,8 @@ class Gate:
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
         asked = self.budget(own).drop is not None
-        return Compared(record, fp16 if asked else None, record if self._first(own) else own)
+        own = record if self._first(own) else own
+        return Compared(record, fp16 if asked else None, own, not_informative(fp16, own))
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
