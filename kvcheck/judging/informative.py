@@ -8,7 +8,6 @@ and of those on several cases together. The likelihood of the reference answers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from kvcheck.core.front import option
@@ -17,15 +16,14 @@ from kvcheck.judging import stats
 from kvcheck.store.lines import SCORE_DIGITS
 
 LEVEL = 0.05
-"""The chance that a case counts as informative where fp16 only guesses. With four contexts, all of them right, a case is
-informative up to a chance of 0.47, with eight up to 0.68."""
+"""The chance that a case counts as informative where fp16 only guesses."""
 LEAST = 0.02
 """What a guess scores at least, also where the analytic chance is less: the default budget. Whoever has no more than
 that cannot lose more than may be lost."""
 NAMED = 8
 """Cases that a verdict on all of them names."""
 QUESTION = "informative"
-"""The question of such a verdict: how many cases can show a loss of accuracy?"""
+"""The question of the verdicts made here: how many cases can show a loss of accuracy?"""
 
 
 def not_informative(fp16: CaseRecord | None, own: CaseRecord | None) -> str:
@@ -37,22 +35,24 @@ def not_informative(fp16: CaseRecord | None, own: CaseRecord | None) -> str:
 def why_not(reference: CaseRecord) -> str:
     """Why no method can be seen to lose accuracy against this record, fp16's; "" where it can.
 
-    It can where the mean score is surely above chance: a one-sided test over the contexts at LEVEL, of the whole record
-    also where a run measures fewer. A context is one draw, the mean of its turns. An answer that the limit of new
-    tokens cut before it had the full score counts as 0: so many may be cut that the others alone are surely above.
+    It can where the mean score is surely above chance: a one-sided test at LEVEL over the answers of the whole record,
+    also where a run measures fewer contexts. Each answer is one draw: what is lost in the turns of a context is lost
+    together, but a guess at one question says nothing of the next. An answer that the limit of new tokens cut before it
+    had the full score counts as 0: so many may be cut that the others alone are surely above chance.
     """
     turns = [turn for sample in reference.samples for turn in sample.turns]
-    cut = sum(map(_cut, turns))
-    chance = max(reference.chance, LEAST)
-    p = _p(_means(reference, whole=True), chance)
+    scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
+    whole = [0.0 if _cut(turn) else score for turn, score in zip(turns, scores, strict=True)]
+    chance, cut = max(reference.chance, LEAST), sum(map(_cut, turns))
+    p = _p(tuple(whole), chance)
     if p <= LEVEL:
         return ""
     limited = f"{cut} of {len(turns)} answers of {reference.method} were cut by the limit of new tokens"
-    if cut and _p(_means(reference, whole=False), chance) <= LEVEL:
+    if cut and _p(tuple(scores), chance) <= LEVEL:
         return f"{limited}, and the others are not surely above chance (p = {p:.2g})"
     floor = (
-        f"{reference.method} is not surely above chance: {reference.accuracy:.3f} over "
-        f"{len(reference.samples)} contexts, a guess scores {reference.chance:.3f} (p = {p:.2g})"
+        f"{reference.method} is not surely above chance: {reference.accuracy:.3f} over {len(turns)} answers, "
+        f"a guess scores {reference.chance:.3f} (p = {p:.2g})"
     )
     return f"{floor}; {limited}" if cut else floor
 
@@ -62,21 +62,12 @@ def _cut(turn: TurnRecord) -> bool:
     return turn.ended is False and turn.score < 1
 
 
-def _means(record: CaseRecord, *, whole: bool) -> tuple[float, ...]:
-    """The score of each context. whole: answers that were cut count as 0."""
-    scores = (
-        [0.0 if whole and _cut(turn) else round(turn.score, SCORE_DIGITS) for turn in sample.turns]
-        for sample in record.samples
-    )
-    return tuple(sum(one) / len(one) for one in scores)
-
-
 @lru_cache(maxsize=4096)
-def _p(means: Sequence[float], chance: float) -> float:
+def _p(scores: Sequence[float], chance: float) -> float:
     """One-sided p-value of "the mean is above chance" for scores in [0, 1]: exact for 0 and 1, else Gaffke's."""
-    if set(means) <= {0.0, 1.0}:
-        return float(stats.tail(sum(means), len(means), chance))
-    return stats.bootstrap_p(means, chance, lowest=0.0)
+    if set(scores) <= {0.0, 1.0}:
+        return float(stats.tail(sum(scores), len(scores), chance))
+    return stats.bootstrap_p(scores, chance, lowest=0.0)
 
 
 def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
@@ -91,6 +82,6 @@ def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
 
 
-def leave_out(verdict: Verdict, why: str) -> Verdict:
-    """The verdict on scores of a case that is not informative."""
-    return replace(verdict, outcome=NOT_INFORMATIVE, reason=why)
+def left_out(record: CaseRecord, why: str) -> Verdict:
+    """What stands in the place of the verdicts on the scores of a case that is not informative."""
+    return Verdict(QUESTION, NOT_INFORMATIVE, 0, 0, 0, 1, len(record.samples), reason=why)

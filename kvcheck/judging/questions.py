@@ -12,7 +12,6 @@ from kvcheck.core.errors import MethodFailed
 from kvcheck.core.front import option
 from kvcheck.core.record import (
     AS_RECORDED,
-    NOT_INFORMATIVE,
     CaseRecord,
     LatencyRecord,
     MemoryRecord,
@@ -147,11 +146,10 @@ def context_drift(now: SampleRecord, then: SampleRecord, rule: DriftRule) -> flo
     return sum(changes) / len(changes) if changes else None
 
 
-def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule, why: str = "") -> Verdict:
+def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule) -> Verdict:
     """Is the method far worse than its own stored record? Half of alpha goes to the scores, half to the drift.
 
-    Scores: the interval of the drop lies beyond what other hardware may flip. why: the case is not informative, its
-    drift alone is asked for.
+    Scores: the interval of the drop lies beyond what other hardware may flip.
     """
     pairs = pair(record, own, record.method)
     drops = differences(pairs)
@@ -161,11 +159,8 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
     mean, n = float(np.mean(drops)), len(drops)
     seen = _detectable(record, pairs, alpha / 2, rule.points / 100)
     reasons = [drift.reason] if drift.reason else []
-    if drift.fails or (100 * low > rule.points and not why):
+    if 100 * low > rule.points or drift.fails:
         outcome = "fail"
-    elif why:
-        outcome = NOT_INFORMATIVE
-        reasons = [why, *(reasons or ([] if lost or won else [AS_RECORDED]))]
     elif mean > 0 or drift.mean > rule.margin:
         outcome = "inconclusive"
         reasons.append("worse, but not clearly")
@@ -175,6 +170,16 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
             reasons.append("changed and not worse: record it again to keep the gate sharp")
     reason = "; ".join(reasons) or AS_RECORDED
     return Verdict("regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, n, lost, won, seen, reason)
+
+
+def judge_own_drift(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule) -> Verdict:
+    """Is the method's drift alone far worse than in its own record? For cases of which the scores tell nothing."""
+    pairs = pair(record, own, record.method)
+    drift = drift_regression(pairs, alpha, rule)
+    outcome = "fail" if drift.fails else "inconclusive" if drift.mean > rule.margin else "pass"
+    reason = drift.reason or ("" if differences(pairs).count(0) < len(pairs) else AS_RECORDED)
+    mean, counts = drift.mean, (len(pairs), drift.worse, drift.better)
+    return Verdict("drift", outcome, mean, mean, mean, rule.margin, *counts, reason=reason)
 
 
 def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:

@@ -203,3 +203,6 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
             files = [shown(file, config.rootpath) for file in held if file] or [shown(changes.path, config.rootpath)]
             yield f"nothing to record for {method}: {', '.join(files)} is up to date"
         yield from (f"  {line}" for line in changes.lines)
+        blind = sum(bool(not_informative(one, None)) for one in records) if method == "fp16" else 0
+        if blind:
+            yield f"  {blind} of {plural(len(records), 'case')} not informative: no loss of accuracy can show there"
