@@ -168,10 +168,10 @@ class TestPooled:
         lines = list(message(RUN, "snapkv", found[RUN]))
         assert lines[0] == "snapkv, run: cases that can show a loss of accuracy: 0   at least 1   FAIL"
         assert lines[2] == "  why: no case can show a loss of accuracy"
-        assert lines[3].startswith("task0 single 1024: fp16 is not surely above chance: 0.250")
+        assert lines[3].startswith("    task0 single 1024: fp16 is not surely above chance: 0.250")
         assert lines[-2:] == [
-            "and 2 more",
-            "another task, length or model, or more contexts of fp16 (--kv-n, --kv-record=changed)",
+            "    and 2 more",
+            "    another task, length or model, or more contexts of fp16 (--kv-n, --kv-record=changed)",
         ]
 
     def test_its_likelihood_is_judged_beside_that(self) -> None:

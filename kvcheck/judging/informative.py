@@ -78,7 +78,7 @@ def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
     named = [f"{one.case.task} {one.case.mode} {one.case.length}: {why}" for one, why in found[:NAMED]]
     more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
-    reason = "\n".join(["no case can show a loss of accuracy", *named, *more, remedy])
+    reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
 
 

@@ -54,7 +54,6 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield "not informative: no loss of accuracy can show there, their scores are left out"
         for line in floor:
             yield from wrap(f"  {line}", "    ")
-        yield ""
     unmeasured = rows.not_measured(run, records)
     if unmeasured:
         yield ""
