@@ -139,7 +139,7 @@ def compared(good: int, blind: int, nll: float | None = None) -> list[Compared]:
     for at in range(good + blind):
         now = record([1.0] * 8 if at < good else [0.0] * 8, task=f"task{at}", chance=0.25, nll=nll)
         then = full([1.0] * 8 if at < good else FLOOR, task=f"task{at}", nll=None if nll is None else 0.1)
-        found.append(Compared(now, then, None, why_not(then)))
+        found.append(Compared(now, then, None, why=why_not(then)))
     return found
 
 
