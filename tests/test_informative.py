@@ -13,7 +13,7 @@ from building import record, run
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, Verdict
 from kvcheck.judging.budget import Budget, judge, sequential
-from kvcheck.judging.informative import NAMED, not_informative, why_not
+from kvcheck.judging.informative import NAMED, why_not
 from kvcheck.judging.pooled import RUN, Compared, judge_pooled
 from kvcheck.report import markdown, rows, terminal
 from kvcheck.report.explain import pooled as message
@@ -58,10 +58,10 @@ class TestChance:
         assert why_not(full([score] + [0.0] * 7, chance=0.0))
         assert why_not(full([score] * 4 + [0.0] * 4, chance=0.0)) == ""
 
-    def test_the_own_record_stands_in_where_there_is_none_of_fp16(self) -> None:
-        assert "snapkv is not surely above chance" in not_informative(None, record(FLOOR, chance=0.25))
-        assert not_informative(full([1.0] * 8), record(FLOOR, chance=0.25)) == ""
-        assert not_informative(None, None) == ""
+    def test_without_a_record_of_fp16_nothing_is_known(self) -> None:
+        assert why_not(None) == ""
+        own = record(FLOOR, chance=0.25)
+        assert [one.question for one in judge(own, None, own, Budget(), against="self")] == ["regression", "bytes"]
 
     def test_of_the_shipped_records_only_a_task_that_two_models_cannot_do_is_not_informative(self) -> None:
         store = open_store(bundle("baselines"))
@@ -150,7 +150,7 @@ class TestPooled:
         assert (verdict.question, verdict.n, verdict.value) == ("budget", 32, 0.0)
 
     def test_so_are_those_against_the_own_record(self) -> None:
-        cases = [replace(one, fp16=None, own=replace(one.fp16, method="snapkv")) for one in compared(4, 4)]
+        cases = [replace(one, drop=False, own=replace(one.fp16, method="snapkv")) for one in compared(4, 4)]
         (verdict,) = (one for one in judge_pooled(cases, Budget(), 0.05)[RUN] if one.question == "regression")
         assert (verdict.n, verdict.value) == (32, 0.0)
 

@@ -12,7 +12,7 @@ from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.core.settings import AGAINST
 from kvcheck.core.spec import read_pair, write_value
-from kvcheck.judging.informative import left_out, not_informative
+from kvcheck.judging.informative import left_out, why_not
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
     DriftRule,
@@ -142,7 +142,7 @@ def judge(
         raise SpecError(f"unknown {option('against')} {against!r}", did_you_mean(against, AGAINST))
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
-    why = not_informative(fp16, own)
+    why = why_not(fp16)
     rule = rule or DriftRule()
     if against != "self" or own is None:
         verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing, why)
@@ -216,7 +216,7 @@ def sequential(
 
     Anytime-valid: it may be asked after every block, and `judge` on the stopped record gives the same answer.
     """
-    if not so_far.samples or not_informative(fp16, own):
+    if not so_far.samples or why_not(fp16):
         return False
     regression = own is not None and against != "fp16"
     if regression and own is not None:

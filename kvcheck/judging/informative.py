@@ -26,33 +26,29 @@ QUESTION = "informative"
 """The question of the verdicts made here: how many cases can show a loss of accuracy?"""
 
 
-def not_informative(fp16: CaseRecord | None, own: CaseRecord | None) -> str:
-    """Why a case is not, by fp16's record or, where there is none, the method's own; "" where it is or nobody knows."""
-    reference = fp16 if fp16 is not None else own
-    return "" if reference is None else why_not(reference)
-
-
-def why_not(reference: CaseRecord) -> str:
-    """Why no method can be seen to lose accuracy against this record, fp16's; "" where it can.
+def why_not(fp16: CaseRecord | None) -> str:
+    """Why no method can be seen to lose accuracy in the case of this record; "" where it can, or there is no record.
 
     It can where the mean score is surely above chance: a one-sided test at LEVEL over the answers of the whole record,
     also where a run measures fewer contexts. Each answer is one draw: what is lost in the turns of a context is lost
     together, but a guess at one question says nothing of the next. An answer that the limit of new tokens cut before it
     had the full score counts as 0: so many may be cut that the others alone are surely above chance.
     """
-    turns = [turn for sample in reference.samples for turn in sample.turns]
+    if fp16 is None:
+        return ""
+    turns = [turn for sample in fp16.samples for turn in sample.turns]
     scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
     whole = [0.0 if _cut(turn) else score for turn, score in zip(turns, scores, strict=True)]
-    chance, cut = max(reference.chance, LEAST), sum(map(_cut, turns))
+    chance, cut = max(fp16.chance, LEAST), sum(map(_cut, turns))
     p = _p(tuple(whole), chance)
     if p <= LEVEL:
         return ""
-    limited = f"{cut} of {len(turns)} answers of {reference.method} were cut by the limit of new tokens"
+    limited = f"{cut} of {len(turns)} answers of fp16 were cut by the limit of new tokens"
     if cut and _p(tuple(scores), chance) <= LEVEL:
         return f"{limited}, and the others are not surely above chance (p = {p:.2g})"
     floor = (
-        f"{reference.method} is not surely above chance: {reference.accuracy:.3f} over {len(turns)} answers, "
-        f"a guess scores {reference.chance:.3f} (p = {p:.2g})"
+        f"fp16 is not surely above chance: {fp16.accuracy:.3f} over {len(turns)} answers, "
+        f"a guess scores {fp16.chance:.3f} (p = {p:.2g})"
     )
     return f"{floor}; {limited}" if cut else floor
 
