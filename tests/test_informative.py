@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from building import record, run
 
+from kvcheck.core.errors import BaselineError, NotComparable
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, Verdict
 from kvcheck.judging.budget import Budget, judge, sequential
@@ -127,6 +128,12 @@ class TestCase:
         lost = record([0.0] * 4, chance=0.25, n=8)
         assert sequential(lost, full([1.0] * 8), None, Budget(drop=2.0))
         assert not sequential(lost, full(FLOOR), None, Budget(drop=2.0))
+
+    def test_a_record_that_does_not_fit_is_refused_all_the_same(self) -> None:
+        with pytest.raises(NotComparable):
+            judge(record([0.0] * 8), full(FLOOR, task="needle"), None, Budget(drop=2.0))
+        with pytest.raises(BaselineError, match="no samples"):
+            judge(record([0.0] * 8), replace(full(FLOOR), samples=()), None, Budget(drop=2.0))
 
     def test_where_no_accuracy_is_asked_for_nothing_is_said_of_it(self) -> None:
         (verdict,) = judge(record([0.0] * 8), full(FLOOR), None, Budget(drop=None, bytes=0.9))

@@ -195,7 +195,9 @@ def _against_fp16(
         return []
     gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
     verdicts = []
-    if budget.drop is not None and not why:
+    if budget.drop is not None and why:
+        pair(record, fp16, "fp16")  # what does not fit is refused all the same
+    elif budget.drop is not None:
         verdict = judge_drop(record, fp16, budget.drop, alpha)
         if missing:
             note = f"{record.method} has no record of its own; to write one: {record_command(record)}"

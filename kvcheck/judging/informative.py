@@ -34,9 +34,9 @@ def why_not(fp16: CaseRecord | None) -> str:
     together, but a guess at one question says nothing of the next. An answer that the limit of new tokens cut before it
     had the full score counts as 0: so many may be cut that the others alone are surely above chance.
     """
-    if fp16 is None:
+    turns = [turn for sample in fp16.samples for turn in sample.turns] if fp16 is not None else []
+    if fp16 is None or not turns:
         return ""
-    turns = [turn for sample in fp16.samples for turn in sample.turns]
     scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
     whole = [0.0 if _cut(turn) else score for turn, score in zip(turns, scores, strict=True)]
     chance, cut = max(fp16.chance, LEAST), sum(map(_cut, turns))
@@ -76,6 +76,11 @@ def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
     reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
+
+
+def told(verdicts: Iterable[Verdict]) -> str:
+    """What the verdicts on a case say of why it is not informative, "" where it is. For reports: no drop is shown."""
+    return next((one.reason for one in verdicts if one.outcome == NOT_INFORMATIVE), "")
 
 
 def left_out(record: CaseRecord, why: str) -> Verdict:

@@ -16,6 +16,7 @@ from kvcheck.core.record import (
     Verdict,
     context_score,
 )
+from kvcheck.judging.informative import told
 from kvcheck.judging.pairing import identical
 
 References = Mapping[str, CaseRecord]
@@ -102,8 +103,7 @@ def outcome(run: Run, record: CaseRecord) -> str:
 
 def why_not(run: Run, record: CaseRecord) -> str:
     """Why a case is not informative, "" where it is: no drop of its scores is shown then."""
-    found = (one.reason for one in run.verdicts.get(key(record), ()) if one.outcome == NOT_INFORMATIVE)
-    return next(found, "")
+    return told(run.verdicts.get(key(record), ()))
 
 
 def informative(run: Run, records: Iterable[CaseRecord]) -> list[CaseRecord]:
@@ -152,8 +152,8 @@ def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, Sam
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
     """One row for several cases, with an interval over all contexts of those that are informative."""
     counted = outcomes(run, records)
-    told = informative(run, records)
-    floor, records = not told, told or records
+    shown = informative(run, records)
+    floor, records = not shown, shown or records
     both = [pair for record in records for pair in pairs(record, known)]
     n = sum(len(record.samples) for record in records)
     chance = sum(record.chance for record in records) / len(records)
@@ -290,8 +290,6 @@ def _repeated(verdicts: Iterable[Verdict]) -> bool:
 
 def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:
     """Every verdict that fails or is inconclusive, failures first."""
-    told = ("pass", NOT_INFORMATIVE)
-    found = [
-        (record, one) for record in records for one in run.verdicts.get(key(record), ()) if one.outcome not in told
-    ]
+    verdicts = ((record, one) for record in records for one in run.verdicts.get(key(record), ()))
+    found = [(record, one) for record, one in verdicts if one.outcome not in ("pass", NOT_INFORMATIVE)]
     return sorted(found, key=lambda pair: pair[1].outcome != "fail")
