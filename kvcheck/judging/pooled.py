@@ -37,7 +37,6 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
-PRIOR = 4
 COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
@@ -165,8 +164,8 @@ class Losses:
     def uncertainty(self) -> dict[Hashable, float]:
         """Of each stratum, what its clusters add to the variance of the mean, in one unit for all.
 
-        A stratum of few contexts that happen to be alike is not known to have no variance: PRIOR clusters that vary as
-        all do are counted in.
+        A stratum of few contexts that happen to be alike is not known to have no variance: one cluster that varies as
+        all do is counted in.
         """
         inside = dict(zip(self.clusters, self.strata, strict=True))
         data, names = stats.cluster(self._weighed, self.clusters)
@@ -175,10 +174,7 @@ class Losses:
             groups.setdefault(inside[name], []).append(float(value))
         squares = {name: float(np.var(values)) * len(values) for name, values in groups.items()}
         usual = sum(squares.values()) / len(data) or 1.0
-        return {
-            name: len(values) * (squares[name] + PRIOR * usual) / (len(values) + PRIOR)
-            for name, values in groups.items()
-        }
+        return {name: len(values) * (squares[name] + usual) / (len(values) + 1) for name, values in groups.items()}
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
