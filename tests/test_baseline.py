@@ -62,6 +62,15 @@ def rich(method: str, change: str = "") -> CaseRecord:
     )
 
 
+def ending(record: CaseRecord, ended: list[list[bool | None]]) -> CaseRecord:
+    """The record, with whether each answer of each context ended."""
+    samples = [
+        replace(one, turns=tuple(replace(turn, ended=now) for turn, now in zip(one.turns, how, strict=True)))
+        for one, how in zip(record.samples, ended, strict=True)
+    ]
+    return replace(record, samples=tuple(samples))
+
+
 class TestRoundTrip:
     def test_fp16_comes_back_equal(self, store: FileStore) -> None:
         keep(store, rich("fp16"))
@@ -96,6 +105,18 @@ class TestRoundTrip:
         assert '"held":[480,49.5]' in path(store, method).read_text()
         keep(store, replace(mine, memory=held))
         assert "held" not in path(store, method).read_text()
+
+    @pytest.mark.parametrize("method", ["fp16", "snapkv"])
+    def test_whether_each_answer_ended_is_kept(self, store: FileStore, method: str) -> None:
+        keep(store, rich("fp16"))
+        mine = ending(rich(method), [[True, False], [True, True]])
+        keep(store, mine)
+        assert store.get(MINI, method, mine.case) == mine
+        assert path(store, method).read_text().count('"cut":[1]') == 1
+
+    def test_where_it_is_not_known_of_one_answer_it_is_kept_of_none(self, store: FileStore) -> None:
+        keep(store, ending(rich("fp16"), [[True, None], [True, False]]))
+        assert store.get(MINI, "fp16", rich("fp16").case) == rich("fp16")
 
     def test_an_answer_with_half_a_character_comes_back_equal(self, store: FileStore) -> None:
         keep(store, rich("fp16", " \ud800 \u2028"), rich("snapkv", " \udfff other"))

@@ -79,6 +79,8 @@ class TurnRecord:
     agree the share of positions where the method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in
     nats. Both also count the position behind the last reference token, which nll does not: where the question is
     visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
+    ended: an end token or a stop string of the task closed the answer; False: the limit of new tokens cut it; None: not
+    known, as in records of before this was kept.
     """
 
     score: Share
@@ -88,6 +90,7 @@ class TurnRecord:
     nll: Nats | None = None
     agree: Share | None = None
     kl: Nats | None = None
+    ended: Flag | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,8 @@ CLEAR = "verdict clear"
 """Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
+NOT_INFORMATIVE = "not informative"
+"""The outcome of a question about scores where the case cannot show a loss (kvcheck/judging/informative.py)."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +253,9 @@ class Verdict:
     """The answer to one question about one case.
 
     question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
-    "nll", "agree", "kl". outcome: "pass", "fail" or "inconclusive". value with its interval [low, high] and limit are
-    in the unit of the question: points of accuracy for drops, a ratio for bytes and latency.
+    "nll", "agree", "kl"; of a run "informative", too. outcome: "pass", "fail", "inconclusive" or NOT_INFORMATIVE. value
+    with its interval [low, high] and limit are in the unit of the question: points of accuracy for drops, a ratio for
+    bytes and latency.
     n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that
     this n could have seen; None where that makes no sense.
     """

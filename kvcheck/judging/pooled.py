@@ -7,6 +7,9 @@ and length are alike (a stratum). Where --kv-n=auto took more contexts of some c
 together what those of the first seed did: which cases got more depends on what was seen of them. One method in one run
 has one family of pooled tests, and Holm's procedure keeps the chance that any of them accuses a harmless method below
 the share of alpha that is set aside for them.
+
+Scores of cases that cannot show a loss of accuracy (informative.py) are left out; what else was measured in them
+counts. Where no case can, the run fails.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
-from kvcheck.judging import stats
+from kvcheck.judging import informative, stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
 from kvcheck.judging.questions import DriftRule, context_drift
@@ -43,13 +46,14 @@ LEVEL = 0.05
 @dataclass(frozen=True)
 class Compared:
     """A record with what it is judged against; None for what is not there. drop: whether the loss of accuracy against
-    fp16 is asked about.
+    fp16 is asked about. why: the case is not informative (kvcheck/judging/informative.py), its scores are left out.
     """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
     drop: bool = True
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,9 +276,16 @@ def judge_pooled(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
     found: dict[str, tuple[Verdict, ...]] = {}
+    nothing = informative.nothing((one.record, one.why) for one in cases if _asks_scores(one, budget))
+    if nothing is not None:
+        found[RUN] = (nothing,)
     for test, p in zip(tests, adjusted, strict=True):
         found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
     return found
+
+
+def _asks_scores(one: Compared, budget: Budget) -> bool:
+    return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
@@ -301,19 +312,21 @@ def _tests(
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
     own = [(one.record, one.own) for one in cases if one.own is not None]
+    told = [(one.record, one.own) for one in cases if one.own is not None and not one.why]
     limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
     for name, limit in limits.items():
         if pool := _beside(cases, name):
             yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit, level)
     if own:
-        pool = Pool.of(own, own[0][0].method)
-        yield _scores(scope, share * QUESTIONS["regression"], pool, rule, level)
+        pool, scored = (Pool.of(pairs, own[0][0].method) for pairs in (own, told))
+        if scored:
+            yield _scores(scope, share * QUESTIONS["regression"], scored, rule, level)
         yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
 
 
 def _beside(cases: Iterable[Compared], name: str) -> Pool:
     """The contexts of which a limit against fp16 is asked."""
-    asked = (one for one in cases if one.drop or name != "drop")
+    asked = (one for one in cases if name != "drop" or (one.drop and not one.why))
     return Pool.of(((one.record, one.fp16) for one in asked if one.fp16 is not None), "fp16")
 
 

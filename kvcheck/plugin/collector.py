@@ -357,4 +357,4 @@ def colour(line: str) -> dict[str, bool]:
     words = line.replace(",", " ").split()
     if "fail" in words or "error" in words:
         return {"red": True}
-    return {"yellow": True} if "unclear" in words or "inconclusive" in words else {}
+    return {"yellow": True} if {"unclear", "inconclusive", "informative"}.intersection(words) else {}

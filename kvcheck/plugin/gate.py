@@ -13,6 +13,7 @@ import pytest
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.informative import why_not
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
@@ -137,7 +138,8 @@ class Gate:
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
         asked = self.budget(record.case, record.method).drop is not None
-        return Compared(record, fp16, record if self._first(own) else own, asked)
+        own = record if self._first(own) else own
+        return Compared(record, fp16, own, asked, why_not(fp16))
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
@@ -211,3 +213,6 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
             files = [shown(file, config.rootpath) for file in held if file] or [shown(changes.path, config.rootpath)]
             yield f"nothing to record for {method}: {', '.join(files)} is up to date"
         yield from (f"  {line}" for line in changes.lines)
+        blind = sum(bool(why_not(one)) for one in records) if method == "fp16" else 0
+        if blind:
+            yield f"  {blind} of {plural(len(records), 'case')} not informative: no loss of accuracy can show there"

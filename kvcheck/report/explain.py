@@ -8,6 +8,7 @@ from kvcheck.core.escape import plain
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseRecord, Verdict, context_score
 from kvcheck.judging.explain import explain, headline
+from kvcheck.judging.informative import QUESTION as INFORMATIVE
 
 ANSWER = 60
 """Characters of an answer that are shown."""
@@ -41,9 +42,10 @@ def pooled(scope: str, method: str, verdicts: Sequence[Verdict]) -> Iterator[str
     yield f"{method}, {scope}: {headline(verdicts[0])}"
     for verdict in verdicts:
         yield f"  {headline(verdict)}"
-        same = verdict.n - verdict.lost - verdict.won
-        yield f"  {verdict.n} contexts: {verdict.lost} lost, {verdict.won} won, {same} unchanged"
-        yield f"  why: {verdict.reason}"
+        if verdict.question != INFORMATIVE:
+            same = verdict.n - verdict.lost - verdict.won
+            yield f"  {verdict.n} contexts: {verdict.lost} lost, {verdict.won} won, {same} unchanged"
+        yield from f"  why: {verdict.reason}".splitlines()
 
 
 def example(record: CaseRecord, fp16: CaseRecord | None) -> Iterator[str]:

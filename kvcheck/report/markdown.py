@@ -66,6 +66,9 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield ""
         yield from summary.not_passed(found).markdown()
         yield from ("</details>", "")
+    floor = list(summary.not_informative(run, records))
+    yield from (f"- not informative: {code(line)}" for line in floor)
+    yield from [""] if floor else ()
     unmeasured = rows.not_measured(run, records)
     yield from (f"- not measured: {code(what)} ({len(names)})" for what, names in sorted(unmeasured.items()))
     yield from [""] if unmeasured else ()

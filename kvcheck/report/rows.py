@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvcheck.core.record import AS_RECORDED, CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
+from kvcheck.core.record import (
+    AS_RECORDED,
+    CAPABILITIES,
+    MODES,
+    NOT_INFORMATIVE,
+    CaseRecord,
+    Run,
+    SampleRecord,
+    Verdict,
+    context_score,
+)
+from kvcheck.judging.informative import told
 from kvcheck.judging.pairing import identical
 
 References = Mapping[str, CaseRecord]
@@ -17,7 +28,9 @@ class Row:
     """Cases pooled: a capability, a task, a mode or a length.
 
     before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known.
-    drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error").
+    drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error",
+    NOT_INFORMATIVE). Cases that are not informative count among these alone, as in the verdicts on several cases.
+    floor: none is informative; the means are theirs then, and there is no drop.
     identical: every answer and score is fp16's. alone: nothing but itself to compare with (fp16 without a record).
     """
 
@@ -32,6 +45,7 @@ class Row:
     chance: float
     identical: bool = False
     alone: bool = False
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,19 @@ def outcome(run: Run, record: CaseRecord) -> str:
         return "error"
     if not record.samples and not record.latency:
         return "not measured"
+    if NOT_INFORMATIVE in outcomes:
+        return NOT_INFORMATIVE
     return "pass" if outcomes else "not judged"
+
+
+def why_not(run: Run, record: CaseRecord) -> str:
+    """Why a case is not informative, "" where it is: no drop of its scores is shown then."""
+    return told(run.verdicts.get(key(record), ()))
+
+
+def informative(run: Run, records: Iterable[CaseRecord]) -> list[CaseRecord]:
+    """The records that can show a loss of accuracy."""
+    return [record for record in records if not why_not(run, record)]
 
 
 def outcomes(run: Run, records: Iterable[CaseRecord]) -> dict[str, int]:
@@ -124,16 +150,20 @@ def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, Sam
 
 
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
-    """One row for several cases, with an interval over all their contexts."""
+    """One row for several cases, with an interval over all contexts of those that are informative."""
+    counted = outcomes(run, records)
+    shown = informative(run, records)
+    floor, records = not shown, shown or records
     both = [pair for record in records for pair in pairs(record, known)]
     n = sum(len(record.samples) for record in records)
     chance = sum(record.chance for record in records) / len(records)
-    counted = outcomes(run, records)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
-        return Row(label, None, after, None, None, None, counted, n, chance)
+        return Row(label, None, after, None, None, None, counted, n, chance, floor=floor)
     scores = [(context_score(then), context_score(now)) for then, now in both]
     before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
+    if floor:
+        return Row(label, before, after, None, None, None, counted, n, chance, floor=True)
     low, high = drop_interval(scores)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
@@ -239,9 +269,13 @@ def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]
     return found
 
 
+_OWN = ("regression", "drift")
+"""The questions against the method's own record; of a case that is not informative, the second alone."""
+
+
 def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
     """(repeated, changed, worse): cases judged against the method's own record; changed are not clearly worse."""
-    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question == "regression"]
+    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question in _OWN]
     worse = sum(one.outcome == "fail" for one in verdicts)
     repeated = sum(_repeated(run.verdicts.get(key(record), ())) for record in records)
     return repeated, len(verdicts) - repeated - worse, worse
@@ -250,11 +284,12 @@ def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
 def _repeated(verdicts: Iterable[Verdict]) -> bool:
     """Whether nothing moved against the method's own record: no score, no drift, no byte."""
     found = {one.question: one for one in verdicts}
-    own, size = found.get("regression"), found.get("bytes")
+    own, size = next((found[name] for name in _OWN if name in found), None), found.get("bytes")
     return own is not None and own.reason == AS_RECORDED and (size is None or size.outcome == "pass")
 
 
 def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:
-    """Every verdict that is not a pass, failures first."""
-    found = [(record, one) for record in records for one in run.verdicts.get(key(record), ()) if one.outcome != "pass"]
+    """Every verdict that fails or is inconclusive, failures first."""
+    verdicts = ((record, one) for record in records for one in run.verdicts.get(key(record), ()))
+    found = [(record, one) for record, one in verdicts if one.outcome not in ("pass", NOT_INFORMATIVE)]
     return sorted(found, key=lambda pair: pair[1].outcome != "fail")

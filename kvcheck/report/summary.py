@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
 from kvcheck.report.table import Table
@@ -19,7 +19,8 @@ def count_text(run: Run, method: str) -> str:
     """ "57 cases: 54 pass, 1 fail, 2 inconclusive"."""
     records = rows.of_method(run, method)
     counted = rows.outcomes(run, records)
-    lost = sum(name.endswith(f"|{method}") for name in run.failures) - sum(
+    scopes = run.verdicts.keys() - {rows.key(record) for record in run.cases}  # of several cases together
+    lost = sum(name.endswith(f"|{method}") for name in run.failures.keys() - scopes) - sum(
         rows.key(record) in run.failures for record in records
     )
     if lost > 0:
@@ -28,7 +29,7 @@ def count_text(run: Run, method: str) -> str:
     unmeasured = sum(bool(record.not_measured) for record in records)
     words = [
         f"{counted[name]} {name}"
-        for name in ("pass", "fail", "error", "inconclusive", "not judged", "not measured")
+        for name in ("pass", "fail", "error", "inconclusive", NOT_INFORMATIVE, "not judged", "not measured")
         if counted.get(name)
     ]
     words += [f"{unmeasured} with something not measured"] if unmeasured else []
@@ -38,16 +39,17 @@ def count_text(run: Run, method: str) -> str:
 def outcome_text(row: Row) -> str:
     """The cases of a row by outcome: "9 pass", or what is wrong with how many of them."""
     bad = [name for name in ("fail", "error", "inconclusive", "not judged") if row.outcomes.get(name)]
-    if not bad:
-        return f"{row.outcomes.get('pass', 0)} pass"
+    out = row.outcomes.get(NOT_INFORMATIVE, 0)
+    told = sum(row.outcomes.values()) - out
     text = ", ".join(f"{row.outcomes[name]} {'unclear' if name == 'inconclusive' else name}" for name in bad)
-    return f"{text} of {sum(row.outcomes.values())}"
+    text = f"{text} of {told}" if bad else f"{row.outcomes.get('pass', 0)} pass" if told else ""
+    return " + ".join([*[text] * bool(text), *[f"{out} left out"] * bool(out)])
 
 
 def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
     before, after = (_score(value) for value in (row.before, row.after))
     drop = "" if row.drop is None else points(row.drop)
-    sure = between(row.low, row.high, row.identical)
+    sure = NOT_INFORMATIVE if row.floor else between(row.low, row.high, row.identical)
     return (
         indent + row.label, f"{before} -> {after}", drop, sure, outcome_text(row), str(row.n), f"{row.chance:.2f}"
     )  # fmt: skip
@@ -58,7 +60,10 @@ def _score(value: float | None) -> str:
 
 
 def tables(run: Run, records: Sequence[CaseRecord], known: References) -> Iterator[Table]:
-    """Accuracy of judged records: by capability and task; by mode and by length; by turn; by subtask."""
+    """Accuracy of judged records: by capability and task; by mode and by length; by turn; by subtask.
+
+    Of cases that are informative, as for the verdicts on several cases; a row that has no other says so.
+    """
     body = []
     for capability, tasks in rows.by_capability(run, records, known):
         body += [_cells(capability), *(_cells(task, "  ") for task in tasks)]
@@ -70,6 +75,7 @@ def tables(run: Run, records: Sequence[CaseRecord], known: References) -> Iterat
             body += [(f"by {field}", *HEAD), *(_cells(row, "  ") for row in found)]
     if body:
         yield Table(body[0], ALIGN, body[1:], MOST)
+    records = rows.informative(run, records)
     turns = turn_table(records, known)
     if turns is not None:
         yield turns
@@ -151,6 +157,15 @@ def own_record_text(repeated: int, changed: int, worse: int) -> str:
     """ "repeated in 80 cases, changed but not clearly worse in 2"; empty without a record."""
     counted = ((repeated, "repeated"), (changed, "changed but not clearly worse"), (worse, "worse"))
     return ", ".join(f"{words} in {plural(number, 'case')}" for number, words in counted if number)
+
+
+def not_informative(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """What cannot show a loss of accuracy, and why: cases of one task with one reason stand together."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if why := rows.why_not(run, record):
+            found.setdefault(why, []).append(f"{record.case.task} {record.case.mode} {record.case.length}")
+    yield from (f"{', '.join(cases)}: {why}" for why, cases in found.items())
 
 
 def not_passed(found: Sequence[tuple[CaseRecord, Verdict]]) -> Table:

@@ -48,6 +48,12 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         if len(found) > LISTED:
             yield f"  and {len(found) - LISTED} more"
         yield from wrap(f"  {summary.unclear(found)}")
+    floor = list(summary.not_informative(run, records))
+    if floor:
+        yield ""
+        yield "not informative: no loss of accuracy can show there, their scores are left out"
+        for line in floor:
+            yield from wrap(f"  {line}", "    ")
     unmeasured = rows.not_measured(run, records)
     if unmeasured:
         yield ""

@@ -211,9 +211,9 @@ def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
     from kvcheck.tasks.metrics import score
 
     turn, drift = sample.turns[question.turn], question.drift
-    answer = prompter.answer(turn, question)
+    answer, ended = prompter.answer(turn, question)
     graded = score(turn.metric, answer, turn.references, turn.options)
-    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl)
+    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl, ended)
 
 
 def _left(case: CaseId, size: int, done: set[int]) -> Iterator[list[int]]:

@@ -17,12 +17,13 @@ DRIFT_TOKENS = 64
 """Drift is measured on at most this many tokens of the reference answer."""
 
 
-def cut(text: str, stops: tuple[str, ...]) -> str:
-    """The text up to the first stop string; one that it begins with does not end it."""
+def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """(the text up to the first stop string, whether there is one); one that it begins with does not end it."""
     for stop in stops:
         while text.startswith(stop):
             text = text[len(stop) :]
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+    end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))
+    return text[:end], end < len(text)
 
 
 class Prompter:
@@ -95,9 +96,13 @@ class Prompter:
         ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
         return tuple(ids[:DRIFT_TOKENS])
 
-    def answer(self, turn: Turn, question: Question) -> str:
-        """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
-        return cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
+    def answer(self, turn: Turn, question: Question) -> tuple[str, bool]:
+        """(text, ended) of an answer: without the space that stands between question and answer, up to a stop string.
+
+        ended: an end token or a stop string closed it; else the limit of new tokens cut it.
+        """
+        text, stopped = cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
+        return text, stopped or question.ended
 
     def space(self, turn: Turn) -> str:
         """What stands before an answer: nothing where it begins an assistant's message."""

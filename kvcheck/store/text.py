@@ -19,6 +19,8 @@ JSON holds the answers, depths and subtasks of the turns. A file of another meth
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
 text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
 `held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several.
+`cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
+other answers ended; without it that is not known.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """
@@ -39,7 +41,7 @@ from kvcheck.store.validate import check_case, shown, strict_json
 _MAGIC = "kvcheck baseline schema="
 _SHA = "sha256 "
 META = frozenset(("base", "binary", "capability", "chance", "latency", "memory", "not_measured", "query_aware"))
-META |= {"stopped", "switches"}
+META |= {"ended", "stopped", "switches"}
 """The names in the meta object of a case."""
 
 
@@ -201,7 +203,10 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     theirs = {sample.index: sample for sample in base.samples} if base is not None else {}
     ordered = sorted(record.samples, key=lambda sample: sample.index)
     weighed = record.memory is not None and not record.memory.declared
-    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed) for sample in ordered)
+    ended = all(turn.ended is not None for sample in ordered for turn in sample.turns)
+    if ended:
+        meta["ended"] = True
+    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed, ended) for sample in ordered)
     return StoredCase(record.case, meta, lines)
 
 
@@ -224,7 +229,10 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
         theirs = {sample.index: sample for sample in fp16.samples}
     meta = stored.meta
     try:
-        samples = tuple(read_sample(line, theirs if stored.base else None) for line in stored.lines)
+        if meta.get("ended", True) is not True:
+            raise ValueError("ended is there, and not true")
+        ended = "ended" in meta
+        samples = tuple(read_sample(line, theirs if stored.base else None, ended) for line in stored.lines)
         record = CaseRecord(
             case=stored.case,
             method=method,

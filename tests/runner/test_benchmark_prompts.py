@@ -200,17 +200,18 @@ def test_a_context_that_is_too_long_for_its_case_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "stops", "left"),
+    ("text", "stops", "left", "ended"),
     [
-        ("one\ntwo", ("\n",), "one"),
-        ("\n\none\ntwo", ("\n",), "one"),
-        ("one two", ("\n",), "one two"),
-        ("one</s>two\nthree", ("\n", "</s>"), "one"),
-        ("one\ntwo", (), "one\ntwo"),
-        ("\n", ("\n",), ""),
+        ("one\ntwo", ("\n",), "one", True),
+        ("\n\none\ntwo", ("\n",), "one", True),
+        ("one two", ("\n",), "one two", False),
+        ("one</s>two\nthree", ("\n", "</s>"), "one", True),
+        ("one\ntwo", (), "one\ntwo", False),
+        ("one\n", ("\n",), "one", True),
+        ("\n", ("\n",), "", False),
     ],
 )
 def test_an_answer_ends_at_a_stop_string_that_it_does_not_begin_with(
-    text: str, stops: tuple[str, ...], left: str
+    text: str, stops: tuple[str, ...], left: str, ended: bool
 ) -> None:
-    assert cut(text, stops) == left
+    assert cut(text, stops) == (left, ended)
