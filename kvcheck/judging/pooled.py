@@ -28,17 +28,23 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+IDENTICAL = "identical answers"
+"""The reason of a drop where no answer differs."""
 LEVEL = 0.05
 """1 - the level of the intervals that are shown."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A record with what it is judged against; None for what is not there or not asked for."""
+    """A record with what it is judged against; None for what is not there or not asked for.
+
+    drop: whether the drop against fp16 is asked, beside the other limits of the budget.
+    """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
+    drop: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,12 @@ def _drops(pool: Pool, limit: float) -> Losses:
     """Points of accuracy: no more can be lost than fp16 has, nor gained than it lacks."""
     mean = float(np.mean([score(then) for _, then in pool.pairs]))
     return Losses(pool.drops, pool.clusters, pool.strata, mean - 1, mean, limit / 100, lambda share: 100 * share)
+
+
+def drop_interval(pool: Pool) -> tuple[float, float]:
+    """Interval of the mean drop in points, as the verdicts have it."""
+    low, high = _drops(pool, 0.0).interval()
+    return 100 * low, 100 * high
 
 
 def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
@@ -226,12 +238,12 @@ def _tests(
     scope: str, share: float, cases: Sequence[Compared], budget: Budget, rule: DriftRule | None
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
-    asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
     own = [(one.record, one.own) for one in cases if one.own is not None]
-    if asked:
-        pool = Pool.of(asked, "fp16")
-        limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
-        for name, limit in limits.items():
+    limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
+    for name, limit in limits.items():
+        asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None and (one.drop or name != "drop")]
+        if asked:
+            pool = Pool.of(asked, "fp16")
             yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit)
     if own:
         pool = Pool.of(own, own[0][0].method)
@@ -254,7 +266,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Ite
         if rejects:
             outcome, reason = "fail", "even the low end of the interval is beyond the budget"
         elif same:
-            outcome, reason = "pass", "identical answers"
+            outcome, reason = "pass", IDENTICAL
         elif high <= losses.limit:
             outcome, reason = "pass", "even the high end of the interval is within the budget"
         else:
@@ -270,6 +282,16 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Ite
     yield Test(scope, losses.p(), losses.least(), share, verdict)
 
 
+def is_scope(name: str) -> bool:
+    """Whether a verdict of this name is on several cases together."""
+    return name == RUN or name.partition(" ")[0] in SCOPES
+
+
+def settled_by(verdict: Verdict) -> int | None:
+    """Contexts at which this estimate would be clear of its limit; None where it is at the limit."""
+    return contexts_needed(verdict.n, verdict.value, (verdict.low, verdict.high), verdict.limit)
+
+
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
     """Contexts at which an interval around `mean` would no longer hold the limit; None where the two are the same."""
     low, high = interval
@@ -279,7 +301,10 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
 
 
 def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
-    """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
+    """Are the scores below the method's own record? Other hardware alone changes them up as often as down.
+
+    Where that is not shown, they pass if they are the same, or if the interval lies within what other hardware flips.
+    """
     low, high = _drops(pool, rule.points).interval()
     mean = float(np.mean(pool.drops))
     lost, won = stats.count_changes(pool.drops)
@@ -287,7 +312,8 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     p = stats.sign_flip(changes)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > 0 else "pass"
+        inside = not (lost or won) or 100 * high <= rule.points
+        outcome = "fail" if rejects else "pass" if inside else "inconclusive"
         reason = f"scores: p = {p:.2g}" if lost or won else AS_RECORDED
         return Verdict(
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
@@ -300,7 +326,8 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     """Did the reference answers become less likely than in the method's own record, by more than float noise?
 
     A sign test over the clusters that moved (many, a little), and a binomial test of the broken ones against what other
-    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails.
+    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails; what passes
+    has its whole interval there, or did not move.
     """
     changes = [context_drift(now, then, rule) for now, then in pool.pairs]
     known = [0.0 if change is None else change for change in changes]
@@ -310,13 +337,16 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     many = stats.mcnemar(worse, better, one_sided=True)
     few = float(stats.tail(broken, len(known), rule.noise))
     p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
+    most = max(abs(change) for change in known)
+    spread = Losses(known, pool.clusters, pool.strata, -most, most, rule.margin)
+    low, high = spread.interval() if most else (0.0, 0.0)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > rule.margin else "pass"
+        outcome = "fail" if rejects else "pass" if high <= rule.margin else "inconclusive"
         reason = (
             f"{worse} contexts worse, {better} better, {broken} broken; p = {p:.2g}" if worse or better else AS_RECORDED
         )
-        return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
+        return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
     least = 2 * float(stats.tail(len(known), len(known), rule.noise))
     return Test(scope, p, min(1.0, least), share, verdict)

@@ -12,6 +12,7 @@ import pytest
 
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
+from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.plugin import cases, state
@@ -65,11 +66,8 @@ class Gate:
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
 
     def budget(self, own: CaseRecord | None) -> Budget:
-        """What a method may cost. A method with a record of its own is held to that; the drop against fp16 is asked
-        where it has none, or where the user set a limit.
-        """
-        recorded = own is not None and self.settings.against == "both"
-        return Budget(**{"drop": None if recorded else Budget().drop, **self.settings.budget})
+        """What a method may cost."""
+        return budget_of(self.settings.budget, own, self.settings.against)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
@@ -126,8 +124,8 @@ class Gate:
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
-        asked = self.budget(own).drop is not None
-        return Compared(record, fp16 if asked else None, record if self._first(own) else own)
+        own = record if self._first(own) else own
+        return compared(record, fp16, own, self.settings.budget, self.settings.against)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""

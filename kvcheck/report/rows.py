@@ -101,6 +101,12 @@ def errors(run: Run) -> dict[str, str]:
     return {name: text for name, text in sorted(run.failures.items()) if name not in explained}
 
 
+def lost(run: Run, method: str) -> list[str]:
+    """The failures of a method without a record: cases that came to nothing. Those of several cases are no case."""
+    known = {key(record) for record in of_method(run, method)}
+    return [name for name in run.failures if name.endswith(f"|{method}") and name not in known | run.verdicts.keys()]
+
+
 def reason(text: str) -> str:
     """The line of a failure's message that says most: the last one that is no hint (hints are indented)."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -134,23 +140,17 @@ def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References)
         return Row(label, None, after, None, None, None, counted, n, chance)
     scores = [(context_score(then), context_score(now)) for then, now in both]
     before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
-    low, high = drop_interval(scores)
+    low, high = drop_interval(records, known)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
 
 
-def drop_interval(scores: Sequence[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the mean drop in points, one (fp16, method) pair of scores per context.
+def drop_interval(records: Iterable[CaseRecord], known: References) -> tuple[float, float]:
+    """Interval of the mean drop in points, as the verdicts on several cases have it."""
+    from kvcheck.judging import pooled
 
-    fp16 is the yardstick, as for the verdicts: no context can lose more than it has there, nor gain more than it lacks.
-    """
-    from kvcheck.judging.stats import bootstrap_interval
-
-    drops = [before - after for before, after in scores]
-    seen = max(abs(drop) for drop in drops) or 1.0
-    lowest, highest = min(before for before, _ in scores) - 1.0, max(before for before, _ in scores)
-    low, high = bootstrap_interval(drops, alpha, lowest=max(lowest, -seen), highest=highest)
-    return low * 100, high * 100
+    both = ((record, then, now) for record in records for then, now in pairs(record, known))
+    return pooled.drop_interval(pooled.Pool([(record, now, then) for record, then, now in both]))
 
 
 def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:

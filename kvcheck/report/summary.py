@@ -19,11 +19,9 @@ def count_text(run: Run, method: str) -> str:
     """ "57 cases: 54 pass, 1 fail, 2 inconclusive"."""
     records = rows.of_method(run, method)
     counted = rows.outcomes(run, records)
-    lost = sum(name.endswith(f"|{method}") for name in run.failures) - sum(
-        rows.key(record) in run.failures for record in records
-    )
-    if lost > 0:
-        counted["error"] = counted.get("error", 0) + lost
+    lost = rows.lost(run, method)
+    if lost:
+        counted["error"] = counted.get("error", 0) + len(lost)
     total = sum(counted.values())
     unmeasured = sum(bool(record.not_measured) for record in records)
     words = [

@@ -1,0 +1,28 @@
+"""What is asked of a method: which limits hold, and against which records. The gate and `kvcheck compare` ask by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kvcheck.core.record import CaseRecord
+from kvcheck.judging.budget import Budget
+from kvcheck.judging.pooled import Compared
+
+
+def budget_of(given: Mapping[str, float | None], own: CaseRecord | None, against: str) -> Budget:
+    """What a method may cost; given: the limits that the user set.
+
+    A method with a record of its own is held to that; the drop against fp16 is asked where it has none, or where the
+    user set a limit.
+    """
+    recorded = own is not None and against == "both"
+    return Budget(**{"drop": None if recorded else Budget().drop, **given})
+
+
+def compared(
+    record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, given: Mapping[str, float | None], against: str
+) -> Compared:
+    """A record with what all cases together are judged against: the same as for the case alone."""
+    asked = against != "self" or own is None
+    drop = budget_of(given, own, against).drop is not None
+    return Compared(record, fp16 if asked else None, None if against == "fp16" else own, drop)

@@ -1,0 +1,207 @@
+"""How a method stands in a run: pass, fail or inconclusive, by which numbers, over what. A report begins with it.
+
+The run decides, not its cases: a question that all contexts together were asked is answered there, and one that is
+asked of single cases alone by the worst of them. Whatever failed anywhere makes it a fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kvcheck.core.front import option
+from kvcheck.core.record import AS_RECORDED, FAILS, CaseRecord, Run, Verdict
+from kvcheck.judging.pooled import IDENTICAL, RUN, is_scope, settled_by
+from kvcheck.report import rows
+from kvcheck.report.text import interval, plural, points, wrap
+
+PASS, FAIL, INCONCLUSIVE, OPEN = "pass", "fail", "inconclusive", "not judged"
+NAMED = 4
+"""So many tasks are named; of more their number is given."""
+LISTED = 6
+"""Scopes that failed are listed up to so many."""
+WIDTH = 80
+"""These lines are whole on a narrow terminal, too."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the two references of a method are called."""
+
+    fp16: str = "fp16"
+    own: str = "its own record"
+
+
+GATE = References()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one method stands.
+
+    run: verdicts on all contexts together. scopes: (name, verdict) of what failed there, the run left out. cases: how
+    many failed, properties: how many do not hold.
+    """
+
+    method: str
+    outcome: str
+    run: tuple[Verdict, ...] = ()
+    scopes: tuple[tuple[str, Verdict], ...] = ()
+    cases: int = 0
+    properties: int = 0
+
+
+def standing(run: Run, method: str) -> Standing:
+    """Pass only where something was judged, nothing failed, and no question is left open."""
+    whole = run.verdicts.get(f"{RUN}|{method}", ())
+    scopes = tuple(
+        (scope, one) for scope, verdicts in pooled(run, method).items() for one in verdicts if one.outcome == FAIL
+    )
+    single = [
+        record
+        for record in rows.of_method(run, method)
+        if rows.key(record) in run.failures or rows.outcome(run, record) == FAIL
+    ]
+    cases = len(single) + len(rows.lost(run, method))
+    properties = sum(one.outcome == FAILS and one.method == method for one in run.properties)
+    answers = {**_of_cases(run, method), **{one.question: one.outcome for one in whole}}
+    if scopes or cases or properties or any(f"{scope}|{method}" in run.failures for scope in pooled(run, method)):
+        outcome = FAIL
+    elif INCONCLUSIVE in answers.values():
+        outcome = INCONCLUSIVE
+    else:
+        outcome = PASS if answers or any(one.method == method for one in run.properties) else OPEN
+    return Standing(method, outcome, whole, tuple(one for one in scopes if one[0] != RUN), cases, properties)
+
+
+def pooled(run: Run, method: str) -> dict[str, tuple[Verdict, ...]]:
+    """Verdicts on several cases of a method together, by scope, the run first."""
+    found = {name.rpartition("|")[0]: one for name, one in run.verdicts.items() if name.endswith(f"|{method}")}
+    return {scope: found[scope] for scope in sorted(found, key=lambda scope: scope != RUN) if is_scope(scope)}
+
+
+def _of_cases(run: Run, method: str) -> dict[str, str]:
+    """The worst answer of the cases to every question."""
+    worst: dict[str, str] = {}
+    for record in rows.of_method(run, method):
+        for one in run.verdicts.get(rows.key(record), ()):
+            if one.outcome == INCONCLUSIVE or one.question not in worst:
+                worst[one.question] = one.outcome
+    return worst
+
+
+def lines(run: Run, others: References = GATE) -> Iterator[str]:
+    """What is to be read first: every method with its outcome, its numbers and its limits, then what failed in it."""
+    for method in rows.methods(run):
+        first, *rest = said(run, standing(run, method), others)
+        yield from wrap(f"{first[0]}: {method} on {run.header.model_name}: {first[1]}", width=WIDTH)
+        for outcome, text in rest:
+            yield from wrap(f"  {outcome}: {text}", "    ", WIDTH)
+
+
+def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str, str]]:
+    """(outcome, its numbers): first of the method, then of every scope that failed beside the run."""
+    records = rows.judged(run, found.method)
+    parts = _numbers(found.run, run, others, *_apart(run, found, records))
+    parts += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
+    parts += ["1 property does not hold"] if found.properties == 1 else []
+    parts += [f"{found.properties} properties do not hold"] if found.properties > 1 else []
+    if found.outcome == FAIL and not (found.cases or found.properties or found.scopes) and not _fails(found):
+        parts.append(f"inconclusive fails by {option('strict')}")
+    text = "; ".join(parts) or "nothing was judged"
+    listed = [
+        (FAIL, f"{scope}: {_number(one, run, others)}, over {plural(one.n, 'context')}")
+        for scope, one in found.scopes[:LISTED]
+    ]
+    more = len(found.scopes) - LISTED
+    listed += [(FAIL, f"{more} more, in the run file")] if more > 0 else []
+    return [(found.outcome, f"{text}, {_selection(found, records)}" if records else text), *listed]
+
+
+def _fails(found: Standing) -> bool:
+    return any(one.outcome == FAIL for one in found.run)
+
+
+def _apart(run: Run, found: Standing, records: Sequence[CaseRecord]) -> tuple[list[str], list[str]]:
+    """Questions that single cases alone were asked, there are too few contexts: (as recorded everywhere, others)."""
+    answers: dict[str, set[str]] = {}
+    for record in records:
+        for one in run.verdicts.get(rows.key(record), ()):
+            if one.question in ("budget", "regression"):
+                answers.setdefault(one.question, set()).add(one.reason)
+    left = {question: reasons for question, reasons in answers.items() if question not in _questions(found.run)}
+    same = [question for question, reasons in left.items() if reasons == {AS_RECORDED}]
+    return same, [question for question in left if question not in same]
+
+
+def _questions(verdicts: Iterable[Verdict]) -> list[str]:
+    return [one.question for one in verdicts]
+
+
+def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
+    """Over what: "over 96 contexts of 12 cases: kv, needle".
+
+    The mode or the length is named where there is one only; tasks by their number where there are many.
+    """
+    count = sum(len(record.samples) for record in records)
+    fewest = min((one.n for one in found.run), default=count)
+    tasks = sorted({record.case.task for record in records})
+    modes = {record.case.mode for record in records}
+    lengths = {record.case.length for record in records}
+    named = [", ".join(tasks) if len(tasks) <= NAMED else f"{len(tasks)} tasks"]
+    named += [mode for mode in modes if len(modes) == 1] + [f"{at} tokens" for at in lengths if len(lengths) == 1]
+    share = f"{fewest} of " if fewest < count else ""
+    return f"over {share}{plural(count, 'context')} of {plural(len(records), 'case')}: {'; '.join(named)}"
+
+
+def _numbers(
+    verdicts: Sequence[Verdict], run: Run, others: References, repeated: Sequence[str], apart: Sequence[str]
+) -> list[str]:
+    """Each verdict in words, what decides first; what repeats the method's own record is said once."""
+    order = (FAIL, INCONCLUSIVE, PASS)
+    moved = [one for one in verdicts if one.reason != AS_RECORDED]
+    parts = [_number(one, run, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))]
+    parts += [
+        f"accuracy against {others.fp16 if question == 'budget' else others.own} judged case by case "
+        "(too few contexts to judge them together)"
+        for question in apart
+    ]
+    same = [*repeated, *_questions(one for one in verdicts if one.reason == AS_RECORDED)]
+    what = " and ".join({"regression": "scores", "drift": "nll"}.get(question, question) for question in same)
+    return parts + ([f"{what} as in {others.own}"] if same else [])
+
+
+def _number(verdict: Verdict, run: Run, others: References) -> str:
+    """A verdict on many contexts: the estimate, its interval, the limit with its origin, and what would settle it."""
+    text = f"{_estimate(verdict, others)}, {_limit(verdict, run, others)}"
+    if verdict.outcome == INCONCLUSIVE:
+        needed = settled_by(verdict)
+        text += f"; about {needed:,} contexts would settle it" if needed else "; it is at the limit"
+    return text
+
+
+def _estimate(verdict: Verdict, others: References) -> str:
+    if verdict.question == "budget" and verdict.reason == IDENTICAL:
+        return f"answers identical to those of {others.fp16}"
+    if verdict.question in ("budget", "regression"):
+        other = others.fp16 if verdict.question == "budget" else others.own
+        drop = points(verdict.value, False)
+        return f"accuracy drop against {other} {drop} points {interval(verdict.low, verdict.high)}"
+    words, digits = {
+        "drift": (f"nll {verdict.value:+.3f} nats per token against {others.own}", 3),
+        "nll": (f"nll {verdict.value:+.3f} nats per token against {others.fp16}", 3),
+        "kl": (f"KL divergence from fp16 {verdict.value:.4f} nats", 4),
+        "agree": (f"top-1 agreement with fp16 {verdict.value:.3f}", 3),
+    }[verdict.question]
+    return f"{words} {interval(verdict.low, verdict.high, digits)}"
+
+
+def _limit(verdict: Verdict, run: Run, others: References) -> str:
+    """The limit and where it comes from."""
+    if verdict.question in ("regression", "drift"):
+        noise = "more than" if verdict.outcome == FAIL else f"of which {verdict.limit:g} may be"
+        return f"{noise} the noise of other hardware (limit: {others.own})"
+    given = [part.partition("=")[0] for part in run.header.settings.get("budget", "").split(",")]
+    name = {"budget": "drop"}.get(verdict.question, verdict.question)
+    origin = f"your {option('budget')}" if name in given else "default budget"
+    return f"{'at least' if name == 'agree' else 'allowed'} {verdict.limit:g} ({origin})"
