@@ -6,7 +6,7 @@ asked of single cases alone by the worst of them. Whatever failed anywhere makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
@@ -110,7 +110,7 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
         parts.append(f"inconclusive fails by {option('strict')}")
     text = "; ".join(parts) or "nothing was judged"
     listed = [
-        (FAIL, f"{scope}: {_number(one, run, others)}, over {plural(one.n, 'context')}")
+        (FAIL, f"{scope}: {number(one, run.header.settings, others)}, over {plural(one.n, 'context')}")
         for scope, one in found.scopes[:LISTED]
     ]
     more = len(found.scopes) - LISTED
@@ -160,7 +160,9 @@ def _numbers(
     """Each verdict in words, what decides first; what repeats the method's own record is said once."""
     order = (FAIL, INCONCLUSIVE, PASS)
     moved = [one for one in verdicts if one.reason != AS_RECORDED]
-    parts = [_number(one, run, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))]
+    parts = [
+        number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))
+    ]
     parts += [
         f"accuracy against {others.fp16 if question == 'budget' else others.own} judged case by case "
         "(too few contexts to judge them together)"
@@ -171,9 +173,9 @@ def _numbers(
     return parts + ([f"{what} as in {others.own}"] if same else [])
 
 
-def _number(verdict: Verdict, run: Run, others: References) -> str:
+def number(verdict: Verdict, settings: Mapping[str, str], others: References = GATE) -> str:
     """A verdict on many contexts: the estimate, its interval, the limit with its origin, and what would settle it."""
-    text = f"{_estimate(verdict, others)}, {_limit(verdict, run, others)}"
+    text = f"{_estimate(verdict, others)}, {_limit(verdict, settings, others)}"
     if verdict.outcome == INCONCLUSIVE:
         needed = settled_by(verdict)
         text += f"; about {needed:,} contexts would settle it" if needed else "; it is at the limit"
@@ -196,12 +198,23 @@ def _estimate(verdict: Verdict, others: References) -> str:
     return f"{words} {interval(verdict.low, verdict.high, digits)}"
 
 
-def _limit(verdict: Verdict, run: Run, others: References) -> str:
+def _limit(verdict: Verdict, settings: Mapping[str, str], others: References) -> str:
     """The limit and where it comes from."""
     if verdict.question in ("regression", "drift"):
         noise = "more than" if verdict.outcome == FAIL else f"of which {verdict.limit:g} may be"
         return f"{noise} the noise of other hardware (limit: {others.own})"
-    given = [part.partition("=")[0] for part in run.header.settings.get("budget", "").split(",")]
+    given = [part.partition("=")[0] for part in settings.get("budget", "").split(",")]
     name = {"budget": "drop"}.get(verdict.question, verdict.question)
     origin = f"your {option('budget')}" if name in given else "default budget"
     return f"{'at least' if name == 'agree' else 'allowed'} {verdict.limit:g} ({origin})"
+
+
+def short(verdict: Verdict) -> str:
+    """The same in so few columns that pytest's short summary shows the numbers."""
+    scale = 1 if verdict.question in ("budget", "regression") else 3
+    what = {"budget": "drop", "regression": "drop", "drift": "nll"}.get(verdict.question, verdict.question)
+    unit = " points" if scale == 1 else ""
+    limit = " vs own record" if verdict.question in ("regression", "drift") else f", allowed {verdict.limit:g}"
+    value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit} {interval(verdict.low, verdict.high, scale)}"
+    start = f"{verdict.outcome}: " if verdict.outcome == INCONCLUSIVE else ""
+    return f"{start}{what} {value}{limit}"
