@@ -189,7 +189,8 @@ class Collector:
         """The numbers of a scope that did not fail."""
         if scope == pooled.RUN:
             return verdict.said(run, verdict.standing(run, method))[0][1]
-        return "; ".join(verdict.number(one, run.header.settings) for one in verdicts)
+        texts = [(verdict.number(one, run.header.settings), verdict.needed(one)) for one in verdicts]
+        return "; ".join(text for both in texts for text in both if text)
 
     def _result(self, scope: str, method: str, outcome: str, text: str, verdicts: Sequence[Verdict]) -> None:
         """Report a verdict on several cases. Only a failure and a run that is inconclusive are counted by pytest."""
@@ -383,6 +384,6 @@ def colour(line: str) -> dict[str, bool]:
     words = re.split(r"[\s,:]+", line)
     if "fail" in words or "error" in words:
         return {"red": True}
-    if "unclear" in words or "inconclusive" in words:
+    if "inconclusive" in words:
         return {"yellow": True}
     return {"green": True} if line.startswith("pass:") else {}

@@ -49,7 +49,7 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield from summary.not_passed(found[:LISTED]).text()
         if len(found) > LISTED:
             yield f"  and {len(found) - LISTED} more"
-        yield from wrap(f"  {summary.unclear(found)}")
+        yield from wrap(f"  {summary.inconclusive(found)}")
     unmeasured = rows.not_measured(run, records)
     if unmeasured:
         yield ""

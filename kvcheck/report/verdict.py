@@ -26,10 +26,11 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class References:
-    """What the two references of a method are called."""
+    """What the two references of a method are called. lost: what is said of cases without a record."""
 
     fp16: str = "fp16"
     own: str = "its own record"
+    lost: str = "failed before there was a record"
 
 
 GATE = References()
@@ -40,7 +41,7 @@ class Standing:
     """How one method stands.
 
     run: verdicts on all contexts together. scopes: (name, verdict) of what failed there, the run left out. cases: how
-    many failed, properties: how many do not hold.
+    many failed with a record, lost: without one. properties: how many do not hold.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Standing:
     run: tuple[Verdict, ...] = ()
     scopes: tuple[tuple[str, Verdict], ...] = ()
     cases: int = 0
+    lost: int = 0
     properties: int = 0
 
 
@@ -62,16 +64,23 @@ def standing(run: Run, method: str) -> Standing:
         for record in rows.of_method(run, method)
         if rows.key(record) in run.failures or rows.outcome(run, record) == FAIL
     ]
-    cases = len(single) + len(rows.lost(run, method))
+    lost = rows.lost(run, method)
     properties = sum(one.outcome == FAILS and one.method == method for one in run.properties)
     answers = {**_of_cases(run, method), **{one.question: one.outcome for one in whole}}
-    if scopes or cases or properties or any(f"{scope}|{method}" in run.failures for scope in pooled(run, method)):
+    if (
+        scopes
+        or single
+        or lost
+        or properties
+        or any(f"{scope}|{method}" in run.failures for scope in pooled(run, method))
+    ):
         outcome = FAIL
     elif INCONCLUSIVE in answers.values():
         outcome = INCONCLUSIVE
     else:
         outcome = PASS if answers or any(one.method == method for one in run.properties) else OPEN
-    return Standing(method, outcome, whole, tuple(one for one in scopes if one[0] != RUN), cases, properties)
+    beside = tuple(one for one in scopes if one[0] != RUN)
+    return Standing(method, outcome, whole, beside, len(single), len(lost), properties)
 
 
 def pooled(run: Run, method: str) -> dict[str, tuple[Verdict, ...]]:
@@ -90,32 +99,40 @@ def _of_cases(run: Run, method: str) -> dict[str, str]:
     return worst
 
 
-def lines(run: Run, others: References = GATE) -> Iterator[str]:
+def lines(run: Run) -> Iterator[str]:
     """What is to be read first: every method with its outcome, its numbers and its limits, then what failed in it."""
     for method in rows.methods(run):
-        first, *rest = said(run, standing(run, method), others)
-        yield from wrap(f"{first[0]}: {method} on {run.header.model_name}: {first[1]}", width=WIDTH)
-        for outcome, text in rest:
-            yield from wrap(f"  {outcome}: {text}", "    ", WIDTH)
+        yield from of_method(run, method)
+
+
+def of_method(run: Run, method: str, others: References = GATE) -> Iterator[str]:
+    """The lines of one method."""
+    first, *rest = said(run, standing(run, method), others)
+    yield from wrap(f"{first[0]}: {method} on {run.header.model_name}: {first[1]}", width=WIDTH)
+    for outcome, text in rest:
+        yield from wrap(f"  {outcome}: {text}", "    ", WIDTH)
 
 
 def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str, str]]:
     """(outcome, its numbers): first of the method, then of every scope that failed beside the run."""
     records = rows.judged(run, found.method)
     parts = _numbers(found.run, run, others, *_apart(run, found, records))
-    parts += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
-    parts += ["1 property does not hold"] if found.properties == 1 else []
-    parts += [f"{found.properties} properties do not hold"] if found.properties > 1 else []
-    if found.outcome == FAIL and not (found.cases or found.properties or found.scopes) and not _fails(found):
-        parts.append(f"inconclusive fails by {option('strict')}")
-    text = "; ".join(parts) or "nothing was judged"
+    more = [text for one in found.run if (text := needed(one))]
+    more += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
+    more += [f"{plural(found.lost, 'case')} {others.lost}"] if found.lost else []
+    more += ["1 property does not hold"] if found.properties == 1 else []
+    more += [f"{found.properties} properties do not hold"] if found.properties > 1 else []
+    if found.outcome == FAIL and not (found.cases or found.lost or found.properties or found.scopes or _fails(found)):
+        more.append(f"inconclusive fails by {option('strict')}")
+    judged = "; ".join(parts) or "accuracy not judged"
+    text = "; ".join([f"{judged}, {_selection(found, records)}" if records else judged, *more])
     listed = [
         (FAIL, f"{scope}: {number(one, run.header.settings, others)}, over {plural(one.n, 'context')}")
         for scope, one in found.scopes[:LISTED]
     ]
-    more = len(found.scopes) - LISTED
-    listed += [(FAIL, f"{more} more, in the run file")] if more > 0 else []
-    return [(found.outcome, f"{text}, {_selection(found, records)}" if records else text), *listed]
+    left = len(found.scopes) - LISTED
+    listed += [(FAIL, f"{left} more, in the run file")] if left > 0 else []
+    return [(found.outcome, text), *listed]
 
 
 def _fails(found: Standing) -> bool:
@@ -174,12 +191,16 @@ def _numbers(
 
 
 def number(verdict: Verdict, settings: Mapping[str, str], others: References = GATE) -> str:
-    """A verdict on many contexts: the estimate, its interval, the limit with its origin, and what would settle it."""
-    text = f"{_estimate(verdict, others)}, {_limit(verdict, settings, others)}"
-    if verdict.outcome == INCONCLUSIVE:
-        needed = settled_by(verdict)
-        text += f"; about {needed:,} contexts would settle it" if needed else "; it is at the limit"
-    return text
+    """A verdict on many contexts: the estimate, its interval, and the limit with its origin."""
+    return f"{_estimate(verdict, others)}, {_limit(verdict, settings, others)}"
+
+
+def needed(verdict: Verdict) -> str:
+    """What would settle an inconclusive verdict."""
+    if verdict.outcome != INCONCLUSIVE:
+        return ""
+    count = settled_by(verdict)
+    return f"about {count:,} contexts would settle it" if count else "it is at the limit"
 
 
 def _estimate(verdict: Verdict, others: References) -> str:
