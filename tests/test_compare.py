@@ -46,7 +46,7 @@ def test_the_verdicts_are_those_of_the_gate_with_the_first_run_as_the_own_record
     found = compare_runs(run(*before), run(*after)).run.verdicts
     for then, now in zip(before, after, strict=True):
         assert found[f"{now.case}|snapkv"] == judge(now, None, then, Budget(drop=None), case_alpha(0.05, 3))
-    cases = [compared(now, None, then, {}, "both") for then, now in zip(before, after, strict=True)]
+    cases = [compared(now, None, then, Budget(drop=None), "both") for then, now in zip(before, after, strict=True)]
     for scope, verdicts in judge_pooled(cases, Budget(), 0.05).items():
         assert found[f"{scope}|snapkv"] == verdicts
 

@@ -20,9 +20,8 @@ def budget_of(given: Mapping[str, float | None], own: CaseRecord | None, against
 
 
 def compared(
-    record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, given: Mapping[str, float | None], against: str
+    record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str
 ) -> Compared:
-    """A record with what all cases together are judged against: the same as for the case alone."""
+    """A record with what all cases together are judged against, by the budget of its case: the same as for it alone."""
     asked = against != "self" or own is None
-    drop = budget_of(given, own, against).drop is not None
-    return Compared(record, fp16 if asked else None, None if against == "fp16" else own, drop)
+    return Compared(record, fp16 if asked else None, None if against == "fp16" else own, budget.drop is not None)

@@ -148,5 +148,5 @@ def _pooled(both: Iterable[_Two], limits: Limits, alpha: float) -> dict[str, tup
     cases = []
     for two in both:
         fp16, own, against = two.references
-        cases.append(compared(two.shared, fp16, own, limits, against))
+        cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against))
     return judge_pooled(cases, Budget(**limits), alpha) if cases else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.pooled import Compared, judge_pooled
+from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -54,7 +54,7 @@ class Gate:
         settings: Settings,
         root: Path,
         model: ModelId,
-        records: Mapping[tuple[str, str], CaseRecord],
+        records: dict[tuple[str, str], CaseRecord],
         judge: Judge,
     ) -> None:
         self.settings = settings
@@ -63,10 +63,11 @@ class Gate:
         self._judge = judge
         self._root = root
         self.store = open_store(settings.baselines, root)
-        self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
+        self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
 
-    def budget(self, own: CaseRecord | None) -> Budget:
-        """What a method may cost."""
+    def budget(self, case: CaseId, method: str) -> Budget:
+        """What a method may cost. The contexts of a further seed are asked what the others are."""
+        _, own = self.references(replace(case, seed=self.settings.seed), method)
         return budget_of(self.settings.budget, own, self.settings.against)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
@@ -92,7 +93,7 @@ class Gate:
         """
         fp16, own = self.references(case, method)
         if method != "fp16" and not self._first(own):
-            expect_records(case, fp16, own, self.budget(own), self.settings.against)
+            expect_records(case, fp16, own, self.budget(case, method), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
@@ -102,7 +103,7 @@ class Gate:
             record=record,
             fp16=fp16,
             own=record if first else own,
-            budget=self.budget(own),
+            budget=self.budget(record.case, record.method),
             alpha=self.alpha,
             against=self.settings.against,
         )
@@ -118,14 +119,23 @@ class Gate:
         """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
         return judge_pooled(
             [self._compared(one) for one in records if one.samples],
-            Budget(**self.settings.budget),
+            self._limits,
             self.settings.alpha,
+            looks=looks(self.settings.times),
         )
+
+    def most_telling(self, records: Iterable[CaseRecord], question: str) -> list[CaseId]:
+        """The cases of a method of which more contexts tell most about an open question on its run."""
+        return most_telling([self._compared(one) for one in records], question, self._limits)
+
+    @property
+    def _limits(self) -> Budget:
+        return Budget(**self.settings.budget)
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
         own = record if self._first(own) else own
-        return compared(record, fp16, own, self.settings.budget, self.settings.against)
+        return compared(record, fp16, own, self.budget(record.case, record.method), self.settings.against)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
@@ -157,7 +167,7 @@ class Gate:
         accuracy = f"accuracy {record.accuracy:.2f}"
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
-        stop = sequential(record, fp16, own, self.budget(own), self.alpha, self.settings.against)
+        stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.against)
         return f"{accuracy}, {'clear' if stop else 'not clear yet'}", stop
 
 

@@ -73,7 +73,7 @@ def _where(scope: str, question: str, found: Mapping[str, Sequence[Verdict]]) ->
 
 def _remedy(method: str, one: Verdict) -> str:
     if one.outcome == "inconclusive":
-        return f"more contexts settle it: {option('n')} takes more"
+        return f"more contexts: {command(method, n='auto')}"
     if one.question in ("regression", "drift"):
         return f"accept, if the change is meant: {command(method, record='changed')}"
     name = {"budget": "drop"}.get(one.question, one.question)

@@ -17,7 +17,7 @@ def lines(run: Run, stored: References | None = None, *, finished: bool = True) 
     header = run.header
     yield f"## kvcheck: {_outcome(run, finished)}"
     yield ""
-    for method in rows.methods(run):
+    for method in verdict.judged(run):
         first, *rest = verdict.said(run, verdict.standing(run, method))
         yield f"- **{first[0]}**: {code(method)}: {escape(first[1])}"
         yield from (f"  - **{outcome}**: {escape(text)}" for outcome, text in rest)
@@ -49,7 +49,7 @@ def _outcome(run: Run, finished: bool) -> str:
         return "failed"
     if not finished:
         return "interrupted"
-    found = {verdict.standing(run, method).outcome for method in rows.methods(run)}
+    found = {verdict.standing(run, method).outcome for method in verdict.judged(run)}
     return next((word for word in (verdict.INCONCLUSIVE, verdict.OPEN) if word in found), "passed")
 
 

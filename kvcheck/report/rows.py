@@ -138,19 +138,23 @@ def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
         return Row(label, None, after, None, None, None, counted, n, chance)
-    scores = [(context_score(then), context_score(now)) for then, now in both]
-    before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
-    low, high = drop_interval(records, known)
+    before, after, low, high = drops(records, known)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
 
 
-def drop_interval(records: Iterable[CaseRecord], known: References) -> tuple[float, float]:
-    """Interval of the mean drop in points, as the verdicts on several cases have it."""
+def drops(records: Iterable[CaseRecord], known: References) -> tuple[float, float, float, float]:
+    """(fp16, method, low, high): accuracies, and the interval of the drop in points, as the verdicts have them."""
     from kvcheck.judging import pooled
 
     both = ((record, then, now) for record in records for then, now in pairs(record, known))
-    return pooled.drop_interval(pooled.Pool([(record, now, then) for record, then, now in both]))
+    pool = pooled.Pool([(record, now, then) for record, then, now in both])
+    share, whole = pool.weights, sum(pool.weights)
+    before, after = (
+        sum(weight * context_score(pair[side]) for weight, pair in zip(share, pool.pairs, strict=True)) / whole
+        for side in (1, 0)
+    )
+    return before, after, *pooled.drop_interval(pool)
 
 
 def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:

@@ -101,8 +101,14 @@ def _of_cases(run: Run, method: str) -> dict[str, str]:
 
 def lines(run: Run) -> Iterator[str]:
     """What is to be read first: every method with its outcome, its numbers and its limits, then what failed in it."""
-    for method in rows.methods(run):
+    for method in judged(run):
         yield from of_method(run, method)
+
+
+def judged(run: Run) -> list[str]:
+    """The methods of a run that it is about: fp16 may have been measured beside them, as a reference alone."""
+    every = rows.methods(run)
+    return [name for name in every if name != "fp16" or len(every) == 1 or standing(run, name).outcome != OPEN]
 
 
 def of_method(run: Run, method: str, others: References = GATE) -> Iterator[str]:

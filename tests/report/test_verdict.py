@@ -136,3 +136,9 @@ def test_a_line_of_the_short_summary_has_the_numbers_in_forty_columns() -> None:
     text = verdict.short(drop("fail", 37.5, 16.4, 54.8))
     assert text == "drop 37.5 points [16.4, 54.8], allowed 2"
     assert len(text) == 40
+
+
+def test_fp16_that_was_measured_beside_a_method_is_not_what_the_run_is_about() -> None:
+    found = measured(drop("pass", 0.1, -0.5, 0.9))
+    assert verdict.judged(replace(found, cases=(*found.cases, fp16(16)))) == [METHOD]
+    assert verdict.judged(run(fp16(16))) == ["fp16"]
