@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from building import fp16, record
+from building import run as measured
 
 from kvcheck.cli.commands import main
+from kvcheck.core.settings import Settings
+from kvcheck.judging.budget import judge
+from kvcheck.plugin import referee
+from kvcheck.plugin.gate import Gate
+from kvcheck.store.baselines import ModelId
 
 Run = Callable[..., pytest.RunResult]
 Behave = Callable[[dict[str, Any]], None]
@@ -111,3 +119,19 @@ def test_a_run_that_passes_is_no_test_more(recorded: Run, repo: pytest.Pytester)
     result.assert_outcomes(passed=3)
     assert "\x1b[32mpass: snapkv on fake: answers identical to those of fp16" in result.stdout.str()
     assert set(junit(repo).values()) == {"passed"}
+
+
+def test_a_verdict_on_a_run_that_comes_out_otherwise_in_a_fresh_process_is_a_failure(tmp_path: Path) -> None:
+    settings = Settings(methods=("mine.Mine",), against="both", baselines=str(tmp_path))
+    cases = [record([0.0] * 8 + [1.0] * 8, "mine.Mine", task=task) for task in ("kv", "needle")]
+    full = [fp16(16, task=task) for task in ("kv", "needle")]
+    found = measured(*cases, *full)
+    records = {(str(one.case), one.method): one for one in found.cases}
+    gate = Gate(settings, tmp_path, ModelId("theirs", "f00d"), records, judge)
+    honest = {f"{scope}|mine.Mine": one for scope, one in gate.pooled(cases).items()}
+    assert honest["run|mine.Mine"][0].outcome == "fail"
+    told = {"run|mine.Mine": tuple(replace(one, outcome="pass") for one in honest["run|mine.Mine"])}
+    said = replace(found, verdicts=honest, failures={})
+    assert dict(referee.pooled(said, gate, ["mine.Mine"])) == {}
+    ((name, text),) = referee.pooled(replace(said, verdicts={**honest, **told}), gate, ["mine.Mine"])
+    assert (name, text.startswith("judged anew, it is {'budget': 'fail'}")) == ("run|mine.Mine", True)
