@@ -36,7 +36,6 @@ SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
 IDENTICAL = "identical answers"
 """The reason of a drop where no answer differs."""
-PRIOR = 4
 COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
@@ -163,8 +162,8 @@ class Losses:
     def uncertainty(self) -> dict[Hashable, float]:
         """Of each stratum, what its clusters add to the variance of the mean, in one unit for all.
 
-        A stratum of few contexts that happen to be alike is not known to have no variance: PRIOR clusters that vary as
-        all do are counted in.
+        A stratum of few contexts that happen to be alike is not known to have no variance: one cluster that varies as
+        all do is counted in.
         """
         inside = dict(zip(self.clusters, self.strata, strict=True))
         data, names = stats.cluster(self._weighed, self.clusters)
@@ -173,10 +172,7 @@ class Losses:
             groups.setdefault(inside[name], []).append(float(value))
         squares = {name: float(np.var(values)) * len(values) for name, values in groups.items()}
         usual = sum(squares.values()) / len(data) or 1.0
-        return {
-            name: len(values) * (squares[name] + PRIOR * usual) / (len(values) + PRIOR)
-            for name, values in groups.items()
-        }
+        return {name: len(values) * (squares[name] + usual) / (len(values) + 1) for name, values in groups.items()}
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
