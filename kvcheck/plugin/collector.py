@@ -184,7 +184,8 @@ class Collector:
                 text = self.failures.get(f"{scope}|{method}")
                 found = [one.outcome for one in verdicts] + [whole] * (scope == pooled.RUN)
                 outcome = "fail" if text else "inconclusive" if "inconclusive" in found else "pass"
-                self._result(scope, method, outcome, text or self._said(run, scope, method, verdicts), verdicts)
+                if verdicts or outcome != "pass":  # cases alone have results of their own
+                    self._result(scope, method, outcome, text or self._said(run, scope, method, verdicts), verdicts)
 
     def _said(self, run: Run, scope: str, method: str, verdicts: Sequence[Verdict]) -> str:
         """The numbers of a scope that did not fail."""

@@ -49,7 +49,7 @@ def _outcome(run: Run, finished: bool) -> str:
         return "failed"
     if not finished:
         return "interrupted"
-    found = {verdict.standing(run, method).outcome for method in verdict.judged(run)}
+    found = {verdict.standing(run, method).outcome for method in verdict.judged(run)}  # none of a zoo or of findings
     return next((word for word in (verdict.INCONCLUSIVE, verdict.OPEN) if word in found), "passed")
 
 

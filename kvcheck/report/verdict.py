@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
-from kvcheck.core.record import AS_RECORDED, FAILS, CaseRecord, Run, Verdict
+from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, CaseRecord, Run, Verdict
 from kvcheck.judging.pooled import IDENTICAL, RUN, is_scope, settled_by
 from kvcheck.report import rows
 from kvcheck.report.text import interval, plural, points, wrap
@@ -78,9 +78,14 @@ def standing(run: Run, method: str) -> Standing:
     elif INCONCLUSIVE in answers.values():
         outcome = INCONCLUSIVE
     else:
-        outcome = PASS if answers or any(one.method == method for one in run.properties) else OPEN
+        outcome = PASS if answers or _holding(run, method) else OPEN
     beside = tuple(one for one in scopes if one[0] != RUN)
     return Standing(method, outcome, whole, beside, len(single), len(lost), properties)
+
+
+def _holding(run: Run, method: str) -> int:
+    """How many properties the method was shown to have."""
+    return sum(one.outcome == HOLDS and one.method == method for one in run.properties)
 
 
 def pooled(run: Run, method: str) -> dict[str, tuple[Verdict, ...]]:
@@ -107,8 +112,10 @@ def lines(run: Run) -> Iterator[str]:
 
 def judged(run: Run) -> list[str]:
     """The methods of a run that it is about: fp16 may have been measured beside them, as a reference alone."""
-    every = rows.methods(run)
-    return [name for name in every if name != "fp16" or len(every) == 1 or standing(run, name).outcome != OPEN]
+    every = list(dict.fromkeys([*rows.methods(run), *(one.method for one in run.properties)]))
+    return [
+        name for name in every if name and (name != "fp16" or len(every) == 1 or standing(run, name).outcome != OPEN)
+    ]
 
 
 def of_method(run: Run, method: str, others: References = GATE) -> Iterator[str]:
@@ -126,10 +133,11 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
     more = [text for one in found.run if (text := needed(one))]
     more += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
     more += [f"{plural(found.lost, 'case')} {others.lost}"] if found.lost else []
-    more += ["1 property does not hold"] if found.properties == 1 else []
-    more += [f"{found.properties} properties do not hold"] if found.properties > 1 else []
+    more += [_properties(found.properties, "does not hold", "do not hold")] if found.properties else []
     if found.outcome == FAIL and not (found.cases or found.lost or found.properties or found.scopes or _fails(found)):
         more.append(f"inconclusive fails by {option('strict')}")
+    if not records and (held := _holding(run, found.method)):
+        parts.append(f"accuracy not measured, {_properties(held, 'holds', 'hold')}")
     judged = "; ".join(parts) or "accuracy not judged"
     text = "; ".join([f"{judged}, {_selection(found, records)}" if records else judged, *more])
     listed = [
@@ -139,6 +147,10 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
     left = len(found.scopes) - LISTED
     listed += [(FAIL, f"{left} more, in the run file")] if left > 0 else []
     return [(found.outcome, text), *listed]
+
+
+def _properties(count: int, one: str, several: str) -> str:
+    return f"1 property {one}" if count == 1 else f"{count} properties {several}"
 
 
 def _fails(found: Standing) -> bool:

@@ -142,3 +142,14 @@ def test_fp16_that_was_measured_beside_a_method_is_not_what_the_run_is_about() -
     found = measured(drop("pass", 0.1, -0.5, 0.9))
     assert verdict.judged(replace(found, cases=(*found.cases, fp16(16)))) == [METHOD]
     assert verdict.judged(run(fp16(16))) == ["fp16"]
+
+
+def test_a_run_of_properties_alone_says_so() -> None:
+    held = replace(run(), properties=(PropertyRecord("p", METHOD, "holds"), PropertyRecord("q", METHOD, "not served")))
+    assert first(held) == "pass: mine.Mine on mini: accuracy not measured, 1 property holds"
+    none = replace(held, properties=held.properties[1:])
+    assert verdict.standing(none, METHOD).outcome == "not judged"
+
+
+def test_a_failure_of_no_method_has_no_line() -> None:
+    assert first(replace(run(), failures={"the journal|": "gone"})) == ""
