@@ -103,8 +103,11 @@ def errors(run: Run) -> dict[str, str]:
 
 def lost(run: Run, method: str) -> list[str]:
     """The failures of a method without a record: cases that came to nothing. Those of several cases are no case."""
+    from kvcheck.judging.pooled import is_scope
+
     known = {key(record) for record in of_method(run, method)}
-    return [name for name in run.failures if name.endswith(f"|{method}") and name not in known | run.verdicts.keys()]
+    names = (name for name in run.failures if name.endswith(f"|{method}") and name not in known)
+    return [name for name in names if not is_scope(name.rpartition("|")[0])]
 
 
 def reason(text: str) -> str:

@@ -72,7 +72,7 @@ def standing(run: Run, method: str) -> Standing:
         or single
         or lost
         or properties
-        or any(f"{scope}|{method}" in run.failures for scope in pooled(run, method))
+        or any(f"{scope}|{method}" in run.failures for scope in (RUN, *pooled(run, method)))
     ):
         outcome = FAIL
     elif INCONCLUSIVE in answers.values():
@@ -134,8 +134,7 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
     more += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
     more += [f"{plural(found.lost, 'case')} {others.lost}"] if found.lost else []
     more += [_properties(found.properties, "does not hold", "do not hold")] if found.properties else []
-    if found.outcome == FAIL and not (found.cases or found.lost or found.properties or found.scopes or _fails(found)):
-        more.append(f"inconclusive fails by {option('strict')}")
+    more += _strict(run, found)
     if not records and (held := _holding(run, found.method)):
         parts.append(f"accuracy not measured, {_properties(held, 'holds', 'hold')}")
     judged = "; ".join(parts) or "accuracy not judged"
@@ -153,8 +152,14 @@ def _properties(count: int, one: str, several: str) -> str:
     return f"1 property {one}" if count == 1 else f"{count} properties {several}"
 
 
-def _fails(found: Standing) -> bool:
-    return any(one.outcome == FAIL for one in found.run)
+def _strict(run: Run, found: Standing) -> list[str]:
+    """Why the run fails though no verdict on it does: inconclusive is a failure, or what its message says."""
+    why = run.failures.get(f"{RUN}|{found.method}")
+    if why is None or any(one.outcome == FAIL for one in found.run):
+        return []
+    if any(one.outcome == INCONCLUSIVE for one in found.run):
+        return [f"inconclusive fails by {option('strict')}"]
+    return [rows.reason(why)]
 
 
 def _apart(run: Run, found: Standing, records: Sequence[CaseRecord]) -> tuple[list[str], list[str]]:
@@ -228,12 +233,13 @@ def _estimate(verdict: Verdict, others: References) -> str:
         other = others.fp16 if verdict.question == "budget" else others.own
         drop = points(verdict.value, False)
         return f"accuracy drop against {other} {drop} points {interval(verdict.low, verdict.high)}"
-    words, digits = {
+    named = {
         "drift": (f"nll {verdict.value:+.3f} nats per token against {others.own}", 3),
         "nll": (f"nll {verdict.value:+.3f} nats per token against {others.fp16}", 3),
         "kl": (f"KL divergence from fp16 {verdict.value:.4f} nats", 4),
         "agree": (f"top-1 agreement with fp16 {verdict.value:.3f}", 3),
-    }[verdict.question]
+    }
+    words, digits = named.get(verdict.question, (f"{verdict.question} {verdict.value:.4g}", 3))
     return f"{words} {interval(verdict.low, verdict.high, digits)}"
 
 

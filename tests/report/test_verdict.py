@@ -153,3 +153,16 @@ def test_a_run_of_properties_alone_says_so() -> None:
 
 def test_a_failure_of_no_method_has_no_line() -> None:
     assert first(replace(run(), failures={"the journal|": "gone"})) == ""
+
+
+def test_a_run_that_fails_without_a_verdict_says_why() -> None:
+    found = replace(run(record([1.0] * 8, METHOD)), failures={f"run|{METHOD}": "nothing of it is informative"})
+    assert first(found).startswith("fail: mine.Mine on mini: accuracy not judged, over 8 contexts")
+    assert first(found).endswith("; nothing of it is informative")
+
+
+def test_a_run_that_fails_by_strict_says_so() -> None:
+    found = measured(drop("inconclusive", 1.0, -1.0, 3.0))
+    text = first(replace(found, failures={f"run|{METHOD}": "inconclusive: drop 1.0"}))
+    assert text.startswith("fail: ")
+    assert text.endswith("about 128 contexts would settle it; inconclusive fails by --kv-strict")
