@@ -67,13 +67,8 @@ def standing(run: Run, method: str) -> Standing:
     lost = rows.lost(run, method)
     properties = sum(one.outcome == FAILS and one.method == method for one in run.properties)
     answers = {**_of_cases(run, method), **{one.question: one.outcome for one in whole}}
-    if (
-        scopes
-        or single
-        or lost
-        or properties
-        or any(f"{scope}|{method}" in run.failures for scope in (RUN, *pooled(run, method)))
-    ):
+    together = any(f"{scope}|{method}" in run.failures for scope in (RUN, *pooled(run, method)))
+    if scopes or single or lost or properties or together:
         outcome = FAIL
     elif INCONCLUSIVE in answers.values():
         outcome = INCONCLUSIVE
