@@ -174,6 +174,16 @@ def test_latency_with_a_limit_that_was_not_measured_fails() -> None:
     }
 
 
+def test_contexts_of_further_seeds_are_compared_where_both_have_them() -> None:
+    def seeded(seed: int, method: str = "snapkv") -> CaseRecord:
+        one = record([1.0] * 8, method)
+        return replace(one, case=replace(one.case, seed=seed))
+
+    found = compare_runs(run(seeded(0), seeded(1)), run(seeded(0), seeded(1), seeded(2), seeded(2, "fp16")))
+    assert not found.fails()
+    assert [one.case.seed for one in found.run.cases] == [0, 1]
+
+
 def test_cases_of_a_capability_are_judged_together() -> None:
     before = run(*(record([1.0] * 6, task=task) for task in "abc"))
     after = run(*(record([0.0] * 4 + [1.0] * 2, task=task) for task in "abc"))

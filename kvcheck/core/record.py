@@ -241,6 +241,8 @@ CLEAR = "verdict clear"
 """Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
+RECORDED_NOW = "recorded now: later runs are held to it"
+"""The reason of a "regression" verdict on what is its own record."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class _Two:
 def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: float = 0.05) -> Comparison:
     """Judge the second run by the first. limits: those that the user set. A case that only one run has is a failure."""
     limits = limits or {}
+    before, after = _alike(before, after), _alike(after, before)
     pairs, failures = _methods(before, after)
     settings = {name: value for name, value in after.header.settings.items() if name != "budget"}
     settings |= {"budget": ",".join(f"{name}={value}" for name, value in limits.items())} if limits else {}
@@ -67,6 +68,19 @@ def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: f
     for mine, other in pairs:
         run, known[mine] = _judged(run, _of(before, other), _of(after, mine), mine, limits, alpha)
     return Comparison(run, known, pairs)
+
+
+def _alike(run: Run, other: Run) -> Run:
+    """Without what --kv-n=auto measured under further seeds and the other run did not, and fp16 beside it."""
+    seed = run.header.settings.get("seed")
+    methods = {one.method for one in run.cases if str(one.case.seed) == seed}
+    known = {one.case.key for one in other.cases}
+    cases = (
+        one
+        for one in run.cases
+        if seed is None or str(one.case.seed) == seed or (one.method in methods and one.case.key in known)
+    )
+    return replace(run, cases=tuple(cases))
 
 
 def _methods(before: Run, after: Run) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:

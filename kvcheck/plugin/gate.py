@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
+from kvcheck.core.record import RECORDED_NOW, CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
@@ -41,7 +41,6 @@ def shown(file: str, root: Path) -> str:
     return file.removeprefix(f"{root}/") if "://" not in file else file
 
 
-FIRST = "recorded now: later runs are held to it"
 Judge = Callable[..., Iterable[Verdict]]
 """Called as `pytest_kvcheck_judge` is, without config."""
 
@@ -108,7 +107,9 @@ class Gate:
             against=self.settings.against,
         )
         if first:
-            verdicts = tuple(replace(one, reason=FIRST) if one.question == "regression" else one for one in verdicts)
+            verdicts = tuple(
+                replace(one, reason=RECORDED_NOW) if one.question == "regression" else one for one in verdicts
+            )
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed

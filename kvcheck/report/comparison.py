@@ -12,6 +12,7 @@ from kvcheck.report.verdict import References
 
 LISTED = 12
 """Cases listed by name; the rest is counted."""
+NOT_PAIRED = References(lost="missing or not comparable")
 
 
 def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
@@ -33,9 +34,6 @@ def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
     for mine, other in found.pairs:
         yield from _method(found, mine, other)
     yield from _not_compared(found.run)
-
-
-NOT_PAIRED = References(lost="missing or not comparable")
 
 
 def _references(mine: str, other: str) -> References:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
-from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, CaseRecord, Run, Verdict
+from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, RECORDED_NOW, CaseRecord, Run, Verdict
 from kvcheck.judging.pooled import IDENTICAL, RUN, is_scope, settled_by
 from kvcheck.report import rows
 from kvcheck.report.text import interval, plural, points, wrap
@@ -132,6 +132,8 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
     more += _strict(run, found)
     if not records and (held := _holding(run, found.method)):
         parts.append(f"accuracy not measured, {_properties(held, 'holds', 'hold')}")
+    if _reasons(run, records).get("regression") == {RECORDED_NOW}:
+        parts = [RECORDED_NOW]
     judged = "; ".join(parts) or "accuracy not judged"
     text = "; ".join([f"{judged}, {_selection(found, records)}" if records else judged, *more])
     listed = [
@@ -159,14 +161,19 @@ def _strict(run: Run, found: Standing) -> list[str]:
 
 def _apart(run: Run, found: Standing, records: Sequence[CaseRecord]) -> tuple[list[str], list[str]]:
     """Questions that single cases alone were asked, there are too few contexts: (as recorded everywhere, others)."""
-    answers: dict[str, set[str]] = {}
+    asked = {name: reasons for name, reasons in _reasons(run, records).items() if name in ("budget", "regression")}
+    left = {name: reasons for name, reasons in asked.items() if name not in _questions(found.run)}
+    same = [name for name, reasons in left.items() if reasons == {AS_RECORDED}]
+    return same, [name for name in left if name not in same]
+
+
+def _reasons(run: Run, records: Sequence[CaseRecord]) -> dict[str, set[str]]:
+    """What the verdicts on cases say, by question."""
+    found: dict[str, set[str]] = {}
     for record in records:
         for one in run.verdicts.get(rows.key(record), ()):
-            if one.question in ("budget", "regression"):
-                answers.setdefault(one.question, set()).add(one.reason)
-    left = {question: reasons for question, reasons in answers.items() if question not in _questions(found.run)}
-    same = [question for question, reasons in left.items() if reasons == {AS_RECORDED}]
-    return same, [question for question in left if question not in same]
+            found.setdefault(one.question, set()).add(one.reason)
+    return found
 
 
 def _questions(verdicts: Iterable[Verdict]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from building import fp16, record, run
 
-from kvcheck.core.record import AS_RECORDED, PropertyRecord, Run, Verdict
+from kvcheck.core.record import AS_RECORDED, RECORDED_NOW, PropertyRecord, Run, Verdict
 from kvcheck.judging.pooled import IDENTICAL
 from kvcheck.plugin.collector import colour
 from kvcheck.report import markdown, rows, terminal, verdict
@@ -166,3 +166,12 @@ def test_a_run_that_fails_by_strict_says_so() -> None:
     text = first(replace(found, failures={f"run|{METHOD}": "inconclusive: drop 1.0"}))
     assert text.startswith("fail: ")
     assert text.endswith("about 128 contexts would settle it; inconclusive fails by --kv-strict")
+
+
+def test_a_record_that_was_written_now_has_nothing_to_be_held_to() -> None:
+    one = record([1.0] * 8, METHOD)
+    now = Verdict("regression", "pass", 0.0, -9.0, 9.0, 2.0, 8, reason=RECORDED_NOW)
+    text = first(
+        replace(run(one), verdicts={rows.key(one): (now,), f"run|{METHOD}": (replace(now, reason=AS_RECORDED),)})
+    )
+    assert text.startswith("pass: mine.Mine on mini: recorded now: later runs are held to it, over 8 contexts")
