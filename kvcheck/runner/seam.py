@@ -16,7 +16,7 @@ class Encoder(Tokenizer, Protocol):
 
     @property
     def bos(self) -> tuple[int, ...]:
-        """Ids that open every prompt, () where the model has none."""
+        """Ids that the tokenizer puts before a text, () where it puts none."""
         ...
 
     @property
