@@ -9,6 +9,8 @@ from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, SampleRecord
 from kvcheck.store.lines import SCORE_DIGITS
 
+_INPUTS = {"beginning": "prompts begin with", "tokenizer": "the tokenizer is a"}
+"""How messages say what decides token ids; packages by their names."""
 Pairs = list[tuple[SampleRecord, SampleRecord]]
 
 
@@ -75,7 +77,29 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
     for mine, its in pairs:
         if mine.digest != its.digest or len(mine.turns) != len(its.turns):
             raise NotComparable(f"{name} is stale: sample {mine.index} has other prompts there", renew)
+        if mine.fed and its.fed and mine.fed != its.fed:
+            why = _why_other_ids(record, other)
+            raise NotComparable(f"{name} has other token ids in sample {mine.index}: {why}", renew)
+        if mine.graded and its.graded and mine.graded != its.graded:
+            what = "another metric, other code of it, other stop strings or another token limit"
+            raise NotComparable(f"{name} was graded otherwise in sample {mine.index}: {what}", renew)
     return pairs
+
+
+def _why_other_ids(record: CaseRecord, other: CaseRecord) -> str:
+    """What is known to decide the ids of a text and is not the same, in words."""
+    mine, theirs = dict(record.inputs), dict(other.inputs)
+    if not mine or not theirs:
+        return "which packages made them is not recorded"
+    differ = [
+        f"{_INPUTS.get(name, name)} {theirs[name]} there and {mine[name]} here"
+        for name in sorted(mine.keys() & theirs.keys())
+        if mine[name] != theirs[name]
+    ]
+    return (
+        ", ".join(differ)
+        or "the same tokenizer, beginning and packages; kvcheck itself puts prompts together otherwise"
+    )
 
 
 def _switches(record: CaseRecord, other: CaseRecord) -> list[tuple[str, object, object]]:

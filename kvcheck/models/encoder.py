@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kvcheck.core import env
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.tasks.images import MARK
@@ -73,6 +74,12 @@ class Encoder:
                 f"{option('model')} with a LLaVA, or other {option('tasks')}",
             )
         return self.slots.written(text)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What decides the ids of a text beside the files of the model."""
+        versions = {name: found for name, found in env.packages().items() if name in ("tokenizers", "transformers")}
+        return {"tokenizer": type(self.tokenizer).__name__, **versions}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens, its blanks as they are."""

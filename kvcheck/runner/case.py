@@ -173,6 +173,7 @@ class Runner:
             stopped="all samples" if len(done) == case.n else CLEAR,
             not_measured=measured.not_measured,
             switches=self._switches(task, prompter),
+            inputs=prompter.inputs,
         )
 
 
@@ -215,7 +216,8 @@ def _answered(samples: list[Sample], asking: Prompter, work: Work) -> list[Sampl
 
 def _graded(sample: Sample, questions: list[Question], prompter: Prompter) -> SampleRecord:
     """The answers to one sample with their scores."""
-    return SampleRecord(sample.index, sample.digest, tuple(_turn(sample, question, prompter) for question in questions))
+    turns = tuple(_turn(sample, question, prompter) for question in questions)
+    return SampleRecord(sample.index, sample.digest, turns, fed=prompter.fed(sample), graded=prompter.graded(sample))
 
 
 def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseId
+from kvcheck.core.record import CaseId, prompt_digest
 from kvcheck.core.settings import Settings
 from kvcheck.runner.chat import Chat
 from kvcheck.runner.seam import Encoder, Question
@@ -23,6 +24,14 @@ def cut(text: str, stops: tuple[str, ...]) -> str:
         while text.startswith(stop):
             text = text[len(stop) :]
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+@cache
+def _cutting() -> str:
+    """Digest of the code of `cut`."""
+    from kvcheck.tasks.metrics.digest import of_code
+
+    return of_code(cut)
 
 
 class Prompter:
@@ -121,6 +130,37 @@ class Prompter:
         if not expected:
             return ()
         return self._behind(self.asked(turn), self.space(turn) + expected)[:DRIFT_TOKENS]
+
+    def fed(self, sample: Sample) -> str:
+        """Digest of the ids that a sample becomes: context, questions and references; not the model's own answers."""
+        context, questions = self._seam(sample)
+        parts: list[Sequence[int]] = [self.opening, context]
+        for at, turn in enumerate(self._turns(sample)):
+            if at and self.case.mode == "multi_turn":
+                question = self.following(sample, Question(0, at - 1, (), (), 0, ended=True))
+                parts.append(question.ids if question is not None else ())
+            else:
+                parts.append(questions[at])
+            parts.append(self.reference(turn))
+        return prompt_digest(*(",".join(map(str, ids)) for ids in parts))
+
+    def graded(self, sample: Sample) -> str:
+        """Digest of what makes scores of the answers: the metrics with their code, and how an answer is cut."""
+        from kvcheck.tasks.metrics.digest import of_metric
+
+        parts = [_cutting()]
+        for turn in self._turns(sample):
+            rule = (turn.metric, of_metric(turn.metric), turn.options, turn.stop, turn.lead, turn.space)
+            parts.append(repr((*rule, turn.max_new_tokens)))
+        return prompt_digest(*parts)
+
+    @property
+    def inputs(self) -> tuple[tuple[str, str], ...]:
+        """What decides the ids: how prompts begin, and what the encoder says of itself."""
+        own = "what the chat template writes" if self.chat.tail else "no token of the tokenizer's own"
+        beginning = f"token {', '.join(map(str, self.opening))}" if self.opening else own
+        facts = {str(name): str(value) for name, value in getattr(self.encoder, "facts", {}).items()}
+        return tuple(sorted({**facts, "beginning": beginning}.items()))
 
     def answer(self, turn: Turn, question: Question) -> str:
         """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
