@@ -119,11 +119,12 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
+    from kvcheck.cli.old_runs import in_one_form
     from kvcheck.judging.compare import compare_runs, regressions
     from kvcheck.report import comparison
     from kvcheck.store.run_file import read_run
 
-    before, after = read_run(given.before), read_run(given.after)
+    before, after = in_one_form(read_run(given.before), read_run(given.after))
     rows = compare_runs(before, after)
     show(comparison.lines(before, after, rows))
     found = regressions(rows)
