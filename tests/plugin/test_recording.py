@@ -111,3 +111,22 @@ def test_a_lossy_method_is_recorded_and_gated_by_itself(run: Run, behave: Behave
     assert run(*alone).ret == pytest.ExitCode.TESTS_FAILED
     run(*alone, "--kv-record=changed").assert_outcomes(passed=3)
     run(*alone).assert_outcomes(passed=3)
+
+
+def test_what_was_recorded_with_other_token_ids_is_not_compared_and_the_package_is_named(
+    run: Run, behave: Behave
+) -> None:
+    behave({"fed": "a" * 12, "inputs": {"beginning": "token 0", "tokenizers": "0.21.4"}})
+    one = ("--kv-modes=single", "--kv-n=8")
+    run("--kv-method=fp16", "--kv-record=new", *one).assert_outcomes(passed=1)
+    run("--kv-method=snapkv", *one).assert_outcomes(passed=1)
+    behave({"fed": "b" * 12, "inputs": {"beginning": "token 0", "tokenizers": "0.23.1"}})
+    result = run("--kv-method=snapkv", *one)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*the record of fp16 for kv/v1/single/len=512/seed=0 has other token ids in sample 0: "
+            "tokenizers 0.21.4 there and 0.23.1 here*",
+            "*--kv-method=fp16 --kv-record=changed*",
+        ]
+    )
