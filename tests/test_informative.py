@@ -172,7 +172,7 @@ class TestPooled:
         found = judge_pooled(compared(0, NAMED + 2), Budget(drop=2.0), 0.05)
         (verdict,) = found[RUN]
         assert (verdict.question, verdict.outcome, verdict.value, verdict.n) == ("informative", "fail", 0, NAMED + 2)
-        lines = list(message(RUN, "snapkv", found[RUN]))
+        lines = list(message(RUN, "snapkv", found, {}))
         assert lines[0] == "snapkv, run: cases that can show a loss of accuracy: 0   at least 1   FAIL"
         assert lines[2] == "  why: no case can show a loss of accuracy"
         assert lines[3].startswith("    task0 single 1024: fp16 is not surely above chance: 0.250")

@@ -18,6 +18,7 @@ COSTS = "latency"
 """The capability of a record without samples, see `cost_record`."""
 Clock = Annotated[int, integer(0, 10**6)]
 """MHz."""
+Digest = Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
 CAPABILITIES = (
     "string_retrieval",
     "semantic_retrieval",
@@ -113,13 +114,17 @@ class SampleRecord:
     """One context and its turns. digest identifies the context and all of its questions and references.
 
     weight: what it held, None where that was not measured; a baseline has it for methods without a formula of their
-    bytes (MemoryRecord.declared).
+    bytes (MemoryRecord.declared). fed: digest of the token ids that it became, those of its questions and references
+    too. graded: digest of what makes a score of an answer: metrics with their code, stop strings, token limits. None
+    where that is not known; records of which both know it, and differ, are not compared.
     """
 
     index: Annotated[int, integer(0, 10**6)]
-    digest: Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
+    digest: Digest
     turns: tuple[TurnRecord, ...]
     weight: Weight | None = None
+    fed: Digest | None = None
+    graded: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,8 @@ class CaseRecord:
     method is the spec text. query_aware: the first question was visible when the cache was compressed.
     binary: every score is 0 or 1. chance: the expected score of a guess. stopped: why sampling ended.
     not_measured: (what, reason) pairs. switches: (name, value) pairs of what decides the scores of a public benchmark
-    beside all that: records that differ in one are not compared.
+    beside all that: records that differ in one are not compared. inputs: such pairs of what made the token ids: how
+    prompts begin, the tokenizer, the packages that it rests on; looked at where the ids differ, to say why.
     """
 
     case: CaseId
@@ -210,6 +216,7 @@ class CaseRecord:
     stopped: Annotated[str, text()] = "all samples"
     not_measured: Pairs = ()
     switches: Pairs = ()
+    inputs: Pairs = ()
 
     @property
     def accuracy(self) -> float:

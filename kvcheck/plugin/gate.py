@@ -15,6 +15,7 @@ from kvcheck.core.settings import Settings
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.judging.informative import why_not
+from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
@@ -98,6 +99,9 @@ class Gate:
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
         fp16, own = self.references(record.case, record.method)
+        for other, whose in ((fp16, "fp16"), (own, record.method)):
+            if other is not None:  # whether or not a question asks for it: the summary shows it beside the method
+                expect_same_inputs(record, other, whose)
         first = self._first(own)
         verdicts = self._judge(
             record=record,
