@@ -120,6 +120,17 @@ def tensors(cache: object) -> Iterator[torch.Tensor]:
             yield piece.tensor
 
 
+def kept_alive(cache: object) -> int:
+    """Bytes of storages that no tensor of the cache covers, and that it keeps alive by views of the rest."""
+    sizes: dict[tuple[str, int], int] = {}
+    covered: dict[tuple[str, int], dict[tuple[int, tuple[int, ...]], int]] = {}
+    for piece in _pieces(cache):
+        if (tensor := piece.tensor) is not None:
+            sizes[piece.key] = piece.size - piece.spare
+            covered.setdefault(piece.key, {})[tensor.data_ptr(), tuple(tensor.shape)] = tensor.nbytes
+    return sum(max(0, size - sum(covered[key].values())) for key, size in sizes.items())
+
+
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that a tensor is made of: itself, or those of a wrapper such as a quantized one."""
     inner = _inner(tensor)

@@ -162,6 +162,8 @@ class Collector:
                 continue
             for scope, verdicts in found.items():
                 self.pooled[f"{scope}|{method}"] = verdicts
+                quiet = (one for one in verdicts if one.question == "acted" and one.outcome == "pass")
+                self.notes += [f"notice: {method} {one.reason}" for one in quiet]
                 bad = [one for one in verdicts if explain.fails(one, self.settings.strict)]
                 if bad:
                     text = "\n".join(explain.pooled(scope, method, bad))

@@ -12,8 +12,9 @@ import pytest
 
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
+from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.pooled import Compared, judge_pooled
+from kvcheck.judging.pooled import RUN, Compared, judge_pooled
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -118,11 +119,10 @@ class Gate:
 
     def pooled(self, records: Iterable[CaseRecord]) -> dict[str, tuple[Verdict, ...]]:
         """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
-        return judge_pooled(
-            [self._compared(one) for one in records if one.samples],
-            Budget(**self.settings.budget),
-            self.settings.alpha,
-        )
+        mine = [one for one in records if one.samples]
+        found = judge_pooled([self._compared(one) for one in mine], Budget(**self.settings.budget), self.settings.alpha)
+        acted = judge_acted([(one, self.references(one.case, one.method)[0]) for one in mine])
+        return found if acted is None else {**found, RUN: (*found.get(RUN, ()), acted)}
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)

@@ -6,14 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from kvcheck.core.formats import Json
 from kvcheck.core.record import SampleRecord, TurnRecord, Weight
 from kvcheck.store.validate import shown, strict_json
 
 SCORE_DIGITS = 4
-WEIGHT = "held"
-"""The key of what a context held: bytes, slots, and the number of caches where it is not 1."""
+WEIGHT, END = "held", "end"
+"""The keys of what a context held: bytes, slots, and the number of caches where it is not 1; after decoding: bytes,
+tokens seen, and the number of answers."""
 
 _INDEX = re.compile("0|[1-9][0-9]{0,6}")
 _SCORES = re.compile(r"[01]+|[01]\.[0-9]{4}(,[01]\.[0-9]{4})*")
@@ -39,6 +41,8 @@ def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool)
     if weighed and sample.weight is not None:
         held = sample.weight
         extra[WEIGHT] = [held.kv, round(held.kept, 2), *([held.caches] if held.caches != 1 else [])]
+        if held.ends:
+            extra[END] = [held.end_kv, held.end_seen, held.ends]
     return " ".join(columns + ([_compact(extra)] if extra else []))
 
 
@@ -72,7 +76,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
     if not isinstance(extra, dict):
         raise ValueError(f"no JSON object: {shown(text)}")
     drift = [_read_thousandths(column, len(scores)) for column in columns[-3:]]
-    weight = _read_weight(extra.pop(WEIGHT, None))
+    weight = _read_weight(extra.pop(WEIGHT, None), extra.pop(END, None))
     if fp16 is None:
         digest, answers = columns[1], extra.pop("answers")
         depths = extra.pop("depth", [None] * len(scores))
@@ -88,11 +92,17 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
     return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows), weight)
 
 
-def _read_weight(found: Json) -> Weight | None:
+def _read_weight(found: Json, end: Json) -> Weight | None:
     if found is None:
+        if end is not None:
+            raise ValueError(f"{END} without {WEIGHT}")
         return None
     kv, kept, *caches = found
-    return Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
+    weight = Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
+    if end is None:
+        return weight
+    end_kv, end_seen, ends = end
+    return replace(weight, end_kv=end_kv, end_seen=end_seen, ends=ends)
 
 
 def _change(answer: str, fp16: str) -> str | list[int | str]:
