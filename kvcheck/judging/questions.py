@@ -238,6 +238,8 @@ def _more_than_fp16(memory: MemoryRecord) -> Iterator[str]:
     for when, kv, host, dense in moments:
         if kv + host > (1 + COUNTERS) * dense:
             away = f", {host:,} of them in host memory" if host else ""
+            if memory.elsewhere_bytes:
+                away += f", {memory.elsewhere_bytes:,} of them outside of its cache (globals, the model, files)"
             yield (
                 f"{kv + host:,} bytes {when}{away}, {(kv + host) / dense:.0%} of what fp16 holds, and the method does "
                 "not declare it (MethodInfo.exceeds)"

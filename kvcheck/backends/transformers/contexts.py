@@ -82,6 +82,14 @@ class Contexts:
         self.watch(own, self.dense.layers, self.indices)
         return own
 
+    def again(self, row: int) -> FedCache:
+        """One of the contexts through the method once more."""
+        if self.runner.method.info.shares_prefill:
+            cache = self.runner.build()
+            cache.absorb(self.dense.select([row]))
+            return cache
+        return self._prefilled(self.ids[row : row + 1])[0]
+
     def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""
         kv = opening and self.aware

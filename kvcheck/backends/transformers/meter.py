@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -15,8 +16,10 @@ from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
 from kvcheck.judging.acted import FEWER, SMALLER
+from kvcheck.judging.questions import COUNTERS
 from kvcheck.measure.allocated import in_use
 from kvcheck.measure.audit import audit, kept
+from kvcheck.measure.elsewhere import census, mapped, written_in
 from kvcheck.measure.memory import held, kept_alive
 from kvcheck.measure.peak import Peak
 
@@ -34,7 +37,8 @@ class Meter:
     """Weighs and audits every freshly compressed cache, and weighs it again behind every answer.
 
     peak: bytes, see peak_bytes; peaked: it is known, or known that it cannot be. weights: what each context of the case
-    held, by its index. apart: see Contexts. uncounted: what is held elsewhere, in words.
+    held, by its index. apart: see Contexts. uncounted: what is held and cannot be counted, in words. again: takes a
+    context once more. elsewhere: bytes that every prompt leaves outside of its cache, None until that was measured.
     """
 
     method: Method
@@ -48,6 +52,9 @@ class Meter:
     weights: dict[int, Weight] = field(default_factory=dict)
     apart: list[float] = field(default_factory=list)
     uncounted: str = ""
+    runner: MethodRunner | None = None
+    again: Callable[[int], FedCache] | None = None
+    elsewhere: int | None = None
 
     def resume(self, record: CaseRecord, first: bool = True) -> None:
         """Go on behind the contexts of a record of this case that broke off: what comes is as if it never had.
@@ -81,6 +88,8 @@ class Meter:
             with self.guard("being copied (select)"):
                 row = cache.select([len(contexts) - 1])
                 self.uncounted = self.uncounted or self._uncounted(row, prefill, _extent(cache, prefill)[1])
+        if self.elsewhere is None and self.runner is not None and self.again is not None:
+            self.elsewhere = self._left_behind(self.runner, self.again, cache, prefill)
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         with self.guard("being weighed"):
             rows, tokens = _extent(cache, prefill)
@@ -104,13 +113,13 @@ class Meter:
         As each would alone: what rows share counts in each of them. Rows that are kept together are copied for that,
         which leaves behind what views kept alive: each is charged its part of it.
         """
-        weight, alike = held(cache), self._declared(tokens)
+        weight, alike, more = held(cache), self._declared(tokens), self.elsewhere or 0
         if alike and not any(size % rows for size in (weight.kv, weight.meta, weight.host, _beside(cache))):
-            return [self._weight(cache, tokens, rows)] * len(which)
-        apart = view(cache).rows is not None
-        lost = 0 if apart else kept_alive(cache) // rows
-        found = [self._weight(view(cache).row(row), tokens, 1) for row in which]
-        return [replace(one, kv=one.kv + lost) for one in found]
+            found = [self._weight(cache, tokens, rows)] * len(which)
+        else:
+            more += 0 if view(cache).rows is not None else kept_alive(cache) // rows
+            found = [self._weight(view(cache).row(row), tokens, 1) for row in which]
+        return [replace(one, kv=one.kv + more) for one in found]
 
     def _weight(self, cache: FedCache, tokens: int, rows: int) -> Weight:
         """The weight of one of the rows of a cache, which are alike."""
@@ -120,6 +129,45 @@ class Meter:
 
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
+
+    def _left_behind(
+        self,
+        runner: MethodRunner,
+        again: Callable[[int], FedCache],
+        cache: FedCache,
+        prefill: Sequence[Prefilled],
+    ) -> int:
+        """Bytes that a prompt leaves outside of its cache: the smaller of two, behind what has run before.
+
+        What is allocated meanwhile and found nowhere is said in `uncounted`. What is less than a cache may count is
+        nothing.
+        """
+        rows, tokens = _extent(cache, prefill)
+        devices, owners = list(dict.fromkeys(part.keys.device for part in prefill)), (runner, self.method)
+        full = self.shape.dense_bytes(1, tokens) + _beside(cache) // rows
+        modules = written_in([*owners, *_layers(cache)])
+        found, caches = [], []
+        gc.collect()
+        before = census(runner.model, owners, modules)
+        for row in (0, rows - 1):
+            start = _allocated(devices)
+            with self.guard("taking a prompt again"):
+                caches.append(again(row))
+            taken = _allocated(devices) - start
+            weight = held(caches[-1])
+            now = census(runner.model, owners, modules)
+            grown = now.growth(before, caches[-1])
+            found.append((grown, taken - grown - weight.kv - weight.meta - weight.host - weight.spare))
+            before = now
+        rest = min(rest for _, rest in found)
+        if rest > SLACK * full + LOOSE and in_use(devices) is not None:
+            self.uncounted = self.uncounted or (
+                f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: a prompt "
+                f"takes {rest:,} bytes of memory that are neither in its cache nor found elsewhere; a full cache would "
+                f"take {full:,}"
+            )
+        grown = min(grown for grown, _ in found)
+        return grown if grown > COUNTERS * full else 0
 
     def _uncounted(self, row: FedCache, prefill: Sequence[Prefilled], tokens: int) -> str:
         """Says whether copies of a cache of one row take far more memory than can be reached from them.
@@ -185,7 +233,7 @@ class Meter:
         if whole.ends:
             sums = (whole.end_kv, whole.end_dense, whole.end_host, whole.end_seen)
             ends = [round(size / whole.ends) for size in sums]
-        return MemoryRecord(*measured, *ends, claimed(self.method))
+        return MemoryRecord(*measured, *ends, self.elsewhere or 0, claimed(self.method))
 
 
 def claimed(method: Method) -> str:
@@ -271,10 +319,21 @@ def _taken(row: FedCache, copies: int, devices: Iterable[torch.device]) -> tuple
     return taken, copies * (each.kv + each.meta + each.host + each.spare)
 
 
+def _allocated(devices: Iterable[torch.device]) -> int:
+    """What the allocators have given out, and shared memory."""
+    return (in_use(devices) or 0) + mapped()
+
+
+def _layers(cache: FedCache) -> list[object]:
+    """The layers of a cache of any make, and what they are in: their classes lead to the code of the method."""
+    inner = [part.inner for part in parts(cache)]
+    return [*inner, *(layer for one in inner for layer in getattr(one, "layers", ()))]
+
+
 def joined(parts: Sequence[MemoryRecord]) -> MemoryRecord:
     """What the processes of one model hold together, each some heads of every layer: bytes add up, slots are a mean."""
     peaks = [part.peak_bytes for part in parts if part.peak_bytes is not None]
-    added = ["kv_bytes", "dense_bytes", "meta_bytes", "host_bytes"]
+    added = ["kv_bytes", "dense_bytes", "meta_bytes", "host_bytes", "elsewhere_bytes"]
     if parts[0].end_seen is not None:
         added += ["end_kv_bytes", "end_dense_bytes", "end_host_bytes"]
     return replace(

@@ -34,7 +34,7 @@ class CaseWork:
     """See kvcheck.backends.base.Work.
 
     proved: (method, length, aware) whose caches have been audited in all rows; later ones are in one row. last: the
-    contexts that were taken last.
+    contexts that were taken last. elsewhere: bytes that a prompt leaves outside of its cache, by (method, length).
     """
 
     loaded: LoadedModel
@@ -44,6 +44,7 @@ class CaseWork:
     case: CaseId
     aware: bool
     proved: set[Hashable]
+    elsewhere: dict[Hashable, int]
     together: int = field(init=False)
     most: int = field(init=False)
     meter: Meter = field(init=False)
@@ -51,6 +52,8 @@ class CaseWork:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.runner.method, self.runner.shape, self.guard, audited=self._proof in self.proved)
+        self.meter.runner = self.runner
+        self.meter.elsewhere = self.elsewhere.get((self.guard.method, self.case.length))
         length, shape, room = self.case.length, self.loaded.shape, space(self.loaded.device)
         # fewer contexts where their caches, queries and forks would not fit, and rows where twice their full caches
         self.together = max(1, min(CONTEXTS, room // max(1, shape.dense_bytes(1, length) * (3 + shape.group))))
@@ -81,6 +84,7 @@ class CaseWork:
             eos=self.loaded.tokenizer.eos,
             apart=self.meter.apart,
         )
+        self.meter.again = self.last.again
         return self.last
 
     def _ids(self, context: Context) -> list[int]:
@@ -100,6 +104,8 @@ class CaseWork:
         meter, together = self.meter, self.loaded.team
         meter.audited = True
         self.proved.add(self._proof)
+        if meter.elsewhere is not None:
+            self.elsewhere[self.guard.method, self.case.length] = meter.elsewhere
         if not meter.peaked and self.last is not None:
             meter.peaked = True
             with self.guard("measuring peak memory"):
