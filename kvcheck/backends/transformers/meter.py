@@ -228,12 +228,28 @@ class Meter:
         )
         slots = round(whole.kept / whole.caches, 2)
         declared = self._declared(seen)
-        measured = (kv, dense, meta, slots, seen, self.layers, self.touched, self.peak, host, declared)
         ends: list[int | None] = [None] * 4
         if whole.ends:
             sums = (whole.end_kv, whole.end_dense, whole.end_host, whole.end_seen)
             ends = [round(size / whole.ends) for size in sums]
-        return MemoryRecord(*measured, *ends, self.elsewhere or 0, claimed(self.method))
+        return MemoryRecord(
+            kv_bytes=kv,
+            dense_bytes=dense,
+            meta_bytes=meta,
+            kept=slots,
+            seen=seen,
+            layers=self.layers,
+            touched=self.touched,
+            peak_bytes=self.peak,
+            host_bytes=host,
+            declared=declared,
+            end_kv_bytes=ends[0],
+            end_dense_bytes=ends[1],
+            end_host_bytes=ends[2],
+            end_seen=ends[3],
+            elsewhere_bytes=self.elsewhere or 0,
+            claims=claimed(self.method),
+        )
 
 
 def claimed(method: Method) -> str:
