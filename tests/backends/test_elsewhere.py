@@ -8,6 +8,7 @@ import mmap
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import DynamicCache
 
 from kvcheck.backends.transformers import meter
 from kvcheck.cache.kv_cache import CacheLayer
+from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodFailed
 from kvcheck.core.record import CaseId, MemoryRecord
@@ -154,6 +156,32 @@ def test_what_is_made_once_is_no_growth(runner: Runner, methods: dict[str, Any],
 
     methods["mine"] = leaving(table)
     assert memory(runner, case(mode="multi_request", length=200, n=1)).elsewhere_bytes == 0
+
+
+class Prompts(MethodRunner):
+    """Keeps every prompt that it has not seen before."""
+
+    def prefill(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        cache, logits = super().prefill(ids)
+        for row, words in enumerate(ids.tolist()):
+            self.store = {**getattr(self, "store", {})}
+            self.store.setdefault(str(words), torch.stack([one.keys[row] for one in cache.layers]))
+        return cache, logits
+
+
+class PromptStore(Fp16):
+    info = replace(Fp16.info, shares_prefill=False)
+
+    def runner(self, loaded: LoadedModel) -> MethodRunner:
+        return Prompts(self, loaded)
+
+
+def test_a_store_of_prompts_grows_by_each_that_it_has_not_seen(
+    runner: Runner, methods: dict[str, Any], case: Callable[..., CaseId]
+) -> None:
+    methods["mine"] = PromptStore
+    found = memory(runner, case(mode="multi_request", length=200, n=2))
+    assert found.elsewhere_bytes >= found.dense_bytes / 2, "the keys"
 
 
 def test_memory_that_nothing_leads_to_fails(

@@ -82,13 +82,18 @@ class Contexts:
         self.watch(own, self.dense.layers, self.indices)
         return own
 
-    def again(self, row: int) -> FedCache:
-        """One of the contexts through the method once more."""
+    def again(self, row: int, shift: int) -> FedCache:
+        """One of the contexts through the method once more.
+
+        Where the method feeds the prompt itself, its tokens begin `shift` places later: a store of prompts has not seen
+        them. What images show stays where it is.
+        """
         if self.runner.method.info.shares_prefill:
             cache = self.runner.build()
             cache.absorb(self.dense.select([row]))
             return cache
-        return self._prefilled(self.ids[row : row + 1])[0]
+        text = self.runner.loaded.vision is None
+        return self._prefilled(self.ids[row : row + 1].roll(-shift if text else 0, 1))[0]
 
     def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""

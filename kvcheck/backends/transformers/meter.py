@@ -53,7 +53,7 @@ class Meter:
     apart: list[float] = field(default_factory=list)
     uncounted: str = ""
     runner: MethodRunner | None = None
-    again: Callable[[int], FedCache] | None = None
+    again: Callable[[int, int], FedCache] | None = None
     elsewhere: int | None = None
 
     def resume(self, record: CaseRecord, first: bool = True) -> None:
@@ -133,7 +133,7 @@ class Meter:
     def _left_behind(
         self,
         runner: MethodRunner,
-        again: Callable[[int], FedCache],
+        again: Callable[[int, int], FedCache],
         cache: FedCache,
         prefill: Sequence[Prefilled],
     ) -> int:
@@ -149,10 +149,10 @@ class Meter:
         found, caches = [], []
         gc.collect()
         before = census(runner.model, owners, modules)
-        for row in (0, rows - 1):
+        for shift, row in enumerate((0, rows - 1), 1):
             start = _allocated(devices)
             with self.guard("taking a prompt again"):
-                caches.append(again(row))
+                caches.append(again(row, shift))
             taken = _allocated(devices) - start
             weight = held(caches[-1])
             now = census(runner.model, owners, modules)
