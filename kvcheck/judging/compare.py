@@ -14,7 +14,7 @@ from kvcheck.core.record import COSTS, CaseRecord, Run, Verdict
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
 from kvcheck.judging.pairing import pair
-from kvcheck.judging.pooled import judge_pooled
+from kvcheck.judging.pooled import AGAINST_FP16, judge_pooled
 from kvcheck.judging.questions import judge_bytes
 
 Limits = Mapping[str, float | None]
@@ -48,12 +48,15 @@ class _Two:
     shared: CaseRecord
     other: CaseRecord
 
-    @property
-    def references(self) -> tuple[CaseRecord | None, CaseRecord | None, str]:
-        """(fp16, own, against): what the record of the first run stands for."""
-        if self.record.method == self.other.method:
-            return self.other, self.other, "both"
-        return self.other, None, "fp16"
+    def references(self, limits: Limits) -> tuple[CaseRecord | None, CaseRecord | None, str]:
+        """(fp16, own, against): what the record of the first run stands for.
+
+        The same method is held to it as its own record; as fp16, too, where the user set a limit against that.
+        """
+        if self.record.method != self.other.method:
+            return self.other, None, "fp16"
+        asked = any(limits.get(name) is not None for name in AGAINST_FP16)
+        return self.other if asked else None, self.other, "both"
 
 
 def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: float = 0.05) -> Comparison:
@@ -149,7 +152,7 @@ def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
     """The verdicts on one case. Bytes are those of all contexts of each side. Raises KvcheckError."""
     record, shared, other = two.record, two.shared, two.other
     pair(shared, other, other.method)
-    fp16, own, against = two.references
+    fp16, own, against = two.references(limits)
     budget = budget_of(limits, own, against)
     verdicts = judge(shared, fp16, own, budget, alpha, against)
     if len(shared.samples) == len(record.samples):
@@ -161,6 +164,6 @@ def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
 def _pooled(both: Iterable[_Two], limits: Limits, alpha: float) -> dict[str, tuple[Verdict, ...]]:
     cases = []
     for two in both:
-        fp16, own, against = two.references
+        fp16, own, against = two.references(limits)
         cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against))
     return judge_pooled(cases, Budget(**limits), alpha) if cases else {}

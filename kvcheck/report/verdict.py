@@ -76,7 +76,7 @@ def standing(run: Run, method: str) -> Standing:
     elif INCONCLUSIVE in answers.values():
         outcome = INCONCLUSIVE
     else:
-        outcome = PASS if answers or _holding(run, method) else OPEN
+        outcome = PASS if PASS in answers.values() or _holding(run, method) else OPEN
     beside = tuple(one for one in scopes if one[0] != RUN)
     return Standing(method, outcome, whole, beside, len(single), len(lost), properties)
 
@@ -189,7 +189,7 @@ def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
     The mode or the length is named where there is one only; tasks by their number where there are many.
     """
     count = sum(len(record.samples) for record in records)
-    fewest = min((one.n for one in found.run), default=count)
+    fewest = min((one.n for one in found.run if one.question not in IN_WORDS), default=count)
     tasks = sorted({record.case.task for record in records})
     modes = {record.case.mode for record in records}
     lengths = {record.case.length for record in records}
