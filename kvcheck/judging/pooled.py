@@ -110,8 +110,8 @@ class Losses:
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
-        if not self.bounded:
-            return 0.0
+        if not self.bounded:  # however much is lost, a guard as far on the other side must weigh as much
+            return 0.5 ** len(set(self.clusters)) if self.lowest < 0 else 0.0
         if self.highest <= self.limit:
             return 1.0
         guard = (self.highest - self.limit) / (self.highest - self.lowest)
@@ -192,8 +192,7 @@ def judge_pooled(
     method's run. Left out is what cannot fail, since nothing can be paired or there are too few contexts for a p-value
     below its level: what else is asked then stands alone. Raises NotComparable, MissingBaseline.
     """
-    every = (test for scope, share, found in _scopes(cases) for test in _tests(scope, share, found, budget, rule))
-    tests = [test for test in every if test.least <= alpha * test.share]
+    tests = [test for test in every_test(cases, budget, rule) if test.least <= alpha * test.share]
     adjusted = stats.weighted_holm(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
@@ -201,6 +200,12 @@ def judge_pooled(
     for test, p in zip(tests, adjusted, strict=True):
         found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
     return found
+
+
+def every_test(cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None) -> Iterator[Test]:
+    """The tests of all scopes, also those that so many contexts can never make fail."""
+    for scope, share, found in _scopes(cases):
+        yield from _tests(scope, share, found, budget, rule)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
