@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from kvcheck.core.record import CaseRecord, Verdict
-from kvcheck.judging import stats
+from kvcheck.judging import pairing, stats
 from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
 from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.judging.stats import graded
@@ -25,6 +25,8 @@ ALPHA = 0.05
 
 _REMEMBERED = ("bootstrap_interval", "confidence_sequence", "binary_sequence", "sign_flip")
 _MOST = 200_000
+_CHECKED = 2000
+"""Records that are known to be sound: each is paired some seven times."""
 _WEIGHTS = 40
 """Sets of bootstrap weights that a simulation keeps: one for every number of contexts and of draws (100 MB or less)."""
 
@@ -82,16 +84,31 @@ def remembering() -> Iterator[None]:
     They are pure functions, so nothing but time changes. questions.py finds them as attributes of the package.
     """
     plain = {name: getattr(stats, name) for name in _REMEMBERED}
-    weights = graded._weights
+    weights, check = graded._weights, pairing.check_record
     try:
         for name, function in plain.items():
             setattr(stats, name, _remembered(function))
+        pairing.check_record = _once(check)
         graded._weights = lru_cache(_WEIGHTS)(lambda *which: tuple(graded._draw_weights(*which)))
         yield
     finally:
-        graded._weights = weights
+        graded._weights, pairing.check_record = weights, check
         for name, function in plain.items():
             setattr(stats, name, function)
+
+
+def _once(check: Callable[..., None]) -> Callable[..., None]:
+    """check_record, once for each of the last records: they do not change."""
+    known: dict[int, CaseRecord] = {}
+
+    def call(record: CaseRecord, *, whose: str = "") -> None:
+        if known.get(id(record)) is not record:
+            check(record, whose=whose)
+            if len(known) >= _CHECKED:
+                known.clear()
+            known[id(record)] = record
+
+    return call
 
 
 def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:

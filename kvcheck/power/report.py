@@ -76,16 +76,17 @@ def command(plan: Plan, path: str) -> str:
 def markdown(recorded: Recorded, plan: Plan, tables: list[Table], made_by: str) -> Iterator[str]:
     """The report as a page."""
     cases = recorded.cases
+    about = f"`{recorded.model.name}` ({recorded.model.fingerprint})"
     yield from ("# What the gate sees, and what it promises", "")
     contexts = sum(case.n for case in cases)
     paragraphs = (
         f"Written by `{made_by}`; do not edit. Simulated runs of the default profile ({len(cases)} cases, {contexts} "
-        f"contexts) on the recorded answers of the model `{recorded.model.name}` ({recorded.model.fingerprint}), "
-        f"{len(recorded.methods)} methods. The contexts of a case are drawn with replacement from those recorded for "
-        "it, the same ones in every mode. Then a loss is put into the answers, and the noise of another machine into "
-        "both records. They are judged by the code of the gate: `kvcheck.judging.budget` case by case, with its looks "
-        "after every block, and `kvcheck.judging.pooled` for the run, its capabilities and its tasks. Numbers are drawn from "
-        "fixed seeds: the same command gives the same page.",
+        f"contexts) on the recorded answers of the model {about}, {len(recorded.methods)} methods. The contexts of a "
+        "case are drawn with replacement from those recorded for it, the same ones in every mode. Then a loss is put "
+        "into the answers, and the noise of another machine into both records. They are judged by the code of the "
+        "gate: `kvcheck.judging.budget` case by case, with its looks after every block, and `kvcheck.judging.pooled` "
+        "for the run, its capabilities and its tasks. Numbers are drawn from fixed seeds: the same command gives the "
+        "same page.",
         "Intervals of simulated shares are exact (Clopper and Pearson, 95 %). `reached`: the share that was seen is on "
         "the right side; `not reached`: it is not, and its interval is not wholly on the wrong side; `MISSED`: it is.",
     )

@@ -42,23 +42,21 @@ def figures(recorded: Recorded) -> list[Figure]:
     new = Setup(own=False, nll=False, methods=FP16)
     known = Setup()
     tasks, capabilities = recorded.scopes("task"), recorded.scopes("capability")
-    single = replace(new, points=20.0)
+    single, moved = replace(new, points=20.0), replace(known, loss=Loss(nll=0.5), scopes=capabilities)
     rows = [
-        Figure("6 points, whole contexts, evenly", budget, replace(new, points=6.0), 5, 0.95),
-        Figure("5 points, single answers, evenly", budget, replace(new, points=5.0, loss=Loss(unit=ANSWERS)), 5, 0.99),
-        Figure("half of one task", budget, replace(new, loss=Loss(share=0.5), scopes=tasks), 5, 0.95),
-        Figure("2 points, evenly", "own record, scores alone", replace(known, nll=False, points=2.0), 5, 0.85),
-        Figure("2 points, evenly", "own record, with nll", replace(known, points=2.0), 5, 0.99),
-        Figure("nll +0.1 everywhere", "own record", replace(known, loss=Loss(nll=0.1)), 5, 0.99),
-        Figure(
-            "nll +0.5 in one capability", "own record", replace(known, loss=Loss(nll=0.5), scopes=capabilities), 5, 0.99
-        ),
-        Figure("quick profile: 15 points, evenly", budget, replace(new, points=15.0, quick=True), 5, 0.95),
+        Figure("6 points, whole contexts, evenly", budget, replace(new, points=6.0), 10, 0.95),
+        Figure("5 points, single answers, evenly", budget, replace(new, points=5.0, loss=Loss(unit=ANSWERS)), 10, 0.99),
+        Figure("half of one task", budget, replace(new, loss=Loss(share=0.5), scopes=tasks), 10, 0.95),
+        Figure("2 points, evenly", "own record, scores alone", replace(known, nll=False, points=2.0), 10, 0.85),
+        Figure("2 points, evenly", "own record, with nll", replace(known, points=2.0), 10, 0.99),
+        Figure("nll +0.1 everywhere", "own record", replace(known, loss=Loss(nll=0.1)), 10, 0.99),
+        Figure("nll +0.5 in one capability", "own record", moved, 10, 0.99),
+        Figure("quick profile: 15 points, evenly", budget, replace(new, points=15.0, quick=True), 10, 0.95),
         Figure(
             "quick profile: 15 points, evenly",
             "own record, scores alone",
             replace(known, nll=False, points=15.0, quick=True),
-            5,
+            10,
             0.95,
         ),
     ]
@@ -66,7 +64,7 @@ def figures(recorded: Recorded) -> list[Figure]:
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         words = f"20 points in {name.partition(' ')[2]} ({sizes[name]} contexts)"
         large = sizes[name] >= LARGE
-        row = Figure(words, budget, replace(single, scopes=(name,)), 5 if large else 10, 0.95 if large else None)
+        row = Figure(words, budget, replace(single, scopes=(name,)), 10 if large else 20, 0.95 if large else None)
         rows.append(row)
     return rows
 
@@ -106,10 +104,10 @@ def against_itself(sim: Simulation) -> Table:
     """Whole runs of a method against itself: how many have any failure."""
     own, by_fp16 = "own record", "fp16, budget 2"
     kinds = (
-        (IDENTICAL, own, Setup(IDENTICAL), sim.plan.share(4), 0.0),
+        (IDENTICAL, own, Setup(IDENTICAL), sim.plan.share(5), 0.0),
         (ANOTHER_MACHINE, own, Setup(ANOTHER_MACHINE), sim.plan.runs, 0.01),
-        (ANOTHER_MACHINE, by_fp16, Setup(ANOTHER_MACHINE, own=False, methods=FP16), sim.plan.share(4), 0.01),
-        (MANY_FLIPS, own, Setup(MANY_FLIPS), sim.plan.share(4), ALPHA),
+        (ANOTHER_MACHINE, by_fp16, Setup(ANOTHER_MACHINE, own=False, methods=FP16), sim.plan.share(5), 0.01),
+        (MANY_FLIPS, own, Setup(MANY_FLIPS), sim.plan.share(10), ALPHA),
     )
     setups = [(replace(setup, stream=1 + at), count) for at, (_, _, setup, count, _) in enumerate(kinds)]
     rows, raw, broken = [], [], []
@@ -147,7 +145,7 @@ def intervals(sim: Simulation) -> Table:
         ("20 % of contexts lost, each in all of its modes", replace(new, nll=False, loss=Loss(0.2, TOGETHER))),
         ("methods as recorded", replace(new, methods=())),
     )
-    count = sim.plan.share(4)
+    count = sim.plan.share(10)
     found = sim.runs([(replace(setup, stream=300 + at), count) for at, (_, setup) in enumerate(worlds)], together)
     every: list[tuple[str, Missed]] = []
     for (name, setup), outcomes in zip(worlds, found, strict=True):
@@ -183,7 +181,7 @@ _KINDS = (
 
 def needed(sim: Simulation) -> Table:
     """Contexts until the verdict on the run fails, beside the usual gate."""
-    sims = sim.plan.share(10)
+    sims = sim.plan.share(20)
     tasks = [(points, at, sims, sim.plan.seed) for points in POINTS for at in range(len(_KINDS))]
     found = {(points, at): one for points, at, one in sim.each(_needed, tasks)}
     rows, said, raw = [], [], []
@@ -263,13 +261,13 @@ def left_out(sim: Simulation) -> Table:
 
 
 def _named(out: list[tests.Reach]) -> Iterator[str]:
-    """Questions by where they cannot fail."""
-    questions: dict[str, dict[str, None]] = {}
+    """Where they cannot fail, by questions."""
+    questions: dict[tuple[str, int], dict[str, None]] = {}
     for one in out:
         name = one.scope.partition("/")[0] if one.level == "case" else one.scope.partition(" ")[2]
-        questions.setdefault(f"{name} ({one.n} contexts)", {})[one.question] = None
-    places: dict[str, list[str]] = {}
-    for place, asked in questions.items():
-        places.setdefault(", ".join(asked), []).append(place)
-    for words, names in places.items():
-        yield f"{words}: {', '.join(names)}"
+        questions.setdefault((name, one.n), {})[one.question] = None
+    places: dict[tuple[str, int], list[str]] = {}
+    for (name, n), asked in questions.items():
+        places.setdefault((", ".join(asked), n), []).append(name)
+    for (words, n), names in places.items():
+        yield f"{words} of {n} contexts: {', '.join(names)}"
