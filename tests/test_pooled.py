@@ -11,7 +11,7 @@ from building import fp16, record
 
 from kvcheck.core.record import CaseRecord, Verdict
 from kvcheck.judging.budget import Budget
-from kvcheck.judging.pooled import QUESTIONS, RUN, SCOPES, Compared, contexts_needed, judge_pooled
+from kvcheck.judging.pooled import QUESTIONS, RUN, SCOPES, Compared, contexts_needed, judge_pooled, most_telling
 
 TASKS = ("kv", "needle", "summary", "qa")
 CASES = 10
@@ -147,3 +147,37 @@ def test_a_limit_of_drift_is_asked_of_all_contexts_together(limits: dict[str, fl
 
 def test_a_limit_of_what_was_measured_nowhere_has_no_verdict() -> None:
     assert judge_pooled(run([0]), Budget(drop=None, kl=0.1), 0.05) == {}
+
+
+def seeded(one: Compared, seed: int, lost: int) -> Compared:
+    """The case under another seed, where so many of its 8 contexts are lost."""
+    now, then = (
+        replace(like, case=replace(one.record.case, seed=seed)) for like in (one.record, one.fp16 or one.record)
+    )
+    scores = [0.0] * lost + [1.0] * (8 - lost)
+    samples = tuple(
+        replace(sample, turns=tuple(replace(turn, score=score) for turn in sample.turns))
+        for sample, score in zip(then.samples, scores, strict=True)
+    )
+    return Compared(replace(now, samples=samples), then, None)
+
+
+def test_contexts_of_further_seeds_weigh_together_what_those_of_the_first_one_do() -> None:
+    cases = run([0])
+    further = [seeded(cases[0], seed, 8) for seed in (1, 2, 3)]
+    verdict = of(judge_pooled([*cases, *further], Budget(drop=2.0), 0.05), RUN, "budget")
+    assert verdict.n == 320 + 24
+    assert verdict.value == pytest.approx(100 * 0.75 / 40), "three of four contexts of one case in forty"
+
+
+def test_more_contexts_are_taken_of_what_is_uncertain_and_cheap() -> None:
+    cases = [*run([4, 0], ["kv"]), *run([0], ["needle", "summary", "qa"])]
+    chosen = most_telling(cases, "budget", Budget(drop=2.0))
+    assert {case.task for case in chosen} >= {"kv"}
+    assert len([case for case in chosen if case.task == "kv"]) > len(chosen) / 2
+    assert len(chosen) < len(cases)
+
+
+def test_every_look_at_a_growing_run_costs_its_part_of_alpha() -> None:
+    once, often = (of(judge_pooled(run([1]), Budget(drop=2.0), 0.05, looks=n), RUN, "budget") for n in (1, 4))
+    assert often.low < once.low < once.value < once.high < often.high

@@ -81,10 +81,10 @@ def _switch(help: str) -> bool:
 class Settings:
     """The settings of a session, from the command line and `[tool.kvcheck]`, checked.
 
-    methods: spec texts. lengths: tokens of context; empty means the profile's. tasks, modes: empty means all.
-    n: contexts per case, None means the profile's. query_aware: "mode" (single and multi_turn see the first question
-    at compression, multi_request does not), "yes" or "no". budget: limits asked for by hand, such as {"drop": 2.0};
-    None lifts one.
+    methods: spec texts. lengths: tokens of context; empty means the profile's. tasks, modes: empty means all. n:
+    contexts per case, None means the profile's, "auto:TIMES" up to so many times as many. query_aware: "mode" (single
+    and multi_turn see the first question at compression, multi_request does not), "yes" or "no". budget: limits asked
+    for by hand, such as {"drop": 2.0}; None lifts one.
     baselines: places by commas, the first is recorded into; None means `.kvcheck/baselines`, above the shipped ones.
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
@@ -120,7 +120,13 @@ class Settings:
         values.words_of(MODES, "mode"),
         "mode",
     )
-    n: int | None = declared(None, "contexts per case (default: the profile's)", "N", values.integer(1, 10**6))
+    n: int | str | None = declared(
+        None,
+        "contexts per case (default: the profile's), or auto: more of them, up to 8 times as many (auto:TIMES), until "
+        "the run is decided against fp16",
+        "N",
+        values.contexts,
+    )
     device: str = declared(
         "auto",
         "auto, cpu, cuda, cuda:1, …, or spread: layers on all GPUs (default: auto)",
@@ -198,6 +204,16 @@ class Settings:
     resume: str | None = declared(
         None, "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"
     )
+
+    @property
+    def contexts(self) -> int | None:
+        """Contexts per case, None for the profile's."""
+        return self.n if isinstance(self.n, int) else None
+
+    @property
+    def times(self) -> int:
+        """How many times as many contexts may be taken."""
+        return int(self.n.partition(":")[2]) if isinstance(self.n, str) else 1
 
     def texts(self) -> dict[str, str]:
         """What changes a result, as text, for the header of the run."""

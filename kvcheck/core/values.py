@@ -99,6 +99,22 @@ def integer(least: int, most: int) -> Callable[[object], int]:
     return check
 
 
+AUTO = "auto"
+TIMES = 8
+"""How many times as many contexts `auto` takes at most, where it does not say."""
+
+
+def contexts(value: object) -> int | str:
+    """A number of contexts, or auto:TIMES."""
+    if not isinstance(value, str) or value.partition(":")[0] != AUTO:
+        try:
+            return integer(1, 10**6)(value)
+        except SpecError as error:
+            raise SpecError(error.message, f"{error.hint}, or auto") from None
+    _, colon, times = value.partition(":")
+    return f"{AUTO}:{integer(2, 1000)(times) if colon else TIMES}"
+
+
 def integers(least: int, most: int) -> Check:
     """Whole numbers by commas, or a list of them; in order, each once."""
     one = integer(least, most)

@@ -205,20 +205,19 @@ def sequential(
     alpha: float = 0.05,
     against: str = "both",
 ) -> bool:
-    """Whether the case may stop after this block: a fail is certain, or the only question asked is a certain pass.
+    """Whether the case may stop after this block: that it loses too much is certain.
 
-    Anytime-valid: it may be asked after every block, and `judge` on the stopped record gives the same answer.
+    A certain pass goes on: its contexts are part of the run, which has more to ask. Anytime-valid: it may be asked
+    after every block, and `judge` on the stopped record gives the same answer.
     """
     if not so_far.samples:
         return False
-    regression = own is not None and against != "fp16"
-    if regression and own is not None:
-        low, _ = drop_interval(so_far, own, pair(so_far, own, so_far.method), alpha / 2)
-        if 100 * low > DriftRule().points:
-            return True
-    if fp16 is None or budget.drop is None or (regression and against == "self"):
-        return False
-    low, high = drop_interval(so_far, fp16, pair(so_far, fp16, "fp16"), alpha)
-    limit = budget.drop / 100
-    gated = any(getattr(budget, name) is not None for name in ("nll", "agree", "kl"))
-    return low > limit or (high <= limit and not regression and not gated)
+    limits = []
+    if own is not None and against != "fp16":
+        limits.append((own, so_far.method, alpha / 2, DriftRule().points))
+    if fp16 is not None and budget.drop is not None and (against != "self" or own is None):
+        limits.append((fp16, "fp16", alpha, budget.drop))
+    return any(
+        100 * drop_interval(so_far, other, pair(so_far, other, whose), level)[0] > limit
+        for other, whose, level, limit in limits
+    )

@@ -3,23 +3,29 @@
 A case has 4 to 8 contexts, which show a crash or a collapse. What every case loses a little of shows only where all
 contexts of a method are put together: paired with a reference's (fp16's, or the method's own record), each with the
 same weight, as in the tables. A context that is asked in several modes is one draw (a cluster); contexts of one task
-and length are alike (a stratum). One method in one run has one family of pooled tests, and Holm's procedure keeps the
-chance that any of them accuses a harmless method below the share of alpha that is set aside for them.
+and length are alike (a stratum). Where --kv-n=auto took more contexts of some cases, under further seeds, they weigh
+together what those of the first seed did: which cases got more depends on what was seen of them. One method in one run
+has one family of pooled tests, and Holm's procedure keeps the chance that any of them accuses a harmless method below
+the share of alpha that is set aside for them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
 from kvcheck.judging import stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
 from kvcheck.judging.questions import DriftRule, context_drift
+
+Array = NDArray[np.float64]
 
 RUN = "run"
 """The scope of everything that was measured; the others are "capability NAME" and "task NAME"."""
@@ -28,17 +34,22 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+COVERED = 0.8
+"""Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
 """1 - the level of the intervals that are shown."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A record with what it is judged against; None for what is not there or not asked for."""
+    """A record with what it is judged against; None for what is not there. drop: whether the loss of accuracy against
+    fp16 is asked about.
+    """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
+    drop: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,20 @@ class Pool:
         return [(one.case.task, one.case.length, one.case.seed, now.index) for one, now, _ in self.contexts]
 
     @cached_property
-    def strata(self) -> list[tuple[str, int, int]]:
-        return [name[:3] for name in self.clusters]
+    def strata(self) -> list[tuple[str, int]]:
+        return [name[:2] for name in self.clusters]
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Of each context; 1 where its task, mode and length were measured under one seed."""
+        names = [(one.case.task, one.case.mode, one.case.length) for one, _, _ in self.contexts]
+        seeds = [one.case.seed for one, _, _ in self.contexts]
+        first: dict[Hashable, int] = {}
+        for name, seed in zip(names, seeds, strict=True):
+            first[name] = min(seed, first.get(name, seed))
+        every = Counter(names)
+        once = Counter(name for name, seed in zip(names, seeds, strict=True) if seed == first[name])
+        return [once[name] / every[name] for name in names]
 
     def by_cluster(self, values: Sequence[float]) -> list[float]:
         """The sum of the values of each cluster."""
@@ -85,11 +108,12 @@ class Pool:
 class Losses:
     """What contexts lose against fp16, above 0 is worse, with the ends of its range.
 
-    limit: in the unit of the values; shown: from there to the unit of the verdict. bounded: the ends are known
-    beforehand, not the largest values seen.
+    weights: of the values, above 0. limit: in the unit of the values; shown: from there to the unit of the verdict.
+    bounded: the ends are known beforehand, not the largest values seen.
     """
 
     values: Sequence[float]
+    weights: Sequence[float]
     clusters: Sequence[Hashable]
     strata: Sequence[Hashable]
     lowest: float
@@ -98,15 +122,55 @@ class Losses:
     shown: Callable[[float], float] = float
     bounded: bool = True
 
-    def interval(self, alpha: float = LEVEL) -> tuple[float, float]:
+    @property
+    def mean(self) -> float:
+        return float(np.average(self.values, weights=self.weights))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
         """Of the mean."""
         return stats.stratified_interval(
-            self.values, self.clusters, self.strata, alpha, lowest=self.lowest, highest=self.highest
+            self._weighed,
+            self.clusters,
+            self.strata,
+            alpha,
+            lowest=self.lowest * self._top,
+            highest=self.highest * self._top,
         )
 
     def p(self) -> float:
         """One-sided p-value of "the mean is above the limit"."""
-        return stats.stratified_p(self.values, self.clusters, self.strata, self.limit, lowest=self.lowest)
+        return stats.stratified_p(self._weighed, self.clusters, self.strata, self.limit, lowest=self.lowest * self._top)
+
+    @cached_property
+    def _shares(self) -> Array:
+        """The weights, 1 on average."""
+        found = np.asarray(self.weights, dtype=float)
+        return found / found.mean()
+
+    @property
+    def _weighed(self) -> Array:
+        """Values whose plain mean is the weighted one."""
+        return self._shares * np.asarray(self.values, dtype=float)
+
+    @property
+    def _top(self) -> float:
+        """The largest weight: a guard stands for a context that has it."""
+        return float(self._shares.max())
+
+    def uncertainty(self) -> dict[Hashable, float]:
+        """Of each stratum, what its clusters add to the variance of the mean, in one unit for all.
+
+        A stratum of few contexts that happen to be alike is not known to have no variance: one cluster that varies as
+        all do is counted in.
+        """
+        inside = dict(zip(self.clusters, self.strata, strict=True))
+        data, names = stats.cluster(self._weighed, self.clusters)
+        groups: dict[Hashable, list[float]] = {}
+        for name, value in zip(names, data, strict=True):
+            groups.setdefault(inside[name], []).append(float(value))
+        squares = {name: float(np.var(values)) * len(values) for name, values in groups.items()}
+        usual = sum(squares.values()) / len(data) or 1.0
+        return {name: len(values) * (squares[name] + usual) / (len(values) + 1) for name, values in groups.items()}
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
@@ -120,8 +184,10 @@ class Losses:
 
 def _drops(pool: Pool, limit: float) -> Losses:
     """Points of accuracy: no more can be lost than fp16 has, nor gained than it lacks."""
-    mean = float(np.mean([score(then) for _, then in pool.pairs]))
-    return Losses(pool.drops, pool.clusters, pool.strata, mean - 1, mean, limit / 100, lambda share: 100 * share)
+    mean = float(np.average([score(then) for _, then in pool.pairs], weights=pool.weights))
+    return Losses(
+        pool.drops, pool.weights, pool.clusters, pool.strata, mean - 1, mean, limit / 100, lambda share: 100 * share
+    )
 
 
 def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
@@ -156,8 +222,11 @@ def _disagreement(pool: Pool, limit: float) -> Losses | None:
 def _measured(
     pool: Pool, places: Sequence[int], values: Sequence[float], lowest: float, highest: float, limit: float
 ) -> Losses | None:
+    if not values:
+        return None
+    weights = [pool.weights[at] for at in places]
     clusters, strata = ([names[at] for at in places] for names in (pool.clusters, pool.strata))
-    return Losses(values, clusters, strata, lowest, highest, limit, bounded=False) if values else None
+    return Losses(values, weights, clusters, strata, lowest, highest, limit, bounded=False)
 
 
 AGAINST_FP16: dict[str, Callable[[Pool, float], Losses | None]] = {
@@ -184,15 +253,19 @@ class Test:
 
 
 def judge_pooled(
-    cases: Sequence[Compared], budget: Budget, alpha: float, rule: DriftRule | None = None
+    cases: Sequence[Compared], budget: Budget, alpha: float, rule: DriftRule | None = None, looks: int = 1
 ) -> dict[str, tuple[Verdict, ...]]:
     """Verdicts by scope, RUN first, on all cases of one method that were measured.
 
     budget: its limits of drop, nll, agree and kl are asked of the cases that have fp16 beside them. alpha: that of the
-    method's run. Left out is what cannot fail, since nothing can be paired or there are too few contexts for a p-value
-    below its level: what else is asked then stands alone. Raises NotComparable, MissingBaseline.
+    method's run. looks: how often it may be asked, each time with more contexts, until the answer is clear: each look
+    gets its part of alpha, and its intervals are as much wider. Left out is what cannot fail, since nothing can be
+    paired or there are too few contexts for a p-value below its level: what else is asked then stands alone. Raises
+    NotComparable, MissingBaseline.
     """
-    tests = [test for test in every_test(cases, budget, rule) if test.least <= alpha * test.share]
+    alpha = alpha / looks
+    every = every_test(cases, budget, rule, LEVEL / looks)
+    tests = [test for test in every if test.least <= alpha * test.share]
     adjusted = stats.weighted_holm(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
@@ -202,10 +275,12 @@ def judge_pooled(
     return found
 
 
-def every_test(cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None) -> Iterator[Test]:
-    """The tests of all scopes, also those that so many contexts can never make fail."""
+def every_test(
+    cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None, level: float = LEVEL
+) -> Iterator[Test]:
+    """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals."""
     for scope, share, found in _scopes(cases):
-        yield from _tests(scope, share, found, budget, rule)
+        yield from _tests(scope, share, found, budget, rule, level)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
@@ -228,29 +303,33 @@ def _scope(kind: str, record: CaseRecord) -> str:
 
 
 def _tests(
-    scope: str, share: float, cases: Sequence[Compared], budget: Budget, rule: DriftRule | None
+    scope: str, share: float, cases: Sequence[Compared], budget: Budget, rule: DriftRule | None, level: float
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
-    asked = [(one.record, one.fp16) for one in cases if one.fp16 is not None]
     own = [(one.record, one.own) for one in cases if one.own is not None]
-    if asked:
-        pool = Pool.of(asked, "fp16")
-        limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
-        for name, limit in limits.items():
-            yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit)
+    limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
+    for name, limit in limits.items():
+        if pool := _beside(cases, name):
+            yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit, level)
     if own:
         pool = Pool.of(own, own[0][0].method)
-        yield _scores(scope, share * QUESTIONS["regression"], pool, rule)
+        yield _scores(scope, share * QUESTIONS["regression"], pool, rule, level)
         yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
 
 
-def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Iterator[Test]:
+def _beside(cases: Iterable[Compared], name: str) -> Pool:
+    """The contexts of which a limit against fp16 is asked."""
+    asked = (one for one in cases if one.drop or name != "drop")
+    return Pool.of(((one.record, one.fp16) for one in asked if one.fp16 is not None), "fp16")
+
+
+def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level: float) -> Iterator[Test]:
     """Does the method lose more than its budget against fp16? Where it was measured in no context, nothing is said."""
     losses = AGAINST_FP16[name](pool, limit)
     if losses is None:
         return
-    low, high = losses.interval()
-    mean = float(np.mean(losses.values))
+    low, high = losses.interval(level)
+    mean = losses.mean
     lost, won = stats.count_changes(losses.values)
     same = identical(pool.pairs) and name == "drop"
 
@@ -275,6 +354,41 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float) -> Ite
     yield Test(scope, losses.p(), losses.least(), share, verdict)
 
 
+def looks(times: int) -> int:
+    """How often a run is judged that may take `times` as many contexts.
+
+    >>> [looks(times) for times in (1, 2, 8, 9)]
+    [1, 2, 4, 5]
+    """
+    return 1 + (times - 1).bit_length()
+
+
+def most_telling(cases: Sequence[Compared], question: str, budget: Budget) -> list[CaseId]:
+    """The cases of which more contexts tell most about a question that is open in the run, for the tokens they cost.
+
+    question: of a verdict on the run against fp16.
+    """
+    name = "drop" if question == "budget" else question
+    pool = _beside(cases, name)
+    losses = AGAINST_FP16[name](pool, float(getattr(budget, name)))
+    if losses is None:
+        return []
+    tokens = Counter[Hashable]()
+    for record, _, _ in pool.contexts:
+        tokens[_kind(record)] += record.case.length
+    found, taken, share = losses.uncertainty(), set(), 0.0
+    for kind in sorted(found, key=lambda kind: -found[kind] / tokens[kind]):
+        if share < COVERED * sum(found.values()):
+            taken.add(kind)
+            share += found[kind]
+    return list(dict.fromkeys(record.case for record, _, _ in pool.contexts if _kind(record) in taken))
+
+
+def _kind(record: CaseRecord) -> Hashable:
+    """The stratum of its contexts."""
+    return record.case.task, record.case.length
+
+
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
     """Contexts at which an interval around `mean` would no longer hold the limit; None where the two are the same."""
     low, high = interval
@@ -283,10 +397,11 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
     return None if gap < 1e-9 else max(n, int(np.ceil(n * (reach / gap) ** 2)))
 
 
-def _scores(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
     """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
-    low, high = _drops(pool, rule.points).interval()
-    mean = float(np.mean(pool.drops))
+    losses = _drops(pool, rule.points)
+    low, high = losses.interval(level)
+    mean = losses.mean
     lost, won = stats.count_changes(pool.drops)
     changes = pool.by_cluster(pool.drops)
     p = stats.sign_flip(changes)

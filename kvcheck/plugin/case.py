@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import pytest
 
@@ -15,10 +16,17 @@ from kvcheck.plugin import resume
 from kvcheck.plugin.gate import gate
 from kvcheck.plugin.item import HANGS, KvItem, said, tail
 from kvcheck.plugin.progress import Progress
+from kvcheck.plugin.state import State
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
 
+if TYPE_CHECKING:
+    from kvcheck.backends.base import Engine
+
+Attempt: TypeAlias = Callable[
+    [Callable[[], CaseRecord], Callable[[BaseException], str]], tuple["CaseRecord | None", str]
+]
 PROGRESS: pytest.StashKey[Progress] = pytest.StashKey()
 
 
@@ -35,11 +43,10 @@ class KvCase(KvItem):
         super().__init__(request, method)
         self.case = case
         self._gate = gate(self._config, self._engine)
-        self._progress = _progress(self._config, len(request.session.items))
-        self._so_far = ""
+        self._progress = progress(self._config, len(request.session.items))
+        self._measuring = Measuring(self._state, self._engine, case, method, self._gate.look, self._progress)
         self.record: CaseRecord | None = None
         self.verdicts: tuple[Verdict, ...] = ()
-        self._kept = 0
 
     def gate(self) -> None:
         """Measure the case and judge it."""
@@ -56,23 +63,10 @@ class KvCase(KvItem):
     def run(self) -> CaseRecord:
         """Measure the case. A method that raises, hangs or gives nothing to judge fails the test here."""
         self._once()
-        record, whole = resume.earlier(self._state, str(self.case), self.method)
-        problem = ""
-        if record is None or not whole:
-            run_case, more = self._engine.run_case, {}
-            if record is not None and "so_far" in inspect.signature(run_case).parameters:
-                more["so_far"] = record
-                self._kept = len(record.samples)
-            measure = partial(run_case, self.case, self.method, self._on_block, self._on_progress, **more)
-            record, problem = self._attempt(measure, self._problem)
+        record, problem = self._measuring.run(self._attempt)
         if record is None:
-            self._fail(problem or f"{self.method} gave no record of {self.case}")
-        try:
-            check_record(record)
-        except KvcheckError as error:
-            self._fail(str(error))
+            self._fail(problem)
         self.record = record
-        self._state.records[str(self.case), self.method] = record
         return record
 
     def check(self, record: CaseRecord) -> tuple[Verdict, ...]:
@@ -104,30 +98,6 @@ class KvCase(KvItem):
         if where:
             self._fail(f"{self.method} was not tried in {self.case}: its process died in {where}")
 
-    def _problem(self, error: BaseException) -> str:
-        if isinstance(error, TimeLimit):
-            return (
-                f"{self.method} ran longer than {self.settings.timeout:g} s in {self.case} and was stopped\n  {HANGS}"
-            )
-        if isinstance(error, BaselineError):  # met while looking after a block: the method is not to blame
-            return f"{self.case}  {self.method}\n{error}"
-        if isinstance(error, KvcheckError):
-            return f"{tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
-        return f"{tail(error)}{self.method} failed in {self.case}\n{said(error)}"
-
-    def _on_block(self, record: CaseRecord) -> bool:
-        """After every block of contexts: write it down; is the verdict clear already?"""
-        check_record(record)
-        if self._state.journal is not None and len(record.samples) > self._kept:
-            self._state.journal.block(record, record.samples[self._kept :])
-            self._kept = len(record.samples)
-        self._so_far, stop = self._gate.look(record)
-        return stop
-
-    def _on_progress(self, done: int, total: int) -> None:
-        label = f"{self.case.task} {self.case.mode} {self.case.length} {self.method}"
-        self._progress.update(label, done, total, self._so_far)
-
     def _fail(self, message: str) -> NoReturn:
         try:
             super()._fail(message)
@@ -139,9 +109,74 @@ class KvCase(KvItem):
         return Ended(str(self.case), self.method, self._state.model, self.record, self.verdicts, self.failure)
 
 
-def _progress(config: pytest.Config, items: int) -> Progress:
+class Measuring:
+    """One case with one method while it is measured: written down block by block, shown, stopped where it is clear.
+
+    look: (verdict so far in words, may the case stop), of the record so far.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        engine: Engine,
+        case: CaseId,
+        method: str,
+        look: Callable[[CaseRecord], tuple[str, bool]],
+        progress: Progress,
+    ) -> None:
+        self.state, self.engine, self.case, self.method = state, engine, case, method
+        self._look, self._progress = look, progress
+        self._so_far = ""
+        self._kept = 0
+
+    def run(self, attempt: Attempt) -> tuple[CaseRecord | None, str]:
+        """(its record, or None, and what went wrong). attempt: runs code of the method within its limits."""
+        record, whole = resume.earlier(self.state, str(self.case), self.method)
+        problem = ""
+        if record is None or not whole:
+            run_case, more = self.engine.run_case, {}
+            if record is not None and "so_far" in inspect.signature(run_case).parameters:
+                more["so_far"] = record
+                self._kept = len(record.samples)
+            measure = partial(run_case, self.case, self.method, self._on_block, self._on_progress, **more)
+            record, problem = attempt(measure, self._problem)
+        if record is None:
+            return None, problem or f"{self.method} gave no record of {self.case}"
+        try:
+            check_record(record)
+        except KvcheckError as error:
+            return None, str(error)
+        self.state.records[str(self.case), self.method] = record
+        return record, ""
+
+    def _problem(self, error: BaseException) -> str:
+        if isinstance(error, TimeLimit):
+            limit = self.state.settings.timeout
+            return f"{self.method} ran longer than {limit:g} s in {self.case} and was stopped\n  {HANGS}"
+        if isinstance(error, BaselineError):  # met while looking after a block: the method is not to blame
+            return f"{self.case}  {self.method}\n{error}"
+        if isinstance(error, KvcheckError):
+            return f"{tail(error.__cause__)}{self.method} failed in {self.case}\n{error}"
+        return f"{tail(error)}{self.method} failed in {self.case}\n{said(error)}"
+
+    def _on_block(self, record: CaseRecord) -> bool:
+        """After every block of contexts: write it down; is the verdict clear already?"""
+        check_record(record)
+        if self.state.journal is not None and len(record.samples) > self._kept:
+            self.state.journal.block(record, record.samples[self._kept :])
+            self._kept = len(record.samples)
+        self._so_far, stop = self._look(record)
+        return stop
+
+    def _on_progress(self, done: int, total: int) -> None:
+        label = f"{self.case.task} {self.case.mode} {self.case.length} {self.method}"
+        self._progress.update(label, done, total, self._so_far)
+
+
+def progress(config: pytest.Config, items: int) -> Progress:
+    """The progress line of this process. items: how many will be measured."""
     if PROGRESS not in config.stash:
         config.stash[PROGRESS] = Progress(config)
-    progress = config.stash[PROGRESS]
-    progress.start(items)
-    return progress
+    shown = config.stash[PROGRESS]
+    shown.start(items)
+    return shown

@@ -28,7 +28,7 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
             synthetic.refuse(settings.model, ", ".join(settings.tasks))
         return []
 
-    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
+    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.contexts)
     place = partial(find, data=settings.data, compat=settings.compat)
     found = profiles.cases(*chosen, capability, settings.seed, place)
     return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
@@ -20,6 +21,7 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CaseRecord, Run, RunHeader, Verdict
 from kvcheck.plugin import gate, guardian, opening, options, reconcile, referee, resume, state
+from kvcheck.plugin.more import More
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -31,6 +33,7 @@ from kvcheck.store.run_file import loads, write_run
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
+Pooled: TypeAlias = dict[str, tuple[Verdict, ...]]
 OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
 """Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
 
@@ -140,7 +143,7 @@ class Collector:
         if never:
             whose = ", ".join(sorted({item.method or item.case for item in never}))
             self.notes.append(f"{plural(len(never), 'selected item')} of {whose} did not run: the session was stopped")
-        self._pool()
+        self._pool(stopped)
         wrong = self._again() | wrong
         for name, text in wrong.items():
             self.failures.setdefault(name, text)
@@ -148,25 +151,47 @@ class Collector:
             if item.name in wrong and self.results.get(item.nodeid, Result()).outcome != "failed":
                 self._fail(item.nodeid, wrong[item.name])
 
-    def _pool(self) -> None:
+    def _pool(self, stopped: bool) -> None:
         """Judge what the cases of each method show together. What fails is a failure of pytest, too."""
         model = ModelId.of(self.model["name"], self.model["fingerprint"])
         records = {(str(one.case), one.method): one for one in self.run().cases}
         judge = partial(self.config.hook.pytest_kvcheck_judge, config=self.config)
         mine = gate.Gate(self.settings, self.config.rootpath, model, records, judge)
-        for method in dict.fromkeys(name for _, name in records):
-            try:
-                found = mine.pooled(one for one in records.values() if one.method == method)
-            except KvcheckError as error:  # each case says it of itself
-                self.notes.append(f"{method} was not judged as a whole: {error.message}")
-                continue
-            for scope, verdicts in found.items():
+        found = {method: self._together(mine, method) for method in dict.fromkeys(name for _, name in records)}
+        if self.settings.times > 1 and not stopped:
+            found = self._settle(mine, found)
+        for method, scopes in found.items():
+            for scope, verdicts in scopes.items():
                 self.pooled[f"{scope}|{method}"] = verdicts
                 bad = [one for one in verdicts if explain.fails(one, self.settings.strict)]
                 if bad:
                     text = "\n".join(explain.pooled(scope, method, bad))
                     self.failures[f"{scope}|{method}"] = text
                     self._fail(f"kvcheck::{scope}[{method}]", text)
+
+    def _together(self, mine: gate.Gate, method: str) -> Pooled:
+        """Verdicts by scope on all cases of a method."""
+        try:
+            return mine.pooled(one for one in mine.records.values() if one.method == method)
+        except KvcheckError as error:  # each case says it of itself
+            self.notes.append(f"{method} was not judged as a whole: {error.message}")
+            return {}
+
+    def _settle(self, mine: gate.Gate, found: dict[str, Pooled]) -> dict[str, Pooled]:
+        """--kv-n=auto: more contexts of what is open, judged again, until nothing is or the ceiling is reached."""
+        further, taken = More(self.config, mine), Counter[str]()
+        red = {name.partition("|")[2] for name in self.run().failures}
+        while plan := further.plan({method: one for method, one in found.items() if method not in red}):
+            for ended in further.take(plan):
+                self.found.end(ended)
+                taken[ended.method] += 0 if ended.record is None else len(ended.record.samples)
+                if ended.failure:
+                    red.add(ended.method)
+                    self._fail(f"kvcheck::{ended.case}[{ended.method}]", ended.failure)
+            found |= {method: self._together(mine, method) for method in plan}
+        for method, count in taken.items():
+            self.notes.append(f"{method}: {plural(count, 'more context')} measured (--kv-n={self.settings.n})")
+        return found
 
     def _fail(self, nodeid: str, text: str) -> None:
         """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""

@@ -15,6 +15,7 @@ import pytest
 from kvcheck.core import front
 from kvcheck.core.front import for_pytest
 from kvcheck.core.settings import MODEL, OPTIONS, PROMPTS
+from kvcheck.core.values import AUTO
 from kvcheck.plugin import options
 
 if TYPE_CHECKING:
@@ -71,5 +72,7 @@ def _completed(command: str, start: list[str], given: options.Typed) -> str:
     lacking = {name for name in given if OPTIONS[name].flag not in at}
     first = options.words({name: given[name] for name in front if name in lacking})
     first += options.words({"methods": given["methods"]}) if "--kv-method" not in at and "methods" in lacking else []
+    if records and str(given.get("n", "")).startswith(AUTO):  # records are of a number
+        lacking.discard("n")
     last = options.words({name: given[name] for name in SELECTION if name in lacking})
     return shlex.join([*start, *first, *own, *last])

@@ -29,7 +29,7 @@ class KvFinding(KvItem):
         super().__init__(request)
         self.claim = " ".join((request.function.__doc__ or request.node.name).split())
         self.length = self.settings.lengths[0] if self.settings.lengths else 1024
-        self.n = self.settings.n or 12
+        self.n = self.settings.contexts or 12
         self._found: list[Finding] = []
 
     def record(self, method: str, task: str, mode: str) -> CaseRecord:

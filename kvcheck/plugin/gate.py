@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.pooled import Compared, judge_pooled
+from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -53,7 +53,7 @@ class Gate:
         settings: Settings,
         root: Path,
         model: ModelId,
-        records: Mapping[tuple[str, str], CaseRecord],
+        records: dict[tuple[str, str], CaseRecord],
         judge: Judge,
     ) -> None:
         self.settings = settings
@@ -62,12 +62,13 @@ class Gate:
         self._judge = judge
         self._root = root
         self.store = open_store(settings.baselines, root)
-        self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)))
+        self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
 
-    def budget(self, own: CaseRecord | None) -> Budget:
+    def budget(self, case: CaseId, method: str) -> Budget:
         """What a method may cost. A method with a record of its own is held to that; the drop against fp16 is asked
-        where it has none, or where the user set a limit.
+        where it has none, or where the user set a limit. The contexts of a further seed are asked what the others are.
         """
+        _, own = self.references(replace(case, seed=self.settings.seed), method)
         recorded = own is not None and self.settings.against == "both"
         return Budget(**{"drop": None if recorded else Budget().drop, **self.settings.budget})
 
@@ -94,7 +95,7 @@ class Gate:
         """
         fp16, own = self.references(case, method)
         if method != "fp16" and not self._first(own):
-            expect_records(case, fp16, own, self.budget(own), self.settings.against)
+            expect_records(case, fp16, own, self.budget(case, method), self.settings.against)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
@@ -104,7 +105,7 @@ class Gate:
             record=record,
             fp16=fp16,
             own=record if first else own,
-            budget=self.budget(own),
+            budget=self.budget(record.case, record.method),
             alpha=self.alpha,
             against=self.settings.against,
         )
@@ -120,14 +121,23 @@ class Gate:
         """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
         return judge_pooled(
             [self._compared(one) for one in records if one.samples],
-            Budget(**self.settings.budget),
+            self._limits,
             self.settings.alpha,
+            looks=looks(self.settings.times),
         )
+
+    def most_telling(self, records: Iterable[CaseRecord], question: str) -> list[CaseId]:
+        """The cases of a method of which more contexts tell most about an open question on its run."""
+        return most_telling([self._compared(one) for one in records], question, self._limits)
+
+    @property
+    def _limits(self) -> Budget:
+        return Budget(**self.settings.budget)
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
-        asked = self.budget(own).drop is not None
-        return Compared(record, fp16 if asked else None, record if self._first(own) else own)
+        asked = self.budget(record.case, record.method).drop is not None
+        return Compared(record, fp16, record if self._first(own) else own, asked)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
@@ -159,7 +169,7 @@ class Gate:
         accuracy = f"accuracy {record.accuracy:.2f}"
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
-        stop = sequential(record, fp16, own, self.budget(own), self.alpha, self.settings.against)
+        stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.against)
         return f"{accuracy}, {'clear' if stop else 'not clear yet'}", stop
 
 

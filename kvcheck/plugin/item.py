@@ -50,18 +50,13 @@ class KvItem:
         """The test is over."""
 
     def _attempt(self, run: Callable[[], T], failed: Callable[[BaseException], str]) -> tuple[T | None, str]:
-        """Run code of a method within its time limit: (what it gave, "" or how its failure reads).
+        """`attempt`, of this item."""
 
-        An interrupt of the user goes on; what pytest raises to skip does not: a method that does so has not passed.
-        """
-        try:
+        def begun() -> T:
             self._state.start(items.of(self._node))
-            with time_limit(self.settings.timeout), in_place(), threads_fail():
-                return run(), ""
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            return None, failed(error)  # as text: the exception would keep alive what the method held
+            return run()
+
+        return attempt(begun, failed, self.settings.timeout)
 
     def _fail(self, message: str) -> NoReturn:
         """Fail the test; what is being handled is not printed above the message."""
@@ -71,6 +66,20 @@ class KvItem:
     def _ended(self) -> Ended:
         """What rides on the report."""
         raise NotImplementedError
+
+
+def attempt(run: Callable[[], T], failed: Callable[[BaseException], str], timeout: float) -> tuple[T | None, str]:
+    """Run code of a method within its time limit: (what it gave, "" or how its failure reads).
+
+    An interrupt of the user goes on; what pytest raises to skip does not: a method that does so has not passed.
+    """
+    try:
+        with time_limit(timeout), in_place(), threads_fail():
+            return run(), ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, failed(error)  # as text: the exception would keep alive what the method held
 
 
 @contextmanager

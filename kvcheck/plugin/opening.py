@@ -36,6 +36,7 @@ def activate(config: pytest.Config) -> State:
         refuse_forked(config)
         refusals.recording_in_ci(found)
         refusals.known_place(found)
+        refusals.more_contexts(found)
         if found.record and not hasattr(config, "workerinput"):
             refusals.expect_room(found, config.rootpath)
         state = State(in_full(found))

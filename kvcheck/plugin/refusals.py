@@ -21,6 +21,18 @@ def recording_in_ci(settings: Settings) -> None:
         )
 
 
+def more_contexts(settings: Settings) -> None:
+    """Contexts are added until a run is decided: what is not judged so has none to add."""
+    what = {"record": settings.record, "zoo": settings.zoo, "findings": settings.findings}
+    found = [name for name, asked in what.items() if asked]
+    if settings.times > 1 and found:
+        raise SpecError(
+            f"{option('n', settings.n)} goes on until a run is decided, and {option(found[0])} decides nothing by it",
+            f"give a number: {option('n', 16)}",
+            option="n",
+        )
+
+
 def known_place(settings: Settings) -> None:
     """Refuse an address that nobody reads or that is to be recorded into, and a folder that is not there.
 

@@ -44,19 +44,19 @@ def figures(recorded: Recorded) -> list[Figure]:
     tasks, capabilities = recorded.scopes("task"), recorded.scopes("capability")
     single, moved = replace(new, points=20.0), replace(known, loss=Loss(nll=0.5), scopes=capabilities)
     rows = [
-        Figure("6 points, whole contexts, evenly", budget, replace(new, points=6.0), 10, 0.95),
-        Figure("5 points, single answers, evenly", budget, replace(new, points=5.0, loss=Loss(unit=ANSWERS)), 10, 0.99),
-        Figure("half of one task", budget, replace(new, loss=Loss(share=0.5), scopes=tasks), 10, 0.95),
-        Figure("2 points, evenly", "own record, scores alone", replace(known, nll=False, points=2.0), 10, 0.85),
-        Figure("2 points, evenly", "own record, with nll", replace(known, points=2.0), 10, 0.99),
-        Figure("nll +0.1 everywhere", "own record", replace(known, loss=Loss(nll=0.1)), 10, 0.99),
-        Figure("nll +0.5 in one capability", "own record", moved, 10, 0.99),
-        Figure("quick profile: 15 points, evenly", budget, replace(new, points=15.0, quick=True), 10, 0.95),
+        Figure("6 points, whole contexts, evenly", budget, replace(new, points=6.0), 4, 0.95),
+        Figure("5 points, single answers, evenly", budget, replace(new, points=5.0, loss=Loss(unit=ANSWERS)), 4, 0.99),
+        Figure("half of one task", budget, replace(new, loss=Loss(share=0.5), scopes=tasks), 4, 0.95),
+        Figure("2 points, evenly", "own record, scores alone", replace(known, nll=False, points=2.0), 4, 0.85),
+        Figure("2 points, evenly", "own record, with nll", replace(known, points=2.0), 4, 0.99),
+        Figure("nll +0.1 everywhere", "own record", replace(known, loss=Loss(nll=0.1)), 4, 0.99),
+        Figure("nll +0.5 in one capability", "own record", moved, 4, 0.99),
+        Figure("quick profile: 15 points, evenly", budget, replace(new, points=15.0, quick=True), 4, 0.95),
         Figure(
             "quick profile: 15 points, evenly",
             "own record, scores alone",
             replace(known, nll=False, points=15.0, quick=True),
-            10,
+            4,
             0.95,
         ),
     ]
@@ -64,7 +64,7 @@ def figures(recorded: Recorded) -> list[Figure]:
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         words = f"20 points in {name.partition(' ')[2]} ({sizes[name]} contexts)"
         large = sizes[name] >= LARGE
-        row = Figure(words, budget, replace(single, scopes=(name,)), 10 if large else 20, 0.95 if large else None)
+        row = Figure(words, budget, replace(single, scopes=(name,)), 4 if large else 6, 0.95 if large else None)
         rows.append(row)
     return rows
 
@@ -104,9 +104,9 @@ def against_itself(sim: Simulation) -> Table:
     """Whole runs of a method against itself: how many have any failure."""
     own, by_fp16 = "own record", "fp16, budget 2"
     kinds = (
-        (IDENTICAL, own, Setup(IDENTICAL), sim.plan.share(5), 0.0),
+        (IDENTICAL, own, Setup(IDENTICAL), sim.plan.share(4), 0.0),
         (ANOTHER_MACHINE, own, Setup(ANOTHER_MACHINE), sim.plan.runs, 0.01),
-        (ANOTHER_MACHINE, by_fp16, Setup(ANOTHER_MACHINE, own=False, methods=FP16), sim.plan.share(5), 0.01),
+        (ANOTHER_MACHINE, by_fp16, Setup(ANOTHER_MACHINE, own=False, methods=FP16), sim.plan.share(4), 0.01),
         (MANY_FLIPS, own, Setup(MANY_FLIPS), sim.plan.share(10), ALPHA),
     )
     setups = [(replace(setup, stream=1 + at), count) for at, (_, _, setup, count, _) in enumerate(kinds)]
@@ -145,7 +145,7 @@ def intervals(sim: Simulation) -> Table:
         ("20 % of contexts lost, each in all of its modes", replace(new, nll=False, loss=Loss(0.2, TOGETHER))),
         ("methods as recorded", replace(new, methods=())),
     )
-    count = sim.plan.share(10)
+    count = sim.plan.share(5)
     found = sim.runs([(replace(setup, stream=300 + at), count) for at, (_, setup) in enumerate(worlds)], together)
     every: list[tuple[str, Missed]] = []
     for (name, setup), outcomes in zip(worlds, found, strict=True):
@@ -181,7 +181,7 @@ _KINDS = (
 
 def needed(sim: Simulation) -> Table:
     """Contexts until the verdict on the run fails, beside the usual gate."""
-    sims = sim.plan.share(20)
+    sims = sim.plan.share(10)
     tasks = [(points, at, sims, sim.plan.seed) for points in POINTS for at in range(len(_KINDS))]
     found = {(points, at): one for points, at, one in sim.each(_needed, tasks)}
     rows, said, raw = [], [], []
@@ -224,7 +224,7 @@ def _needed(recorded: Recorded, points: float, at: int, sims: int, seed: int) ->
 
 def peeking(sim: Simulation) -> Table:
     """The sequential test under the hardest null: the drop is the limit."""
-    sims = sim.plan.share(4)
+    sims = sim.plan.share(3)
     tasks = [(world, 64, sims, sim.plan.seed, at) for at, world in enumerate(look.worlds(sim.recorded))]
     found = sorted(sim.each(look.peek, tasks), key=lambda one: one.world)
     rows = tuple((one.world, str(one.failed), one.failed.verdict) for one in found)

@@ -198,7 +198,7 @@ def in_process(engine: Engine) -> Session:
 
 def gated(settings: Settings) -> list[CaseId]:
     """The cases of a gate with these settings."""
-    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.n)
+    chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.contexts)
     return profiles.cases(*chosen, None, settings.seed)
 
 

@@ -20,7 +20,7 @@ def test_a_method_that_keeps_its_accuracy_passes(recorded: Run) -> None:
 def test_a_method_that_loses_for_sure_fails_its_own_test_with_the_numbers(recorded: Run, behave: Behave) -> None:
     behave({"snapkv": 0.0})
     result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-n=8", "-rf")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         [
             "*test_string_retrieval[[]kv-single-512-snapkv[]]*",
@@ -43,7 +43,7 @@ def test_a_doubtful_case_passes_and_is_counted_and_fails_under_strict(recorded: 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*1 case: 1 inconclusive*"])
     strict = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-strict")
-    strict.assert_outcomes(failed=1)
+    strict.assert_outcomes(failed=2)
     strict.stdout.fnmatch_lines(["*more samples: pytest*--kv-n=32*", "*because of --kv-strict*"])
 
 
@@ -181,16 +181,16 @@ def test_a_clear_failure_ends_a_case_early(recorded: Run, behave: Behave, repo: 
     recorded("--kv-method=fp16", "--kv-record=all", "--kv-n=64", "--kv-modes=single")
     behave({"snapkv": 0.0})
     result = recorded("--kv-method=snapkv", "--kv-n=64", "--kv-modes=single")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*stopped after * of 64 contexts*"])
 
 
 def test_last_failed_and_exit_first_mean_what_people_expect(recorded: Run, behave: Behave) -> None:
     behave({"snapkv": 0.0})
     result = recorded("--kv-method=h2o", "--kv-method=snapkv", "--kv-modes=single", "-x")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=1, failed=2)
     again = recorded("--kv-method=h2o", "--kv-method=snapkv", "--kv-modes=single", "--lf")
-    again.assert_outcomes(failed=1)
+    again.assert_outcomes(failed=2)
 
 
 def test_a_failure_that_is_expected_is_a_failure_all_the_same(recorded: Run, behave: Behave, repo: Any) -> None:
@@ -207,6 +207,6 @@ def test_a_failure_that_is_expected_is_a_failure_all_the_same(recorded: Run, beh
     )
     small = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=8", "--kv-modes=single", "--kv-baselines=stored")
     result = repo.runpytest(*small, "--kv-method=snapkv")
-    result.assert_outcomes(xfailed=1, failed=1)
+    result.assert_outcomes(xfailed=2, failed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*snapkv on fake: 1 case: 1 fail*"])

@@ -12,7 +12,7 @@ from kvcheck.judging.stats.graded import bootstrap_interval, bootstrap_p
 Array = NDArray[np.float64]
 
 
-def cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[Array, list[Hashable]]:
+def cluster(values: Sequence[float] | Array, clusters: Sequence[Hashable]) -> tuple[Array, list[Hashable]]:
     """One number per cluster, whose mean is that of all values: its sum, over the mean size of a cluster.
 
     Returns them with the names of the clusters, in order of appearance.
@@ -39,7 +39,7 @@ def within(values: Array, strata: Sequence[Hashable]) -> Array:
 
 
 def stratified_interval(
-    values: Sequence[float],
+    values: Sequence[float] | Array,
     clusters: Sequence[Hashable],
     strata: Sequence[Hashable],
     alpha: float,
@@ -57,14 +57,19 @@ def stratified_interval(
 
 
 def stratified_p(
-    values: Sequence[float], clusters: Sequence[Hashable], strata: Sequence[Hashable], limit: float, *, lowest: float
+    values: Sequence[float] | Array,
+    clusters: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    limit: float,
+    *,
+    lowest: float,
 ) -> float:
     """One-sided p-value of "the mean is above `limit`", by the same bootstrap."""
     data = _spread(values, clusters, strata)
     return bootstrap_p(data, limit, lowest=min(lowest, data.min()))
 
 
-def _spread(values: Sequence[float], clusters: Sequence[Hashable], strata: Sequence[Hashable]) -> Array:
+def _spread(values: Sequence[float] | Array, clusters: Sequence[Hashable], strata: Sequence[Hashable]) -> Array:
     inside = dict(zip(clusters, strata, strict=True))
     data, names = cluster(values, clusters)
     return within(data, [inside[name] for name in names])
