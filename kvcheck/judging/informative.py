@@ -8,6 +8,7 @@ and of those on several cases together. The likelihood of the reference answers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from kvcheck.core.front import option
@@ -76,6 +77,11 @@ def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
     reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
+
+
+def noted(verdict: Verdict) -> Verdict:
+    """The same where a run records: it makes references and claims nothing of a method, so this is no failure of it."""
+    return replace(verdict, outcome=NOT_INFORMATIVE) if verdict.question == QUESTION else verdict
 
 
 def told(verdicts: Iterable[Verdict]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.informative import why_not
+from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
@@ -120,12 +120,13 @@ class Gate:
 
     def pooled(self, records: Iterable[CaseRecord]) -> dict[str, tuple[Verdict, ...]]:
         """Verdicts by scope on all cases of one method. Raises MissingBaseline, NotComparable."""
-        return judge_pooled(
+        found = judge_pooled(
             [self._compared(one) for one in records if one.samples],
             self._limits,
             self.settings.alpha,
             looks=looks(self.settings.times),
         )
+        return {scope: tuple(map(noted, of)) for scope, of in found.items()} if self.settings.record else found
 
     def most_telling(self, records: Iterable[CaseRecord], question: str) -> list[CaseId]:
         """The cases of a method of which more contexts tell most about an open question on its run."""

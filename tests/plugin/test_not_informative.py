@@ -21,7 +21,7 @@ def test_a_run_of_nothing_else_fails_with_the_cases_the_reason_and_what_to_do(
 ) -> None:
     behave({"fp16": {"kv": 0.0}, "snapkv": {"kv": 0.0}})
     recording = run("--kv-method=fp16", "--kv-record=new", *dist)
-    recording.assert_outcomes(passed=3, failed=1)
+    recording.assert_outcomes(passed=3)
     recording.stdout.fnmatch_lines(
         ["*recorded 3 cases of fp16*", "*3 of 3 cases not informative: no loss of accuracy can show there"]
     )
@@ -82,7 +82,7 @@ def test_a_model_of_random_weights_shows_nothing(repo: pytest.Pytester, tmp_path
     )
     repo.makeconftest("")
     recording = repo.runpytest_subprocess(*options, "--kv-method=fp16", "--kv-record=new")
-    recording.assert_outcomes(passed=1, failed=1)
+    recording.assert_outcomes(passed=1)
     result = repo.runpytest_subprocess(*options, "--kv-method=streaming_llm:window=8,sink=0")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
