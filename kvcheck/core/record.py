@@ -246,6 +246,8 @@ AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
 NOT_INFORMATIVE = "not informative"
 """The outcome of a question about scores where the case cannot show a loss (kvcheck/judging/informative.py)."""
+RECORDED_NOW = "recorded now: later runs are held to it"
+"""The reason of a "regression" verdict on what is its own record."""
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,10 @@ def _remedies(verdict: Verdict, record: CaseRecord, command: str) -> list[str]:
     if verdict.question in ("regression", "drift") or "recorded" in verdict.reason:
         return [look, f"accept, if the change is meant: {command} {words(record='changed')}"]
     unit = {"budget": "drop"}.get(verdict.question, verdict.question)
-    return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={_bearable(verdict)}')}"]
+    return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={bearable(verdict)}')}"]
 
 
-def _bearable(verdict: Verdict) -> str:
+def bearable(verdict: Verdict) -> str:
     """The limit that would not have failed this result, rounded to something one would write."""
     if verdict.question == "agree":
         return f"{math.floor(100 * verdict.value) / 100:g}"

@@ -37,6 +37,8 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+IDENTICAL = "identical answers"
+"""The reason of a drop where no answer differs."""
 COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
@@ -194,6 +196,12 @@ def _drops(pool: Pool, limit: float) -> Losses:
     )
 
 
+def drop_interval(pool: Pool) -> tuple[float, float]:
+    """Interval of the mean drop in points, as the verdicts have it."""
+    low, high = _drops(pool, 0.0).interval(LEVEL)
+    return 100 * low, 100 * high
+
+
 def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
     """(places, means over turns) of the contexts in which it was measured."""
     found = {}
@@ -321,7 +329,7 @@ def _tests(
         pool, scored = (Pool.of(pairs, own[0][0].method) for pairs in (own, told))
         if scored:
             yield _scores(scope, share * QUESTIONS["regression"], scored, rule, level)
-        yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
+        yield _drift(scope, share * QUESTIONS["drift"], pool, rule, level)
 
 
 def _beside(cases: Iterable[Compared], name: str) -> Pool:
@@ -345,7 +353,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         if rejects:
             outcome, reason = "fail", "even the low end of the interval is beyond the budget"
         elif same:
-            outcome, reason = "pass", "identical answers"
+            outcome, reason = "pass", IDENTICAL
         elif high <= losses.limit:
             outcome, reason = "pass", "even the high end of the interval is within the budget"
         else:
@@ -359,6 +367,16 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
     yield Test(scope, losses.p(), losses.least(), share, verdict)
+
+
+def is_scope(name: str) -> bool:
+    """Whether a verdict of this name is on several cases together."""
+    return name == RUN or name.partition(" ")[0] in SCOPES
+
+
+def settled_by(verdict: Verdict) -> int | None:
+    """Contexts at which this estimate would be clear of its limit; None where it is at the limit."""
+    return contexts_needed(verdict.n, verdict.value, (verdict.low, verdict.high), verdict.limit)
 
 
 def looks(times: int) -> int:
@@ -405,7 +423,10 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
 
 
 def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
-    """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
+    """Are the scores below the method's own record? Other hardware alone changes them up as often as down.
+
+    Where that is not shown, they pass if they are the same, or if the interval lies within what other hardware flips.
+    """
     losses = _drops(pool, rule.points)
     low, high = losses.interval(level)
     mean = losses.mean
@@ -414,7 +435,8 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
     p = stats.sign_flip(changes)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > 0 else "pass"
+        inside = not (lost or won) or 100 * high <= rule.points
+        outcome = "fail" if rejects else "pass" if inside else "inconclusive"
         reason = f"scores: p = {p:.2g}" if lost or won else AS_RECORDED
         return Verdict(
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
@@ -423,11 +445,12 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
     return Test(scope, p, 0.5 ** len(changes), share, verdict)
 
 
-def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
     """Did the reference answers become less likely than in the method's own record, by more than float noise?
 
     A sign test over the clusters that moved (many, a little), and a binomial test of the broken ones against what other
-    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails.
+    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails; what passes
+    has its whole interval there, or did not move.
     """
     changes = [context_drift(now, then, rule) for now, then in pool.pairs]
     known = [0.0 if change is None else change for change in changes]
@@ -437,13 +460,16 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     many = stats.mcnemar(worse, better, one_sided=True)
     few = float(stats.tail(broken, len(known), rule.noise))
     p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
+    most = max(abs(change) for change in known)
+    spread = Losses(known, [1.0] * len(known), pool.clusters, pool.strata, -most, most, rule.margin)
+    low, high = spread.interval(level) if most else (0.0, 0.0)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > rule.margin else "pass"
+        outcome = "fail" if rejects else "pass" if high <= rule.margin else "inconclusive"
         reason = (
             f"{worse} contexts worse, {better} better, {broken} broken; p = {p:.2g}" if worse or better else AS_RECORDED
         )
-        return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
+        return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
     least = 2 * float(stats.tail(len(known), len(known), rule.noise))
     return Test(scope, p, min(1.0, least), share, verdict)

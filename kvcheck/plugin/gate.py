@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
+from kvcheck.core.record import RECORDED_NOW, CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
+from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
@@ -41,7 +42,6 @@ def shown(file: str, root: Path) -> str:
     return file.removeprefix(f"{root}/") if "://" not in file else file
 
 
-FIRST = "recorded now: later runs are held to it"
 Judge = Callable[..., Iterable[Verdict]]
 """Called as `pytest_kvcheck_judge` is, without config."""
 
@@ -66,12 +66,9 @@ class Gate:
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
 
     def budget(self, case: CaseId, method: str) -> Budget:
-        """What a method may cost. A method with a record of its own is held to that; the drop against fp16 is asked
-        where it has none, or where the user set a limit. The contexts of a further seed are asked what the others are.
-        """
+        """What a method may cost. The contexts of a further seed are asked what the others are."""
         _, own = self.references(replace(case, seed=self.settings.seed), method)
-        recorded = own is not None and self.settings.against == "both"
-        return Budget(**{"drop": None if recorded else Budget().drop, **self.settings.budget})
+        return budget_of(self.settings.budget, own, self.settings.against)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
@@ -111,7 +108,9 @@ class Gate:
             against=self.settings.against,
         )
         if first:
-            verdicts = tuple(replace(one, reason=FIRST) if one.question == "regression" else one for one in verdicts)
+            verdicts = tuple(
+                replace(one, reason=RECORDED_NOW) if one.question == "regression" else one for one in verdicts
+            )
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
@@ -138,9 +137,8 @@ class Gate:
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
-        asked = self.budget(record.case, record.method).drop is not None
         own = record if self._first(own) else own
-        return Compared(record, fp16, own, asked, why_not(fp16))
+        return compared(record, fp16, own, self.budget(record.case, record.method), self.settings.against)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""

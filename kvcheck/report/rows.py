@@ -127,6 +127,15 @@ def errors(run: Run) -> dict[str, str]:
     return {name: text for name, text in sorted(run.failures.items()) if name not in explained}
 
 
+def lost(run: Run, method: str) -> list[str]:
+    """The failures of a method without a record: cases that came to nothing. Those of several cases are no case."""
+    from kvcheck.judging.pooled import is_scope
+
+    known = {key(record) for record in of_method(run, method)}
+    names = (name for name in run.failures if name.endswith(f"|{method}") and name not in known)
+    return [name for name in names if not is_scope(name.rpartition("|")[0])]
+
+
 def reason(text: str) -> str:
     """The line of a failure's message that says most: the last one that is no hint (hints are indented)."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -160,27 +169,25 @@ def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
         return Row(label, None, after, None, None, None, counted, n, chance, floor=floor)
-    scores = [(context_score(then), context_score(now)) for then, now in both]
-    before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
+    before, after, low, high = drops(records, known)
     if floor:
         return Row(label, before, after, None, None, None, counted, n, chance, floor=True)
-    low, high = drop_interval(scores)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
 
 
-def drop_interval(scores: Sequence[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the mean drop in points, one (fp16, method) pair of scores per context.
+def drops(records: Iterable[CaseRecord], known: References) -> tuple[float, float, float, float]:
+    """(fp16, method, low, high): accuracies, and the interval of the drop in points, as the verdicts have them."""
+    from kvcheck.judging import pooled
 
-    fp16 is the yardstick, as for the verdicts: no context can lose more than it has there, nor gain more than it lacks.
-    """
-    from kvcheck.judging.stats import bootstrap_interval
-
-    drops = [before - after for before, after in scores]
-    seen = max(abs(drop) for drop in drops) or 1.0
-    lowest, highest = min(before for before, _ in scores) - 1.0, max(before for before, _ in scores)
-    low, high = bootstrap_interval(drops, alpha, lowest=max(lowest, -seen), highest=highest)
-    return low * 100, high * 100
+    both = ((record, then, now) for record in records for then, now in pairs(record, known))
+    pool = pooled.Pool([(record, now, then) for record, then, now in both])
+    share, whole = pool.weights, sum(pool.weights)
+    before, after = (
+        sum(weight * context_score(pair[side]) for weight, pair in zip(share, pool.pairs, strict=True)) / whole
+        for side in (1, 0)
+    )
+    return before, after, *pooled.drop_interval(pool)
 
 
 def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:

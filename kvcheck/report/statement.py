@@ -48,7 +48,7 @@ def plain(run: Run, method: str, known: References, shown: Callable[[str], str] 
     )
     if losing:
         named = ", ".join(f"{shown(row.label)} ({points(row.drop or 0, False)})" for row in losing[:4])
-        text += f" Surely lost points: {named}."
+        text += f" Below fp16 (95% interval above 0): {named}."
     return text + held
 
 

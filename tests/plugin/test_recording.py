@@ -62,7 +62,7 @@ def test_a_method_that_broke_is_not_recorded(recorded: Run, repo: pytest.Pyteste
 
 def test_a_method_over_its_budget_fails_and_is_recorded(recorded: Run, repo: pytest.Pytester, behave: Behave) -> None:
     behave({"snapkv": 0.0})
-    recorded("--kv-method=snapkv", "--kv-record=new", "--kv-alpha=0.5").assert_outcomes(failed=3)
+    recorded("--kv-method=snapkv", "--kv-record=new", "--kv-alpha=0.5").assert_outcomes(failed=4)
     assert list(stored(repo)) == ["fp16.txt", "snapkv.txt"]
 
 
