@@ -45,7 +45,10 @@ def rich(method: str, change: str = "") -> CaseRecord:
         TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
     )
     whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))
-    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(1, "f" * 12, whole))
+    samples = (
+        SampleRecord(0, "0" * 12, turns, fed="a" * 12, graded="b" * 12),
+        SampleRecord(1, "f" * 12, whole, fed="c" * 12, graded="b" * 12),
+    )
     return CaseRecord(
         case=CaseId("qa_zh", 2, "multi_turn", 512, 1, 2),
         method=method,
@@ -59,6 +62,7 @@ def rich(method: str, change: str = "") -> CaseRecord:
         latency=(LatencyRecord("tpot", 512, 0.004, 0.002, 2.0, 1.9, 2.1, 7),),
         stopped="enough",
         not_measured=(("kl", "no: reason"),),
+        inputs=(("beginning", "token 0"), ("tokenizers", "0.22.1")),
     )
 
 
@@ -95,10 +99,11 @@ class TestRoundTrip:
         self, store: FileStore, method: str
     ) -> None:
         keep(store, rich("fp16"))
-        weights = (Weight(480, 49.5), Weight(1040, 102.2, caches=2))
+        weights = (Weight(480, 49.5), Weight(1040, 102.2, 0, 0, 0, 0, 2, 1100, end_seen=230, ends=2))
         mine = rich(method, " and more")
         samples = tuple(replace(one, weight=weight) for one, weight in zip(mine.samples, weights, strict=True))
-        held = replace(mine.memory, kv_bytes=507, kept=50.57)
+        ends = {"end_kv_bytes": 550, "end_dense_bytes": 1150, "end_host_bytes": 0, "end_seen": 115}
+        held = replace(mine.memory, kv_bytes=507, kept=50.57, claims="frees", **ends)
         mine = replace(mine, samples=samples, memory=replace(held, declared=False))
         keep(store, mine)
         assert store.get(MINI, method, mine.case) == mine

@@ -126,12 +126,13 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
+    from kvcheck.cli.old_runs import in_one_form
     from kvcheck.judging.compare import compare_runs
     from kvcheck.report import comparison
     from kvcheck.store.run_file import read_run
 
     settings = options.check(vars(given), COMPARE)
-    before, after = read_run(given.before), read_run(given.after)
+    before, after = in_one_form(read_run(given.before), read_run(given.after))
     found = compare_runs(before, after, settings.budget, settings.alpha)
     show(comparison.lines(before, after, found))
     if (given.fail_on_regression or settings.strict) and found.fails(settings.strict):

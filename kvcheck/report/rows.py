@@ -17,7 +17,7 @@ from kvcheck.core.record import (
     context_score,
 )
 from kvcheck.judging.informative import told
-from kvcheck.judging.pairing import identical
+from kvcheck.judging.pairing import identical, same_inputs
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
@@ -151,11 +151,11 @@ def remedy(text: str) -> list[str]:
 
 
 def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, SampleRecord]]:
-    """(fp16, method): the contexts that both have, paired by index and digest."""
+    """(fp16, method): the contexts that both have, paired by index, of the same prompts, ids and grading."""
     other = known.get(record.case.key)
     by_index = {sample.index: sample for sample in other.samples} if other is not None else {}
     both = ((by_index.get(sample.index), sample) for sample in record.samples)
-    return [(then, now) for then, now in both if then is not None and then.digest == now.digest]
+    return [(then, now) for then, now in both if then is not None and same_inputs(now, then)]
 
 
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:

@@ -2,7 +2,7 @@
 
 behaviour.json: {method: accuracy | "raise" | "flaky" | "nan" | "nothing" | a name of WAYS | "late " and such a name},
 or a table of these by task. A late way is taken after a block of contexts. Beside the methods: "sleep", seconds per
-block; "ledger", which file names every context whose block has been reported.
+block; "ledger", which file names every context whose block has been reported; "fed", "inputs": of records.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class FakeSession:
         late = WAYS[how.removeprefix("late ")] if str(how).startswith("late ") else None
         samples = list(so_far.samples) if so_far is not None else []
         for index in range(len(samples), 0 if how == "nothing" else case.n):
-            samples.append(self._sample(case, index, how))
+            samples.append(self._sample(case, index, how, method_spec))
             if progress is not None:
                 progress(index + 1, case.n)
             if index % BLOCK != BLOCK - 1:
@@ -150,14 +150,16 @@ class FakeSession:
         os.fsync(file)
         os.close(file)
 
-    def _sample(self, case, index, how):
+    def _sample(self, case, index, how, method):
         share = how if isinstance(how, (int, float)) else float(how != "judge")
         score = float("nan") if how == "nan" else float(index < round(share * case.n))
         turns = 3 if case.mode == "multi_turn" else 1
         digest = prompt_digest(case.key, str(index))
         answer = "right" if score == 1 else "wrong"
-        turn = TurnRecord(score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0)
-        return SampleRecord(index, digest, (turn,) * turns)
+        turn = TurnRecord(
+            score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0 if method == "fp16" else 0.01
+        )
+        return SampleRecord(index, digest, (turn,) * turns, fed=self.behaviour.get("fed"))
 
     def _record(self, case, method, samples):
         info = TASKS.get(case.task).info
@@ -167,7 +169,7 @@ class FakeSession:
         stopped = "all samples" if len(samples) == case.n else "verdict clear"
         return CaseRecord(
             case, method, self.fingerprint, info.capability, aware, info.binary, info.chance, tuple(samples), memory,
-            (), stopped,
+            (), stopped, inputs=tuple(sorted(self.behaviour.get("inputs", {}).items())),
         )  # fmt: skip
 
     def measure_memory(self, method_spec, length):

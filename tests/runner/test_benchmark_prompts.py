@@ -81,7 +81,7 @@ def plain(folder: Any, chatty: LoadedModel) -> LoadedModel:
 
 
 def test_a_chat_template_stands_around_every_message(chatty: LoadedModel) -> None:
-    assert Chat.of(chatty.tokenizer.tokenizer) == Chat(HEAD, TAIL, AGAIN)
+    assert Chat.of(chatty.tokenizer.tokenizer) == Chat(f"<s>{HEAD}", TAIL, AGAIN, bos="<s>")
 
 
 def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: LoadedModel) -> None:
@@ -93,7 +93,7 @@ def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: 
     kept = Chat.of(tokenizer)
     tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content | trim")
     trims = Chat.of(tokenizer)
-    assert trims == Chat(HEAD, TAIL, AGAIN, trims=True)
+    assert trims == Chat(f"<s>{HEAD}", TAIL, AGAIN, trims=True, bos="<s>")
     assert trims.digest != kept.digest
     assert Prompter(chatty.tokenizer, case, None, kept).asked(asked) == f"\nThe answer is: {TAIL}"
     assert Prompter(chatty.tokenizer, case, None, trims).asked(asked) == f"\nThe answer is:{TAIL}"
