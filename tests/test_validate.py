@@ -30,9 +30,9 @@ ENDS = {"end_kv_bytes": 600, "end_dense_bytes": 1100, "end_host_bytes": 0, "end_
 def rich() -> CaseRecord:
     """A record with everything in it."""
     mine = record([1.0, 0.0, 1.0, 0.0], nll=0.5)
-    samples = [
-        replace(sample, weight=Weight(500 + 4 * at, 50.0, end_kv=600, ends=1)) for at, sample in enumerate(mine.samples)
-    ]
+    more = {"fed": "a" * 12, "graded": "b" * 12}
+    weights = [Weight(500 + 4 * at, 50.0, end_kv=600, ends=1) for at in range(4)]
+    samples = [replace(one, weight=weight, **more) for one, weight in zip(mine.samples, weights, strict=True)]
     return replace(
         mine,
         samples=tuple(samples),
@@ -40,6 +40,7 @@ def rich() -> CaseRecord:
         latency=(LatencyRecord("ttft", 1024, 0.1, 0.2, 0.5, 0.4, 0.6, 9, floor=0.01, sm_mhz=1000),),
         not_measured=(("kl", "no fp16"),),
         switches=(("data", "rev"),),
+        inputs=(("tokenizers", "0.22.1"),),
     )
 
 

@@ -1,9 +1,8 @@
 """The gate over the zoo: would the tasks and the properties that a default run tries have caught this bug?
 
 A faulty method stands for its correct counterpart after a bad commit: its records are judged as the counterpart's would
-be, against the counterpart's own record (the stored one, else measured here), and against fp16 by the counterpart's
-allowance where one was reviewed. Both ways are tried by themselves, each until it catches the bug: tasks, case by case,
-and properties.
+be, against the counterpart's own record (the stored one, else measured here). Both ways are tried by themselves, each
+until it catches the bug: tasks, case by case, and properties.
 """
 
 from __future__ import annotations
