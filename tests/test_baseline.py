@@ -45,7 +45,10 @@ def rich(method: str, change: str = "") -> CaseRecord:
         TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
     )
     whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))
-    samples = (SampleRecord(0, "0" * 12, turns), SampleRecord(1, "f" * 12, whole))
+    samples = (
+        SampleRecord(0, "0" * 12, turns, fed="a" * 12, graded="b" * 12),
+        SampleRecord(1, "f" * 12, whole, fed="c" * 12, graded="b" * 12),
+    )
     return CaseRecord(
         case=CaseId("qa_zh", 2, "multi_turn", 512, 1, 2),
         method=method,
@@ -59,7 +62,17 @@ def rich(method: str, change: str = "") -> CaseRecord:
         latency=(LatencyRecord("tpot", 512, 0.004, 0.002, 2.0, 1.9, 2.1, 7),),
         stopped="enough",
         not_measured=(("kl", "no: reason"),),
+        inputs=(("beginning", "token 0"), ("tokenizers", "0.22.1")),
     )
+
+
+def ending(record: CaseRecord, ended: list[list[bool | None]]) -> CaseRecord:
+    """The record, with whether each answer of each context ended."""
+    samples = [
+        replace(one, turns=tuple(replace(turn, ended=now) for turn, now in zip(one.turns, how, strict=True)))
+        for one, how in zip(record.samples, ended, strict=True)
+    ]
+    return replace(record, samples=tuple(samples))
 
 
 class TestRoundTrip:
@@ -96,6 +109,18 @@ class TestRoundTrip:
         assert '"held":[480,49.5]' in path(store, method).read_text()
         keep(store, replace(mine, memory=held))
         assert "held" not in path(store, method).read_text()
+
+    @pytest.mark.parametrize("method", ["fp16", "snapkv"])
+    def test_whether_each_answer_ended_is_kept(self, store: FileStore, method: str) -> None:
+        keep(store, rich("fp16"))
+        mine = ending(rich(method), [[True, False], [True, True]])
+        keep(store, mine)
+        assert store.get(MINI, method, mine.case) == mine
+        assert path(store, method).read_text().count('"cut":[1]') == 1
+
+    def test_where_it_is_not_known_of_one_answer_it_is_kept_of_none(self, store: FileStore) -> None:
+        keep(store, ending(rich("fp16"), [[True, None], [True, False]]))
+        assert store.get(MINI, "fp16", rich("fp16").case) == rich("fp16")
 
     def test_an_answer_with_half_a_character_comes_back_equal(self, store: FileStore) -> None:
         keep(store, rich("fp16", " \ud800 \u2028"), rich("snapkv", " \udfff other"))

@@ -51,6 +51,6 @@ def test_a_run_file_imports_no_method_that_it_names(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "run.json"
     write_run(path, run(record([1.0] * 4, "fp16"), record([0.0] * 4, "planted.Cache")))
-    for words, status in ((["report"], 0), (["report", "--md"], 0), (["compare", str(path)], 0), (["allowances"], 2)):
+    for words, status in ((["report"], 0), (["report", "--md"], 0), (["compare", str(path)], 0)):
         assert commands.main([*words, str(path)]) == status
     assert not (tmp_path / "ran").exists()

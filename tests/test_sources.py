@@ -31,6 +31,12 @@ def test_the_digest_changes_with_the_module_and_what_it_imports(project: Path, c
     assert sources.of_method("mine.Cache:window=3") != before
 
 
+def test_the_digest_changes_with_a_kernel_beside_the_code(project: Path) -> None:
+    before = sources.of_method("mine.Cache")
+    (project / "helpers" / "quantize.cu").write_text("__global__ void quantize() {}\n")
+    assert sources.of_method("mine.Cache") != before
+
+
 def test_the_digest_does_not_change_with_what_nobody_imports(project: Path) -> None:
     before = sources.of_method("mine.Cache")
     (project / "other.py").write_text("ONE = 2\n")

@@ -28,7 +28,8 @@ from kvcheck.store.validate import check_case, strict_json
 def rich() -> CaseRecord:
     """A record with everything in it."""
     mine = record([1.0, 0.0, 1.0, 0.0], nll=0.5)
-    samples = [replace(sample, weight=Weight(500 + 4 * at, 50.0)) for at, sample in enumerate(mine.samples)]
+    more = {"fed": "a" * 12, "graded": "b" * 12}
+    samples = [replace(sample, weight=Weight(500 + 4 * at, 50.0), **more) for at, sample in enumerate(mine.samples)]
     return replace(
         mine,
         samples=tuple(samples),
@@ -36,6 +37,7 @@ def rich() -> CaseRecord:
         latency=(LatencyRecord("ttft", 1024, 0.1, 0.2, 0.5, 0.4, 0.6, 9, floor=0.01, sm_mhz=1000),),
         not_measured=(("kl", "no fp16"),),
         switches=(("data", "rev"),),
+        inputs=(("tokenizers", "0.22.1"),),
     )
 
 

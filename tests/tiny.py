@@ -49,13 +49,14 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved LlamaForCausalLM: 3 layers, 4 query heads on 2 kv heads of 16, 64 tokens, 512 positions."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     path = tmp_path_factory.mktemp("models") / "tiny"
     vocabulary = {word: place for place, word in enumerate(["<s>", "<unk>", "</s>", "|", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
     PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(path)
@@ -82,7 +83,7 @@ def toy(seed: int, index: int, length: int, tokenizer: Any) -> Sample:
     context = " ".join(draw.choices(WORDS, k=length))
     turns = tuple(
         Turn(
-            question=" ".join(draw.choices(WORDS, k=1 + (index + turn) % 3)),
+            question="\n" + " ".join(draw.choices(WORDS, k=1 + (index + turn) % 3)),
             references=(" ".join(draw.choices(WORDS, k=2 + (index + turn) % 3)),),
             max_new_tokens=6,
             metric="substring",

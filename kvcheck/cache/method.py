@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -188,11 +188,17 @@ class Method(Shared):
         return None
 
     def lossless(self) -> Spec | None:
-        """The spec that holds everything (see MethodInfo.lossless), None where there is none."""
+        """The spec that holds everything: this method's, with those parameters laid over it (see MethodInfo.lossless).
+
+        None where there is none.
+        """
         from kvcheck.core.spec import Spec
 
         parameters = self.info.lossless.parameters
-        return None if parameters is None else Spec.parse(f"{self.name()}:{parameters}".rstrip(":"))
+        if parameters is None:
+            return None
+        laid = Spec.parse(f"{self.name()}:{parameters}".rstrip(":")).params
+        return replace(self.spec, params=tuple((dict(self.spec.params) | dict(laid)).items()))
 
     def cross_head(self) -> str | None:
         """Why its heads cannot lie in several processes (see MethodInfo.cross_head), None where they can."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kvcheck
-from kvcheck.cli import baselines, checks, new_method, speed
+from kvcheck.cli import baselines, checks, new_method, options, speed
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
 from kvcheck.core import env, front, threads
@@ -18,6 +18,8 @@ from kvcheck.core.registry import importable
 
 HEAVY = ("false-positives", "prompt", "speed")
 """Commands that run torch in this process."""
+COMPARE = ("budget", "alpha", "strict")
+"""Options of `kvcheck compare` that are pytest's."""
 RENAMED = {"alarms": "false-positives"}
 """What commands were called before, and are called now."""
 
@@ -36,11 +38,16 @@ def parser() -> argparse.ArgumentParser:
         run=_tasks
     )
 
-    compare = commands.add_parser("compare", help="compare two run files, case by case")
-    compare.add_argument("before", type=Path, metavar="A", help="run file of before")
-    compare.add_argument("after", type=Path, metavar="B", help="run file of now")
-    compare.add_argument("--fail-on-regression", action="store_true", help="exit with 1 where B is worse for sure")
-    compare.set_defaults(run=_compare)
+    compare = commands.add_parser(
+        "compare", help="judge a run by another one: a method now and before, or a method against another one"
+    )
+    compare.add_argument("before", type=Path, metavar="A", help="run file of before, or of the other method")
+    compare.add_argument("after", type=Path, metavar="B", help="run file of now, which is judged")
+    compare.add_argument(
+        "--fail-on-regression", action="store_true", help="exit with 1 where B fails or was not compared"
+    )
+    options.add(compare, *COMPARE)
+    compare.set_defaults(run=_compare, spell=options.spelling(COMPARE))
 
     commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
 
@@ -119,16 +126,17 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from kvcheck.judging.compare import compare_runs, regressions
+    from kvcheck.cli.old_runs import in_one_form
+    from kvcheck.judging.compare import compare_runs
     from kvcheck.report import comparison
     from kvcheck.store.run_file import read_run
 
-    before, after = read_run(given.before), read_run(given.after)
-    rows = compare_runs(before, after)
-    show(comparison.lines(before, after, rows))
-    found = regressions(rows)
-    if given.fail_on_regression and (found or not rows):
-        complain(f"{len(found)} rows are worse, missing or not comparable")
+    settings = options.check(vars(given), COMPARE)
+    before, after = in_one_form(read_run(given.before), read_run(given.after))
+    found = compare_runs(before, after, settings.budget, settings.alpha)
+    show(comparison.lines(before, after, found))
+    if (given.fail_on_regression or settings.strict) and found.fails(settings.strict):
+        complain("the second run fails" if found.fails() else "the second run is inconclusive")
         return REGRESSION
     return OK
 

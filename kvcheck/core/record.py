@@ -18,6 +18,7 @@ COSTS = "latency"
 """The capability of a record without samples, see `cost_record`."""
 Clock = Annotated[int, integer(0, 10**6)]
 """MHz."""
+Digest = Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
 CAPABILITIES = (
     "string_retrieval",
     "semantic_retrieval",
@@ -79,6 +80,8 @@ class TurnRecord:
     agree the share of positions where the method and fp16 have the same top-1 token, kl the mean KL(fp16 || method) in
     nats. Both also count the position behind the last reference token, which nll does not: where the question is
     visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
+    ended: an end token or a stop string of the task closed the answer; False: the limit of new tokens cut it; None: not
+    known, as in records of before this was kept.
     """
 
     score: Share
@@ -88,6 +91,7 @@ class TurnRecord:
     nll: Nats | None = None
     agree: Share | None = None
     kl: Nats | None = None
+    ended: Flag | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,17 @@ class SampleRecord:
     """One context and its turns. digest identifies the context and all of its questions and references.
 
     weight: what it held, None where that was not measured; a baseline has it for methods without a formula of their
-    bytes (MemoryRecord.declared).
+    bytes (MemoryRecord.declared). fed: digest of the token ids that it became, those of its questions and references
+    too. graded: digest of what makes a score of an answer: metrics with their code, stop strings, token limits. None
+    where that is not known; records of which both know it, and differ, are not compared.
     """
 
     index: Annotated[int, integer(0, 10**6)]
-    digest: Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
+    digest: Digest
     turns: tuple[TurnRecord, ...]
     weight: Weight | None = None
+    fed: Digest | None = None
+    graded: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,8 @@ class CaseRecord:
     method is the spec text. query_aware: the first question was visible when the cache was compressed.
     binary: every score is 0 or 1. chance: the expected score of a guess. stopped: why sampling ended.
     not_measured: (what, reason) pairs. switches: (name, value) pairs of what decides the scores of a public benchmark
-    beside all that: records that differ in one are not compared.
+    beside all that: records that differ in one are not compared. inputs: such pairs of what made the token ids: how
+    prompts begin, the tokenizer, the packages that it rests on; looked at where the ids differ, to say why.
     """
 
     case: CaseId
@@ -207,6 +216,7 @@ class CaseRecord:
     stopped: Annotated[str, text()] = "all samples"
     not_measured: Pairs = ()
     switches: Pairs = ()
+    inputs: Pairs = ()
 
     @property
     def accuracy(self) -> float:
@@ -241,6 +251,10 @@ CLEAR = "verdict clear"
 """Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
+NOT_INFORMATIVE = "not informative"
+"""The outcome of a question about scores where the case cannot show a loss (kvcheck/judging/informative.py)."""
+RECORDED_NOW = "recorded now: later runs are held to it"
+"""The reason of a "regression" verdict on what is its own record."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +262,9 @@ class Verdict:
     """The answer to one question about one case.
 
     question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
-    "nll", "agree", "kl". outcome: "pass", "fail" or "inconclusive". value with its interval [low, high] and limit are
-    in the unit of the question: points of accuracy for drops, a ratio for bytes and latency.
+    "nll", "agree", "kl"; of a run "informative", too. outcome: "pass", "fail", "inconclusive" or NOT_INFORMATIVE. value
+    with its interval [low, high] and limit are in the unit of the question: points of accuracy for drops, a ratio for
+    bytes and latency.
     n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that
     this n could have seen; None where that makes no sense.
     """

@@ -162,7 +162,7 @@ class Settings:
         {}, "limits, such as drop=2,bytes=0.30,ttft=1.2,tpot=1.2", "KEY=X,…", values.limits
     )
     alpha: float = declared(0.05, "level of the tests (default: 0.05)", "P", values.level)
-    strict: bool = _switch("an inconclusive verdict fails")
+    strict: bool = _switch("an inconclusive verdict fails: of a case, a task, a capability or the run")
     json: str | None = declared(None, "write the run to this file, as cases finish", "PATH")
     md: str | None = declared(None, "write a Markdown summary to this file", "PATH")
     timeout: float = declared(TIMEOUT, "seconds per case, 0 for no limit (default: 1800)", "SECONDS", values.seconds)

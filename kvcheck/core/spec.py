@@ -193,9 +193,13 @@ def raised(error: BaseException) -> str:
 def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
     """The one form of what a spec says: parameters in the order of their declaration, none that says the default.
 
-    Parameters that the factory does not have stay behind the others, for `bind` to refuse.
+    Parameters that the factory does not have stay behind the others, for `bind` to refuse. A factory that does not say
+    what it takes, as some that are not written in Python, leaves a spec as it is.
     """
-    declared, types = _parameters(factory), parameter_types(factory)
+    try:
+        declared, types = _parameters(factory), parameter_types(factory)
+    except (TypeError, ValueError):
+        return spec
 
     def meant(key: str, value: Value) -> Value:
         return float(value) if isinstance(value, int) and _is_float(types[key], value) else value

@@ -12,6 +12,7 @@ from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.core.settings import AGAINST
 from kvcheck.core.spec import read_pair, write_value
+from kvcheck.judging.informative import left_out, why_not
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
     DriftRule,
@@ -20,6 +21,7 @@ from kvcheck.judging.questions import (
     judge_drift,
     judge_drop,
     judge_latency,
+    judge_own_drift,
     judge_regression,
 )
 
@@ -131,6 +133,7 @@ def judge(
     fp16 and own: the stored records of the full cache and of the method itself. against: "fp16" asks the budget
     question, "self" the regression question, "both" both. Without a record of its own the method is judged against
     fp16, by the default drop when "self" was asked for, and the verdict says so. Each fail has an error rate <= alpha.
+    Where the case cannot show a loss of accuracy (informative.py), one verdict says so in the place of those on scores.
 
     Raises MissingBaseline without the fp16 record that is needed, NotComparable when prompts, model or setting
     differ, MethodFailed for a record without samples, with NaN, or without a number that the budget asks for.
@@ -139,10 +142,14 @@ def judge(
         raise SpecError(f"unknown {option('against')} {against!r}", did_you_mean(against, AGAINST))
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
+    why = why_not(fp16)
+    rule = rule or DriftRule()
     if against != "self" or own is None:
-        verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing)
+        verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing, why)
     if own is not None and against != "fp16":
-        verdicts.append(judge_regression(record, own, alpha, rule or DriftRule()))
+        verdicts.append((judge_own_drift if why else judge_regression)(record, own, alpha, rule))
+    if why and (own is not None or budget.drop is not None):
+        verdicts.insert(0, left_out(record, why))
     bytes_verdict = judge_bytes(record, own if against != "fp16" else None, budget.bytes)
     verdicts += [bytes_verdict] if bytes_verdict is not None else []
     return (*verdicts, *judge_ratios(record.latency, budget))
@@ -181,14 +188,16 @@ def _limits(budget: Budget, against: str) -> Budget:
 
 
 def _against_fp16(
-    record: CaseRecord, fp16: CaseRecord | None, budget: Budget, alpha: float, missing: bool
+    record: CaseRecord, fp16: CaseRecord | None, budget: Budget, alpha: float, missing: bool, why: str
 ) -> list[Verdict]:
     _expect_fp16(record.case, fp16, None, budget)
     if fp16 is None:
         return []
     gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
     verdicts = []
-    if budget.drop is not None:
+    if budget.drop is not None and why:
+        pair(record, fp16, "fp16")  # what does not fit is refused all the same
+    elif budget.drop is not None:
         verdict = judge_drop(record, fp16, budget.drop, alpha)
         if missing:
             note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
@@ -210,7 +219,7 @@ def sequential(
     A certain pass goes on: its contexts are part of the run, which has more to ask. Anytime-valid: it may be asked
     after every block, and `judge` on the stopped record gives the same answer.
     """
-    if not so_far.samples:
+    if not so_far.samples or why_not(fp16):
         return False
     limits = []
     if own is not None and against != "fp16":

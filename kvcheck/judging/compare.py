@@ -1,192 +1,166 @@
-"""Two runs, or a run and the stored baselines, side by side. Pure."""
+"""Two runs, judged as the gate judges: the second, with the first in the place of its records.
+
+A method that both runs have is held to its own record, which is what the first run measured. Where each run has one
+method and they are two, the second is held to a budget against the first, as against fp16.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
+from kvcheck.core.errors import KvcheckError
+from kvcheck.core.record import COSTS, CaseRecord, Run, Verdict
+from kvcheck.judging.asked import budget_of, compared
+from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
+from kvcheck.judging.pairing import pair
+from kvcheck.judging.pooled import judge_pooled
+from kvcheck.judging.questions import judge_bytes
 
-from kvcheck.core.errors import BaselineError, KvcheckError
-from kvcheck.core.record import CaseRecord, Run
-from kvcheck.judging import stats
-from kvcheck.judging.pairing import Pairs, differences, is_right_or_wrong, pair, score
-from kvcheck.judging.questions import DriftRule, drop_interval, judge_bytes, judge_regression
-
-OUTCOMES = ("worse", "better", "same", "inconclusive", "missing", "not comparable")
+Limits = Mapping[str, float | None]
+LATENCY = ("ttft", "tpot")
+"""Limits on ratios to fp16, each of one session: the seconds of two are not compared."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case (or one capability) of one method, before and after.
+class Comparison:
+    """What came of it.
 
-    before, after: mean score in [0, 1]. drop with [low, high]: points of accuracy, above 0 is worse. p: of "changed",
-    two-sided, as Holm's method adjusts it over the rows. ratio_before, ratio_after: KV bytes as a share of fp16's.
-    outcome: one of OUTCOMES; reason says why for the last two, and what the gate says. None where a side has nothing.
-    fails: the gate, with the first side as the method's own record, would fail by scores, drift or bytes: it is worse.
+    run: the second run with these verdicts; its failures are the cases that were not compared, with the reason.
+    known: what the cases were judged against, by method and case.key. pairs: (method, its name in the first run).
     """
 
-    what: str
-    method: str
-    capability: str
-    outcome: str
-    n: int = 0
-    before: float | None = None
-    after: float | None = None
-    drop: float | None = None
-    low: float | None = None
-    high: float | None = None
-    lost: int = 0
-    won: int = 0
-    p: float | None = None
-    ratio_before: float | None = None
-    ratio_after: float | None = None
-    reason: str = ""
-    fails: bool = False
+    run: Run
+    known: Mapping[str, Mapping[str, CaseRecord]]
+    pairs: tuple[tuple[str, str], ...]
+
+    def fails(self, strict: bool = False) -> bool:
+        """Whether anything is worse for sure or was not compared; with strict, also where anything is inconclusive."""
+        outcomes = {one.outcome for verdicts in self.run.verdicts.values() for one in verdicts}
+        return not outcomes or bool(self.run.failures) or "fail" in outcomes or (strict and "inconclusive" in outcomes)
 
 
-def compare_runs(before: Run, after: Run, alpha: float = 0.05) -> list[Row]:
-    """Case by case, then capability by capability. A case that only one run has is a "missing" row.
+@dataclass(frozen=True)
+class _Two:
+    """A record of the second run, what of it the first has too, and that of the first run."""
 
-    One method in each run is compared with the other whatever their names; otherwise methods pair up by name.
-    """
-    methods = [sorted({record.method for record in run.cases}) for run in (before, after)]
-    renamed = len(methods[0]) == len(methods[1]) == 1 and methods[0] != methods[1]
-    old = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(before)}
-    new = {(record.case.key, "" if renamed else record.method): record for record in _judgeable(after)}
-    return _rows(new, old.get, list(old), alpha)
+    record: CaseRecord
+    shared: CaseRecord
+    other: CaseRecord
 
-
-def _judgeable(run: Run) -> list[CaseRecord]:
-    """The records with answers to compare. A latency item has none: seconds of two sessions are not compared."""
-    return [record for record in run.cases if record.capability != "latency"]
-
-
-def regressions(rows: Iterable[Row]) -> list[Row]:
-    """The rows that `--fail-on-regression` fails on: worse, missing or not comparable. Nothing passes unseen."""
-    return [row for row in rows if row.outcome in ("worse", "missing", "not comparable")]
+    @property
+    def references(self) -> tuple[CaseRecord | None, CaseRecord | None, str]:
+        """(fp16, own, against): what the record of the first run stands for."""
+        if self.record.method == self.other.method:
+            return self.other, self.other, "both"
+        return self.other, None, "fp16"
 
 
-_Key = tuple[str, str]
+def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: float = 0.05) -> Comparison:
+    """Judge the second run by the first. limits: those that the user set. A case that only one run has is a failure."""
+    limits = limits or {}
+    before, after = _alike(before, after), _alike(after, before)
+    pairs, failures = _methods(before, after)
+    settings = {name: value for name, value in after.header.settings.items() if name != "budget"}
+    settings |= {"budget": ",".join(f"{name}={value}" for name, value in limits.items())} if limits else {}
+    header = replace(after.header, settings=settings)
+    run, known = Run(header, (), {}, failures), dict[str, Mapping[str, CaseRecord]]()
+    for mine, other in pairs:
+        run, known[mine] = _judged(run, _of(before, other), _of(after, mine), mine, limits, alpha)
+    return Comparison(run, known, pairs)
 
 
-def _rows(
-    new: dict[_Key, CaseRecord], find: Callable[[_Key], CaseRecord | None], expected: list[_Key], alpha: float
-) -> list[Row]:
-    rows: list[Row] = []
-    groups: dict[tuple[str, str], list[tuple[CaseRecord, Pairs]]] = {}
-    cells = max(1, len(new))
-    for key in sorted(new):
-        record = new[key]
-        row, pairs = _case_row(record, key, find, alpha / cells)
-        rows.append(row)
-        if pairs is not None:
-            groups.setdefault((record.capability, record.method), []).append((record, pairs))
-    for name, method in sorted(set(expected) - new.keys()):
-        rows.append(Row(name, method, "", "missing", reason="only the first run has it"))
-    rows = _adjusted(rows, alpha)
-    capabilities = [
-        _capability_row(name, method, parts, alpha / max(1, len(groups)))
-        for (name, method), parts in sorted(groups.items())
-    ]
-    return rows + _adjusted(capabilities, alpha)
-
-
-def _case_row(
-    record: CaseRecord, key: _Key, find: Callable[[_Key], CaseRecord | None], alpha: float
-) -> tuple[Row, Pairs | None]:
-    blank = Row(record.case.key, record.method, record.capability, "missing", reason="no record to compare with")
-    if not record.samples:
-        return replace(blank, reason="no samples"), None
-    blank = replace(blank, after=record.accuracy, n=len(record.samples))
-    try:
-        other = find(key)
-        if other is None:
-            return blank, None
-        shared = _shared(record, other)
-        pairs = pair(shared, other, other.method)
-    except KvcheckError as error:
-        kind = "not comparable" if isinstance(error, BaselineError) else "missing"
-        return replace(blank, outcome=kind, reason=error.message), None
-    complete = replace(shared, case=replace(shared.case, n=len(shared.samples)))
-    row = _measured(blank, complete, other, pairs, alpha)
-    ratios = [one.memory.ratio if one.memory is not None else None for one in (other, record)]
-    row = replace(row, ratio_before=ratios[0], ratio_after=ratios[1])
-    if record.method != other.method:
-        return row, pairs
-    try:
-        return _judged(row, complete, record, other, alpha), pairs
-    except KvcheckError as error:
-        return replace(blank, outcome="not comparable", reason=error.message), None
-
-
-def _judged(row: Row, complete: CaseRecord, record: CaseRecord, other: CaseRecord, alpha: float) -> Row:
-    """The row with the gate's answers where the method is the same. Bytes are those of all contexts of each side."""
-    regression = judge_regression(complete, other, alpha, DriftRule())
-    verdicts = [one for one in (regression, judge_bytes(record, other, None)) if one is not None]
-    bad = [one.reason for one in verdicts if one.outcome == "fail"]
-    return replace(row, fails=bool(bad), reason="; ".join(bad))
-
-
-def _shared(record: CaseRecord, other: CaseRecord) -> CaseRecord:
-    """The record cut down to the contexts that the other has too (one of the two may have stopped early)."""
-    known = {sample.index for sample in other.samples}
-    kept = tuple(sample for sample in record.samples if sample.index in known)
-    return replace(record, samples=kept) if kept else record
-
-
-def _measured(blank: Row, record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: float) -> Row:
-    drops = differences(pairs)
-    lost, won = stats.count_changes(drops)
-    low, high = drop_interval(record, other, pairs, alpha)
-    before = sum(turn.score for _, then in pairs for turn in then.turns) / sum(len(then.turns) for _, then in pairs)
-    p = _two_sided(pairs, drops, lost, won)
-    return replace(
-        blank,
-        n=len(drops),
-        before=before,
-        drop=100 * float(np.mean(drops)),
-        low=100 * low,
-        high=100 * high,
-        lost=lost,
-        won=won,
-        p=p,
-        reason="",
+def _alike(run: Run, other: Run) -> Run:
+    """Without what --kv-n=auto measured under further seeds and the other run did not, and fp16 beside it."""
+    seed = run.header.settings.get("seed")
+    methods = {one.method for one in run.cases if str(one.case.seed) == seed}
+    known = {one.case.key for one in other.cases}
+    cases = (
+        one
+        for one in run.cases
+        if seed is None or str(one.case.seed) == seed or (one.method in methods and one.case.key in known)
     )
+    return replace(run, cases=tuple(cases))
 
 
-def _two_sided(pairs: Pairs, drops: list[float], lost: int, won: int) -> float:
-    if is_right_or_wrong(pairs):
-        return stats.mcnemar(lost, won)
-    return min(1.0, 2 * min(stats.sign_flip(drops), stats.sign_flip([-drop for drop in drops])))
+def _methods(before: Run, after: Run) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+    """(method of the second run, its name in the first), and the cases of methods that only one run has."""
+    old, new = (sorted({record.method for record in run.cases}) for run in (before, after))
+    if len(old) == len(new) == 1:
+        return ((new[0], old[0]),), {}
+    failures = {
+        f"{record.case}|{record.method}": f"missing: only the {which} run has {record.method}"
+        for which, run, others in (("first", before, new), ("second", after, old))
+        for record in run.cases
+        if record.method not in others
+    }
+    return tuple((name, name) for name in new if name in old), failures
 
 
-def _capability_row(name: str, method: str, parts: list[tuple[CaseRecord, Pairs]], alpha: float) -> Row:
-    """All contexts of a capability together: the mean over contexts, each context one unit."""
-    pairs = [both for _, cases in parts for both in cases]
-    drops = differences(pairs)
-    lost, won = stats.count_changes(drops)
-    yardstick = float(np.mean([score(then) for _, then in pairs]))
-    low, high = stats.bootstrap_interval(drops, alpha, lowest=yardstick - 1.0, highest=yardstick)
-    before, after = (
-        float(np.mean([np.mean([turn.score for turn in both[side].turns]) for both in pairs])) for side in (1, 0)
+def _of(run: Run, method: str) -> list[CaseRecord]:
+    return [record for record in run.cases if record.method == method]
+
+
+def _judged(
+    run: Run, before: Sequence[CaseRecord], after: Sequence[CaseRecord], method: str, limits: Limits, alpha: float
+) -> tuple[Run, dict[str, CaseRecord]]:
+    """The run with the verdicts on one method, and what its cases were judged against."""
+    failures, verdicts, both = dict(run.failures), dict(run.verdicts), list[_Two]()
+    old, new = ({one.case.key: one for one in records if one.capability != COSTS} for records in (before, after))
+    level = case_alpha(alpha, len(new))
+    for key in sorted({*old, *new}):
+        record, other = new.get(key), old.get(key)
+        if record is None or other is None:
+            name = f"{(old | new)[key].case}|{method}"
+            failures[name] = f"missing: only the {'first' if record is None else 'second'} run has it"
+            continue
+        try:
+            two = _two(record, other)
+            verdicts[f"{two.shared.case}|{method}"] = _judge(two, limits, level)
+            both.append(two)
+        except KvcheckError as error:
+            failures[f"{record.case}|{method}"] = f"not comparable: {error.message}"
+    verdicts |= {f"{scope}|{method}": one for scope, one in _pooled(both, limits, alpha).items()}
+    costs = [record for record in after if record.capability == COSTS]
+    for record in costs:
+        verdicts[f"{record.case}|{method}"] = judge_ratios(record.latency, Budget(**limits))
+    timed = {one.what for record in costs for one in record.latency}
+    for name in LATENCY:
+        if limits.get(name) is not None and name not in timed:
+            failures[f"{name}|{method}"] = "not comparable: the second run did not measure it"
+    run = replace(
+        run,
+        cases=(*run.cases, *(two.shared for two in both), *costs),
+        verdicts={name: found for name, found in verdicts.items() if found},
+        failures=failures,
     )
-    row = Row(f"{name} ({len(parts)} cases)", method, name, "same", len(pairs), before, after)
-    p = _two_sided(pairs, drops, lost, won)
-    drop = 100 * float(np.mean(drops))
-    return replace(row, drop=drop, low=100 * low, high=100 * high, lost=lost, won=won, p=p)
+    return run, {two.shared.case.key: two.other for two in both}
 
 
-def _adjusted(rows: list[Row], alpha: float) -> list[Row]:
-    """Holm over the rows that have a p-value. Changed: p <= alpha, or an interval beyond what numerics may flip."""
-    measured = [at for at, row in enumerate(rows) if row.p is not None]
-    for at, p in zip(measured, stats.holm([rows[at].p or 0.0 for at in measured]), strict=True):
-        row = rows[at]
-        drop, noise = row.drop or 0.0, DriftRule().points
-        if p <= alpha or (row.low or 0.0) > noise or (row.high or 0.0) < -noise:
-            outcome = "worse" if drop > 0 else "better"
-        else:
-            outcome = "same" if not row.lost and not row.won else "inconclusive"
-        outcome = "worse" if row.fails else outcome
-        rows[at] = replace(row, p=p, outcome=outcome)
-    return rows
+def _two(record: CaseRecord, other: CaseRecord) -> _Two:
+    """Both, with the contexts that they share: one of the two may have stopped early, or have been asked for fewer."""
+    indices = {sample.index for sample in other.samples}
+    samples = tuple(sample for sample in record.samples if sample.index in indices)
+    case = replace(record.case, n=min(record.case.n, other.case.n))
+    return _Two(record, replace(record, case=case, samples=samples) if samples else record, other)
+
+
+def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
+    """The verdicts on one case. Bytes are those of all contexts of each side. Raises KvcheckError."""
+    record, shared, other = two.record, two.shared, two.other
+    pair(shared, other, other.method)
+    fp16, own, against = two.references
+    budget = budget_of(limits, own, against)
+    verdicts = judge(shared, fp16, own, budget, alpha, against)
+    if len(shared.samples) == len(record.samples):
+        return verdicts
+    size = judge_bytes(record, own, budget.bytes)
+    return tuple(size if one.question == "bytes" and size is not None else one for one in verdicts)
+
+
+def _pooled(both: Iterable[_Two], limits: Limits, alpha: float) -> dict[str, tuple[Verdict, ...]]:
+    cases = []
+    for two in both:
+        fp16, own, against = two.references
+        cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against))
+    return judge_pooled(cases, Budget(**limits), alpha) if cases else {}

@@ -9,6 +9,8 @@ from kvcheck.core.front import words
 from kvcheck.core.record import CaseRecord, Verdict
 
 _POINTS = ("budget", "regression")
+_LEAST = ("agree", "informative")
+"""Questions whose limit is the least that is allowed."""
 _NAMES = {
     "bytes": "KV bytes as a share of fp16",
     "ttft": "time to first token as a ratio to fp16",
@@ -17,6 +19,7 @@ _NAMES = {
     "agree": "share of answer tokens where method and fp16 agree",
     "drift": "rise of the reference answers' nll against its own record (nats per token)",
     "kl": "KL divergence from fp16 on the answer tokens (nats)",
+    "informative": "cases that can show a loss of accuracy",
 }
 
 
@@ -31,7 +34,7 @@ def headline(verdict: Verdict) -> str:
         numbers = f"{verdict.value:.4g}"
         if verdict.low != verdict.high:
             numbers += f" [{verdict.low:.4g}, {verdict.high:.4g}]"
-        limit = f"   {'at least' if verdict.question == 'agree' else 'allowed'} {verdict.limit:.4g}"
+        limit = f"   {'at least' if verdict.question in _LEAST else 'allowed'} {verdict.limit:.4g}"
     return f"{what}: {numbers}{limit}   {verdict.outcome.upper()}"
 
 
@@ -86,13 +89,13 @@ def _remedies(verdict: Verdict, record: CaseRecord, command: str) -> list[str]:
     look = f"look: {command} {words(tasks=case.task, modes=case.mode, lengths=case.length)}"
     if verdict.outcome == "inconclusive":
         return [f"more samples: {command} {words(tasks=case.task, n=4 * case.n)}"]
-    if verdict.question == "regression" or "recorded" in verdict.reason:
+    if verdict.question in ("regression", "drift") or "recorded" in verdict.reason:
         return [look, f"accept, if the change is meant: {command} {words(record='changed')}"]
     unit = {"budget": "drop"}.get(verdict.question, verdict.question)
-    return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={_bearable(verdict)}')}"]
+    return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={bearable(verdict)}')}"]
 
 
-def _bearable(verdict: Verdict) -> str:
+def bearable(verdict: Verdict) -> str:
     """The limit that would not have failed this result, rounded to something one would write."""
     if verdict.question == "agree":
         return f"{math.floor(100 * verdict.value) / 100:g}"

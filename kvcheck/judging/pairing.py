@@ -9,6 +9,8 @@ from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, SampleRecord
 from kvcheck.store.lines import SCORE_DIGITS
 
+_INPUTS = {"beginning": "prompts begin with", "tokenizer": "the tokenizer is a"}
+"""How messages say what decides token ids; packages by their names."""
 Pairs = list[tuple[SampleRecord, SampleRecord]]
 
 
@@ -75,7 +77,54 @@ def pair(record: CaseRecord, other: CaseRecord, whose: str) -> Pairs:
     for mine, its in pairs:
         if mine.digest != its.digest or len(mine.turns) != len(its.turns):
             raise NotComparable(f"{name} is stale: sample {mine.index} has other prompts there", renew)
+    expect_same_inputs(record, other, whose)
     return pairs
+
+
+def expect_same_inputs(record: CaseRecord, other: CaseRecord, whose: str) -> None:
+    """Raise NotComparable where a context that both have was fed as other token ids, or graded by another rule.
+
+    Where only one of the two knows, nobody can tell, and they are compared.
+    """
+    name = f"the record of {whose} for {record.case.key}"
+    renew = f"record it again: {command(whose, record='changed')}"
+    theirs = {sample.index: sample for sample in other.samples}
+    for mine in record.samples:
+        its = theirs.get(mine.index)
+        if its is None:
+            continue
+        if not _same(mine.fed, its.fed):
+            why = _why_other_ids(record, other)
+            raise NotComparable(f"{name} has other token ids in sample {mine.index}: {why}", renew)
+        if not _same(mine.graded, its.graded):
+            what = "another metric, other code of it, other stop strings or another token limit"
+            raise NotComparable(f"{name} was graded otherwise in sample {mine.index}: {what}", renew)
+
+
+def same_inputs(mine: SampleRecord, other: SampleRecord) -> bool:
+    """Whether two records are of one context, fed and graded alike as far as both know."""
+    alike = _same(mine.fed, other.fed) and _same(mine.graded, other.graded)
+    return mine.digest == other.digest and alike
+
+
+def _same(mine: str | None, other: str | None) -> bool:
+    return mine is None or other is None or mine == other
+
+
+def _why_other_ids(record: CaseRecord, other: CaseRecord) -> str:
+    """What is known to decide the ids of a text and is not the same, in words."""
+    mine, theirs = dict(record.inputs), dict(other.inputs)
+    if not mine or not theirs:
+        return "which packages made them is not recorded"
+    differ = [
+        f"{_INPUTS.get(name, name)} {theirs[name]} there and {mine[name]} here"
+        for name in sorted(mine.keys() & theirs.keys())
+        if mine[name] != theirs[name]
+    ]
+    return (
+        ", ".join(differ)
+        or "the same tokenizer, beginning and packages; kvcheck itself puts prompts together otherwise"
+    )
 
 
 def _switches(record: CaseRecord, other: CaseRecord) -> list[tuple[str, object, object]]:

@@ -7,6 +7,9 @@ and length are alike (a stratum). Where --kv-n=auto took more contexts of some c
 together what those of the first seed did: which cases got more depends on what was seen of them. One method in one run
 has one family of pooled tests, and Holm's procedure keeps the chance that any of them accuses a harmless method below
 the share of alpha that is set aside for them.
+
+Scores of cases that cannot show a loss of accuracy (informative.py) are left out; what else was measured in them
+counts. Where no case can, the run fails.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
-from kvcheck.judging import stats
+from kvcheck.judging import informative, stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
 from kvcheck.judging.questions import DriftRule, context_drift
@@ -34,6 +37,8 @@ QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
 only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
+IDENTICAL = "identical answers"
+"""The reason of a drop where no answer differs."""
 COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
@@ -43,13 +48,14 @@ LEVEL = 0.05
 @dataclass(frozen=True)
 class Compared:
     """A record with what it is judged against; None for what is not there. drop: whether the loss of accuracy against
-    fp16 is asked about.
+    fp16 is asked about. why: the case is not informative (kvcheck/judging/informative.py), its scores are left out.
     """
 
     record: CaseRecord
     fp16: CaseRecord | None
     own: CaseRecord | None
     drop: bool = True
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,12 @@ def _drops(pool: Pool, limit: float) -> Losses:
     )
 
 
+def drop_interval(pool: Pool) -> tuple[float, float]:
+    """Interval of the mean drop in points, as the verdicts have it."""
+    low, high = _drops(pool, 0.0).interval(LEVEL)
+    return 100 * low, 100 * high
+
+
 def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
     """(places, means over turns) of the contexts in which it was measured."""
     found = {}
@@ -270,6 +282,9 @@ def judge_pooled(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
     found: dict[str, tuple[Verdict, ...]] = {}
+    nothing = informative.nothing((one.record, one.why) for one in cases if _asks_scores(one, budget))
+    if nothing is not None:
+        found[RUN] = (nothing,)
     for test, p in zip(tests, adjusted, strict=True):
         found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
     return found
@@ -281,6 +296,10 @@ def every_test(
     """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals."""
     for scope, share, found in _scopes(cases):
         yield from _tests(scope, share, found, budget, rule, level)
+
+
+def _asks_scores(one: Compared, budget: Budget) -> bool:
+    return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
@@ -307,19 +326,21 @@ def _tests(
 ) -> Iterator[Test]:
     rule = rule or DriftRule()
     own = [(one.record, one.own) for one in cases if one.own is not None]
+    told = [(one.record, one.own) for one in cases if one.own is not None and not one.why]
     limits = {name: limit for name in AGAINST_FP16 if (limit := getattr(budget, name)) is not None}
     for name, limit in limits.items():
         if pool := _beside(cases, name):
             yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit, level)
     if own:
-        pool = Pool.of(own, own[0][0].method)
-        yield _scores(scope, share * QUESTIONS["regression"], pool, rule, level)
-        yield _drift(scope, share * QUESTIONS["drift"], pool, rule)
+        pool, scored = (Pool.of(pairs, own[0][0].method) for pairs in (own, told))
+        if scored:
+            yield _scores(scope, share * QUESTIONS["regression"], scored, rule, level)
+        yield _drift(scope, share * QUESTIONS["drift"], pool, rule, level)
 
 
 def _beside(cases: Iterable[Compared], name: str) -> Pool:
     """The contexts of which a limit against fp16 is asked."""
-    asked = (one for one in cases if one.drop or name != "drop")
+    asked = (one for one in cases if name != "drop" or (one.drop and not one.why))
     return Pool.of(((one.record, one.fp16) for one in asked if one.fp16 is not None), "fp16")
 
 
@@ -338,7 +359,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         if rejects:
             outcome, reason = "fail", "even the low end of the interval is beyond the budget"
         elif same:
-            outcome, reason = "pass", "identical answers"
+            outcome, reason = "pass", IDENTICAL
         elif high <= losses.limit:
             outcome, reason = "pass", "even the high end of the interval is within the budget"
         else:
@@ -352,6 +373,16 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
     yield Test(scope, losses.p(), losses.least(), share, verdict)
+
+
+def is_scope(name: str) -> bool:
+    """Whether a verdict of this name is on several cases together."""
+    return name == RUN or name.partition(" ")[0] in SCOPES
+
+
+def settled_by(verdict: Verdict) -> int | None:
+    """Contexts at which this estimate would be clear of its limit; None where it is at the limit."""
+    return contexts_needed(verdict.n, verdict.value, (verdict.low, verdict.high), verdict.limit)
 
 
 def looks(times: int) -> int:
@@ -398,7 +429,10 @@ def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: f
 
 
 def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
-    """Are the scores below the method's own record? Other hardware alone changes them up as often as down."""
+    """Are the scores below the method's own record? Other hardware alone changes them up as often as down.
+
+    Where that is not shown, they pass if they are the same, or if the interval lies within what other hardware flips.
+    """
     losses = _drops(pool, rule.points)
     low, high = losses.interval(level)
     mean = losses.mean
@@ -407,7 +441,8 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
     p = stats.sign_flip(changes)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > 0 else "pass"
+        inside = not (lost or won) or 100 * high <= rule.points
+        outcome = "fail" if rejects else "pass" if inside else "inconclusive"
         reason = f"scores: p = {p:.2g}" if lost or won else AS_RECORDED
         return Verdict(
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
@@ -416,11 +451,12 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
     return Test(scope, p, 0.5 ** len(changes), share, verdict)
 
 
-def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
+def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
     """Did the reference answers become less likely than in the method's own record, by more than float noise?
 
     A sign test over the clusters that moved (many, a little), and a binomial test of the broken ones against what other
-    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails.
+    hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails; what passes
+    has its whole interval there, or did not move.
     """
     changes = [context_drift(now, then, rule) for now, then in pool.pairs]
     known = [0.0 if change is None else change for change in changes]
@@ -430,13 +466,16 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule) -> Test:
     many = stats.mcnemar(worse, better, one_sided=True)
     few = float(stats.tail(broken, len(known), rule.noise))
     p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
+    most = max(abs(change) for change in known)
+    spread = Losses(known, [1.0] * len(known), pool.clusters, pool.strata, -most, most, rule.margin)
+    low, high = spread.interval(level) if most else (0.0, 0.0)
 
     def verdict(rejects: bool) -> Verdict:
-        outcome = "fail" if rejects else "inconclusive" if mean > rule.margin else "pass"
+        outcome = "fail" if rejects else "pass" if high <= rule.margin else "inconclusive"
         reason = (
             f"{worse} contexts worse, {better} better, {broken} broken; p = {p:.2g}" if worse or better else AS_RECORDED
         )
-        return Verdict("drift", outcome, mean, mean, mean, rule.margin, len(pool), worse, better, reason=reason)
+        return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
     least = 2 * float(stats.tail(len(known), len(known), rule.noise))
     return Test(scope, p, min(1.0, least), share, verdict)

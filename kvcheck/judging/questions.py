@@ -172,6 +172,16 @@ def judge_regression(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dr
     return Verdict("regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, n, lost, won, seen, reason)
 
 
+def judge_own_drift(record: CaseRecord, own: CaseRecord, alpha: float, rule: DriftRule) -> Verdict:
+    """Is the method's drift alone far worse than in its own record? For cases of which the scores tell nothing."""
+    pairs = pair(record, own, record.method)
+    drift = drift_regression(pairs, alpha, rule)
+    outcome = "fail" if drift.fails else "inconclusive" if drift.mean > rule.margin else "pass"
+    reason = drift.reason or ("" if differences(pairs).count(0) < len(pairs) else AS_RECORDED)
+    mean, counts = drift.mean, (len(pairs), drift.worse, drift.better)
+    return Verdict("drift", outcome, mean, mean, mean, rule.margin, *counts, reason=reason)
+
+
 def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:
     """Are the KV bytes within the budget, and those of the method's own record? None when neither is there.
 

@@ -28,6 +28,10 @@ NEAR = 0.51 * 10**-SCORE_DIGITS
 """How far a stored number may lie from what it was rounded from."""
 
 
+SEAM = 8
+"""Tokens at the end of a context that may belong to the question behind it."""
+
+
 class NotVerified(KvcheckError):
     """What is needed to generate the prompts anew is not at hand. The message says what."""
 
@@ -134,7 +138,7 @@ def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
         yield f"{len(record.samples)} contexts of {info.most} that there are"
     if memory is None and "memory" not in dict(record.not_measured):
         yield "its bytes are missing, and no reason is given"
-    if info.exact and memory is not None and not case.length <= memory.seen <= 4 * case.length + 10**4:
+    if info.exact and memory is not None and not case.length - SEAM <= memory.seen <= 4 * case.length + 10**4:
         yield f"{memory.seen} tokens were seen in contexts of {case.length}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Container
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -72,6 +73,22 @@ def canonical(text: str | Spec) -> Spec:
         if callable(found):
             spec = specs.canonical(spec, found)
     return replace(spec, then=then)
+
+
+def canonical_of(text: str, names: Container[str]) -> str:
+    """The one spec of a method that a file names, where all of its parts are among these names; else as it stands.
+
+    Code of no other method is imported: a file may name anything.
+    """
+    try:
+        part: Spec | None = Spec.parse(text)
+        while part is not None:
+            if part.name not in names:
+                return text
+            part = part.then
+        return str(canonical(text))
+    except SpecError:
+        return text
 
 
 def _find(name: str) -> object:

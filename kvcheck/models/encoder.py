@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kvcheck.core import env
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.tasks.images import MARK
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 REMEMBERED = 2_000_000
 """Tokens, some 30 MB."""
+OPENS = "opens_with_bos"
+"""Key of tokenizer_config.json: the model was trained with a BOS before every prompt, which its tokenizer.json, a part
+of its fingerprint, does not add. Of the embedded models."""
 
 
 class Encoder:
     """A Hugging Face tokenizer that adds nothing to a text: no special tokens, no truncation, no warnings.
 
-    bos: id that opens every prompt, () where the tokenizer has none. eos: ids that end an answer.
+    bos: ids that open every prompt: what the tokenizer itself puts before a text, nothing where it merely names a BOS.
+    eos: ids that end an answer.
     slots: what an image is in a text, None where the model reads text only. vocabulary: ids that the model knows, None
     where that is not looked at.
     Encoded texts are remembered (the same texts come back for every mode and method), up to REMEMBERED tokens in all.
@@ -30,8 +35,8 @@ class Encoder:
         self, tokenizer: Tokenizer, eos: Sequence[int] = (), slots: Slots | None = None, vocabulary: int | None = None
     ) -> None:
         self.tokenizer, self.slots, self.vocabulary = tokenizer, slots, vocabulary
-        bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.bos: tuple[int, ...] = () if bos is None else (int(bos),)
+        end = tokenizer.eos_token_id
+        self.bos: tuple[int, ...] = _opening(tokenizer)
         self.eos: frozenset[int] = frozenset(int(token) for token in (*eos, end) if token is not None)
         self._memo: dict[str, list[int]] = {}
         self._held = 0
@@ -70,6 +75,21 @@ class Encoder:
             )
         return self.slots.written(text)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What decides the ids of a text beside the files of the model."""
+        versions = {name: found for name, found in env.packages().items() if name in ("tokenizers", "transformers")}
+        return {"tokenizer": type(self.tokenizer).__name__, **versions}
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without special tokens, its blanks as they are."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _opening(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that stand before those of a text where the tokenizer adds its special tokens."""
+    bare, full = ([int(token) for token in tokenizer.encode("x", add_special_tokens=add)] for add in (False, True))
+    if tokenizer.bos_token_id is not None and getattr(tokenizer, "init_kwargs", {}).get(OPENS):
+        return (int(tokenizer.bos_token_id),)
+    starts = (at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare)
+    return tuple(full[: next(starts, 0)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,10 +21,11 @@ from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import CaseRecord, Run, RunHeader, Verdict
-from kvcheck.plugin import gate, guardian, opening, options, reconcile, referee, resume, state
+from kvcheck.judging import pooled
+from kvcheck.plugin import commands, gate, guardian, opening, options, reconcile, referee, resume, state
 from kvcheck.plugin.more import More
 from kvcheck.plugin.reconcile import Result
-from kvcheck.report import explain
+from kvcheck.report import explain, rows, verdict
 from kvcheck.report.text import plural
 from kvcheck.store import journal
 from kvcheck.store.baselines import ModelId, stored_fp16
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 Pooled: TypeAlias = dict[str, tuple[Verdict, ...]]
 OPEN, JUDGE = "pytest_kvcheck_open", "pytest_kvcheck_judge"
 """Hooks of which kvcheck's own implementation is the only one, unless a plugin has another."""
+COUNTED = "kvcheck_counted"
+"""An attribute of reports on several cases: the word under which pytest counts them, "" for none."""
 
 
 class Collector:
@@ -150,6 +154,7 @@ class Collector:
         for item in self.written.items.values():
             if item.name in wrong and self.results.get(item.nodeid, Result()).outcome != "failed":
                 self._fail(item.nodeid, wrong[item.name])
+        self._tell()
 
     def _pool(self, stopped: bool) -> None:
         """Judge what the cases of each method show together. What fails is a failure of pytest, too."""
@@ -160,14 +165,57 @@ class Collector:
         found = {method: self._together(mine, method) for method in dict.fromkeys(name for _, name in records)}
         if self.settings.times > 1 and not stopped:
             found = self._settle(mine, found)
+        settings, complete = self.settings.texts(), commands.completer(self.config)
         for method, scopes in found.items():
             for scope, verdicts in scopes.items():
                 self.pooled[f"{scope}|{method}"] = verdicts
-                bad = [one for one in verdicts if explain.fails(one, self.settings.strict)]
-                if bad:
-                    text = "\n".join(explain.pooled(scope, method, bad))
-                    self.failures[f"{scope}|{method}"] = text
-                    self._fail(f"kvcheck::{scope}[{method}]", text)
+                if any(explain.fails(one, self.settings.strict) for one in verdicts):
+                    text = "\n".join(explain.pooled(scope, method, scopes, settings, self.settings.strict))
+                    self.failures[f"{scope}|{method}"] = complete(text)
+
+    def _tell(self) -> None:
+        """Give pytest what the cases of each method show together as results like any other."""
+        run = self.run()
+        for method in verdict.judged(run):
+            whole = verdict.standing(run, method).outcome
+            if not rows.judged(run, method):
+                continue
+            for scope, verdicts in {pooled.RUN: (), **verdict.pooled(run, method)}.items():
+                text = self.failures.get(f"{scope}|{method}")
+                found = [one.outcome for one in verdicts] + [whole] * (scope == pooled.RUN)
+                outcome = "fail" if text else "inconclusive" if "inconclusive" in found else "pass"
+                if verdicts or outcome != "pass":  # cases alone have results of their own
+                    self._result(scope, method, outcome, text or self._said(run, scope, method, verdicts), verdicts)
+
+    def _said(self, run: Run, scope: str, method: str, verdicts: Sequence[Verdict]) -> str:
+        """The numbers of a scope that did not fail."""
+        if scope == pooled.RUN:
+            return verdict.said(run, verdict.standing(run, method))[0][1]
+        texts = [(verdict.number(one, run.header.settings), verdict.needed(one)) for one in verdicts]
+        return "; ".join(text for both in texts for text in both if text)
+
+    def _result(self, scope: str, method: str, outcome: str, text: str, verdicts: Sequence[Verdict]) -> None:
+        """Report a verdict on several cases. Only a failure and a run that is inconclusive are counted by pytest."""
+        nodeid = f"kvcheck::{scope}[{method}]"
+        if outcome == "fail":
+            self._fail(nodeid, text)
+        else:
+            counted = "inconclusive" if outcome == "inconclusive" and scope == pooled.RUN else ""
+            why = ("kvcheck", 0, plain(f"inconclusive: {text}")) if outcome == "inconclusive" else None
+            self._log(nodeid, "skipped" if why else "passed", why, **{COUNTED: counted})
+        told = explain.scope_properties(scope, method, outcome, verdicts)
+        self._log(nodeid, "passed", None, when="teardown", user_properties=told)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """As what pytest counts a verdict on several cases that is no failure: never as a test that has passed."""
+        counted = getattr(report, COUNTED, None)
+        return None if counted is None else (counted, "", "")
+
+    def _log(self, nodeid: str, outcome: str, why: object, when: str = "call", **more: object) -> None:
+        place = (nodeid.partition("::")[0], None, nodeid.partition("::")[2])
+        report = pytest.TestReport(nodeid, place, {}, outcome, why, when, **more)  # type: ignore[arg-type]
+        self.config.hook.pytest_runtest_logreport(report=report)
 
     def _together(self, mine: gate.Gate, method: str) -> Pooled:
         """Verdicts by scope on all cases of a method."""
@@ -195,9 +243,14 @@ class Collector:
 
     def _fail(self, nodeid: str, text: str) -> None:
         """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""
-        place = (nodeid.partition("::")[0], None, nodeid.partition("::")[2])
-        report = pytest.TestReport(nodeid, place, {}, "failed", plain(text), "call")
-        self.config.hook.pytest_runtest_logreport(report=report)
+        why: object = plain(text)
+        try:  # as a test does: what is no exception has no line in the short summary of older versions of pytest
+            pytest.fail(plain(text), pytrace=False)
+        except pytest.fail.Exception:
+            why = pytest.ExceptionInfo.from_current().getrepr(style="value")
+            if why.reprcrash is not None:
+                why.reprcrash.message = plain(text)  # without the name of the exception: the numbers come first
+        self._log(nodeid, "failed", why)
 
     def _again(self) -> dict[str, str]:
         """What a process in which no method ran grades or judges otherwise, by name; see kvcheck/plugin/referee.py."""
@@ -354,7 +407,9 @@ class Collector:
 
 def colour(line: str) -> dict[str, bool]:
     """Colour repeats what the words say."""
-    words = line.replace(",", " ").split()
+    words = re.split(r"[\s,:]+", line)
     if "fail" in words or "error" in words:
         return {"red": True}
-    return {"yellow": True} if "unclear" in words or "inconclusive" in words else {}
+    if {"inconclusive", "informative"}.intersection(words):
+        return {"yellow": True}
+    return {"green": True} if line.startswith("pass:") else {}

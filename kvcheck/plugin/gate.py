@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.record import CaseId, CaseRecord, Run, Verdict
+from kvcheck.core.record import RECORDED_NOW, CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
+from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.informative import why_not
+from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
@@ -40,7 +43,6 @@ def shown(file: str, root: Path) -> str:
     return file.removeprefix(f"{root}/") if "://" not in file else file
 
 
-FIRST = "recorded now: later runs are held to it"
 Judge = Callable[..., Iterable[Verdict]]
 """Called as `pytest_kvcheck_judge` is, without config."""
 
@@ -65,12 +67,9 @@ class Gate:
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
 
     def budget(self, case: CaseId, method: str) -> Budget:
-        """What a method may cost. A method with a record of its own is held to that; the drop against fp16 is asked
-        where it has none, or where the user set a limit. The contexts of a further seed are asked what the others are.
-        """
+        """What a method may cost. The contexts of a further seed are asked what the others are."""
         _, own = self.references(replace(case, seed=self.settings.seed), method)
-        recorded = own is not None and self.settings.against == "both"
-        return Budget(**{"drop": None if recorded else Budget().drop, **self.settings.budget})
+        return budget_of(self.settings.budget, own, self.settings.against)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
         """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
@@ -100,6 +99,9 @@ class Gate:
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
         fp16, own = self.references(record.case, record.method)
+        for other, whose in ((fp16, "fp16"), (own, record.method)):
+            if other is not None:  # whether or not a question asks for it: the summary shows it beside the method
+                expect_same_inputs(record, other, whose)
         first = self._first(own)
         verdicts = self._judge(
             record=record,
@@ -110,7 +112,9 @@ class Gate:
             against=self.settings.against,
         )
         if first:
-            verdicts = tuple(replace(one, reason=FIRST) if one.question == "regression" else one for one in verdicts)
+            verdicts = tuple(
+                replace(one, reason=RECORDED_NOW) if one.question == "regression" else one for one in verdicts
+            )
         if own is None and self.settings.against != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
@@ -136,8 +140,8 @@ class Gate:
 
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
-        asked = self.budget(record.case, record.method).drop is not None
-        return Compared(record, fp16, record if self._first(own) else own, asked)
+        own = record if self._first(own) else own
+        return compared(record, fp16, own, self.budget(record.case, record.method), self.settings.against)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
@@ -211,3 +215,6 @@ def record(config: pytest.Config, run: Run) -> Iterator[str]:
             files = [shown(file, config.rootpath) for file in held if file] or [shown(changes.path, config.rootpath)]
             yield f"nothing to record for {method}: {', '.join(files)} is up to date"
         yield from (f"  {line}" for line in changes.lines)
+        blind = sum(bool(why_not(one)) for one in records) if method == "fp16" else 0
+        if blind:
+            yield f"  {blind} of {plural(len(records), 'case')} not informative: no loss of accuracy can show there"

@@ -145,5 +145,5 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
         model=model["fingerprint"],
         model_name=model["name"],
         settings=settings.texts(),
-        sources=sources.of_methods(settings.methods),
+        sources=sources.of_methods(settings.methods) | sources.of_plugins(config),
     )

@@ -12,15 +12,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseRecord, Run
 from kvcheck.core.settings import Settings
 from kvcheck.plugin.sources import elsewhere
 from kvcheck.store.run_file import loads, read_run, write_run
+
+if TYPE_CHECKING:
+    from kvcheck.plugin.gate import Gate
 
 LIMIT = 1800.0
 """Seconds that it may take."""
@@ -119,6 +123,21 @@ def _judged(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, s
         ]
         if differ and name not in run.failures:
             yield name, f"judged anew, {', '.join(differ)}; a method must leave judging alone"
+    yield from pooled(run, gate, dict.fromkeys(one.method for one in _theirs(run, asked)))
+
+
+def pooled(run: Run, gate: Gate, methods: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Verdicts on several cases that come out otherwise."""
+    for method in methods:
+        try:
+            found = gate.pooled(one for one in run.cases if one.method == method)
+        except KvcheckError:  # each case says it of itself
+            continue
+        for scope, verdicts in found.items():
+            name = f"{scope}|{method}"
+            now, said = ({one.question: one.outcome for one in each} for each in (verdicts, run.verdicts.get(name, ())))
+            if now != said and name not in run.failures:
+                yield name, f"judged anew, it is {now}, not {said}; a method must leave judging alone"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from kvcheck.core import env, files
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import CLEAR, CaseRecord, RunHeader
 from kvcheck.core.settings import MODEL, PROMPTS, Settings
+from kvcheck.core.spec import Spec
+from kvcheck.methods import canonical_of
 from kvcheck.plugin import guardian, options, sources, state
 from kvcheck.store import journal
 from kvcheck.store.journal import Kept
@@ -73,9 +76,26 @@ def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple
         none = "there is no earlier run to resume here" if last else f"there is no run at {settings.resume}"
         raise SpecError(f"--kv-resume: {none}", ANEW)
     _expect_same(config, settings, kept.header)
-    return kept, tuple(
-        spec for spec, digest in sources.of_methods(settings.methods).items() if kept.header.sources.get(spec) != digest
-    )
+    kept = kept.renamed(partial(canonical_of, names=_names(settings.methods)))
+    before, now = {} if kept.header is None else kept.header.sources, sources.of_methods(settings.methods)
+    foreign = [spec for spec in settings.methods if sources.elsewhere(spec)]
+    return kept, tuple(spec for spec in foreign if not _same(before.get(spec), now.get(spec)))
+
+
+def _same(before: str | None, now: str | None) -> bool:
+    """Whether code is as it was. Where it is not known, nobody can tell, and it counts as changed."""
+    return now is not None and before == now
+
+
+def _names(methods: Iterable[str]) -> frozenset[str]:
+    """The names of methods, those of composed ones each."""
+    parts = [Spec.parse(text) for text in methods]
+    found = set()
+    while parts:
+        part = parts.pop()
+        found.add(part.name)
+        parts += [part.then] if part.then is not None else []
+    return frozenset(found)
 
 
 def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -> None:
@@ -89,6 +109,8 @@ def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -
     now = env.packages()
     facts += [(name, header.packages.get(name, "none"), now.get(name, "none")) for name in sorted(env.PACKAGES)]
     facts += [("kvcheck's own code", header.sources.get(sources.OWN, ""), sources.own())]
+    brought, now_brought = header.sources.get(sources.PLUGINS, ""), sources.of_plugins(config).get(sources.PLUGINS, "")
+    facts += [("the code of plugins and tasks", brought, now_brought)]
     for name, then, here in facts:
         if then != here:
             raise SpecError(

@@ -1,7 +1,8 @@
 """Digests of the code that a run is measured with: kvcheck's own, and of each method that comes from elsewhere.
 
 Of such a method: its module and everything that it imports from the same project, found by reading, without importing
-anything. The same project is the package that the module is in and, unless that is installed, what lies beside it.
+anything, with the kernels that lie beside these files (KERNELS). The same project is the package that the module is in
+and, unless that is installed, what lies beside it. So too of plugins that take part in the run: an engine, a judge.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
+
 from kvcheck.core.spec import Spec
 
-OWN = "kvcheck"
+OWN, PLUGINS = "kvcheck", "plugins"
+HOOKS = "pytest_kvcheck_"
+KERNELS = frozenset((".so", ".pyd", ".cu", ".cuh", ".hip", ".c", ".cc", ".cpp", ".h", ".hpp", ".metal", ".ptx", ".pyx"))
 _INSTALLED = tuple(Path(sysconfig.get_paths()[name]).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -30,6 +36,30 @@ def of_methods(specs: Iterable[str]) -> dict[str, str]:
     """Digests by spec, with kvcheck's own under its name. Built-in methods are kvcheck's own."""
     found = {spec: of_method(spec) for spec in specs}
     return {OWN: own()} | {spec: digest for spec, digest in sorted(found.items()) if digest}
+
+
+def of_plugins(config: pytest.Config) -> dict[str, str]:
+    """The digest of what others brought into the run, modules with a hook of ours and tasks, under PLUGINS.
+
+    Of conftest files only the one at the root: which others are loaded differs between controller and workers.
+    """
+    from kvcheck.tasks import TASKS
+
+    found: set[Path] = set()
+    for plugin in config.pluginmanager.get_plugins():
+        file = getattr(sys.modules.get(getattr(plugin, "__module__", "")), "__file__", None)
+        file = getattr(plugin, "__file__", file)
+        path = Path(file or "").resolve()
+        inner = path.name == "conftest.py" and path.parent != config.rootpath.resolve()
+        if file and not inner and not _is_own(path) and any(name.startswith(HOOKS) for name in dir(plugin)):
+            found |= {path, *_reached(path.parent, _imports(path, path.parent))}
+    modules = {origin.partition(":")[0] for origin in TASKS.origins().values()}
+    found |= {file for module in modules if module.partition(".")[0] != OWN for file in _project(module)}
+    return {PLUGINS: _digest(sorted(found))} if found else {}
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_relative_to(Path(__file__).resolve().parents[1])
 
 
 def of_method(text: str) -> str:
@@ -64,16 +94,23 @@ def _project(module: str) -> Iterator[Path]:
     origin = Path(places[0] if places else spec.origin or "").resolve()
     root = origin.parent
     beside = not any(root.is_relative_to(place) for place in _INSTALLED)
-    todo, seen = [module], set()
+    yield from _reached(root, [module], "" if beside else top)
+
+
+def _reached(root: Path, todo: list[str], top: str = "") -> Iterator[Path]:
+    """The files of modules below the root and of what they import there. top: only those of this package."""
+    seen: set[Path] = set()
     while todo:
         name = todo.pop()
-        if not beside and name.partition(".")[0] != top:
+        if top and name.partition(".")[0] != top:
             continue
         for file in _files(root, name):
             if file not in seen:
                 seen.add(file)
                 yield file
-                todo += _imports(file, root)
+                todo = todo + _imports(file, root)
+    folders = {file.parent for file in seen}
+    yield from (file for folder in sorted(folders) for file in sorted(folder.iterdir()) if file.suffix in KERNELS)
 
 
 def _files(root: Path, module: str) -> Iterator[Path]:

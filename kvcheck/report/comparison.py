@@ -1,41 +1,93 @@
-"""Two runs side by side, as lines."""
+"""Two runs side by side, as lines: which question was asked, the answer, and what differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from kvcheck.core.record import Run
-from kvcheck.judging.compare import OUTCOMES, Row
-from kvcheck.report.table import Table
-from kvcheck.report.text import WIDTH, between, points, short
+from kvcheck.judging.compare import Comparison
+from kvcheck.report import rows, summary, verdict
+from kvcheck.report.text import WIDTH, short, wrap
+from kvcheck.report.verdict import References
 
-HEAD, ALIGN = ("before -> after", "drop", "interval", "KV ratio", "n", "outcome"), "<<><<><"
+LISTED = 12
+"""Cases listed by name; the rest is counted."""
+NOT_PAIRED = References(lost="missing or not comparable")
 
 
-def lines(before: Run, after: Run, rows: Sequence[Row]) -> Iterator[str]:
-    """What differs, the worst first; equal cases are counted only. Then every capability."""
+def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
+    """The questions and their answers first, then every method with its tables, then what was not compared."""
     for name, run in (("before", before), ("after", after)):
         header = run.header
         model = f"{header.model_name} ({header.model})"
         yield short(f"{name + ':':<8}{model}, kvcheck {header.kvcheck}, git {header.git[:12] or '-'}", WIDTH)
     yield from differences(before, after)
     yield ""
-    cases = [row for row in rows if row.capability == "" or not row.what.startswith(f"{row.capability} (")]
-    whole = [row for row in rows if row not in cases]
-    shown = sorted((row for row in cases if row.outcome != "same"), key=_urgency)
-    if not rows:
-        yield "nothing to compare: the runs have no case in common"
-        return
-    yield from Table(("capability", *HEAD), ALIGN, [cells(row) for row in whole]).text()
+    for mine, other in found.pairs:
+        yield from wrap(_question(mine, other))
+    names = {mine: _references(mine, other) for mine, other in found.pairs}
+    for method in rows.methods(found.run):
+        yield from verdict.of_method(found.run, method, names.get(method, NOT_PAIRED))
+    if not found.run.cases:
+        yield "nothing was compared: the runs have no case in common"
     yield ""
-    if shown:
-        yield from Table(("case", *HEAD), ALIGN, [cells(row) for row in shown]).text()
-        for row in shown:
-            if row.reason:
-                yield short(f"  {row.what}: {row.reason}", WIDTH)
+    for mine, other in found.pairs:
+        yield from _method(found, mine, other)
+    yield from _not_compared(found.run)
+
+
+def _references(mine: str, other: str) -> References:
+    """What the first run is called, in the place of the records that it stands for."""
+    return References(fp16="the first run" if mine == other else other, own="the first run", lost=NOT_PAIRED.lost)
+
+
+def _question(mine: str, other: str) -> str:
+    """What was asked of a method."""
+    if mine == other:
+        return f"question: is {mine} worse than before? The first run is taken for its own record."
+    return f"question: does {mine} lose more than its budget against {other}? {other} is taken for fp16."
+
+
+def _method(found: Comparison, mine: str, other: str) -> Iterator[str]:
+    run, known = found.run, found.known[mine]
+    records = rows.judged(run, mine)
+    if not records:
+        return
+    yield short(f"{mine}: {summary.count_text(run, mine)}", WIDTH)
+    yield ""
+    for table in summary.tables(run, records, known, "before -> after" if mine == other else "first -> second"):
+        yield from table.text()
         yield ""
-    counted = {name: sum(row.outcome == name for row in cases) for name in OUTCOMES}
-    yield f"{len(cases)} cases: " + ", ".join(f"{count} {name}" for name, count in counted.items() if count)
+    held = [(known[one.case.key].memory, one.memory) for one in records]
+    sizes = [(then.ratio, now.ratio) for then, now in held if then is not None and now is not None]
+    if sizes:
+        then, now = (sum(ratios) / len(sizes) for ratios in zip(*sizes, strict=True))
+        yield f"KV bytes     ratio {then:.3f} -> {now:.3f} of a full cache"
+    bad = rows.failed_verdicts(run, rows.of_method(run, mine))
+    if bad:
+        yield ""
+        yield from summary.not_passed(bad[:LISTED]).text()
+        yield from (short(f"  {one.case.key}: {why.reason}", WIDTH) for one, why in bad[:LISTED] if _told(why.question))
+        if len(bad) > LISTED:
+            yield f"  and {len(bad) - LISTED} more"
+    yield ""
+
+
+def _told(question: str) -> bool:
+    """Whether the reason of a verdict says more than its numbers."""
+    return question in ("regression", "bytes")
+
+
+def _not_compared(run: Run) -> Iterator[str]:
+    """Cases without a verdict."""
+    if run.failures:
+        yield "not compared"
+        for name, why in sorted(run.failures.items())[:LISTED]:
+            case, _, method = name.partition("|")
+            yield from wrap(f"  {case}  {method}: {why}", "    ")
+        if len(run.failures) > LISTED:
+            yield f"  and {len(run.failures) - LISTED} more"
+        yield ""
 
 
 def differences(before: Run, after: Run) -> Iterator[str]:
@@ -49,20 +101,3 @@ def differences(before: Run, after: Run) -> Iterator[str]:
         ]
         if changed:
             yield short(f"{what}: {', '.join(changed)}", WIDTH)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table."""
-    before, after = ("  ?  " if value is None else f"{value:.3f}" for value in (row.before, row.after))
-    drop = "" if row.drop is None else points(row.drop)
-    unchanged = row.outcome == "same" and not row.lost and not row.won
-    sure = "no score changed" if unchanged else between(row.low, row.high)
-    ratio = "" if row.ratio_after is None else f"{row.ratio_after:.3f}"
-    if row.ratio_before is not None and row.ratio_after is not None and row.ratio_before != row.ratio_after:
-        ratio = f"{row.ratio_before:.3f} -> {ratio}"
-    return (f"{row.what} {row.method}", f"{before} -> {after}", drop, sure, ratio, str(row.n), row.outcome)
-
-
-def _urgency(row: Row) -> tuple[int, float]:
-    order = ("worse", "missing", "not comparable", "inconclusive", "better")
-    return order.index(row.outcome) if row.outcome in order else len(order), -(row.drop or 0)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvcheck.core.escape import plain
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseRecord, Verdict, context_score
-from kvcheck.judging.explain import explain, headline
+from kvcheck.judging.explain import bearable, explain, headline
+from kvcheck.judging.informative import QUESTION as INFORMATIVE
+from kvcheck.judging.pooled import RUN
+from kvcheck.report import verdict
+from kvcheck.report.text import interval
 
 ANSWER = 60
 """Characters of an answer that are shown."""
 
 
-def fails(verdict: Verdict, strict: bool) -> bool:
-    """Does this verdict fail its case?"""
-    return verdict.outcome == "fail" or (strict and verdict.outcome == "inconclusive")
+def fails(one: Verdict, strict: bool) -> bool:
+    """Does this verdict fail its case, or whatever it is about?"""
+    return one.outcome == "fail" or (strict and one.outcome == "inconclusive")
 
 
 def failure(
@@ -28,22 +32,65 @@ def failure(
     alpha: float | None = None,
 ) -> Iterator[str]:
     """The message of a failed case: what was measured, against what, how sure, an example, and what to type."""
-    bad = [verdict for verdict in verdicts if fails(verdict, strict)]
-    for verdict in sorted(bad, key=lambda verdict: verdict.outcome != "fail"):
-        yield explain(verdict, record, baseline, alpha=alpha)
-    if not any(verdict.outcome == "fail" for verdict in bad):
+    bad = [one for one in verdicts if fails(one, strict)]
+    for one in sorted(bad, key=lambda one: one.outcome != "fail"):
+        yield explain(one, record, baseline, alpha=alpha)
+    if not any(one.outcome == "fail" for one in bad):
         yield f"  inconclusive is a failure here because of {option('strict')}"
     yield from example(record, fp16)
 
 
-def pooled(scope: str, method: str, verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The message of a scope that failed: what all of its contexts show together."""
-    yield f"{method}, {scope}: {headline(verdicts[0])}"
-    for verdict in verdicts:
-        yield f"  {headline(verdict)}"
-        same = verdict.n - verdict.lost - verdict.won
-        yield f"  {verdict.n} contexts: {verdict.lost} lost, {verdict.won} won, {same} unchanged"
-        yield f"  why: {verdict.reason}"
+def pooled(
+    scope: str, method: str, found: Mapping[str, Sequence[Verdict]], settings: Mapping[str, str], strict: bool = False
+) -> Iterator[str]:
+    """The message of a scope that failed: its numbers, what its contexts show together, where, and what to type.
+
+    found: the verdicts of every scope of the method. settings: those of the run's header.
+    """
+    bad = sorted((one for one in found[scope] if fails(one, strict)), key=lambda one: one.outcome != "fail")
+    yield "; ".join(map(verdict.short, bad))
+    for one in bad:
+        yield f"  {method}, {scope}: {verdict.number(one, settings)}   {one.outcome.upper()}"
+        if one.question == INFORMATIVE:
+            yield from f"  why: {one.reason}".splitlines()
+            continue
+        same = one.n - one.lost - one.won
+        yield f"  {one.n} contexts: {one.lost} lost, {one.won} won, {same} unchanged"
+        yield f"  why: {one.reason}"
+        yield from _where(scope, one.question, found)
+        yield f"  {_remedy(method, one)}"
+    if not any(one.outcome == "fail" for one in bad):
+        yield f"  inconclusive is a failure here because of {option('strict')}"
+
+
+def _where(scope: str, question: str, found: Mapping[str, Sequence[Verdict]]) -> Iterator[str]:
+    """Of the whole run: the capabilities that lose most."""
+    parts = [
+        (one.value, name.partition(" ")[2])
+        for name, verdicts in found.items()
+        for one in verdicts
+        if scope == RUN and name.startswith("capability ") and one.question == question and one.value > 0
+    ]
+    if parts and question in ("budget", "regression"):
+        yield "  most in: " + ", ".join(f"{name} {value:.1f}" for value, name in sorted(parts, reverse=True)[:4])
+
+
+def _remedy(method: str, one: Verdict) -> str:
+    if one.outcome == "inconclusive":
+        return f"more contexts: {command(method, n='auto')}"
+    if one.question in ("regression", "drift"):
+        return f"accept, if the change is meant: {command(method, record='changed')}"
+    name = {"budget": "drop"}.get(one.question, one.question)
+    return f"accept, if this price is right: {command(method, budget=f'{name}={bearable(one)}')}"
+
+
+def scope_properties(scope: str, method: str, outcome: str, verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """(name, text) pairs for JUnit XML of a verdict on several cases."""
+    pairs = [("scope", scope), ("method", method), ("outcome", outcome)]
+    for one in verdicts:
+        numbers = f"{one.value:.4g} {interval(one.low, one.high, 4)} of {one.limit:g} over {one.n}"
+        pairs += [(f"verdict_{one.question}", one.outcome), (one.question, numbers)]
+    return [(f"kvcheck_{name}", plain(text)) for name, text in pairs]
 
 
 def example(record: CaseRecord, fp16: CaseRecord | None) -> Iterator[str]:
@@ -63,11 +110,11 @@ def example(record: CaseRecord, fp16: CaseRecord | None) -> Iterator[str]:
 def latency_failure(method: str, length: int, verdicts: Sequence[Verdict], strict: bool) -> Iterator[str]:
     """The message of a failed latency item."""
     yield f"latency at {length} tokens  {method}"
-    for verdict in verdicts:
-        if fails(verdict, strict):
-            yield f"  {headline(verdict)}"
-            yield f"  why: {verdict.reason}"
-            yield f"  accept: {command(method, budget=f'{verdict.question}={verdict.high * 1.005:.3g}')}"
+    for one in verdicts:
+        if fails(one, strict):
+            yield f"  {headline(one)}"
+            yield f"  why: {one.reason}"
+            yield f"  accept: {command(method, budget=f'{one.question}={one.high * 1.005:.3g}')}"
 
 
 def properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:
@@ -87,7 +134,7 @@ def _properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[
         yield "kv_ratio", f"{record.memory.ratio:.4f}"
         if record.memory.host_bytes:
             yield "host_bytes", f"{record.memory.host_bytes}"
-    for verdict in verdicts:
-        if verdict.question == "budget":
-            yield "drop", f"{verdict.value:.2f}"
-        yield f"verdict_{verdict.question}", verdict.outcome
+    for one in verdicts:
+        if one.question == "budget":
+            yield "drop", f"{one.value:.2f}"
+        yield f"verdict_{one.question}", one.outcome

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import FAILS, Run, RunHeader
-from kvcheck.report import conformance, findings, rows, statement, summary, zoo
+from kvcheck.report import conformance, findings, rows, statement, summary, verdict, zoo
 from kvcheck.report.rows import References
 
 
@@ -15,7 +15,12 @@ def lines(run: Run, stored: References | None = None, *, finished: bool = True) 
     """The summary of a run as Markdown. finished: whether all that was selected has run."""
     known = rows.references(run, stored)
     header = run.header
-    yield f"## kvcheck: {'failed' if _failed(run) else 'passed' if finished else 'interrupted'}"
+    yield f"## kvcheck: {_outcome(run, finished)}"
+    yield ""
+    for method in verdict.judged(run):
+        first, *rest = verdict.said(run, verdict.standing(run, method))
+        yield f"- **{first[0]}**: {code(method)}: {escape(first[1])}"
+        yield from (f"  - **{outcome}**: {escape(text)}" for outcome, text in rest)
     yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)
@@ -38,11 +43,21 @@ def commit(header: RunHeader) -> str:
     return f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
 
 
+def _outcome(run: Run, finished: bool) -> str:
+    """In one word. What is inconclusive for one method has not passed."""
+    if _failed(run):
+        return "failed"
+    if not finished:
+        return "interrupted"
+    found = {verdict.standing(run, method).outcome for method in verdict.judged(run)}  # none of a zoo or of findings
+    return next((word for word in (verdict.INCONCLUSIVE, verdict.OPEN) if word in found), "passed")
+
+
 def _failed(run: Run) -> bool:
     """Whether anything failed, with or without a result."""
     return bool(
         run.failures
-        or any(rows.outcome(run, one) in ("fail", "error") for one in run.cases)
+        or any(verdict.standing(run, method).outcome == verdict.FAIL for method in rows.methods(run))
         or any(one.outcome == FAILS for one in run.properties)
         or any(bool(one.properties or one.cases) == one.correct for one in run.zoo)
         or any(one.outcome == "not shown" for one in run.findings)
@@ -66,6 +81,9 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield ""
         yield from summary.not_passed(found).markdown()
         yield from ("</details>", "")
+    floor = list(summary.not_informative(run, records))
+    yield from (f"- not informative: {code(line)}" for line in floor)
+    yield from [""] if floor else ()
     unmeasured = rows.not_measured(run, records)
     yield from (f"- not measured: {code(what)} ({len(names)})" for what, names in sorted(unmeasured.items()))
     yield from [""] if unmeasured else ()

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvcheck.core.record import AS_RECORDED, CAPABILITIES, MODES, CaseRecord, Run, SampleRecord, Verdict, context_score
-from kvcheck.judging.pairing import identical
+from kvcheck.core.record import (
+    AS_RECORDED,
+    CAPABILITIES,
+    MODES,
+    NOT_INFORMATIVE,
+    CaseRecord,
+    Run,
+    SampleRecord,
+    Verdict,
+    context_score,
+)
+from kvcheck.judging.informative import told
+from kvcheck.judging.pairing import identical, same_inputs
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
@@ -17,7 +28,9 @@ class Row:
     """Cases pooled: a capability, a task, a mode or a length.
 
     before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known.
-    drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error").
+    drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error",
+    NOT_INFORMATIVE). Cases that are not informative count among these alone, as in the verdicts on several cases.
+    floor: none is informative; the means are theirs then, and there is no drop.
     identical: every answer and score is fp16's. alone: nothing but itself to compare with (fp16 without a record).
     """
 
@@ -32,6 +45,7 @@ class Row:
     chance: float
     identical: bool = False
     alone: bool = False
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,19 @@ def outcome(run: Run, record: CaseRecord) -> str:
         return "error"
     if not record.samples and not record.latency:
         return "not measured"
+    if NOT_INFORMATIVE in outcomes:
+        return NOT_INFORMATIVE
     return "pass" if outcomes else "not judged"
+
+
+def why_not(run: Run, record: CaseRecord) -> str:
+    """Why a case is not informative, "" where it is: no drop of its scores is shown then."""
+    return told(run.verdicts.get(key(record), ()))
+
+
+def informative(run: Run, records: Iterable[CaseRecord]) -> list[CaseRecord]:
+    """The records that can show a loss of accuracy."""
+    return [record for record in records if not why_not(run, record)]
 
 
 def outcomes(run: Run, records: Iterable[CaseRecord]) -> dict[str, int]:
@@ -101,6 +127,15 @@ def errors(run: Run) -> dict[str, str]:
     return {name: text for name, text in sorted(run.failures.items()) if name not in explained}
 
 
+def lost(run: Run, method: str) -> list[str]:
+    """The failures of a method without a record: cases that came to nothing. Those of several cases are no case."""
+    from kvcheck.judging.pooled import is_scope
+
+    known = {key(record) for record in of_method(run, method)}
+    names = (name for name in run.failures if name.endswith(f"|{method}") and name not in known)
+    return [name for name in names if not is_scope(name.rpartition("|")[0])]
+
+
 def reason(text: str) -> str:
     """The line of a failure's message that says most: the last one that is no hint (hints are indented)."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -116,41 +151,43 @@ def remedy(text: str) -> list[str]:
 
 
 def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, SampleRecord]]:
-    """(fp16, method): the contexts that both have, paired by index and digest."""
+    """(fp16, method): the contexts that both have, paired by index, of the same prompts, ids and grading."""
     other = known.get(record.case.key)
     by_index = {sample.index: sample for sample in other.samples} if other is not None else {}
     both = ((by_index.get(sample.index), sample) for sample in record.samples)
-    return [(then, now) for then, now in both if then is not None and then.digest == now.digest]
+    return [(then, now) for then, now in both if then is not None and same_inputs(now, then)]
 
 
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
-    """One row for several cases, with an interval over all their contexts."""
+    """One row for several cases, with an interval over all contexts of those that are informative."""
+    counted = outcomes(run, records)
+    shown = informative(run, records)
+    floor, records = not shown, shown or records
     both = [pair for record in records for pair in pairs(record, known)]
     n = sum(len(record.samples) for record in records)
     chance = sum(record.chance for record in records) / len(records)
-    counted = outcomes(run, records)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
-        return Row(label, None, after, None, None, None, counted, n, chance)
-    scores = [(context_score(then), context_score(now)) for then, now in both]
-    before, after = (sum(pair[side] for pair in scores) / n for side in (0, 1))
-    low, high = drop_interval(scores)
+        return Row(label, None, after, None, None, None, counted, n, chance, floor=floor)
+    before, after, low, high = drops(records, known)
+    if floor:
+        return Row(label, before, after, None, None, None, counted, n, chance, floor=True)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
 
 
-def drop_interval(scores: Sequence[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of the mean drop in points, one (fp16, method) pair of scores per context.
+def drops(records: Iterable[CaseRecord], known: References) -> tuple[float, float, float, float]:
+    """(fp16, method, low, high): accuracies, and the interval of the drop in points, as the verdicts have them."""
+    from kvcheck.judging import pooled
 
-    fp16 is the yardstick, as for the verdicts: no context can lose more than it has there, nor gain more than it lacks.
-    """
-    from kvcheck.judging.stats import bootstrap_interval
-
-    drops = [before - after for before, after in scores]
-    seen = max(abs(drop) for drop in drops) or 1.0
-    lowest, highest = min(before for before, _ in scores) - 1.0, max(before for before, _ in scores)
-    low, high = bootstrap_interval(drops, alpha, lowest=max(lowest, -seen), highest=highest)
-    return low * 100, high * 100
+    both = ((record, then, now) for record in records for then, now in pairs(record, known))
+    pool = pooled.Pool([(record, now, then) for record, then, now in both])
+    share, whole = pool.weights, sum(pool.weights)
+    before, after = (
+        sum(weight * context_score(pair[side]) for weight, pair in zip(share, pool.pairs, strict=True)) / whole
+        for side in (1, 0)
+    )
+    return before, after, *pooled.drop_interval(pool)
 
 
 def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:
@@ -239,9 +276,13 @@ def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]
     return found
 
 
+_OWN = ("regression", "drift")
+"""The questions against the method's own record; of a case that is not informative, the second alone."""
+
+
 def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
     """(repeated, changed, worse): cases judged against the method's own record; changed are not clearly worse."""
-    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question == "regression"]
+    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question in _OWN]
     worse = sum(one.outcome == "fail" for one in verdicts)
     repeated = sum(_repeated(run.verdicts.get(key(record), ())) for record in records)
     return repeated, len(verdicts) - repeated - worse, worse
@@ -250,11 +291,12 @@ def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
 def _repeated(verdicts: Iterable[Verdict]) -> bool:
     """Whether nothing moved against the method's own record: no score, no drift, no byte."""
     found = {one.question: one for one in verdicts}
-    own, size = found.get("regression"), found.get("bytes")
+    own, size = next((found[name] for name in _OWN if name in found), None), found.get("bytes")
     return own is not None and own.reason == AS_RECORDED and (size is None or size.outcome == "pass")
 
 
 def failed_verdicts(run: Run, records: Iterable[CaseRecord]) -> list[tuple[CaseRecord, Verdict]]:
-    """Every verdict that is not a pass, failures first."""
-    found = [(record, one) for record in records for one in run.verdicts.get(key(record), ()) if one.outcome != "pass"]
+    """Every verdict that fails or is inconclusive, failures first."""
+    verdicts = ((record, one) for record in records for one in run.verdicts.get(key(record), ()))
+    found = [(record, one) for record, one in verdicts if one.outcome not in ("pass", NOT_INFORMATIVE)]
     return sorted(found, key=lambda pair: pair[1].outcome != "fail")

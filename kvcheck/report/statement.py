@@ -22,6 +22,8 @@ def plain(run: Run, method: str, known: References, shown: Callable[[str], str] 
     found = [record.memory for record in records if record.memory is not None]
     share = sum(one.kv_bytes for one in found) / sum(one.dense_bytes for one in found) if found else None
     held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16{_away(found)}."
+    if whole.floor:
+        return f"{name}: no case here is informative, so what is given up against fp16 cannot show.{held}"
     if whole.drop is None or whole.low is None or whole.high is None:
         return f"{name}: no fp16 record of these prompts, so what it gives up is not known.{held}"
     if method == "fp16":
@@ -46,7 +48,7 @@ def plain(run: Run, method: str, known: References, shown: Callable[[str], str] 
     )
     if losing:
         named = ", ".join(f"{shown(row.label)} ({points(row.drop or 0, False)})" for row in losing[:4])
-        text += f" Surely lost points: {named}."
+        text += f" Below fp16 (95% interval above 0): {named}."
     return text + held
 
 

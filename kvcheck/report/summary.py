@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
 from kvcheck.report.table import Table
 from kvcheck.report.text import between, interval, plural, points, seconds, size
 
-HEAD = ("fp16 -> method", "drop", "95% interval", "cases", "n", "chance")
-ALIGN, MOST = "<<><<>>", {0: 24, 4: 22}
+HEAD = ("drop", "95% interval", "cases", "n", "chance")
+ALIGN, MOST = "<<><<>>", {0: 24, 4: 24}
 
 
 def count_text(run: Run, method: str) -> str:
     """ "57 cases: 54 pass, 1 fail, 2 inconclusive"."""
     records = rows.of_method(run, method)
     counted = rows.outcomes(run, records)
-    lost = sum(name.endswith(f"|{method}") for name in run.failures) - sum(
-        rows.key(record) in run.failures for record in records
-    )
-    if lost > 0:
-        counted["error"] = counted.get("error", 0) + lost
+    lost = rows.lost(run, method)
+    if lost:
+        counted["error"] = counted.get("error", 0) + len(lost)
     total = sum(counted.values())
     unmeasured = sum(bool(record.not_measured) for record in records)
     words = [
         f"{counted[name]} {name}"
-        for name in ("pass", "fail", "error", "inconclusive", "not judged", "not measured")
+        for name in ("pass", "fail", "error", "inconclusive", NOT_INFORMATIVE, "not judged", "not measured")
         if counted.get(name)
     ]
     words += [f"{unmeasured} with something not measured"] if unmeasured else []
@@ -38,16 +36,18 @@ def count_text(run: Run, method: str) -> str:
 def outcome_text(row: Row) -> str:
     """The cases of a row by outcome: "9 pass", or what is wrong with how many of them."""
     bad = [name for name in ("fail", "error", "inconclusive", "not judged") if row.outcomes.get(name)]
-    if not bad:
-        return f"{row.outcomes.get('pass', 0)} pass"
-    text = ", ".join(f"{row.outcomes[name]} {'unclear' if name == 'inconclusive' else name}" for name in bad)
-    return f"{text} of {sum(row.outcomes.values())}"
+    out = row.outcomes.get(NOT_INFORMATIVE, 0)
+    told = sum(row.outcomes.values()) - out
+    text = ", ".join(f"{row.outcomes[name]} {name}" for name in bad)
+    if len(bad) < 2:
+        text = f"{text} of {told}" if bad else f"{row.outcomes.get('pass', 0)} pass" if told else ""
+    return " + ".join([*[text] * bool(text), *[f"{out} left out"] * bool(out)])
 
 
 def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
     before, after = (_score(value) for value in (row.before, row.after))
     drop = "" if row.drop is None else points(row.drop)
-    sure = between(row.low, row.high, row.identical)
+    sure = NOT_INFORMATIVE if row.floor else between(row.low, row.high, row.identical)
     return (
         indent + row.label, f"{before} -> {after}", drop, sure, outcome_text(row), str(row.n), f"{row.chance:.2f}"
     )  # fmt: skip
@@ -57,20 +57,26 @@ def _score(value: float | None) -> str:
     return "  ?  " if value is None else f"{value:.3f}"
 
 
-def tables(run: Run, records: Sequence[CaseRecord], known: References) -> Iterator[Table]:
-    """Accuracy of judged records: by capability and task; by mode and by length; by turn; by subtask."""
+def tables(run: Run, records: Sequence[CaseRecord], known: References, both: str = "fp16 -> method") -> Iterator[Table]:
+    """Accuracy of judged records: by capability and task; by mode and by length; by turn; by subtask.
+
+    Of cases that are informative, as for the verdicts on several cases; a row that has no other says so. both: what the
+    reference and the method are called.
+    """
+    head = (both, *HEAD)
     body = []
     for capability, tasks in rows.by_capability(run, records, known):
         body += [_cells(capability), *(_cells(task, "  ") for task in tasks)]
-    yield Table(("capability / task", *HEAD), ALIGN, body, MOST)
+    yield Table(("capability / task", *head), ALIGN, body, MOST)
     body = []
     for field in ("mode", "length"):
         found = rows.by(run, records, known, field)
         if len(found) > 1:
-            body += [(f"by {field}", *HEAD), *(_cells(row, "  ") for row in found)]
+            body += [(f"by {field}", *head), *(_cells(row, "  ") for row in found)]
     if body:
         yield Table(body[0], ALIGN, body[1:], MOST)
-    turns = turn_table(records, known)
+    records = rows.informative(run, records)
+    turns = turn_table(records, known, *both.split(" -> "))
     if turns is not None:
         yield turns
     parts = [
@@ -78,16 +84,18 @@ def tables(run: Run, records: Sequence[CaseRecord], known: References) -> Iterat
         for one in rows.parts(records, known)
     ]
     if parts:
-        yield Table(("by subtask", "fp16 -> method", "answers"), "<>>", parts, {0: 40})
+        yield Table(("by subtask", both, "answers"), "<>>", parts, {0: 40})
 
 
-def turn_table(records: Sequence[CaseRecord], known: References) -> Table | None:
+def turn_table(
+    records: Sequence[CaseRecord], known: References, before: str = "fp16", after: str = "method"
+) -> Table | None:
     """Accuracy turn by turn in multi-turn mode; None where there is one turn only."""
     mine, theirs = rows.turns(records), rows.turns_before(records, known)
     if len(mine) < 2:
         return None
     head = ("multi-turn accuracy", *(f"turn {number}" for number in range(1, len(mine) + 1)))
-    both = (("  fp16", theirs), ("  method", mine))
+    both = ((f"  {before}", theirs), (f"  {after}", mine))
     body = [(name, *(f"{value:.3f}" for value in values)) for name, values in both if len(values) == len(mine)]
     return Table(head, "<" + ">" * len(mine), body)
 
@@ -153,25 +161,33 @@ def own_record_text(repeated: int, changed: int, worse: int) -> str:
     return ", ".join(f"{words} in {plural(number, 'case')}" for number, words in counted if number)
 
 
+def not_informative(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+    """What cannot show a loss of accuracy, and why: cases of one task with one reason stand together."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if why := rows.why_not(run, record):
+            found.setdefault(why, []).append(f"{record.case.task} {record.case.mode} {record.case.length}")
+    yield from (f"{', '.join(cases)}: {why}" for why, cases in found.items())
+
+
 def not_passed(found: Sequence[tuple[CaseRecord, Verdict]]) -> Table:
     """Verdicts that are not a pass, case by case."""
     body = []
     for record, one in found:
         scale, unit = (1, "points") if one.question in ("budget", "regression") else (3, "")
         seen = f"{one.value:+.{scale}f} {interval(one.low, one.high, scale)} of {one.limit:g} {unit}".rstrip()
-        outcome = "unclear" if one.outcome == "inconclusive" else one.outcome
         case = f"{record.case.task} {record.case.mode} {record.case.length}"
-        body.append((f"  {case}", one.question, outcome, seen, str(one.n)))
+        body.append((f"  {case}", one.question, one.outcome, seen, str(one.n)))
     return Table(("not passed", "question", "verdict", "seen", "n"), "<<<<>", body)
 
 
-def unclear(found: Sequence[tuple[CaseRecord, Verdict]]) -> str:
-    """What would make unclear verdicts clear; "" where there are none."""
+def inconclusive(found: Sequence[tuple[CaseRecord, Verdict]]) -> str:
+    """What would settle inconclusive verdicts on cases; "" where there are none."""
     drops = [one.detectable for _, one in found if one.outcome == "inconclusive" and one.detectable is not None]
     if not drops:
         return ""
     return (
-        f"unclear: these contexts show a drop only from {points(min(drops), False)} points on; "
+        f"inconclusive: the contexts of a case show a drop only from {points(min(drops), False)} points on; "
         f"{option('n')} takes more (of fp16 too: {option('record')}=changed), "
-        f"{option('strict')} makes unclear a failure"
+        f"{option('strict')} makes inconclusive a failure"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvcheck.core.escape import plain
 from kvcheck.core.record import Run
-from kvcheck.report import conformance, findings, rows, statement, summary, zoo
+from kvcheck.report import conformance, findings, rows, statement, summary, verdict, zoo
 from kvcheck.report.rows import References
 from kvcheck.report.text import WIDTH, plural, short, wrap
 from kvcheck.store.published import gaps
@@ -24,6 +24,8 @@ def lines(run: Run, stored: References | None = None) -> Iterator[str]:
 
 
 def _lines(run: Run, known: References) -> Iterator[str]:
+    first = list(verdict.lines(run))
+    yield from [*first, ""] if first else ()
     for method in rows.methods(run):
         yield from of_method(run, method, known)
     yield from failures(run)
@@ -47,7 +49,13 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
         yield from summary.not_passed(found[:LISTED]).text()
         if len(found) > LISTED:
             yield f"  and {len(found) - LISTED} more"
-        yield from wrap(f"  {summary.unclear(found)}")
+        yield from wrap(f"  {summary.inconclusive(found)}")
+    floor = list(summary.not_informative(run, records))
+    if floor:
+        yield ""
+        yield "not informative: no loss of accuracy can show there, their scores are left out"
+        for line in floor:
+            yield from wrap(f"  {line}", "    ")
     unmeasured = rows.not_measured(run, records)
     if unmeasured:
         yield ""

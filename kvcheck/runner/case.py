@@ -12,7 +12,7 @@ from kvcheck.core.front import option
 from kvcheck.core.record import CLEAR, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import Spec
-from kvcheck.runner.modes import Block
+from kvcheck.runner.modes import Block, alike
 from kvcheck.runner.prompts import Prompter, prompter
 from kvcheck.runner.seam import Context, Question
 from kvcheck.runner.whole_prompts import WholePrompts
@@ -100,10 +100,7 @@ class Runner:
                     return so_far
             for indices in _left(case, work.together if task.info.exact else 1, {sample.index for sample in done}):
                 samples = [self.sample(task, case, index) for index in indices]
-                contexts = [Context(one.index, asking.context(one), one.images) for one in samples]
-                taken = work.contexts(_key(case, tuple(indices), asking.exact), contexts)
-                answered = Block(taken, asking, samples, work.most).run()
-                done += [_graded(sample, asked, asking) for sample, asked in zip(samples, answered, strict=True)]
+                done += _answered(samples, asking, work)
                 record = self._record(task, asking, str(Spec.parse(method_spec)), done, work)
                 if progress is not None:
                     progress(len(done), case.n)
@@ -176,6 +173,7 @@ class Runner:
             stopped="all samples" if len(done) == case.n else CLEAR,
             not_measured=measured.not_measured,
             switches=self._switches(task, prompter),
+            inputs=prompter.inputs,
         )
 
 
@@ -201,9 +199,25 @@ def _expect_able(backend: Backend) -> None:
         )
 
 
+def _answered(samples: list[Sample], asking: Prompter, work: Work) -> list[SampleRecord]:
+    """Have the questions of some contexts answered, those of equal lengths together, and grade the answers.
+
+    Where a token reaches over the seam to the question, a context is shorter by that.
+    """
+    contexts = [Context(one.index, asking.context(one), one.images) for one in samples]
+    done: list[SampleRecord] = []
+    for part in alike(range(len(samples)), lambda at: len(contexts[at].ids)):
+        some, key = [samples[at] for at in part], tuple(samples[at].index for at in part)
+        taken = work.contexts(_key(asking.case, key, asking.exact), [contexts[at] for at in part])
+        answered = Block(taken, asking, some, work.most).run()
+        done += [_graded(sample, asked, asking) for sample, asked in zip(some, answered, strict=True)]
+    return sorted(done, key=lambda sample: sample.index)
+
+
 def _graded(sample: Sample, questions: list[Question], prompter: Prompter) -> SampleRecord:
     """The answers to one sample with their scores."""
-    return SampleRecord(sample.index, sample.digest, tuple(_turn(sample, question, prompter) for question in questions))
+    turns = tuple(_turn(sample, question, prompter) for question in questions)
+    return SampleRecord(sample.index, sample.digest, turns, fed=prompter.fed(sample), graded=prompter.graded(sample))
 
 
 def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
@@ -211,9 +225,9 @@ def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
     from kvcheck.tasks.metrics import score
 
     turn, drift = sample.turns[question.turn], question.drift
-    answer = prompter.answer(turn, question)
+    answer, ended = prompter.answer(turn, question)
     graded = score(turn.metric, answer, turn.references, turn.options)
-    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl)
+    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl, ended)
 
 
 def _left(case: CaseId, size: int, done: set[int]) -> Iterator[list[int]]:

@@ -18,19 +18,23 @@ USER, ANSWER, NEXT = "\u2460kvcheck-user\u2460", "\u2460kvcheck-answer\u2460", "
 @dataclass(frozen=True)
 class Chat:
     """The text before the first user message, behind a user message (up to where the answer begins), and between an
-    answer and the next user message. The token that opens every prompt is not in `head`: the encoder adds it, once.
-    trims: the template takes white space off the ends of a message, as those of Llama 3 and Gemma do.
+    answer and the next user message. A BOS is in `head` where the template writes one, and nothing else adds it.
+    trims: the template takes white space off the ends of a message, as those of Llama 3 and Gemma do. bos: its text.
     """
 
     head: str = ""
     tail: str = ""
     again: str = ""
     trims: bool = False
+    bos: str = ""
 
     @property
     def digest(self) -> str:
-        """Identifies the template in a record, "" where nothing is put around a text."""
-        parts = (self.head, self.tail, self.again, *(["trims"] * self.trims))
+        """Identifies the template in a record, "" where nothing is put around a text.
+
+        Not by its BOS: how prompts begin is recorded beside it.
+        """
+        parts = (self.head.removeprefix(self.bos), self.tail, self.again, *(["trims"] * self.trims))
         return sha256("\x1f".join(parts).encode()).hexdigest()[:12] if self.tail else ""
 
     def message(self, text: str) -> str:
@@ -59,4 +63,4 @@ class Chat:
             )
         head, tail = once.split(USER)
         again = twice.split(ANSWER)[1].split(NEXT)[0]
-        return cls(head.removeprefix(tokenizer.bos_token or ""), tail, again, trimmed == once)
+        return cls(head, tail, again, trimmed == once, tokenizer.bos_token or "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseId
+from kvcheck.core.record import CaseId, prompt_digest
 from kvcheck.core.settings import Settings
 from kvcheck.runner.chat import Chat
 from kvcheck.runner.seam import Encoder, Question
@@ -17,12 +18,21 @@ DRIFT_TOKENS = 64
 """Drift is measured on at most this many tokens of the reference answer."""
 
 
-def cut(text: str, stops: tuple[str, ...]) -> str:
-    """The text up to the first stop string; one that it begins with does not end it."""
+def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """(the text up to the first stop string, whether there is one); one that it begins with does not end it."""
     for stop in stops:
         while text.startswith(stop):
             text = text[len(stop) :]
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+    end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))
+    return text[:end], end < len(text)
+
+
+@cache
+def _cutting() -> str:
+    """Digest of the code of `cut`."""
+    from kvcheck.tasks.metrics.digest import of_code
+
+    return of_code(cut)
 
 
 class Prompter:
@@ -31,7 +41,11 @@ class Prompter:
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
     words: the length counts words (TaskInfo.words).
-    openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice.
+    openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice. Under a chat
+    template the first is the template's to write.
+
+    Context and question are what their text gives where it is encoded at once, cut at the last token that the context
+    has by itself: one that reaches over the seam, such as ".\\n", is the question's.
     """
 
     def __init__(
@@ -40,12 +54,14 @@ class Prompter:
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
         self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
-        self.opening = encoder.bos * openings
+        self.opening = encoder.bos * (openings - bool(chat.tail))
+        self._seams: dict[str, tuple[list[int], list[tuple[int, ...]]]] = {}
 
     def context(self, sample: Sample) -> list[int]:
         """The opening, the chat template's head and the context.
 
-        Raises KvcheckError where it has not `case.length` tokens, ContextTooLong where the model has no room for it.
+        Raises KvcheckError where the context has not `case.length` tokens, ContextTooLong where the model has no room
+        for it.
         """
         ids = self.encoder.encode(sample.context)
         wrong = len(ids) != self.case.length if self.exact else len(ids) > self.case.length
@@ -55,9 +71,34 @@ class Prompter:
                 f"instead of {'' if self.exact else 'at most '}{self.case.length}",
                 "a task's generator fills its context to exactly the requested length with the tokenizer it is given",
             )
-        head = self.encoder.encode(self.chat.head)
-        self._check_fits(sample, len(head) + len(ids))
-        return [*self.opening, *head, *ids]
+        fed, _ = self._seam(sample)
+        self._check_fits(sample, len(fed))
+        return [*self.opening, *fed]
+
+    def _seam(self, sample: Sample) -> tuple[list[int], list[tuple[int, ...]]]:
+        """(ids of head and context, those of each question behind them), together those of the whole text.
+
+        The same in all modes: the context ends where the whole texts of all questions still agree with it.
+        """
+        if sample.digest not in self._seams:
+            text = self.chat.head + sample.context
+            context = self.encoder.encode(text)
+            wholes = [self.encoder.encode(text + self.asked(turn)) for turn in sample.turns]
+            shared = min(_agree(context, whole) for whole in wholes)
+            self._seams[sample.digest] = context[:shared], [tuple(whole[shared:]) for whole in wholes]
+        return self._seams[sample.digest]
+
+    def _behind(self, before: str, text: str) -> tuple[int, ...]:
+        """Ids of a text that goes on behind another one, whose own ids stay: it is not the beginning of a text.
+
+        Where a token would reach over the seam, those behind a letter (if the tokenizer knows it).
+        """
+        encode = self.encoder.encode
+        for anchor in (before, "a") if self.encoder.decode(encode("a")).strip() == "a" else (before,):
+            ids, whole = encode(anchor), encode(anchor + text)
+            if _agree(ids, whole) == len(ids):
+                return tuple(whole[len(ids) :])
+        return tuple(encode(text))
 
     def asked(self, turn: Turn) -> str:
         """The text of a question, up to where its answer begins."""
@@ -66,7 +107,7 @@ class Prompter:
     def first(self, sample: Sample, row: int, turn: int) -> Question:
         """The question `turn` asked right after the context."""
         asked = sample.turns[turn]
-        ids = tuple(self.encoder.encode(self.asked(asked)))
+        ids = self._seam(sample)[1][turn]
         return Question(row, turn, ids, self.reference(asked), asked.max_new_tokens)
 
     def following(self, sample: Sample, question: Question) -> Question | None:
@@ -78,26 +119,57 @@ class Prompter:
         text = self.asked(asked)
         if self.chat.again:  # it opens a message of its own
             text = text.lstrip("\n")
-        text = self._joint(sample) + text
+        text, answer = self._joint(sample) + text, self.space(before) + before.expected
         if self.gold:
-            ids = tuple(self.encoder.encode(self.space(before) + before.expected + text))
+            ids = self._behind(self.asked(before), answer + text)
             return question.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
-        return question.next(turn, tuple(self.encoder.encode(text)), self.reference(asked), asked.max_new_tokens)
+        return question.next(turn, self._behind(answer, text), self.reference(asked), asked.max_new_tokens)
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
         expected = turn.expected if turn.target or turn.references else ""
         if not expected:
             return ()
-        text = self.asked(turn)
-        asked = self.encoder.encode(text)
-        joined = self.encoder.encode(text + self.space(turn) + expected)
-        ids = joined[len(asked) :] if joined[: len(asked)] == asked else self.encoder.encode(expected)
-        return tuple(ids[:DRIFT_TOKENS])
+        return self._behind(self.asked(turn), self.space(turn) + expected)[:DRIFT_TOKENS]
 
-    def answer(self, turn: Turn, question: Question) -> str:
-        """The text of an answer, without the space that stands between question and answer, cut at a stop string."""
-        return cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
+    def fed(self, sample: Sample) -> str:
+        """Digest of the ids that a sample becomes: context, questions and references; not the model's own answers."""
+        context, questions = self._seam(sample)
+        parts: list[Sequence[int]] = [self.opening, context]
+        for at, turn in enumerate(self._turns(sample)):
+            if at and self.case.mode == "multi_turn":
+                question = self.following(sample, Question(0, at - 1, (), (), 0, ended=True))
+                parts.append(question.ids if question is not None else ())
+            else:
+                parts.append(questions[at])
+            parts.append(self.reference(turn))
+        return prompt_digest(*(",".join(map(str, ids)) for ids in parts))
+
+    def graded(self, sample: Sample) -> str:
+        """Digest of what makes scores of the answers: the metrics with their code, and how an answer is cut."""
+        from kvcheck.tasks.metrics.digest import of_metric
+
+        parts = [_cutting()]
+        for turn in self._turns(sample):
+            rule = (turn.metric, of_metric(turn.metric), turn.options, turn.stop, turn.lead, turn.space)
+            parts.append(repr((*rule, turn.max_new_tokens)))
+        return prompt_digest(*parts)
+
+    @property
+    def inputs(self) -> tuple[tuple[str, str], ...]:
+        """What decides the ids: how prompts begin, and what the encoder says of itself."""
+        own = "what the chat template writes" if self.chat.tail else "no token of the tokenizer's own"
+        beginning = f"token {', '.join(map(str, self.opening))}" if self.opening else own
+        facts = {str(name): str(value) for name, value in getattr(self.encoder, "facts", {}).items()}
+        return tuple(sorted({**facts, "beginning": beginning}.items()))
+
+    def answer(self, turn: Turn, question: Question) -> tuple[str, bool]:
+        """(text, ended) of an answer: without the space that stands between question and answer, up to a stop string.
+
+        ended: an end token or a stop string closed it; else the limit of new tokens cut it.
+        """
+        text, stopped = cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
+        return text, stopped or question.ended
 
     def space(self, turn: Turn) -> str:
         """What stands before an answer: nothing where it begins an assistant's message."""
@@ -132,6 +204,12 @@ class Prompter:
     def _turns(self, sample: Sample) -> tuple[Turn, ...]:
         """The turns that the mode asks: `single` asks the first question only."""
         return sample.turns[:1] if self.case.mode == "single" else sample.turns
+
+
+def _agree(ids: list[int], other: list[int]) -> int:
+    """How many ids two lists begin with in common."""
+    most = min(len(ids), len(other))
+    return most if ids[:most] == other[:most] else next(at for at in range(most) if ids[at] != other[at])
 
 
 def prompter(

@@ -12,11 +12,12 @@ from kvcheck.tasks.images import Image
 
 class Encoder(Tokenizer, Protocol):
     """The tokenizer of the model under test: it adds nothing to a text. One from Hugging Face may lie in `tokenizer`,
-    whose chat template is used then."""
+    whose chat template is used then. `facts`, a table of texts, may say what decides its ids ("tokenizers": "0.23.1"):
+    where those of two records differ, it is compared to say why."""
 
     @property
     def bos(self) -> tuple[int, ...]:
-        """Ids that open every prompt, () where the model has none."""
+        """Ids that the tokenizer puts before a text, () where it puts none."""
         ...
 
     @property

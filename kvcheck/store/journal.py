@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
@@ -140,6 +141,26 @@ class Kept:
             zoo=rest(self.zoo),
         )
 
+    def renamed(self, name: Callable[[str], str]) -> Kept:
+        """With other names for the methods; of two that become one, what was measured under the name itself."""
+
+        def named(part: dict[Name, T]) -> dict[Name, T]:
+            found = {(case, name(method)): _under(one, name(method)) for (case, method), one in part.items()}
+            return found | {at: one for at, one in part.items() if name(at[1]) == at[1]}
+
+        header = self.header
+        if header is not None:
+            sources = {name(spec): digest for spec, digest in header.sources.items()}
+            kept = {spec: digest for spec, digest in header.sources.items() if name(spec) == spec}
+            header = replace(header, sources=sources | kept)
+        return replace(
+            self,
+            header=header,
+            records=named(self.records),
+            ended=named(self.ended),
+            properties=named(self.properties),
+        )
+
     def run(self, header: RunHeader, methods: Sequence[str] = ()) -> Run:
         """As a run: what ended, and what was begun as its partial cases. methods: the order of their cases."""
 
@@ -159,6 +180,14 @@ class Kept:
             tuple(self.zoo.values()),
             tuple(finding for one in ended.values() for finding in one.findings),
         )
+
+
+def _under(one: T, method: str) -> T:
+    """A part of a run under another name of its method, with the record that lies in it."""
+    changed: dict[str, object] = {"method": method}
+    if isinstance(one, Ended) and one.record is not None:
+        changed["record"] = replace(one.record, method=method)
+    return typing.cast(T, replace(typing.cast(Any, one), **changed))
 
 
 class Journal:

@@ -14,14 +14,19 @@ from kvcheck.store.validate import shown, strict_json
 SCORE_DIGITS = 4
 WEIGHT = "held"
 """The key of what a context held: bytes, slots, and the number of caches where it is not 1."""
+CUT = "cut"
+"""The key of the turns whose answers the limit of new tokens cut."""
 
 _INDEX = re.compile("0|[1-9][0-9]{0,6}")
 _SCORES = re.compile(r"[01]+|[01]\.[0-9]{4}(,[01]\.[0-9]{4})*")
 _DRIFT = re.compile("-|([0-9]{1,9})?(,([0-9]{1,9})?)*")
 
 
-def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool) -> str:
-    """One line. fp16: the record of the same context that it is written against. weighed: with what it held."""
+def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool, ended: bool) -> str:
+    """One line. fp16: the record of the same context that it is written against. weighed: with what it held.
+
+    ended: with the answers that were cut.
+    """
     turns = sample.turns
     columns = [str(sample.index)] if fp16 is not None else [str(sample.index), sample.digest]
     columns.append(_write_scores([turn.score for turn in turns]))
@@ -39,6 +44,9 @@ def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool)
     if weighed and sample.weight is not None:
         held = sample.weight
         extra[WEIGHT] = [held.kv, round(held.kept, 2), *([held.caches] if held.caches != 1 else [])]
+    cut = [at for at, turn in enumerate(turns) if not turn.ended] if ended else []
+    if cut:
+        extra[CUT] = cut
     return " ".join(columns + ([_compact(extra)] if extra else []))
 
 
@@ -64,8 +72,11 @@ def _split(line: str, based: bool) -> tuple[list[str], str]:
     return columns[:width], columns[width] if len(columns) > width else "{}"
 
 
-def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord:
-    """The context of a line. fp16: the contexts that it is written against. Raises ValueError, KeyError, TypeError."""
+def read_sample(line: str, fp16: dict[int, SampleRecord] | None, ended: bool) -> SampleRecord:
+    """The context of a line. fp16: the contexts that it is written against. ended: whether it says what was cut.
+
+    Raises ValueError, KeyError, TypeError.
+    """
     columns, text = _split(line, fp16 is not None)
     index, scores = int(columns[0]), _read_scores(columns[-4])
     extra: dict[str, Json] = strict_json(text)
@@ -73,6 +84,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
         raise ValueError(f"no JSON object: {shown(text)}")
     drift = [_read_thousandths(column, len(scores)) for column in columns[-3:]]
     weight = _read_weight(extra.pop(WEIGHT, None))
+    whole = _read_cut(extra.pop(CUT, []), len(scores)) if ended else [None] * len(scores)
     if fp16 is None:
         digest, answers = columns[1], extra.pop("answers")
         depths = extra.pop("depth", [None] * len(scores))
@@ -84,7 +96,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None) -> SampleRecord
         answers = [_restore(extra.pop(str(at), None), turn.answer) for at, turn in enumerate(theirs.turns)]
     if extra:
         raise ValueError(f"{shown(next(iter(extra)))} means nothing in context {index}")
-    rows: Iterator[Json] = zip(scores, answers, subtasks, depths, *drift, strict=True)
+    rows: Iterator[Json] = zip(scores, answers, subtasks, depths, *drift, whole, strict=True)
     return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows), weight)
 
 
@@ -93,6 +105,13 @@ def _read_weight(found: Json) -> Weight | None:
         return None
     kv, kept, *caches = found
     return Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
+
+
+def _read_cut(cut: Json, count: int) -> list[bool]:
+    """Whether each answer ended."""
+    if not isinstance(cut, list) or any(type(at) is not int or not 0 <= at < count for at in cut):
+        raise ValueError(f"no turns of {count}: {shown(cut)}")
+    return [at not in cut for at in range(count)]
 
 
 def _change(answer: str, fp16: str) -> str | list[int | str]:

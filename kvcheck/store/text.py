@@ -19,6 +19,8 @@ JSON holds the answers, depths and subtasks of the turns. A file of another meth
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
 text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
 `held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several.
+`cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
+other answers ended; without it that is not known.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """
@@ -27,7 +29,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 from kvcheck.core.errors import BaselineError, SpecError
 from kvcheck.core.formats import Json
@@ -36,10 +39,12 @@ from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, LatencyRecord, Memor
 from kvcheck.store.lines import encodable, expect_line, places, read_sample, sha256, write_sample
 from kvcheck.store.validate import check_case, shown, strict_json
 
+DIGESTS = ("fed", "graded")
+"""Of each context, in a list in the meta object; those that are the same in all of them once."""
 _MAGIC = "kvcheck baseline schema="
 _SHA = "sha256 "
 META = frozenset(("base", "binary", "capability", "chance", "latency", "memory", "not_measured", "query_aware"))
-META |= {"stopped", "switches"}
+META |= {"ended", "stopped", "switches", "inputs", *DIGESTS}
 """The names in the meta object of a case."""
 
 
@@ -195,14 +200,31 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
         meta["latency"] = [_changed(latency) for latency in record.latency]
     if record.stopped != "all samples":
         meta["stopped"] = record.stopped
-    for name in ("not_measured", "switches"):
+    for name in ("not_measured", "switches", "inputs"):
         if getattr(record, name):
             meta[name] = [list(pair) for pair in getattr(record, name)]
     theirs = {sample.index: sample for sample in base.samples} if base is not None else {}
     ordered = sorted(record.samples, key=lambda sample: sample.index)
+    meta |= {name: found for name in DIGESTS if (found := _digests(ordered, name)) is not None}
     weighed = record.memory is not None and not record.memory.declared
-    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed) for sample in ordered)
+    ended = all(turn.ended is not None for sample in ordered for turn in sample.turns)
+    if ended:
+        meta["ended"] = True
+    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed, ended) for sample in ordered)
     return StoredCase(record.case, meta, lines)
+
+
+def _digests(samples: Sequence[SampleRecord], name: str) -> list[str | None] | str | None:
+    """The digests of that name, None where none is known."""
+    found: list[str | None] = [getattr(sample, name) for sample in samples]
+    return found if len(set(found)) > 1 else found[0] if found else None
+
+
+def _with_digests(samples: Sequence[SampleRecord], meta: dict[str, Json]) -> Iterator[SampleRecord]:
+    """The contexts with their digests. Raises ValueError."""
+    lists = [found if isinstance(found := meta.get(name), list) else [found] * len(samples) for name in DIGESTS]
+    for sample, *digests in zip(samples, *lists, strict=True):
+        yield replace(sample, **dict(zip(DIGESTS, digests, strict=True)))
 
 
 def _changed(measured: MemoryRecord | LatencyRecord) -> dict[str, object]:
@@ -224,7 +246,11 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
         theirs = {sample.index: sample for sample in fp16.samples}
     meta = stored.meta
     try:
-        samples = tuple(read_sample(line, theirs if stored.base else None) for line in stored.lines)
+        if meta.get("ended", True) is not True:
+            raise ValueError("ended is there, and not true")
+        ended = "ended" in meta
+        lines = [read_sample(line, theirs if stored.base else None, ended) for line in stored.lines]
+        samples = tuple(_with_digests(lines, meta))
         record = CaseRecord(
             case=stored.case,
             method=method,
@@ -239,6 +265,7 @@ def decode(stored: StoredCase, method: str, model: ModelId, fp16: CaseRecord | N
             stopped=meta.get("stopped", "all samples"),
             not_measured=tuple((what, why) for what, why in meta.get("not_measured", ())),
             switches=tuple((name, value) for name, value in meta.get("switches", ())),
+            inputs=tuple((name, value) for name, value in meta.get("inputs", ())),
         )
         check_case(record, complete=True)
         return record
@@ -277,7 +304,9 @@ def difference(old: StoredCase | None, new: StoredCase) -> list[str]:
         return []
     head = f"{new.case.key}:"
     lines = [f"{head} n {old.case.n} -> {new.case.n}"] if old.case.n != new.case.n else []
-    for key in sorted((old.meta.keys() | new.meta.keys()) - {"latency"}):
+    for key in DIGESTS:
+        lines += [f"{head} {key} changed"] if old.meta.get(key) != new.meta.get(key) else []
+    for key in sorted((old.meta.keys() | new.meta.keys()) - {"latency", *DIGESTS}):
         before, after = old.meta.get(key), new.meta.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             names = sorted(before.keys() | after.keys())

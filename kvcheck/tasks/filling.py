@@ -222,7 +222,7 @@ def _place(header: str, placed: list[Unit], pool: list[str], tokenizer: Tokenize
 
 
 def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-    cache: dict[str, int] = _COUNTS.setdefault(id(tokenizer), {})
+    _, cache = _COUNTS.setdefault(id(tokenizer), (tokenizer, {}))
 
     def count(text: str) -> int:
         found = cache.get(text)
@@ -235,7 +235,8 @@ def _counter(tokenizer: Tokenizer) -> Callable[[str], int]:
     return count
 
 
-_COUNTS: dict[int, dict[str, int]] = {}
+_COUNTS: dict[int, tuple[Tokenizer, dict[str, int]]] = {}
+"""By id of the tokenizer, held with them: else the next one might get the id, and the counts, of one that is gone."""
 
 
 def identifiers(rng: random.Random, words: tuple[str, ...] = lexicon.OBJECTS) -> Iterator[str]:

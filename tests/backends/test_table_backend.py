@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,14 @@ def test_every_mode_is_asked_in_whole_prompts(mode: str) -> None:
     assert record.accuracy == 1.0
     assert record.query_aware, "the question is always in the prompt"
     assert ("compression before the question" in dict(record.not_measured)) == (mode == "multi_request")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_whether_the_engine_or_the_limit_ended_an_answer_is_in_the_record(ended: bool) -> None:
+    table = backend()
+    cut = backend(answer=lambda *asked: [replace(one, ended=ended) for one in table.answer(*asked)])
+    record = Runner(cut, Settings()).run_case(case("multi_turn"), "fp16")
+    assert {turn.ended for sample in record.samples for turn in sample.turns} == {ended}
 
 
 def test_log_probabilities_become_nats_per_token() -> None:

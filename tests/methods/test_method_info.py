@@ -44,5 +44,7 @@ def test_a_layer_that_overrides_what_no_forward_calls_is_refused() -> None:
 def test_the_lossless_spec_is_that_of_the_parameters() -> None:
     assert str(make("snapkv").lossless()) == "snapkv:budget=1.0"
     assert str(make("fp16").lossless()) == "fp16"
+    assert str(make("kivi:bits=4").lossless()) == "kivi:bits=4,residual=102400"
+    assert str(make("snapkv:budget=0.25,window=16").lossless()) == "snapkv:budget=1.0,window=16"
     assert make("flexgen").lossless() is None
     assert Lossless.at("") == Lossless.ALWAYS

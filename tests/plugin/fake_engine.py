@@ -2,7 +2,7 @@
 
 behaviour.json: {method: accuracy | "raise" | "flaky" | "nan" | "nothing" | a name of WAYS | "late " and such a name},
 or a table of these by task. A late way is taken after a block of contexts. Beside the methods: "sleep", seconds per
-block; "ledger", which file names every context whose block has been reported.
+block; "ledger", which file names every context whose block has been reported; "fed", "inputs": of records.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class FakeSession:
         digest = prompt_digest(case.key, str(index))
         answer = "right" if score == 1 else "wrong"
         turn = TurnRecord(score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0)
-        return SampleRecord(index, digest, (turn,) * turns)
+        return SampleRecord(index, digest, (turn,) * turns, fed=self.behaviour.get("fed"))
 
     def _record(self, case, method, samples):
         info = TASKS.get(case.task).info
@@ -167,7 +167,7 @@ class FakeSession:
         stopped = "all samples" if len(samples) == case.n else "verdict clear"
         return CaseRecord(
             case, method, self.fingerprint, info.capability, aware, info.binary, info.chance, tuple(samples), memory,
-            (), stopped,
+            (), stopped, inputs=tuple(sorted(self.behaviour.get("inputs", {}).items())),
         )  # fmt: skip
 
     def measure_memory(self, method_spec, length):

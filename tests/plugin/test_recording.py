@@ -111,3 +111,43 @@ def test_a_lossy_method_is_recorded_and_gated_by_itself(run: Run, behave: Behave
     assert run(*alone).ret == pytest.ExitCode.TESTS_FAILED
     run(*alone, "--kv-record=changed").assert_outcomes(passed=3)
     run(*alone).assert_outcomes(passed=3)
+
+
+OLD = {"fed": "a" * 12, "inputs": {"beginning": "token 0", "tokenizers": "0.21.4"}}
+NEW = {"fed": "b" * 12, "inputs": {"beginning": "token 0", "tokenizers": "0.23.1"}}
+
+
+@pytest.mark.parametrize("own", [(), ("--kv-method=snapkv",)], ids=["fp16", "fp16 and snapkv"])
+def test_what_was_recorded_with_other_token_ids_is_not_compared_and_the_package_is_named(
+    run: Run, behave: Behave, own: tuple[str, ...]
+) -> None:
+    one = ("--kv-modes=single", "--kv-n=8")
+    behave(OLD)
+    run("--kv-method=fp16", *own, "--kv-record=new", *one).assert_outcomes(passed=1 + len(own))
+    run("--kv-method=snapkv", *one).assert_outcomes(passed=1)
+    behave(NEW)
+    result = run("--kv-method=snapkv", *one)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            f"*the record of {'snapkv' if own else 'fp16'} for kv/v1/single/len=512/seed=0 has other token ids in "
+            "sample 0: tokenizers 0.21.4 there and 0.23.1 here*",
+            "*record it again: * --kv-record=changed*",
+        ]
+    )
+    run("--kv-method=fp16", *own, "--kv-record=changed", *one).assert_outcomes(passed=1 + len(own))
+    run("--kv-method=snapkv", *one).assert_outcomes(passed=1)
+
+
+def test_a_method_with_a_record_of_its_own_is_not_shown_beside_an_fp16_of_other_token_ids(
+    run: Run, behave: Behave
+) -> None:
+    one = ("--kv-modes=single", "--kv-n=8")
+    behave(OLD)
+    run("--kv-method=fp16", "--kv-record=new", *one)
+    behave(NEW)
+    run("--kv-method=snapkv", "--kv-record=new", "--kv-against=self", *one)
+    result = run("--kv-method=snapkv", *one)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*the record of fp16 * has other token ids*tokenizers 0.21.4 there and 0.23.1 here*"])
+    result.stdout.no_fnmatch_line("*1.000 -> 1.000*")

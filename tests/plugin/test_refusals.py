@@ -175,6 +175,7 @@ def test_the_working_directory_is_importable_and_defaults_spelled_out_make_no_ot
         ("spelled.Own:window=3", "spelled.Own"),
         ("spelled.Own:window=4,budget=1", "spelled.Own:budget=1.0,window=4"),
         ("spelled.make:window=64", "spelled.make"),
+        ("builtins.dict:size=1", "builtins.dict:size=1"),
     ],
 )
 def test_the_one_spec_of_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:

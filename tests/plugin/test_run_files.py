@@ -188,3 +188,88 @@ def pytest_kvcheck_judge(record, fp16, own, budget, alpha, against):
         "snapkv 1.0 1 True"
     ]
     assert json.loads((repo.path / "run.json").read_text())["header"]["machine"]["partition"] == "gpu-a"
+
+
+OWN = "SIZE = 1\n\ndef make(model, budget=0.5, window=3): ...\n"
+MINE = ("--kv-method=mine.make", "--kv-modes=single", "--kv-json=run.json")
+
+
+def _git(repo: pytest.Pytester, *words: str) -> None:
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    subprocess.run(["git", "-C", str(repo.path), *who, *words], check=True)
+
+
+def _measured(repo: pytest.Pytester) -> list[str]:
+    path = repo.path / "ran.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [line.rpartition("|")[2] for line in lines]
+
+
+@pytest.mark.parametrize("kept_by", ["a repository", "nothing"])
+def test_a_method_edited_without_a_commit_is_measured_anew(recorded: Run, repo: pytest.Pytester, kept_by: str) -> None:
+    repo.makepyfile(mine=OWN)
+    if kept_by == "a repository":
+        _git(repo, "init", "-q")
+        _git(repo, "add", "-A")
+        _git(repo, "commit", "-qm", "one")
+    recorded(*MINE)
+    assert _measured(repo) == ["mine.make"]
+    recorded(*MINE, "--kv-resume=run.json")
+    assert _measured(repo) == []
+    (repo.path / "mine.py").write_text(OWN.replace("SIZE = 1", "SIZE = 2"))
+    result = recorded(*MINE, "--kv-resume=run.json")
+    assert _measured(repo) == ["mine.make"]
+    result.stdout.fnmatch_lines(["*mine.make is measured anew: its code has changed since run.json*"])
+
+
+def test_a_method_whose_code_an_earlier_run_does_not_name_is_measured_anew(
+    recorded: Run, repo: pytest.Pytester
+) -> None:
+    repo.makepyfile(mine=OWN)
+    recorded(*MINE)
+    run = json.loads((repo.path / "run.json").read_text())
+    del run["header"]["sources"]["mine.make"]
+    (repo.path / "run.json").write_text(json.dumps(run))
+    _measured(repo)
+    recorded(*MINE, "--kv-resume=run.json")
+    assert _measured(repo) == ["mine.make"]
+
+
+def test_a_run_of_an_engine_that_was_edited_since_is_not_resumed(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    with (repo.path / "conftest.py").open("a") as file:
+        file.write("\n# edited\n")
+    result = recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-resume=run.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*was measured with the code of plugins and tasks=*"])
+
+
+def test_a_run_that_names_a_method_with_its_default_is_resumed(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    text = (repo.path / "run.json").read_text("utf-8")
+    (repo.path / "run.json").write_text(text.replace("snapkv", "snapkv:budget=0.5"), "utf-8")
+    _measured(repo)
+    options = ("--kv-modes=single", "--kv-resume=run.json", "--kv-json=run.json")
+    recorded("--kv-method=snapkv: window=32, budget=0.50", *options).assert_outcomes(passed=1)
+    assert _measured(repo) == []
+    assert [one.method for one in read_run(repo.path / "run.json").cases] == ["snapkv"]
+
+
+def test_what_a_run_file_names_is_not_imported_to_read_it(recorded: Run, repo: pytest.Pytester) -> None:
+    repo.makepyfile(other="open('imported.txt', 'w')\n\ndef make(model, size=1): ...\n")
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-json=run.json")
+    text = (repo.path / "run.json").read_text("utf-8")
+    (repo.path / "run.json").write_text(text.replace("snapkv", "other.make:size=1"), "utf-8")
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-resume=run.json")
+    assert not (repo.path / "imported.txt").exists()
+
+
+def test_defaults_spelled_out_are_judged_by_the_record_of_the_method(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-record=new")
+    both = ("--kv-method=snapkv:budget=0.5", "--kv-method=snapkv", "--kv-method=snapkv: budget = 0.50")
+    _measured(repo)
+    recorded(*both, "--kv-modes=single", "--kv-json=run.json").assert_outcomes(passed=1)
+    assert _measured(repo) == ["snapkv"]
+    verdicts = read_run(repo.path / "run.json").verdicts["kv/v1/single/len=512/seed=0/n=8|snapkv"]
+    assert [one.outcome for one in verdicts if one.question == "regression"] == ["pass"]

@@ -81,7 +81,7 @@ def plain(folder: Any, chatty: LoadedModel) -> LoadedModel:
 
 
 def test_a_chat_template_stands_around_every_message(chatty: LoadedModel) -> None:
-    assert Chat.of(chatty.tokenizer.tokenizer) == Chat(HEAD, TAIL, AGAIN)
+    assert Chat.of(chatty.tokenizer.tokenizer) == Chat(f"<s>{HEAD}", TAIL, AGAIN, bos="<s>")
 
 
 def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: LoadedModel) -> None:
@@ -93,7 +93,7 @@ def test_a_template_that_trims_messages_takes_the_blanks_off_a_question(chatty: 
     kept = Chat.of(tokenizer)
     tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content | trim")
     trims = Chat.of(tokenizer)
-    assert trims == Chat(HEAD, TAIL, AGAIN, trims=True)
+    assert trims == Chat(f"<s>{HEAD}", TAIL, AGAIN, trims=True, bos="<s>")
     assert trims.digest != kept.digest
     assert Prompter(chatty.tokenizer, case, None, kept).asked(asked) == f"\nThe answer is: {TAIL}"
     assert Prompter(chatty.tokenizer, case, None, trims).asked(asked) == f"\nThe answer is:{TAIL}"
@@ -200,17 +200,18 @@ def test_a_context_that_is_too_long_for_its_case_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "stops", "left"),
+    ("text", "stops", "left", "ended"),
     [
-        ("one\ntwo", ("\n",), "one"),
-        ("\n\none\ntwo", ("\n",), "one"),
-        ("one two", ("\n",), "one two"),
-        ("one</s>two\nthree", ("\n", "</s>"), "one"),
-        ("one\ntwo", (), "one\ntwo"),
-        ("\n", ("\n",), ""),
+        ("one\ntwo", ("\n",), "one", True),
+        ("\n\none\ntwo", ("\n",), "one", True),
+        ("one two", ("\n",), "one two", False),
+        ("one</s>two\nthree", ("\n", "</s>"), "one", True),
+        ("one\ntwo", (), "one\ntwo", False),
+        ("one\n", ("\n",), "one", True),
+        ("\n", ("\n",), "", False),
     ],
 )
 def test_an_answer_ends_at_a_stop_string_that_it_does_not_begin_with(
-    text: str, stops: tuple[str, ...], left: str
+    text: str, stops: tuple[str, ...], left: str, ended: bool
 ) -> None:
-    assert cut(text, stops) == left
+    assert cut(text, stops) == (left, ended)

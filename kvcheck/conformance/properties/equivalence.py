@@ -8,6 +8,7 @@ from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.core.errors import SpecError
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -18,7 +19,11 @@ def own_prefill(info: MethodInfo) -> str:
 @property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    whole = subject.new_runner(str(subject.method.lossless()))
+    spec = str(subject.method.lossless())
+    try:
+        whole = subject.new_runner(spec)
+    except SpecError as error:  # a parameter that was given may not go together with those that hold everything
+        raise NotServed(f"{spec} cannot be built: {error.message}") from error
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")
 

@@ -1,0 +1,88 @@
+"""Can a case show a loss of accuracy at all? Pure.
+
+Where fp16 answers no better than a guess there is nothing to lose, and answers that the limit of new tokens cut say
+more about the limit than about the cache. Such a case is not informative: scores are left out of every verdict on it,
+and of those on several cases together. The likelihood of the reference answers counts all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from kvcheck.core.front import option
+from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, TurnRecord, Verdict
+from kvcheck.judging import stats
+from kvcheck.store.lines import SCORE_DIGITS
+
+LEVEL = 0.05
+"""The chance that a case counts as informative where fp16 only guesses."""
+LEAST = 0.02
+"""What a guess scores at least, also where the analytic chance is less: the default budget. Whoever has no more than
+that cannot lose more than may be lost."""
+NAMED = 8
+"""Cases that a verdict on all of them names."""
+QUESTION = "informative"
+"""The question of the verdicts made here: how many cases can show a loss of accuracy?"""
+
+
+def why_not(fp16: CaseRecord | None) -> str:
+    """Why no method can be seen to lose accuracy in the case of this record; "" where it can, or there is no record.
+
+    It can where the mean score is surely above chance: a one-sided test at LEVEL over the answers of the whole record,
+    also where a run measures fewer contexts. Each answer is one draw: what is lost in the turns of a context is lost
+    together, but a guess at one question says nothing of the next. An answer that the limit of new tokens cut before it
+    had the full score counts as 0: so many may be cut that the others alone are surely above chance.
+    """
+    turns = [turn for sample in fp16.samples for turn in sample.turns] if fp16 is not None else []
+    if fp16 is None or not turns:
+        return ""
+    scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
+    whole = [0.0 if _cut(turn) else score for turn, score in zip(turns, scores, strict=True)]
+    chance, cut = max(fp16.chance, LEAST), sum(map(_cut, turns))
+    p = _p(tuple(whole), chance)
+    if p <= LEVEL:
+        return ""
+    limited = f"{cut} of {len(turns)} answers of fp16 were cut by the limit of new tokens"
+    if cut and _p(tuple(scores), chance) <= LEVEL:
+        return f"{limited}, and the others are not surely above chance (p = {p:.2g})"
+    floor = (
+        f"fp16 is not surely above chance: {fp16.accuracy:.3f} over {len(turns)} answers, "
+        f"a guess scores {fp16.chance:.3f} (p = {p:.2g})"
+    )
+    return f"{floor}; {limited}" if cut else floor
+
+
+def _cut(turn: TurnRecord) -> bool:
+    """Whether the limit of new tokens cut an answer that is not fully right. Not known of old records: then not."""
+    return turn.ended is False and turn.score < 1
+
+
+@lru_cache(maxsize=4096)
+def _p(scores: Sequence[float], chance: float) -> float:
+    """One-sided p-value of "the mean is above chance" for scores in [0, 1]: exact for 0 and 1, else Gaffke's."""
+    if set(scores) <= {0.0, 1.0}:
+        return float(stats.tail(sum(scores), len(scores), chance))
+    return stats.bootstrap_p(scores, chance, lowest=0.0)
+
+
+def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
+    """The failure of a run of (case, why it is not informative, else "") where no case is; None where one is."""
+    found = list(reasons)
+    if not found or not all(why for _, why in found):
+        return None
+    named = [f"{one.case.task} {one.case.mode} {one.case.length}: {why}" for one, why in found[:NAMED]]
+    more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
+    reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
+    return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
+
+
+def told(verdicts: Iterable[Verdict]) -> str:
+    """What the verdicts on a case say of why it is not informative, "" where it is. For reports: no drop is shown."""
+    return next((one.reason for one in verdicts if one.outcome == NOT_INFORMATIVE), "")
+
+
+def left_out(record: CaseRecord, why: str) -> Verdict:
+    """What stands in the place of the verdicts on the scores of a case that is not informative."""
+    return Verdict(QUESTION, NOT_INFORMATIVE, 0, 0, 0, 1, len(record.samples), reason=why)
