@@ -25,6 +25,8 @@ _NAMES = {
 
 def headline(verdict: Verdict) -> str:
     """One line: what was measured, its interval, the limit, the outcome."""
+    if verdict.question == "acted":
+        return f"{'not shown to act' if verdict.outcome == 'fail' else 'acted'}: {verdict.value:.4g} of fp16's bytes"
     if verdict.question in _POINTS:
         what = "accuracy drop against fp16" if verdict.question == "budget" else "accuracy drop against its own record"
         numbers = f"{verdict.value:.1f} points [{verdict.low:.1f}, {verdict.high:.1f}]"

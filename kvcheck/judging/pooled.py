@@ -290,16 +290,16 @@ def judge_pooled(
     return found
 
 
+def _asks_scores(one: Compared, budget: Budget) -> bool:
+    return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
+
+
 def every_test(
     cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None, level: float = LEVEL
 ) -> Iterator[Test]:
     """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals."""
     for scope, share, found in _scopes(cases):
         yield from _tests(scope, share, found, budget, rule, level)
-
-
-def _asks_scores(one: Compared, budget: Budget) -> bool:
-    return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:

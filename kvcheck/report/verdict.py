@@ -17,6 +17,8 @@ from kvcheck.report import rows
 from kvcheck.report.text import interval, plural, points, wrap
 
 PASS, FAIL, INCONCLUSIVE, OPEN = "pass", "fail", "inconclusive", "not judged"
+IN_WORDS = {INFORMATIVE: "", "acted": "not shown to act: "}
+"""Questions that no estimate answers, and what stands before the reason of a verdict that fails."""
 NAMED = 4
 """So many tasks are named; of more their number is given."""
 LISTED = 6
@@ -202,7 +204,7 @@ def _numbers(
 ) -> list[str]:
     """Each verdict in words, what decides first; what repeats the method's own record is said once."""
     order = (FAIL, INCONCLUSIVE, PASS)
-    moved = [one for one in verdicts if one.reason != AS_RECORDED]
+    moved = [one for one in verdicts if one.reason != AS_RECORDED and (one.question, one.outcome) != ("acted", PASS)]
     parts = [
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))
     ]
@@ -217,9 +219,9 @@ def _numbers(
 
 
 def number(verdict: Verdict, settings: Mapping[str, str], others: References = GATE) -> str:
-    """A verdict on many contexts: the estimate, its interval, and the limit with its origin."""
-    if verdict.question == INFORMATIVE:
-        return verdict.reason.partition("\n")[0]
+    """A verdict on many contexts: the estimate, its interval, the limit and its origin; words where it has none."""
+    if verdict.question in IN_WORDS:
+        return IN_WORDS[verdict.question] + verdict.reason.partition("\n")[0]
     return f"{_estimate(verdict, others)}, {_limit(verdict, settings, others)}"
 
 
@@ -261,8 +263,8 @@ def _limit(verdict: Verdict, settings: Mapping[str, str], others: References) ->
 
 def short(verdict: Verdict) -> str:
     """The same in so few columns that pytest's short summary shows the numbers."""
-    if verdict.question == INFORMATIVE:
-        return verdict.reason.partition("\n")[0]
+    if verdict.question in IN_WORDS:
+        return number(verdict, {})
     scale = 1 if verdict.question in ("budget", "regression") else 3
     what = {"budget": "drop", "regression": "drop", "drift": "nll"}.get(verdict.question, verdict.question)
     unit = " points" if scale == 1 else ""

@@ -18,9 +18,10 @@ are in thousandths, one per turn; "-" stands for a column that was not measured.
 JSON holds the answers, depths and subtasks of the turns. A file of another method leaves out what it shares with the
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
 text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
-`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several.
-`cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
-other answers ended; without it that is not known.
+`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several;
+`end` what it took after decoding: [bytes, tokens seen, answers], the first two as sums over the answers. `cut` are the
+turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all other answers
+ended; without it that is not known.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """

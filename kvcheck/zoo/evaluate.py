@@ -2,7 +2,7 @@
 
 A faulty method stands for its correct counterpart after a bad commit: its records are judged as the counterpart's would
 be, against the counterpart's own record (the stored one, else measured here). Both ways are tried by themselves, each
-until it catches the bug: properties, and tasks, case by case and then all together. A fault that the audit, a crash or
+until it catches the bug: tasks, case by case and then all together, and properties. A fault that the audit, a crash or
 bytes show in a case is not yet shown by answers: that is tried on.
 """
 
