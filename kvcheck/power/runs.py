@@ -111,7 +111,9 @@ def trials(recorded: Recorded, setup: Setup, run: int, seed: int) -> list[Compar
     truth, fp16 = draw(recorded, setup.method(recorded, run), rng, setup.n)
     then = [setup.noise.apply(one, rng) for one in (truth if setup.own else fp16)]
     now = setup.lost(recorded, run).apply([setup.noise.apply(one, rng) for one in truth], rng)
-    return [Compared(a, None if setup.own else b, b if setup.own else None) for a, b in zip(now, then, strict=True)]
+    if setup.own:  # fp16 says which cases can show a loss at all
+        return [Compared(*each, drop=False) for each in zip(now, fp16, then, strict=True)]
+    return [Compared(a, b, None) for a, b in zip(now, then, strict=True)]
 
 
 def simulate(recorded: Recorded, setup: Setup, run: int, seed: int, judge: Judge = as_a_run_does) -> Outcome:

@@ -170,7 +170,7 @@ class Evaluation:
         for way in (BY_ANSWERS, BY_BYTES):
             mine = [one for one in failed if (one.question == "bytes") == (way == BY_BYTES)]
             found += [(way, _reasons(mine))] if mine else []
-        return found, Compared(record, None, own)
+        return found, Compared(record, fp16, own, drop=False)
 
     def reference(self, case: CaseId, method: str) -> CaseRecord:
         """The stored record of a correct method where it holds enough contexts, else one that is measured here."""
