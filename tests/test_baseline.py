@@ -108,10 +108,11 @@ class TestRoundTrip:
         self, store: FileStore, method: str
     ) -> None:
         keep(store, rich("fp16"))
-        weights = (Weight(480, 49.5), Weight(1040, 102.2, caches=2))
+        weights = (Weight(480, 49.5), Weight(1040, 102.2, 0, 0, 0, 0, 2, 1100, end_seen=230, ends=2))
         mine = rich(method, " and more")
         samples = tuple(replace(one, weight=weight) for one, weight in zip(mine.samples, weights, strict=True))
-        held = replace(mine.memory, kv_bytes=507, kept=50.57)
+        ends = {"end_kv_bytes": 550, "end_dense_bytes": 1150, "end_host_bytes": 0, "end_seen": 115}
+        held = replace(mine.memory, kv_bytes=507, kept=50.57, claims="frees", **ends)
         mine = replace(mine, samples=samples, memory=replace(held, declared=False))
         keep(store, mine)
         assert store.get(MINI, method, mine.case) == mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from building import fp16, memory, record
 
 from kvcheck.core.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
-from kvcheck.core.record import CaseRecord, LatencyRecord, SampleRecord, Verdict, Weight
+from kvcheck.core.record import CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, Verdict, Weight
 from kvcheck.judging.budget import CASES, Budget, case_alpha, judge, sequential
 
 
@@ -214,12 +215,24 @@ class TestDrift:
             judge(record([1.0] * 16), fp16(), None, Budget(nll=0.1))
 
 
-def weighed(held: list[int]) -> CaseRecord:
-    """A method without a formula of its bytes, that held this in its contexts."""
+def weighed(held: list[int], ends: list[tuple[int, int]] | None = None) -> CaseRecord:
+    """A method without a formula of its bytes, that held this in its contexts; ends: (bytes, tokens) after decoding."""
     mine = record([1.0] * len(held))
-    samples = tuple(replace(one, weight=Weight(kv, 50.0)) for one, kv in zip(mine.samples, held, strict=True))
-    mean = memory(round(sum(held) / len(held)))
-    return replace(mine, samples=samples, memory=replace(mean, declared=False))
+    weights = [Weight(kv, 50.0) for kv in held]
+    mean = replace(memory(round(sum(held) / len(held))), declared=False)
+    if ends is not None:
+        both = zip(weights, ends, strict=True)
+        weights = [replace(one, end_kv=kv, end_seen=seen, end_dense=10 * seen, ends=1) for one, (kv, seen) in both]
+        kv, seen = (round(sum(sizes) / len(sizes)) for sizes in zip(*ends, strict=True))
+        mean = replace(mean, end_kv_bytes=kv, end_dense_bytes=10 * seen, end_host_bytes=0, end_seen=seen)
+    samples = (replace(one, weight=weight) for one, weight in zip(mine.samples, weights, strict=True))
+    return replace(mine, samples=tuple(samples), memory=mean)
+
+
+def later(kv_bytes: int, end: int, seen: int = 100, claims: str = "") -> MemoryRecord:
+    """What is held after the prompt, and after decoding."""
+    ends = {"end_kv_bytes": end, "end_dense_bytes": 1000, "end_host_bytes": 0, "end_seen": seen}
+    return replace(memory(kv_bytes), **ends, claims=claims)
 
 
 class TestBytes:
@@ -260,6 +273,62 @@ class TestBytes:
         near, far = weighed([501, 501]), weighed([600, 600])
         assert verdict("bytes", judge(near, fp16(), own, Budget())).outcome == "pass"
         assert verdict("bytes", judge(far, fp16(), own, Budget())).outcome == "fail"
+
+    def test_more_than_fp16_fails_at_either_moment_and_without_a_budget(self) -> None:
+        for held, words in ((later(2400, 1620), "240% of what fp16"), (later(470, 1200), "after decoding, 120% of")):
+            found = verdict("bytes", judge(lossy(0, held=held), fp16(), None, Budget()))
+            assert found.outcome == "fail"
+            assert words in found.reason
+
+    def test_more_than_fp16_fails_beside_a_record_that_says_the_same(self) -> None:
+        mine = lossy(0, held=later(2400, 1620))
+        assert verdict("bytes", judge(mine, fp16(), mine, Budget())).outcome == "fail"
+
+    def test_host_memory_counts_as_held(self) -> None:
+        moved = replace(later(100, 100), host_bytes=1000)
+        found = verdict("bytes", judge(lossy(0, held=moved), fp16(), None, Budget()))
+        assert "1,000 of them in host memory" in found.reason
+
+    @pytest.mark.parametrize(
+        "held",
+        [
+            pytest.param(lambda: later(1000, 1000), id="as much"),
+            pytest.param(lambda: later(1008, 1004), id="lengths beside"),
+            pytest.param(lambda: later(2400, 1620, claims="exceeds"), id="declared"),
+            pytest.param(lambda: memory(2400), id="a record of before"),
+            pytest.param(lambda: replace(later(0, 0), host_bytes=1000, end_host_bytes=1000), id="moved to the host"),
+        ],
+    )
+    def test_what_is_no_more_or_declared_or_not_known_is_not_asked(self, held: Callable[[], MemoryRecord]) -> None:
+        assert [one.question for one in judge(lossy(0, held=held()), fp16(), None, Budget())] == ["budget"]
+
+    def test_a_budget_of_bytes_takes_the_larger_of_the_two_moments(self) -> None:
+        for held in (later(400, 600), later(600, 400)):
+            found = verdict("bytes", judge(lossy(0, held=held), fp16(), None, Budget(bytes=0.5)))
+            assert (found.outcome, found.value) == ("fail", 0.6)
+        allowed = judge(lossy(0, held=later(2400, 1620)), fp16(), None, Budget(bytes=2.5))
+        assert verdict("bytes", allowed).outcome == "pass"
+
+    def test_bytes_after_decoding_are_held_against_the_record(self) -> None:
+        own = lossy(0, held=later(500, 600))
+        for size, words in ((601, "(more)"), (599, "less, though the answers are the same")):
+            found = verdict("bytes", judge(lossy(0, held=later(500, size)), fp16(), own, Budget()))
+            assert found.outcome == "fail"
+            assert words in found.reason
+        assert verdict("bytes", judge(lossy(0, held=later(500, 601)), fp16(), lossy(0), Budget())).outcome == "pass"
+
+    def test_longer_answers_may_hold_more_than_recorded_by_their_tokens(self) -> None:
+        own = lossy(0, held=later(500, 600, seen=100))
+        for size, outcome in ((650, "pass"), (661, "fail")):
+            longer = replace(later(500, size, seen=105), end_dense_bytes=1050)
+            found = judge(lossy(1, held=longer), fp16(), own, Budget())
+            assert verdict("bytes", found).outcome == outcome
+
+    def test_contexts_are_compared_one_by_one_after_decoding_too(self) -> None:
+        own = weighed([600, 400, 700], ends=[(650, 110), (450, 110), (700, 110)])
+        for ends, outcome in (([(650, 110), (450, 110)], "pass"), ([(651, 110), (449, 110)], "fail")):
+            mine = weighed([600, 400], ends=ends)
+            assert verdict("bytes", judge(mine, fp16(), own, Budget())).outcome == outcome
 
     def test_an_unmeasured_cache_cannot_pass(self) -> None:
         mine = replace(lossy(0), memory=None, not_measured=(("memory", "served model"),))

@@ -24,16 +24,19 @@ from kvcheck.core.record import (
 from kvcheck.core.rules import rules
 from kvcheck.store.validate import check_case, strict_json
 
+ENDS = {"end_kv_bytes": 600, "end_dense_bytes": 1100, "end_host_bytes": 0, "end_seen": 110}
+
 
 def rich() -> CaseRecord:
     """A record with everything in it."""
     mine = record([1.0, 0.0, 1.0, 0.0], nll=0.5)
     more = {"fed": "a" * 12, "graded": "b" * 12}
-    samples = [replace(sample, weight=Weight(500 + 4 * at, 50.0), **more) for at, sample in enumerate(mine.samples)]
+    weights = [Weight(500 + 4 * at, 50.0, end_kv=600, ends=1) for at in range(4)]
+    samples = [replace(one, weight=weight, **more) for one, weight in zip(mine.samples, weights, strict=True)]
     return replace(
         mine,
         samples=tuple(samples),
-        memory=replace(memory(506), declared=False),
+        memory=replace(memory(506), declared=False, claims="frees", **ENDS),
         latency=(LatencyRecord("ttft", 1024, 0.1, 0.2, 0.5, 0.4, 0.6, 9, floor=0.01, sm_mhz=1000),),
         not_measured=(("kl", "no fp16"),),
         switches=(("data", "rev"),),
@@ -185,3 +188,16 @@ def test_a_part_of_another_kind_is_refused() -> None:
 def test_json_that_nobody_writes_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         strict_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"end_kv_bytes": 700}, "700 bytes after decoding; its contexts: 600"),
+        ({"end_seen": None}, "of what was held after decoding a part is missing"),
+        (dict.fromkeys(ENDS), "of the case or of its contexts, not of both"),
+    ],
+)
+def test_bytes_after_decoding_must_fit_together(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BaselineError, match=words):
+        check_case(replace(rich(), memory=replace(rich().memory, **change)))

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvcheck.cache.shape import ModelShape, Shared
 from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.record import CLAIMS, EXCEEDS, FREES, LOSSLESS
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,8 @@ class MethodInfo:
     """What a method declares about itself.
 
     stage: a Stage or its text, where in the KV life cycle it acts. knob: the parameter that trades memory for accuracy;
-    more of it is more memory. frees_memory: it claims to hold less than the full cache. verbatim: stored keys and
+    more of it is more memory. frees_memory: it claims to hold less than the full cache. exceeds: why it holds more than
+    that, host memory counted in; "" where it does not, and then more is a failure. verbatim: stored keys and
     values equal the prefilled ones bit for bit. evicts_in_decode: tokens may leave after the prompt too. needs:
     "queries" when `compress` reads the queries of the prompt. shares_prefill: the prompt's own forward is that of the
     full cache, so one serves all methods; False for sparse attention while prefilling. variant: which official form it
@@ -110,6 +112,7 @@ class MethodInfo:
     lossless: Lossless = Lossless.NEVER
     cross_head: str | None = None
     exempt: Mapping[str, str] = field(default_factory=dict)
+    exceeds: str = ""
 
     def __new__(cls, *args: object, **given: object) -> Self:
         """Refuse a field by its former name. Raises SpecError."""
@@ -199,6 +202,13 @@ class Method(Shared):
             return None
         laid = Spec.parse(f"{self.name()}:{parameters}".rstrip(":")).params
         return replace(self.spec, params=tuple((dict(self.spec.params) | dict(laid)).items()))
+
+    def claims(self) -> tuple[str, ...]:
+        """What it declares of its bytes and answers, of kvcheck.core.record.CLAIMS."""
+        info = self.info
+        whole = info.lossless == Lossless.ALWAYS or (info.lossless != Lossless.NEVER and self.lossless() == self.spec)
+        said = {FREES: info.frees_memory, EXCEEDS: bool(info.exceeds), LOSSLESS: whole}
+        return tuple(claim for claim in CLAIMS if said[claim])
 
     def cross_head(self) -> str | None:
         """Why its heads cannot lie in several processes (see MethodInfo.cross_head), None where they can."""

@@ -16,6 +16,11 @@ LONGEST = 10**7
 """Tokens of a context. Nobody's model has as many."""
 COSTS = "latency"
 """The capability of a record without samples, see `cost_record`."""
+FREES, EXCEEDS, LOSSLESS = "frees", "exceeds", "lossless"
+CLAIMS = (FREES, EXCEEDS, LOSSLESS)
+"""What a method may claim: to hold less than fp16, to hold more, to give its answers; see MemoryRecord.claims."""
+IDLE = "compression"
+"""The name in CaseRecord.not_measured where a method that frees memory has nothing to do at this length."""
 Clock = Annotated[int, integer(0, 10**6)]
 """MHz."""
 Digest = Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
@@ -97,7 +102,9 @@ class TurnRecord:
 @dataclass(frozen=True)
 class Weight:
     """What one context held, as MemoryRecord counts it: sums over its caches, of which there are several where each
-    question has a prompt of its own. kept is a sum over them too. Of a baseline, kv, kept and caches only are known.
+    question has a prompt of its own. kept is a sum over them too. ends: answers behind which it was weighed again, with
+    the sums of what was held there; 0 where it was not. Of a baseline, kv, kept and caches, end_kv, end_seen and ends
+    only are known.
     """
 
     kv: Bytes
@@ -107,6 +114,11 @@ class Weight:
     host: Bytes = 0
     seen: Bytes = 0
     caches: Annotated[int, integer(1, 10**6)] = 1
+    end_kv: Bytes = 0
+    end_dense: Bytes = 0
+    end_host: Bytes = 0
+    end_seen: Bytes = 0
+    ends: Annotated[int, integer(0, 10**6)] = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """Bytes right after compression, per context (mean over the contexts of the case).
+    """Bytes right after compression, and after the last decoded token, per context (mean over those of the case).
 
     kv_bytes: keys, values, codes, scales: everything needed to attend, from distinct storages.
     dense_bytes: the same tokens in a full 16-bit cache. meta_bytes: bookkeeping (positions), not counted in kv_bytes.
@@ -139,6 +151,13 @@ class MemoryRecord:
     the device can tell (CUDA), else None.
     declared: the method has a formula of its bytes. Where it has none they depend on the text, and are compared context
     by context.
+    end_kv_bytes, end_dense_bytes, end_host_bytes, end_seen: the same behind the last decoded token of an answer (mean
+    over the answers of the contexts), all None where that was not measured, as in records of before.
+    elsewhere_bytes: what every prompt leaves outside of its cache, in kv_bytes and end_kv_bytes.
+    apart: how far a log-probability of any token is at most from the full cache's, over the reference answers of the
+    case; None where that was not measured, and in baselines.
+    claims: what the method declares, of CLAIMS: that it holds less than fp16 ("frees") or more ("exceeds"), that every
+    answer is fp16's ("lossless"). None where it is not known.
     """
 
     kv_bytes: Bytes
@@ -151,11 +170,34 @@ class MemoryRecord:
     peak_bytes: Bytes | None = None
     host_bytes: Bytes = 0
     declared: Flag = True
+    end_kv_bytes: Bytes | None = None
+    end_dense_bytes: Annotated[int, integer(1)] | None = None
+    end_host_bytes: Bytes | None = None
+    end_seen: Annotated[int, integer(1, 2 * LONGEST)] | None = None
+    elsewhere_bytes: Bytes = 0
+    apart: Nats | None = None
+    claims: Annotated[str, pattern(r"|(exceeds|frees|lossless)(,(exceeds|frees|lossless))*", "claims")] | None = None
 
     @property
     def ratio(self) -> float:
         """KV bytes as a share of the full 16-bit cache."""
         return self.kv_bytes / self.dense_bytes
+
+    @property
+    def end_ratio(self) -> float | None:
+        """The same after decoding."""
+        if self.end_kv_bytes is None or self.end_dense_bytes is None:
+            return None
+        return self.end_kv_bytes / self.end_dense_bytes
+
+    @property
+    def most(self) -> float:
+        """The larger of the two."""
+        return self.ratio if self.end_ratio is None else max(self.ratio, self.end_ratio)
+
+    def does(self, claim: str) -> bool:
+        """Whether the method claims that."""
+        return claim in (self.claims or "").split(",")
 
 
 @dataclass(frozen=True)
@@ -262,9 +304,9 @@ class Verdict:
     """The answer to one question about one case.
 
     question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
-    "nll", "agree", "kl"; of a run "informative", too. outcome: "pass", "fail", "inconclusive" or NOT_INFORMATIVE. value
-    with its interval [low, high] and limit are in the unit of the question: points of accuracy for drops, a ratio for
-    bytes and latency.
+    "nll", "agree", "kl"; of a run "informative" and "acted", too. outcome: "pass", "fail", "inconclusive" or
+    NOT_INFORMATIVE. value with its interval [low, high] and limit are in the unit of the question: points of accuracy
+    for drops, a ratio for bytes and latency.
     n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that
     this n could have seen; None where that makes no sense.
     """
@@ -321,12 +363,18 @@ class PropertyRecord:
     snippet: str = ""
 
 
+BY_ANSWERS, BY_BYTES, BY_REFUSAL = "answers", "bytes", "audit"
+"""How tasks show a fault: by what the method answered, by what it held, or by the audit or a crash before that."""
+
+
 @dataclass(frozen=True)
 class ZooRecord:
     """Whether the gate caught a faulty method, or accused a correct one.
 
-    properties, cases: what failed, with the reason; the first of each for a bug, all for a correct method. trials,
-    samples: of properties and of contexts until then; seconds: until then.
+    properties, cases: what failed, with the reason, of properties and of tasks; for a bug the first property, and of
+    tasks the first one of each way; all for a correct method. ways: how each of `cases` was shown (BY_ANSWERS, ...);
+    () in older files, which do not say it. trials, samples: of properties and of contexts until then; seconds: until
+    then.
     """
 
     name: str
@@ -340,6 +388,11 @@ class ZooRecord:
     cases: tuple[str, ...] = ()
     samples: int = 0
     case_seconds: float = 0.0
+    ways: tuple[Annotated[str, one_of(BY_ANSWERS, BY_BYTES, BY_REFUSAL)], ...] = ()
+
+    def shown_by(self, way: str) -> str:
+        """The first of `cases` that was shown so, "" where none was."""
+        return next((case for case, how in zip(self.cases, self.ways, strict=False) if how == way), "")
 
 
 @dataclass(frozen=True)

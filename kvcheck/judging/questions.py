@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvcheck.core.errors import MethodFailed
 from kvcheck.core.front import option
 from kvcheck.core.record import (
     AS_RECORDED,
+    EXCEEDS,
     CaseRecord,
     LatencyRecord,
     MemoryRecord,
@@ -26,6 +27,9 @@ from kvcheck.judging.pairing import Pairs, differences, identical, is_complete, 
 ANYTIME = 0.25
 """Share of alpha spent on looking after every block; the rest goes to the test at full n. A record that stopped early
 is judged by the anytime-valid part alone, so stopping can never turn into a false alarm."""
+
+COUNTERS = 0.01
+"""Share of fp16's bytes that a cache may hold beside: lengths, places, an index of its layers."""
 
 
 @dataclass(frozen=True)
@@ -183,29 +187,36 @@ def judge_own_drift(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dri
 
 
 def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:
-    """Are the KV bytes within the budget, and those of the method's own record? None when neither is there.
+    """Are the KV bytes within the budget, and those of the method's own record? None where nothing is asked.
+
+    Without a budget of its own, a method may hold no more than fp16 does, host memory counted in, unless it declares
+    that (MethodInfo.exceeds). The larger share counts of the two moments at which bytes are measured: when the prompt
+    is in, and behind the last decoded token.
 
     Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
     should have been kept is gone. Where they depend on the text, they are recorded context by context and compared on
     the contexts that were measured. Else a mean over other contexts than the record's is compared as a ratio within
     0.5 %, because questions differ in length; there only more bytes fail.
     """
-    if limit is None and (own is None or own.memory is None):
-        return None
     memory = record.memory
+    beyond = [] if limit is not None or memory is None else list(_more_than_fp16(memory))
+    if limit is None and not beyond and (own is None or own.memory is None):
+        return None
     if memory is None:
         why = dict(record.not_measured).get("memory", "no reason given")
         raise MethodFailed(
             f"{record.method} on {record.case}: KV bytes were not measured ({why})",
             f"drop bytes= from {option('budget')}",
         )
-    n, ratio = len(record.samples), memory.ratio
+    n, ratio = len(record.samples), memory.most
     then = _recorded(record, own) if own is not None else None
-    bound = min(value for value in (limit, then.ratio if then is not None else None) if value is not None)
-    outcome, reasons = "pass", []
+    bounds = [limit if limit is not None else 1.0 if beyond else None, then.most if then is not None else None]
+    bound = min(value for value in bounds if value is not None)
+    outcome, reasons = "fail" if beyond else "pass", beyond
     if limit is not None and ratio > limit + 1e-9:
         outcome = "fail"
-        reasons.append(f"{ratio:.4f} of fp16's bytes, allowed {limit:g}")
+        when = " after decoding" if ratio > memory.ratio else ""
+        reasons.append(f"{ratio:.4f} of fp16's bytes{when}, allowed {limit:g}")
     if own is not None and then is not None:
         change = memory_change(record, own)
         if change > 0 or (change and _on_recorded_contexts(record, own)):
@@ -215,7 +226,34 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
             reasons.append(
                 f"{memory.kv_bytes} bytes, {memory.kept:g} slots now; {then.kv_bytes}, {then.kept:g} recorded ({grew})"
             )
+        later = end_change(record, own)
+        if later:
+            outcome = "fail"
+            reasons.append(
+                f"after decoding {memory.end_kv_bytes} bytes now; {then.end_kv_bytes} recorded "
+                f"({'more' if later > 0 else 'less, though the answers are the same'})"
+            )
     return Verdict("bytes", outcome, ratio, ratio, ratio, bound, n, reason="; ".join(reasons))
+
+
+def _more_than_fp16(memory: MemoryRecord) -> Iterator[str]:
+    """At which moments more is held than fp16 holds, where the method does not declare it. Of a record of before, in
+    which it is not known what is declared, nothing is said.
+    """
+    if memory.claims is None or memory.does(EXCEEDS):
+        return
+    moments = [("after the prompt", memory.kv_bytes, memory.host_bytes, memory.dense_bytes)]
+    if memory.end_kv_bytes is not None and memory.end_host_bytes is not None and memory.end_dense_bytes is not None:
+        moments.append(("after decoding", memory.end_kv_bytes, memory.end_host_bytes, memory.end_dense_bytes))
+    for when, kv, host, dense in moments:
+        if kv + host > (1 + COUNTERS) * dense:
+            away = f", {host:,} of them in host memory" if host else ""
+            if memory.elsewhere_bytes:
+                away += f", {memory.elsewhere_bytes:,} of them outside of its cache (globals, the model, files)"
+            yield (
+                f"{kv + host:,} bytes {when}{away}, {(kv + host) / dense:.0%} of what fp16 holds, and the method does "
+                "not declare it (MethodInfo.exceeds)"
+            )
 
 
 def _weights(record: CaseRecord, own: CaseRecord) -> list[tuple[Weight, Weight]]:
@@ -259,6 +297,41 @@ def memory_change(record: CaseRecord, other: CaseRecord) -> int:
     if _on_recorded_contexts(record, other):
         return _sign(now.kv_bytes, then.kv_bytes) or _sign(now.kept, then.kept)
     return 0 if math.isclose(now.ratio, then.ratio, rel_tol=0.005) else _sign(now.ratio, then.ratio)
+
+
+def end_change(record: CaseRecord, own: CaseRecord) -> int:
+    """1 when more is held after decoding than in the method's own record, -1 when less, 0 when the same or not known.
+
+    Other answers are of other lengths. So only the same ones on the same contexts are compared to the byte; else more
+    is what the additional tokens do not explain, each at fp16's size: in a context, or where the contexts are not known
+    one by one, of their mean beyond 0.5 %.
+    """
+    now, then = record.memory, own.memory
+    if now is None or now.end_kv_bytes is None or now.end_dense_bytes is None or now.end_seen is None:
+        return 0
+    if then is None or then.end_kv_bytes is None or then.end_seen is None:
+        return 0
+    token = now.end_dense_bytes / now.end_seen
+    weights = [(a, b) for a, b in _weights(record, own) if a.ends and b.ends == a.ends]
+    if weights and len(weights) == len(record.samples):
+        changes = [_later(a.end_kv, a.end_seen, b.end_kv, b.end_seen, token) for a, b in weights]
+        return max(changes) or min(changes)
+    if _same_answers(record, own):
+        return _sign(now.end_kv_bytes, then.end_kv_bytes)
+    return max(0, _later(now.end_kv_bytes, now.end_seen, then.end_kv_bytes, then.end_seen, token, 0.005))
+
+
+def _later(now: int, seen: int, then: int, before: int, token: float, slack: float = 0.0) -> int:
+    """The sign of a change in bytes from `then` behind `before` tokens to `now` behind `seen`."""
+    if seen == before and not slack:
+        return _sign(now, then)
+    return int(now - then > token * max(0, seen - before) + slack * then)
+
+
+def _same_answers(record: CaseRecord, own: CaseRecord) -> bool:
+    """Whether the two records have the same contexts, and the same answers to them."""
+    both = ({one.index: [turn.answer for turn in one.turns] for one in each.samples} for each in (record, own))
+    return next(both) == next(both)
 
 
 def _sign(now: float, then: float) -> int:

@@ -5,8 +5,8 @@ The only discount is the unused part of a GrowableBuffer. Works on any object: k
 a user's class. It does not matter what holds the bytes: tensors and numpy arrays; bytes, buffers, maps and long texts;
 files that were written since the process began; numbers in containers, where they are many; whatever of it closures,
 partials, generators, bound methods, keys of mappings, modules and classes made on the way hold. Weights of the model
-under test are no part of a cache. The globals of a module are out of reach. What a model itself keeps in its modules,
-StateRunner takes out of them after every forward.
+under test are no part of a cache. The globals of a module are out of reach from here: what a prompt leaves there is
+measured by elsewhere.py. What a model itself keeps in its modules, StateRunner takes out of them after every forward.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from kvcheck.cache.method_runner import MODELS
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import Holder, LayerView
 
+Key = tuple[str, int]
+"""What names memory: a device and an address, or a kind and the number of an object or a file."""
 NUMBERS, SHARE = 4096, 0.25
 """Plain numbers that a cache may have as counters and tables of places. More of them are contents, 8 bytes each, where
 they would take more than this share of what else is held."""
@@ -65,7 +67,7 @@ _LIVING = (LayerView, Cache)
 _PAUSED = (GeneratorType, CoroutineType, AsyncGeneratorType)
 _BUFFERS = (bytes, bytearray, array.array, mmap.mmap, ctypes.Array, ctypes.Structure, ctypes.Union)
 _BUILT_IN = ("builtins", "functools", "itertools", "types", "collections")
-_KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
+KNOWN = {"kvcheck", "torch", "transformers", "numpy", *sys.stdlib_module_names}
 """Packages whose functions hold nothing of a cache."""
 
 
@@ -84,21 +86,23 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Memory that was found: what names it, its bytes, how many of them are spare, the tensor where it is one."""
+    """Memory that was found: what names it, its bytes, how many of them are spare, the tensor where it is one, else
+    what holds it."""
 
-    key: tuple[str, int]
+    key: Key
     size: int
     role: str
     spare: int = 0
     tensor: torch.Tensor | None = None
+    source: object = None
 
 
 def held(cache: object) -> Held:
     """Count what `cache` holds."""
-    sizes: dict[tuple[str, int], int] = {}
-    spare: dict[tuple[str, int], int] = {}
-    roles: dict[tuple[str, int], set[str]] = {}  # storage -> what those who reach it declare it to be
-    for piece in _pieces(cache):
+    sizes: dict[Key, int] = {}
+    spare: dict[Key, int] = {}
+    roles: dict[Key, set[str]] = {}  # storage -> what those who reach it declare it to be
+    for piece in pieces(cache):
         sizes[piece.key] = piece.size
         spare[piece.key] = min(spare.get(piece.key, piece.spare), piece.spare)
         roles.setdefault(piece.key, set()).add(piece.role)
@@ -115,9 +119,20 @@ def held(cache: object) -> Held:
 
 def tensors(cache: object) -> Iterator[torch.Tensor]:
     """Every tensor that can be reached from `cache`; a GrowableBuffer as its used part."""
-    for piece in _pieces(cache):
+    for piece in pieces(cache):
         if piece.tensor is not None:
             yield piece.tensor
+
+
+def kept_alive(cache: object) -> int:
+    """Bytes of storages that no tensor of the cache covers, and that it keeps alive by views of the rest."""
+    sizes: dict[Key, int] = {}
+    covered: dict[Key, dict[tuple[int, tuple[int, ...]], int]] = {}
+    for piece in pieces(cache):
+        if (tensor := piece.tensor) is not None:
+            sizes[piece.key] = piece.size - piece.spare
+            covered.setdefault(piece.key, {})[tensor.data_ptr(), tuple(tensor.shape)] = tensor.nbytes
+    return sum(max(0, size - sum(covered[key].values())) for key, size in sizes.items())
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -126,7 +141,7 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for each in inner for part in parts_of(each)] if inner else [tensor]
 
 
-def _pieces(root: object) -> Iterator[Piece]:
+def pieces(root: object) -> Iterator[Piece]:
     """All that can be reached, "kv", "meta" or "host" as declared. Of a method, which is shared, its tensors only."""
     done: dict[tuple[int, str], object] = {}  # keeps what it has seen alive, so that no id is given out twice
     todo: list[tuple[object, str]] = [(root, "kv")]
@@ -152,7 +167,7 @@ def _pieces(root: object) -> Iterator[Piece]:
             todo.extend((part, role) for part in (*inner, *own))
         elif (raw := _raw(value)) is not None:
             if role != SHARED:
-                yield Piece(*raw, role)
+                yield Piece(*raw, role, source=value)
         else:
             declared = _declared(value) if isinstance(value, Holder) else {}
             role = SHARED if isinstance(value, (Method, ModelShape)) else role
@@ -160,7 +175,7 @@ def _pieces(root: object) -> Iterator[Piece]:
             large = [(name, part) for name, part in parts if not _small(part)]
             todo.extend((part, declared.get(name, role)) for name, part in large)
             if isinstance(value, (*_CONTAINERS, Mapping)) and len(parts) > len(large) and role != SHARED:
-                yield Piece(("numbers", id(value)), 8 * (len(parts) - len(large)), role)
+                yield Piece(("numbers", id(value)), 8 * (len(parts) - len(large)), role, source=value)
 
 
 def _same_memory(part: object, tensor: torch.Tensor) -> bool:
@@ -186,7 +201,7 @@ def _piece(tensor: torch.Tensor, role: str, buffer: GrowableBuffer | None = None
     return Piece(key, storage.nbytes(), role, buffer.unused_bytes, buffer.used)
 
 
-def _raw(value: object) -> tuple[tuple[str, int], int] | None:
+def _raw(value: object) -> tuple[Key, int] | None:
     """(what names it, bytes) of memory that is no tensor, and of files; None for all that has parts instead."""
     with suppress(ValueError):  # closed meanwhile
         if isinstance(value, _BUFFERS):
@@ -206,7 +221,7 @@ def _raw(value: object) -> tuple[tuple[str, int], int] | None:
     return None
 
 
-def _file(place: str | Path | int) -> tuple[tuple[str, int], int] | None:
+def _file(place: str | Path | int) -> tuple[Key, int] | None:
     """A regular file that was written since the process began: a path, which must be a whole one, or a descriptor."""
     if not isinstance(place, int) and not os.path.isabs(place):
         return None
@@ -280,7 +295,7 @@ def _attributes(value: object) -> list[tuple[str, object]]:
 
 def _captured(function: FunctionType) -> list[object]:
     """What a function holds: its closure, its defaults, its attributes. Its globals are its module's."""
-    if (function.__module__ or "").partition(".")[0] in _KNOWN:
+    if (function.__module__ or "").partition(".")[0] in KNOWN:
         return []
     cells = []
     for cell in function.__closure__ or ():
@@ -291,7 +306,7 @@ def _captured(function: FunctionType) -> list[object]:
 
 def _made_on_the_way(kind: type) -> bool:
     """Whether a class was made while a method ran: its module has none of that name."""
-    if kind.__module__.partition(".")[0] in _KNOWN:
+    if kind.__module__.partition(".")[0] in KNOWN:
         return False
     found: object = sys.modules.get(kind.__module__)
     for name in kind.__qualname__.split("."):

@@ -65,6 +65,7 @@ class InfLLM(KeepsAll):
         shares_prefill=False,
         variant="sparse decoding (official; SCBench decodes densely); blocks shared over heads; minimal storage",
         lossless=Lossless.at("local=100000"),
+        exceeds="a vector per block and query head, beside all keys and values",
         exempt={
             "a_block_is_its_tokens_one_by_one": "the tokens of a group choose their blocks together",
             "a_block_begins_as_its_first_token": "the tokens of a group choose their blocks together",

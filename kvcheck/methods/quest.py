@@ -49,6 +49,7 @@ class Quest(KeepsAll):
         frees_memory=False,
         variant="the newest page is forced (official kernels); pages per query head; follow-up blocks are sparse too",
         lossless=Lossless.at("budget=100000"),
+        exceeds="the bounds of the keys of every page, beside all keys and values",
         exempt={
             "where_a_text_begins_does_not_matter": (
                 "it bounds the numbers of rotated keys, which depend on where they stand"

@@ -42,6 +42,7 @@ class RetrievalAttention(KeepsAll):
         paper="arXiv 2409.10516",
         formula="2·L·B·G·min(n, S + W)·d·2 on the device, 6·L·B·G·max(0, n - S - W)·d in host memory",
         knob="top_k",
+        exceeds="the index in host memory holds keys in float32",
         variant="exact (flat) index in place of the paper's graph, as in SCBench; device bytes, host bytes apart",
     )
 

@@ -169,6 +169,8 @@ class Collector:
         for method, scopes in found.items():
             for scope, verdicts in scopes.items():
                 self.pooled[f"{scope}|{method}"] = verdicts
+                quiet = (one for one in verdicts if one.question == "acted" and one.outcome == "pass")
+                self.notes += [f"notice: {method} {one.reason}" for one in quiet]
                 if any(explain.fails(one, self.settings.strict) for one in verdicts):
                     text = "\n".join(explain.pooled(scope, method, scopes, settings, self.settings.strict))
                     self.failures[f"{scope}|{method}"] = complete(text)

@@ -72,6 +72,8 @@ def page(name: str) -> Iterator[str]:
     yield f"- stage: {info.stage}" + (f"; knob: `{info.knob}`" if info.knob else "")
     yield f"- KV bytes: {info.formula or 'not declared'}"
     yield f"- {'holds less than the full cache' if info.frees_memory else 'holds as much as the full cache'}"
+    if info.exceeds:
+        yield f"- with host memory, holds more than the full cache: {info.exceeds}"
     yield f"- what it stores of a token is {'' if info.verbatim else 'not '}what the model computed, bit for bit"
     yield f"- tokens {'may leave' if info.evicts_in_decode else 'do not leave'} after the prompt"
     yield f"- the prompt is computed {'as with the full cache' if info.shares_prefill else 'in its own way'}"

@@ -160,6 +160,9 @@ class Runner:
     def _record(self, task: Task, prompter: Prompter, method: str, done: list[SampleRecord], work: Work) -> CaseRecord:
         """What the case has produced so far."""
         info, case, measured = task.info, prompter.case, work.measured(len(done))
+        memory = measured.memory
+        if memory is not None and memory.claims is None:  # whoever says nothing claims nothing
+            memory = replace(memory, claims="")
         return CaseRecord(
             case=case,
             method=method,
@@ -169,7 +172,7 @@ class Runner:
             binary=info.binary,
             chance=info.chance,
             samples=tuple(replace(sample, weight=measured.weights.get(sample.index)) for sample in done),
-            memory=measured.memory,
+            memory=memory,
             stopped="all samples" if len(done) == case.n else CLEAR,
             not_measured=measured.not_measured,
             switches=self._switches(task, prompter),

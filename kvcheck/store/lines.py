@@ -6,14 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from kvcheck.core.formats import Json
 from kvcheck.core.record import SampleRecord, TurnRecord, Weight
 from kvcheck.store.validate import shown, strict_json
 
 SCORE_DIGITS = 4
-WEIGHT = "held"
-"""The key of what a context held: bytes, slots, and the number of caches where it is not 1."""
+WEIGHT, END = "held", "end"
+"""The keys of what a context held: bytes, slots, and the number of caches where it is not 1; after decoding: bytes,
+tokens seen, and the number of answers."""
 CUT = "cut"
 """The key of the turns whose answers the limit of new tokens cut."""
 
@@ -44,6 +46,8 @@ def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool,
     if weighed and sample.weight is not None:
         held = sample.weight
         extra[WEIGHT] = [held.kv, round(held.kept, 2), *([held.caches] if held.caches != 1 else [])]
+        if held.ends:
+            extra[END] = [held.end_kv, held.end_seen, held.ends]
     cut = [at for at, turn in enumerate(turns) if not turn.ended] if ended else []
     if cut:
         extra[CUT] = cut
@@ -83,7 +87,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None, ended: bool) ->
     if not isinstance(extra, dict):
         raise ValueError(f"no JSON object: {shown(text)}")
     drift = [_read_thousandths(column, len(scores)) for column in columns[-3:]]
-    weight = _read_weight(extra.pop(WEIGHT, None))
+    weight = _read_weight(extra.pop(WEIGHT, None), extra.pop(END, None))
     whole = _read_cut(extra.pop(CUT, []), len(scores)) if ended else [None] * len(scores)
     if fp16 is None:
         digest, answers = columns[1], extra.pop("answers")
@@ -100,11 +104,17 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None, ended: bool) ->
     return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows), weight)
 
 
-def _read_weight(found: Json) -> Weight | None:
+def _read_weight(found: Json, end: Json) -> Weight | None:
     if found is None:
+        if end is not None:
+            raise ValueError(f"{END} without {WEIGHT}")
         return None
     kv, kept, *caches = found
-    return Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
+    weight = Weight(kv, kept, caches=caches[0]) if caches else Weight(kv, kept)
+    if end is None:
+        return weight
+    end_kv, end_seen, ends = end
+    return replace(weight, end_kv=end_kv, end_seen=end_seen, ends=ends)
 
 
 def _read_cut(cut: Json, count: int) -> list[bool]:

@@ -18,7 +18,8 @@ are in thousandths, one per turn; "-" stands for a column that was not measured.
 JSON holds the answers, depths and subtasks of the turns. A file of another method leaves out what it shares with the
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
 text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
-`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several.
+`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several;
+`end` what it took after decoding: [bytes, tokens seen, answers], the first two as sums over the answers.
 `cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
 other answers ended; without it that is not known.
 
@@ -197,7 +198,7 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     if base is not None:
         meta["base"] = base_digest(base)
     if record.memory is not None:
-        meta["memory"] = _changed(record.memory)
+        meta["memory"] = _changed(replace(record.memory, apart=None))  # what rounds differs from machine to machine
     if record.latency:
         meta["latency"] = [_changed(latency) for latency in record.latency]
     if record.stopped != "all samples":

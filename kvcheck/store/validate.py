@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from kvcheck.core.errors import BaselineError
@@ -76,6 +76,9 @@ def _bytes(record: CaseRecord, complete: bool) -> Iterator[str]:
     memory = record.memory
     if memory is None:
         return
+    end = (memory.end_kv_bytes, memory.end_dense_bytes, memory.end_host_bytes, memory.end_seen)
+    if len({value is None for value in end}) > 1:
+        yield "memory: of what was held after decoding a part is missing"
     if memory.touched > memory.layers:
         yield f"memory: {memory.touched} layers of {memory.layers} took part"
     weights = [sample.weight for sample in record.samples if sample.weight is not None]
@@ -87,6 +90,18 @@ def _bytes(record: CaseRecord, complete: bool) -> Iterator[str]:
         kv, kept = sum(one.kv for one in weights) / caches, sum(one.kept for one in weights) / caches
         if abs(kv - memory.kv_bytes) > 0.51 or abs(kept - memory.kept) > 0.011:
             yield f"memory: {memory.kv_bytes} bytes, {memory.kept:g} slots; its contexts: {kv:.0f} and {kept:.2f}"
+        yield from _ends(memory, weights)
+
+
+def _ends(memory: MemoryRecord, weights: Sequence[Weight]) -> Iterator[str]:
+    """The same of the bytes after decoding."""
+    ends = sum(one.ends for one in weights)
+    if bool(ends) != (memory.end_kv_bytes is not None):
+        yield "memory: what was held after decoding is known of the case or of its contexts, not of both"
+    elif ends and memory.end_kv_bytes is not None:
+        kv = sum(one.end_kv for one in weights) / ends
+        if abs(kv - memory.end_kv_bytes) > 0.51:
+            yield f"memory: {memory.end_kv_bytes} bytes after decoding; its contexts: {kv:.0f}"
 
 
 def _wrong(record: CaseRecord, problem: str) -> BaselineError:

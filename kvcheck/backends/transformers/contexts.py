@@ -39,6 +39,8 @@ class Group:
 
 Watch = Callable[[FedCache, Sequence[Prefilled], Sequence[int]], None]
 """Called with a freshly compressed cache, the dense prefill that it was made from, and the context of each row."""
+Ended = Callable[[FedCache, int, Sequence[int], Sequence[int], int], None]
+"""Called with a cache, its rows, those of them that have just ended, the context of each, and the tokens fed to it."""
 
 
 @dataclass
@@ -46,14 +48,15 @@ class Contexts:
     """Contexts of equal length with one method.
 
     ids: (B, n) contexts; indices: of their samples. aware: the question is in the prompt that is compressed. most: rows
-    that are fed together at most. watch: looks at every freshly compressed cache. eos: ids that end an answer.
-    apart: for every reference answer, how far a log-probability is from the full cache's.
+    that are fed together at most. watch: looks at every freshly compressed cache, ended at rows that have answered.
+    eos: ids that end an answer. apart: for every reference answer, how far a log-probability is from the full cache's.
     """
 
     prefiller: Prefiller
     runner: MethodRunner
     guard: Guard
     watch: Watch
+    ended: Ended
     key: Hashable
     ids: torch.Tensor
     indices: tuple[int, ...]
@@ -78,6 +81,19 @@ class Contexts:
         own, _ = self._prefilled(self.ids)
         self.watch(own, self.dense.layers, self.indices)
         return own
+
+    def again(self, row: int, shift: int) -> FedCache:
+        """One of the contexts through the method once more.
+
+        Where the method feeds the prompt itself, its tokens begin `shift` places later: a store of prompts has not seen
+        them. What images show stays where it is.
+        """
+        if self.runner.method.info.shares_prefill:
+            cache = self.runner.build()
+            cache.absorb(self.dense.select([row]))
+            return cache
+        text = self.runner.loaded.vision is None
+        return self._prefilled(self.ids[row : row + 1].roll(-shift if text else 0, 1))[0]
 
     def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""
@@ -112,7 +128,14 @@ class Contexts:
 
     def generate(self, group: Group, keep: bool) -> list[Group]:
         """Answer every question of the group."""
-        return decode(self.runner, group, self.eos, self.guard, keep)
+        return decode(self.runner, group, self.eos, self.guard, keep, self._weigh)
+
+    def _weigh(self, group: Group, rows: list[int]) -> None:
+        """Weigh rows of a group that have answered."""
+        questions = [group.questions[row] for row in rows]
+        first = questions[0]
+        tokens = self.ids.shape[1] + len(first.tail) + len(first.answer) - len(first.pending)  # alike in all of them
+        self.ended(group.cache, len(group.questions), rows, self._contexts(questions), tokens)
 
     def go_on(self, group: Group, rows: list[int], questions: list[Question]) -> Group:
         """Feed the next questions, of equal length, of these rows."""
@@ -198,11 +221,18 @@ def _copy(layer: Prefilled) -> Prefilled:
     return Prefilled(layer.keys.clone(), layer.values.clone(), layer.queries, layer.scaling)
 
 
-def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard, keep: bool) -> list[Group]:
+def decode(
+    runner: MethodRunner,
+    group: Group,
+    eos: frozenset[int],
+    guard: Guard,
+    keep: bool,
+    ended_here: Callable[[Group, list[int]], None],
+) -> list[Group]:
     """Answer every question of the group, up to its limit or an end token, which is not written to the cache.
 
     A row that has ended leaves the batch: nothing is written to it any more. keep: return the rows that ended, with
-    their caches, in groups that ended together; else their caches are dropped.
+    their caches, in groups that ended together; else their caches are dropped. ended_here: told of the rows that do.
     """
     ended: list[Group] = []
     while True:
@@ -216,9 +246,10 @@ def decode(runner: MethodRunner, group: Group, eos: frozenset[int], guard: Guard
             if len(question.answer) < question.limit:
                 going.append(row)
         if len(going) < len(tokens):
+            done = [row for row in range(len(tokens)) if row not in going]
+            ended_here(group, done)
             with guard("leaving the batch (select)"):
                 if keep:
-                    done = [row for row in range(len(tokens)) if row not in going]
                     ended.append(Group(group.split(done), [group.questions[row] for row in done], group.logits[done]))
                 if not going:
                     return ended

@@ -43,6 +43,7 @@ class Session:
     memo: prefills of contexts, shared between the methods and modes of a task and length.
     runners: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
     proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
+    elsewhere: bytes that a prompt leaves outside of its cache, by (method, length).
     """
 
     loaded: LoadedModel
@@ -54,6 +55,7 @@ class Session:
     carrying: StatePrefiller | None = None
     lacks: ClassVar[dict[str, str]] = {}
     proved: set[Hashable] = field(default_factory=set)
+    elsewhere: dict[Hashable, int] = field(default_factory=dict)
     runners: dict[str, MethodRunner] = field(default_factory=dict)
 
     @classmethod
@@ -113,7 +115,7 @@ class Session:
             guard = Guard(str(Spec.parse(method_spec)), str(case))
             runner = self.method_runner(method_spec, guard)
             prefiller = self.carrying if self.carrying and isinstance(runner, StateRunner) else self.prefiller
-            yield CaseWork(self.loaded, prefiller, runner, guard, case, aware, self.proved)
+            yield CaseWork(self.loaded, prefiller, runner, guard, case, aware, self.proved, self.elsewhere)
 
     def method_runner(self, spec: str, guard: Guard) -> MethodRunner:
         """The method at home on the model, made once. Raises SpecError, MethodUnsupported."""

@@ -16,13 +16,15 @@ from kvcheck.cache.method import Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
+from kvcheck.core.record import FREES, IDLE, CaseId, CaseRecord, MemoryRecord
 from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.models import LoadedModel
 from kvcheck.runner.seam import Context, Measured
 
 FOREIGN = ("positions", "the cache is not made of kvcheck's layers, so which tokens it kept was not looked at")
-IDLE = ("compression", "by its parameters the method keeps everything at this length")
+NOTHING_TO_DO = (IDLE, "by its parameters the method keeps everything at this length")
+LONG = 2**17
+"""Tokens of a prompt at which no budget keeps everything."""
 CONTEXTS = 4
 ROWS = 32
 
@@ -32,7 +34,7 @@ class CaseWork:
     """See kvcheck.backends.base.Work.
 
     proved: (method, length, aware) whose caches have been audited in all rows; later ones are in one row. last: the
-    contexts that were taken last.
+    contexts that were taken last. elsewhere: bytes that a prompt leaves outside of its cache, by (method, length).
     """
 
     loaded: LoadedModel
@@ -42,6 +44,7 @@ class CaseWork:
     case: CaseId
     aware: bool
     proved: set[Hashable]
+    elsewhere: dict[Hashable, int]
     together: int = field(init=False)
     most: int = field(init=False)
     meter: Meter = field(init=False)
@@ -49,6 +52,8 @@ class CaseWork:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.runner.method, self.runner.shape, self.guard, audited=self._proof in self.proved)
+        self.meter.runner = self.runner
+        self.meter.elsewhere = self.elsewhere.get((self.guard.method, self.case.length))
         length, shape, room = self.case.length, self.loaded.shape, space(self.loaded.device)
         # fewer contexts where their caches, queries and forks would not fit, and rows where twice their full caches
         self.together = max(1, min(CONTEXTS, room // max(1, shape.dense_bytes(1, length) * (3 + shape.group))))
@@ -70,6 +75,7 @@ class CaseWork:
             runner=self.runner,
             guard=self.guard,
             watch=self.meter.watch,
+            ended=self.meter.ended,
             key=key,
             ids=torch.tensor([self._ids(context) for context in contexts], device=self.loaded.device),
             indices=tuple(context.index for context in contexts),
@@ -78,6 +84,7 @@ class CaseWork:
             eos=self.loaded.tokenizer.eos,
             apart=self.meter.apart,
         )
+        self.meter.again = self.last.again
         return self.last
 
     def _ids(self, context: Context) -> list[int]:
@@ -97,11 +104,13 @@ class CaseWork:
         meter, together = self.meter, self.loaded.team
         meter.audited = True
         self.proved.add(self._proof)
+        if meter.elsewhere is not None:
+            self.elsewhere[self.guard.method, self.case.length] = meter.elsewhere
         if not meter.peaked and self.last is not None:
             meter.peaked = True
             with self.guard("measuring peak memory"):
                 meter.peak = peak_bytes(self.runner, self.last.ids[:1])
-        meter.expect_difference(self.loaded.model.dtype, contexts)
+        meter.expect_sound(self.loaded.model.dtype, contexts)
         memory, weights = meter.record(), meter.weights
         if together is not None:
             weights = joined_weights(together.gather(weights))
@@ -110,8 +119,15 @@ class CaseWork:
 
     def _not_measured(self, memory: MemoryRecord | None) -> tuple[tuple[str, str], ...]:
         method = self.runner.method
-        idle = memory is not None and method.info.frees_memory and memory.kv_bytes >= memory.dense_bytes
-        return ((IDLE,) if idle else ()) + ((FOREIGN,) if isinstance(method, Foreign) else ())
+        idle = memory is not None and memory.does(FREES) and memory.kv_bytes >= memory.dense_bytes
+        idle = idle and self._would_free()
+        return ((NOTHING_TO_DO,) if idle else ()) + ((FOREIGN,) if isinstance(method, Foreign) else ())
+
+    def _would_free(self) -> bool:
+        """Whether a method that frees nothing here would with a longer prompt, as far as it declares its bytes."""
+        with self.guard("declaring its bytes"):
+            declared = self.runner.method.kv_bytes(self.runner.shape, 1, LONG, 0)
+        return declared is None or declared < self.runner.shape.dense_bytes(1, LONG)
 
 
 def space(device: torch.device) -> int:

@@ -172,5 +172,6 @@ CACHES: dict[str, type[Maker]] = {
 def named(spec: Spec) -> Method:
     """The method of a name in NAMED. Raises SpecError."""
     made = bind(spec, CACHES[spec.name])
-    about = info(summary=NAMED[spec.name], frees_memory=made.frees)
+    ahead = "room is allocated ahead" if isinstance(made, Static) else ""
+    about = info(summary=NAMED[spec.name], frees_memory=made.frees, exceeds=ahead)
     return ForeignCache(spec, info=about, make=made)

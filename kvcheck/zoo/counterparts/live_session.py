@@ -28,6 +28,7 @@ class LiveSession(Fp16):
         Fp16.info,
         summary="the full cache, reused from prompt to prompt as far as their tokens agree",
         stage="loading",
+        exceeds="the session keeps a copy of the last prompt",
         shares_prefill=False,
         exempt={"the_same_call_gives_the_same": "a second time it computes less, and rounds sums otherwise"},
     )

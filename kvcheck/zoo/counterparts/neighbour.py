@@ -42,6 +42,7 @@ class Neighbour(Fp16):
         summary="the full cache in a padded batch",
         stage="loading",
         formula="2·L·B·G·(n + longer)·d·2",
+        exceeds="the padding stays",
         shares_prefill=False,
     )
 

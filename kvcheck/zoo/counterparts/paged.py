@@ -38,6 +38,7 @@ class Paged(Fp16):
         summary="the full cache in pages of a pool",
         stage="loading",
         formula="2·L·B·G·ceil(n/S)·S·d·2",
+        exceeds="whole pages are given out",
         shares_prefill=False,
     )
 

@@ -124,7 +124,11 @@ class PrefixStore(Fp16):
     """
 
     info: ClassVar[MethodInfo] = replace(
-        Fp16.info, summary="the full cache, from a store of prefixes", stage="loading", shares_prefill=False
+        Fp16.info,
+        summary="the full cache, from a store of prefixes",
+        stage="loading",
+        exceeds="the store keeps what prompts had",
+        shares_prefill=False,
     )
 
     block: int = 16

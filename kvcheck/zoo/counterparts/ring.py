@@ -37,6 +37,7 @@ class Ring(Method):
         stage="compression",
         formula="2·L·B·G·(S + W + D)·d·2",
         knob="window",
+        exceeds="the ring is there at once, also for shorter prompts",
         evicts_in_decode=True,
         variant="a ring of fixed size that is saved and loaded after the prompt; guessed tokens are rolled back",
         exempt={

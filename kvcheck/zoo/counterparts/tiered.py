@@ -33,6 +33,7 @@ class Tiered(Fp16):
         Fp16.info,
         summary="the full cache, through a store of prompt blocks in two tiers",
         stage="loading",
+        exceeds="the store keeps the last prompts",
         shares_prefill=False,
         variant="a block is found by all tokens up to its end",
     )
