@@ -32,15 +32,6 @@ def test_nothing_heavy_is_imported_where_kvcheck_is_not_used(foreign: pytest.Pyt
     result.stdout.fnmatch_lines(["*LOADED []"])
 
 
-def test_a_method_with_parameters_in_the_settings_imports_nothing_where_kvcheck_is_not_used(
-    foreign: pytest.Pytester,
-) -> None:
-    foreign.makepyprojecttoml('[tool.kvcheck]\nmethods = ["snapkv:budget=0.25", "kivi:bits=2"]')
-    others = ("hypothesispytest", "benchmark", "randomly")
-    result = foreign.runpytest_subprocess(*(word for name in others for word in ("-p", f"no:{name}")))
-    result.stdout.fnmatch_lines(["*LOADED []"])
-
-
 def test_loading_the_plugin_imports_only_its_options() -> None:
     code = "import sys, pytest; import kvcheck.plugin; print(sorted(m for m in sys.modules if m.startswith('kvcheck')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
