@@ -194,7 +194,7 @@ def test_against_another_method_that_only_guesses_nothing_is_informative_and_tha
     assert found.fails()
     assert standing(found, "kivi") == "fail"
     text = told(run(record([0.0] * 16)), run(record([0.0] * 16, "kivi")))
-    assert "not informative: kv single 1024: the first run is not surely above chance" in text
+    assert "not informative: kv single 1024: snapkv is not surely above chance" in text
 
 
 def test_cases_of_a_capability_are_judged_together() -> None:
