@@ -69,7 +69,7 @@ def _add_false_positives(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    power = commands.add_parser("power", help="check by simulation that the statistics keep what they promise")
+    power = commands.add_parser("power", help="simulate runs: what does the gate see, and does it accuse the innocent?")
     power.add_argument("--runs", type=int, default=150, help="simulated runs of a method against itself (default 150)")
     power.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     power.add_argument("--jobs", type=int, help="processes (default: one per core); they do not change a number")
@@ -116,11 +116,12 @@ def _prompt(given: argparse.Namespace) -> int:
 
 
 def _power(given: argparse.Namespace) -> int:
-    """1 where the figures refute a promise."""
+    """1 where a figure is surely missed."""
     import os
 
     from kvcheck import power
     from kvcheck.power import report
+    from kvcheck.report.text import plural
 
     jobs = given.jobs if given.jobs is not None else os.cpu_count() or 1
     plan = power.Plan(given.runs, given.seed, jobs)
@@ -129,8 +130,7 @@ def _power(given: argparse.Namespace) -> int:
     show(report.text(tables))
     report.write(recorded, plan, tables, given.json, given.md)
     found = report.broken(tables)
-    count = f"{len(found)} promise" + (" of the statistics is" if len(found) == 1 else "s of the statistics are")
-    print(f"kvcheck: {count} refuted" if found else "no promise is refuted")
+    print(f"kvcheck: {plural(len(found), 'figure')} surely missed" if found else "no figure is surely missed")
     return REGRESSION if found else OK
 
 

@@ -363,12 +363,18 @@ class PropertyRecord:
     snippet: str = ""
 
 
+BY_ANSWERS, BY_BYTES, BY_REFUSAL = "answers", "bytes", "audit"
+"""How tasks show a fault: by what the method answered, by what it held, or by the audit or a crash before that."""
+
+
 @dataclass(frozen=True)
 class ZooRecord:
     """Whether the gate caught a faulty method, or accused a correct one.
 
-    properties, cases: what failed, with the reason; the first of each for a bug, all for a correct method. trials,
-    samples: of properties and of contexts until then; seconds: until then.
+    properties, cases: what failed, with the reason, of properties and of tasks; for a bug the first property, and of
+    tasks the first one of each way; all for a correct method. ways: how each of `cases` was shown (BY_ANSWERS, ...);
+    () in older files, which do not say it. trials, samples: of properties and of contexts until then; seconds: until
+    then.
     """
 
     name: str
@@ -382,6 +388,11 @@ class ZooRecord:
     cases: tuple[str, ...] = ()
     samples: int = 0
     case_seconds: float = 0.0
+    ways: tuple[Annotated[str, one_of(BY_ANSWERS, BY_BYTES, BY_REFUSAL)], ...] = ()
+
+    def shown_by(self, way: str) -> str:
+        """The first of `cases` that was shown so, "" where none was."""
+        return next((case for case, how in zip(self.cases, self.ways, strict=False) if how == way), "")
 
 
 @dataclass(frozen=True)

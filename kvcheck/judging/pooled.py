@@ -180,8 +180,8 @@ class Losses:
 
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
-        if not self.bounded:
-            return 0.0
+        if not self.bounded:  # however much is lost, a guard as far on the other side must weigh as much
+            return 0.5 ** len(set(self.clusters)) if self.lowest < 0 else 0.0
         if self.highest <= self.limit:
             return 1.0
         guard = (self.highest - self.limit) / (self.highest - self.lowest)
@@ -275,10 +275,8 @@ def judge_pooled(
     paired or there are too few contexts for a p-value below its level: what else is asked then stands alone. Raises
     NotComparable, MissingBaseline.
     """
-    alpha, level = alpha / looks, LEVEL / looks
-    every = (
-        test for scope, share, found in _scopes(cases) for test in _tests(scope, share, found, budget, rule, level)
-    )
+    alpha = alpha / looks
+    every = every_test(cases, budget, rule, LEVEL / looks)
     tests = [test for test in every if test.least <= alpha * test.share]
     adjusted = stats.weighted_holm(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
@@ -294,6 +292,14 @@ def judge_pooled(
 
 def _asks_scores(one: Compared, budget: Budget) -> bool:
     return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
+
+
+def every_test(
+    cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None, level: float = LEVEL
+) -> Iterator[Test]:
+    """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals."""
+    for scope, share, found in _scopes(cases):
+        yield from _tests(scope, share, found, budget, rule, level)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:

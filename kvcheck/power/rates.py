@@ -1,4 +1,4 @@
-"""A share of simulated runs, its interval, and whether it refutes a promise."""
+"""A share of simulated runs, its interval, and whether it refutes what was promised or wanted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from kvcheck.judging.stats import clopper_pearson
 
 @dataclass(frozen=True)
 class Rate:
-    """count of runs. bound: the share that was promised as the largest, None where nothing was."""
+    """count of runs. most, least: the share that is allowed at most, or wanted at least; None where nothing is."""
 
     count: int
     runs: int
-    bound: float | None = None
+    most: float | None = None
+    least: float | None = None
 
     @property
     def share(self) -> float:
@@ -27,17 +28,28 @@ class Rate:
 
     @property
     def refuted(self) -> bool:
-        """Whether the whole interval lies above what was promised."""
-        return self.bound is not None and self.interval[0] > self.bound
+        """Whether the whole interval lies on the wrong side."""
+        low, high = self.interval
+        return (self.most is not None and low > self.most) or (self.least is not None and high < self.least)
+
+    @property
+    def met(self) -> bool:
+        """Whether the share that was seen lies on the right side."""
+        most, least = (1.0 if self.most is None else self.most), (0.0 if self.least is None else self.least)
+        return least <= self.share <= most
+
+    @property
+    def wanted(self) -> str:
+        """In words."""
+        ends = (("at most", self.most), ("at least", self.least))
+        return " and ".join(f"{word} {100 * end:g} %" for word, end in ends if end is not None)
 
     @property
     def verdict(self) -> str:
-        """In a word: "holds" only where the whole interval lies below the bound."""
-        if self.bound is None:
+        """In a word: "reached" for the share that was seen; "MISSED" only where the whole interval misses."""
+        if self.most is None and self.least is None:
             return ""
-        if self.refuted:
-            return "BROKEN"
-        return "holds" if self.interval[1] <= self.bound else "not refuted"
+        return "reached" if self.met else "MISSED" if self.refuted else "not reached"
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -46,4 +58,11 @@ class Rate:
     def plain(self) -> dict[str, object]:
         """For JSON."""
         low, high = self.interval
-        return {"count": self.count, "runs": self.runs, "low": low, "high": high, "bound": self.bound}
+        return {
+            "count": self.count,
+            "runs": self.runs,
+            "low": low,
+            "high": high,
+            "most": self.most,
+            "least": self.least,
+        }

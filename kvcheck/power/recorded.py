@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from kvcheck.core.errors import MissingBaseline, SpecError, did_you_mean
 from kvcheck.core.front import command
-from kvcheck.core.record import CaseId, CaseRecord, TurnRecord
-from kvcheck.judging.budget import case_alpha
+from kvcheck.core.record import CaseId, CaseRecord, TurnRecord, context_score
 from kvcheck.store.baselines import ModelId, Store, open_store
 from kvcheck.tasks import profiles
 
@@ -26,10 +28,6 @@ class Recorded:
     methods: tuple[str, ...]
     records: dict[tuple[str, str], CaseRecord]
 
-    def alpha(self, level: float = 0.05) -> float:
-        """The error rate of one case in a run of a method over all cases, as the gate sets it."""
-        return case_alpha(level, len(self.cases))
-
     def pair(self, method: str, case: CaseId) -> tuple[CaseRecord, CaseRecord]:
         """(own, fp16): the stored records of a case."""
         return self.records[method, case.key], self.records["fp16", case.key]
@@ -42,6 +40,7 @@ class Recorded:
             for sample in own.samples:
                 yield from zip(sample.turns, theirs[sample.index].turns, strict=True)
 
+    @cached_property
     def nll_rises(self) -> tuple[float, ...]:
         """Nats per token that the reference answer got less likely, wherever a method loses an answer of fp16's."""
         found = []
@@ -50,6 +49,42 @@ class Recorded:
                 if then.score == 1 and now.score == 0 and now.nll is not None and then.nll is not None:
                     found.append(now.nll - then.nll)
         return tuple(found)
+
+    @cached_property
+    def scores_alone(self) -> Recorded:
+        """The same without any nll, so that the scores alone must tell."""
+        return replace(self, records={name: _without_nll(one) for name, one in self.records.items()})
+
+    @cached_property
+    def quick(self) -> Recorded:
+        """The cases of the quick profile, which are cases of the others with fewer contexts."""
+        return replace(self, cases=tuple(profiles.cases("quick")))
+
+    def scopes(self, kind: str) -> tuple[str, ...]:
+        """The names of its capabilities or tasks, as verdicts spell them."""
+        records = (self.pair("fp16", case)[1] for case in self.cases)
+        names = {one.capability if kind == "capability" else one.case.task for one in records}
+        return tuple(f"{kind} {name}" for name in sorted(names))
+
+    def within(self, scope: str) -> tuple[CaseId, ...]:
+        """The cases of a scope: all for "run" or "", else those of "capability NAME" or "task NAME"."""
+        kind, _, name = scope.partition(" ")
+        if kind == "capability":
+            return tuple(case for case in self.cases if self.pair("fp16", case)[1].capability == name)
+        return tuple(case for case in self.cases if kind != "task" or case.task == name)
+
+    def accuracy(self, method: str, scope: str = "") -> float:
+        """Mean score of the contexts of a scope, in [0, 1]."""
+        means = [
+            (float(np.mean([context_score(one) for one in self.pair(method, case)[0].samples])), case.n)
+            for case in self.within(scope)
+        ]
+        return sum(mean * n for mean, n in means) / sum(n for _, n in means)
+
+
+def _without_nll(record: CaseRecord) -> CaseRecord:
+    samples = (replace(one, turns=tuple(replace(turn, nll=None) for turn in one.turns)) for one in record.samples)
+    return replace(record, samples=tuple(samples))
 
 
 def load(uri: str | None = None, model: str = MODEL, profile: str = "default") -> Recorded:

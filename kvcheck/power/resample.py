@@ -5,38 +5,44 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvcheck.core.record import CaseId, CaseRecord, SampleRecord
 from kvcheck.power.judging import BLOCK
+from kvcheck.power.recorded import Recorded
 
 
-def draw(case: CaseId, own: CaseRecord, fp16: CaseRecord, rng: np.random.Generator) -> tuple[CaseRecord, CaseRecord]:
-    """(own, fp16) on case.n contexts, the same ones in both.
+def draw(
+    recorded: Recorded, method: str, rng: np.random.Generator, n: int | None = None
+) -> tuple[list[CaseRecord], list[CaseRecord]]:
+    """(own, fp16): the records of a run, the same contexts in both and in every mode in which they are asked.
 
-    Within a block the contexts are put in order: nobody looks inside a block, and equal blocks are judged once.
+    n: contexts per case, where it is not that of the profile. Within a block the contexts are put in order: nobody
+    looks inside a block, and equal blocks are judged once.
     """
-    picks = rng.integers(0, len(own.samples), case.n)
-    for start in range(0, case.n, BLOCK):
-        picks[start : start + BLOCK].sort()
-    theirs = {sample.index: sample for sample in fp16.samples}
-    base = tuple(theirs[own.samples[at].index] for at in picks)
-    return _of(own, case, tuple(own.samples[at] for at in picks)), _of(fp16, case, base)
+    picks: dict[tuple[str, int, int], list[int]] = {}
+    own, fp16 = [], []
+    for case in recorded.cases:
+        case = case if n is None else replace(case, n=n)
+        mine, theirs = recorded.pair(method, case)
+        known = {sample.index: sample for sample in theirs.samples}
+        place = (case.task, case.length, case.seed)
+        if place not in picks:
+            drawn = rng.integers(0, len(mine.samples), case.n)
+            for start in range(0, case.n, BLOCK):
+                drawn[start : start + BLOCK].sort()
+            picks[place] = drawn.tolist()
+        chosen = [mine.samples[at] for at in picks[place]]
+        own.append(of(mine, case, chosen))
+        fp16.append(of(theirs, case, [known[sample.index] for sample in chosen]))
+    return own, fp16
 
 
-def _of(record: CaseRecord, case: CaseId, samples: tuple[SampleRecord, ...]) -> CaseRecord:
-    """A record of these contexts, numbered anew."""
-    numbered = tuple(SampleRecord(at, sample.digest, sample.turns) for at, sample in enumerate(samples))
-    return replace(record, case=case, samples=numbered)
+def of(record: CaseRecord, case: CaseId, samples: list[SampleRecord]) -> CaseRecord:
+    """A complete record of these contexts, numbered anew. Bytes are left out: a simulation holds none."""
+    numbered = tuple(replace(sample, index=at, weight=None) for at, sample in enumerate(samples))
+    return replace(record, case=case, samples=numbered, memory=None, latency=(), not_measured=())
 
 
 def pooled(samples: list[SampleRecord], like: CaseRecord) -> CaseRecord:
-    """One complete case of these contexts, which may come from many cases. Bytes are left out."""
-    case = CaseId("pooled", 1, "single", like.case.length, 0, len(samples))
-    return replace(_of(like, case, tuple(samples)), memory=None, latency=(), not_measured=())
-
-
-def widths(vectors: list[tuple[float, ...]]) -> NDArray[np.float64]:
-    """Scores per turn as rows of one array, filled up with NaN."""
-    most = max(len(one) for one in vectors)
-    return np.array([[*one, *[np.nan] * (most - len(one))] for one in vectors])
+    """One complete case of these contexts, which may come from many cases."""
+    return of(like, CaseId("pooled", 1, "single", like.case.length, 0, len(samples)), samples)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
 from kvcheck.core.errors import SpecError
-from kvcheck.core.record import CaseId, context_score
 from kvcheck.judging.budget import Budget
-from kvcheck.power.judging import Judge, Trial, as_a_run_does, failures, remembering
-from kvcheck.power.noise import Loss, Noise
+from kvcheck.judging.pooled import Compared
+from kvcheck.power.judging import ALPHA, Judge, Judged, as_a_run_does, remembering
+from kvcheck.power.losses import Loss
+from kvcheck.power.noise import ANOTHER_MACHINE, Noise
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.resample import draw
 
@@ -24,7 +25,7 @@ CHUNK = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """runs: simulated whole runs of a method against itself on another machine; the rest follows from it."""
+    """runs: simulated whole runs of a method against itself; how often the rest is simulated follows from it."""
 
     runs: int = 150
     seed: int = 0
@@ -47,90 +48,107 @@ class Plan:
 
 @dataclass(frozen=True)
 class Setup:
-    """A kind of run. points: a true drop of the whole method, None for the method itself; nll: drift is judged too.
+    """A kind of run.
 
-    stream: keeps the random numbers of one kind apart from those of another.
+    own: the method has a record of its own and is judged against that; else against fp16, by the budget. nll: it is
+    measured. points: of accuracy that the loss takes in its scope, where its share is not given. scopes: the loss
+    hits one of them, in turn. methods: those that take turns, all by default. n: contexts per case, where it is not
+    that of the profile. stream: keeps the random numbers of one kind apart from those of another.
     """
 
-    noise: Noise
-    points: float | None = None
+    noise: Noise = ANOTHER_MACHINE
+    own: bool = True
     nll: bool = True
-    level: float = 0.05
+    loss: Loss = field(default_factory=Loss)
+    points: float = 0.0
+    scopes: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    quick: bool = False
+    budget: Budget = field(default_factory=Budget)
+    n: int | None = None
     stream: int = 0
+
+    def source(self, recorded: Recorded) -> Recorded:
+        """What is drawn from."""
+        found = recorded if self.nll else recorded.scores_alone
+        return found.quick if self.quick else found
+
+    def method(self, recorded: Recorded, run: int) -> str:
+        """Whose turn it is."""
+        names = self.methods or recorded.methods
+        return names[run % len(names)]
+
+    def lost(self, recorded: Recorded, run: int) -> Loss:
+        """What the method loses in run number `run`."""
+        loss, method = self.loss, self.method(recorded, run)
+        if self.scopes:
+            turn = run + run // len(self.methods or recorded.methods)  # not always the same method with the same scope
+            loss = replace(loss, scope=self.scopes[turn % len(self.scopes)])
+        if self.points:
+            rises = recorded.nll_rises if self.nll else ()
+            loss = loss.taking(self.points, recorded.accuracy(method, loss.scope), rises)
+        return loss
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to: (question, case key) of every failure."""
+    """What one run came to."""
 
     run: int
     method: str
-    failed: tuple[tuple[str, str], ...]
+    scope: str
+    judged: Judged
+
+    @property
+    def failed(self) -> tuple[tuple[str, str], ...]:
+        """(scope or case, question) of every failure."""
+        return self.judged.failed
+
+
+def trials(recorded: Recorded, setup: Setup, run: int, seed: int) -> list[Compared]:
+    """The records of run number `run`; the random numbers depend on nothing but seed, kind and number."""
+    rng = np.random.default_rng([seed, setup.stream, run])
+    truth, fp16 = draw(recorded, setup.method(recorded, run), rng, setup.n)
+    then = [setup.noise.apply(one, rng) for one in (truth if setup.own else fp16)]
+    now = setup.lost(recorded, run).apply([setup.noise.apply(one, rng) for one in truth], rng)
+    if setup.own:  # fp16 says which cases can show a loss at all
+        return [Compared(*each, drop=False) for each in zip(now, fp16, then, strict=True)]
+    return [Compared(a, b, None) for a, b in zip(now, then, strict=True)]
 
 
 def simulate(recorded: Recorded, setup: Setup, run: int, seed: int, judge: Judge = as_a_run_does) -> Outcome:
-    """Run number `run`: the methods take turns, and the random numbers depend on nothing but seed, kind and number."""
-    rng = np.random.default_rng([seed, setup.stream, run])
-    method = recorded.methods[run % len(recorded.methods)]
-    loss = _loss(recorded, setup, method)
-    failed = []
-    for case in recorded.cases:
-        trial = _trial(recorded, setup, method, case, loss, rng)
-        failed += [(question, case.key) for question in failures(judge(trial))]
-    return Outcome(run, method, tuple(failed))
-
-
-def _trial(
-    recorded: Recorded, setup: Setup, method: str, case: CaseId, loss: Loss | None, rng: np.random.Generator
-) -> Trial:
-    truth, fp16 = draw(case, *recorded.pair(method, case), rng)
-    own = setup.noise.apply(truth, rng) if setup.noise.both else truth
-    record = setup.noise.apply(truth, rng)
-    record = record if loss is None else loss.apply(record, rng)
-    if method == "fp16":
-        fp16 = own  # the stored fp16 record is both
-    return Trial(record, fp16, own, Budget(drop=None), recorded.alpha(setup.level))
-
-
-def _loss(recorded: Recorded, setup: Setup, method: str) -> Loss | None:
-    if setup.points is None:
-        return None
-    return Loss.of(setup.points, accuracy(recorded, method), _rises(recorded) if setup.nll else None)
-
-
-def accuracy(recorded: Recorded, method: str) -> float:
-    """Mean score of all recorded contexts of a method."""
-    scores = [context_score(one) for case in recorded.cases for one in recorded.pair(method, case)[0].samples]
-    return float(np.mean(scores))
-
-
-_RISES: dict[int, tuple[float, ...]] = {}
-
-
-def _rises(recorded: Recorded) -> tuple[float, ...]:
-    """Recorded.nll_rises, read once per process."""
-    if id(recorded) not in _RISES:
-        _RISES[id(recorded)] = recorded.nll_rises()
-    return _RISES[id(recorded)]
+    """One run, judged."""
+    recorded = setup.source(recorded)
+    found = judge(trials(recorded, setup, run, seed), setup.budget, ALPHA)
+    return Outcome(run, setup.method(recorded, run), setup.lost(recorded, run).scope, found)
 
 
 def simulate_all(
     recorded: Recorded,
-    setup: Setup,
-    runs: int,
+    kinds: Sequence[tuple[Setup, int]],
     seed: int = 0,
     *,
     jobs: int = 1,
     judge: Judge = as_a_run_does,
-    tick: Callable[[int], None] = lambda done: None,
-) -> list[Outcome]:
-    """Runs 0 to runs - 1 in order, the same with any number of processes. tick is told how many are done."""
-    chunks = [(setup, range(at, min(at + CHUNK, runs)), seed, judge) for at in range(0, runs, CHUNK)]
-    found: list[Outcome] = []
-    for part in spread(recorded, _chunk, chunks, jobs):
-        found += part
-        tick(len(found))
-    return sorted(found, key=lambda one: one.run)
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Outcome]]:
+    """Runs 0 to count - 1 of every kind, the same with any number of processes. tick: how many of how many are done."""
+    chunks = [
+        (at, setup, range(start, min(start + CHUNK, count)), seed, judge)
+        for at, (setup, count) in enumerate(kinds)
+        for start in range(0, count, CHUNK)
+    ]
+    found: list[list[Outcome]] = [[] for _ in kinds]
+    for at, part in spread(recorded, _chunk, chunks, jobs):
+        found[at] += part
+        tick(sum(map(len, found)), sum(count for _, count in kinds))
+    return [sorted(one, key=lambda outcome: outcome.run) for one in found]
+
+
+def _chunk(
+    recorded: Recorded, at: int, setup: Setup, numbers: Sequence[int], seed: int, judge: Judge
+) -> tuple[int, list[Outcome]]:
+    return at, [simulate(recorded, setup, run, seed, judge) for run in numbers]
 
 
 @dataclass(frozen=True)
@@ -149,20 +167,10 @@ class Simulation:
             self.tick(len(found), len(arguments))
         return found
 
-    def runs(self, kinds: Sequence[tuple[Setup, int]]) -> list[list[Outcome]]:
+    def runs(self, kinds: Sequence[tuple[Setup, int]], judge: Judge = as_a_run_does) -> list[list[Outcome]]:
         """So many whole runs of every kind."""
-        total, found = sum(count for _, count in kinds), list[list[Outcome]]()
-        for setup, count in kinds:
-
-            def done(part: int, before: int = sum(map(len, found))) -> None:
-                self.tick(before + part, total)
-
-            found.append(simulate_all(self.recorded, setup, count, self.plan.seed, jobs=self.plan.jobs, tick=done))
-        return found
-
-
-def _chunk(recorded: Recorded, setup: Setup, numbers: Sequence[int], seed: int, judge: Judge) -> list[Outcome]:
-    return [simulate(recorded, setup, run, seed, judge) for run in numbers]
+        plan = self.plan
+        return simulate_all(self.recorded, kinds, plan.seed, jobs=plan.jobs, judge=judge, tick=self.tick)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from kvcheck.report.text import wrap
 class Table:
     """head and rows of text, a note of how it was made, and what was found. raw: the figures, for JSON.
 
-    align: "<" or ">" per column. broken: promises that the figures refute, one sentence each.
+    align: "<" or ">" per column. broken: figures that are surely missed, one sentence each.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Table:
         """Lines for a terminal."""
         yield self.title
         yield from (f"  {line}" for line in self._grid().text(table.WHOLE))
-        for line in (self.note, *self.said, *(f"BROKEN: {one}" for one in self.broken)):
+        for line in (self.note, *self.said, *(f"MISSED: {one}" for one in self.broken)):
             yield from wrap(f"  {line}")
         yield ""
 
@@ -38,7 +38,7 @@ class Table:
         yield from (f"## {self.title}", "", self.note, "")
         yield from self._grid().markdown()
         yield from (f"- {line}" for line in self.said)
-        yield from (f"- **Broken:** {line}" for line in self.broken)
+        yield from (f"- **Missed:** {line}" for line in self.broken)
         if self.said or self.broken:
             yield ""
 

@@ -8,7 +8,6 @@ from kvcheck.core.escape import plain
 from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseRecord, Verdict, context_score
 from kvcheck.judging.explain import bearable, explain, headline
-from kvcheck.judging.informative import QUESTION as INFORMATIVE
 from kvcheck.judging.pooled import RUN
 from kvcheck.report import verdict
 from kvcheck.report.text import interval
@@ -51,8 +50,8 @@ def pooled(
     yield "; ".join(map(verdict.short, bad))
     for one in bad:
         yield f"  {method}, {scope}: {verdict.number(one, settings)}   {one.outcome.upper()}"
-        if one.question == INFORMATIVE:
-            yield from f"  why: {one.reason}".splitlines()
+        if one.question in verdict.IN_WORDS:
+            yield from one.reason.splitlines()[1:]
             continue
         same = one.n - one.lost - one.won
         yield f"  {one.n} contexts: {one.lost} lost, {one.won} won, {same} unchanged"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvcheck.core.escape import markdown as escape
-from kvcheck.core.record import ZooRecord
+from kvcheck.core.record import BY_ANSWERS, BY_BYTES, BY_REFUSAL, ZooRecord
 from kvcheck.report.table import Code, Table
 from kvcheck.report.text import WIDTH, short, wrap
 
@@ -19,18 +19,29 @@ def rates(found: Sequence[ZooRecord]) -> Iterator[str]:
         ways = {
             "caught": sum(bool(one.properties or one.cases) for one in bugs),
             "by properties alone": sum(bool(one.properties) for one in bugs),
-            "by tasks alone": sum(bool(one.cases) for one in bugs),
+            "by the answers of tasks alone": sum(bool(one.shown_by(BY_ANSWERS)) for one in bugs),
         }
-        text = ", ".join(f"{count} ({100 * count / len(bugs):.0f} %) {way}" for way, count in ways.items())
-        yield f"{len(bugs)} bugs: {text}"
+        yield f"{len(bugs)} bugs: {_shares(ways, len(bugs))}"
+        others = {
+            "by the audit or a crash": sum(bool(one.shown_by(BY_REFUSAL)) for one in bugs),
+            "by bytes": sum(bool(one.shown_by(BY_BYTES)) for one in bugs),
+            "in a way that the file does not say": sum(bool(one.cases and not one.ways) for one in bugs),
+        }
+        others = {way: count for way, count in others.items() if count}
+        if others:
+            yield f"in tasks, also or only: {_shares(others, len(bugs))}"
     if correct:
         accused = [one.name for one in correct if one.properties or one.cases]
         yield f"{len(correct)} correct methods: {len(accused)} accused{': ' + ', '.join(accused) if accused else ''}"
 
 
+def _shares(counts: Mapping[str, int], of: int) -> str:
+    return ", ".join(f"{count} ({100 * count / of:.0f} %) {way}" for way, count in counts.items())
+
+
 def _cells(one: ZooRecord) -> tuple[str, ...]:
     """Name, counterpart, and per way: by what, after how much, in how many seconds."""
-    way, where = _short(one.properties), _short(one.cases)
+    way, where = _short(one.properties), _where(one)
     tried = f"{one.trials} trials, {one.property_seconds:.0f} s"
     measured = f"{one.samples} contexts, {one.case_seconds:.0f} s"
     nothing = one.correct and not one.samples and not one.cases  # it has no record that it could be held against
@@ -40,6 +51,14 @@ def _cells(one: ZooRecord) -> tuple[str, ...]:
 def _short(reasons: Sequence[str]) -> str:
     """What caught it, without the reason."""
     return reasons[0].partition(": ")[0].replace("_", " ") if reasons else "-"
+
+
+def _where(one: ZooRecord) -> str:
+    """The case that answers show it in; else the first one, with the way in which it was shown."""
+    answers = one.shown_by(BY_ANSWERS)
+    if answers or not one.ways:
+        return _short((answers,) if answers else one.cases)
+    return f"{one.ways[0]}: {_short(one.cases)}"
 
 
 def lines(found: Sequence[ZooRecord]) -> Iterator[str]:

@@ -42,6 +42,7 @@ from kvcheck.store.validate import check_case, shown, strict_json
 
 DIGESTS = ("fed", "graded")
 """Of each context, in a list in the meta object; those that are the same in all of them once."""
+_ASIDE = ("latency", "inputs")
 _MAGIC = "kvcheck baseline schema="
 _SHA = "sha256 "
 META = frozenset(("base", "binary", "capability", "chance", "latency", "memory", "not_measured", "query_aware"))
@@ -83,8 +84,9 @@ class StoredCase:
         return str(self.meta.get("base", ""))
 
     def same_as(self, other: StoredCase) -> bool:
-        """Whether two stored cases say the same, latency aside (it is never the same twice)."""
-        mine, theirs = ({k: v for k, v in one.meta.items() if k != "latency"} for one in (self, other))
+        """Whether two stored cases say the same. Latency aside, which is never the same twice, and what made the token
+        ids, as far as those are the same."""
+        mine, theirs = ({k: v for k, v in one.meta.items() if k not in _ASIDE} for one in (self, other))
         return self.case == other.case and mine == theirs and self.lines == other.lines
 
     @property

@@ -2,7 +2,8 @@
 
 A faulty method stands for its correct counterpart after a bad commit: its records are judged as the counterpart's would
 be, against the counterpart's own record (the stored one, else measured here). Both ways are tried by themselves, each
-until it catches the bug: tasks, case by case, and properties.
+until it catches the bug: tasks, case by case and then all together, and properties. A fault that the audit, a crash or
+bytes show in a case is not yet shown by answers: that is tried on.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from kvcheck.conformance.base import names
 from kvcheck.conformance.runner import TRIALS, examine
-from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.errors import BaselineError, KvcheckError, SpecError
 from kvcheck.core.front import words
-from kvcheck.core.record import FAILS, CaseId, CaseRecord, ZooRecord
+from kvcheck.core.record import BY_ANSWERS, BY_BYTES, BY_REFUSAL, FAILS, CaseId, CaseRecord, Verdict, ZooRecord
 from kvcheck.core.settings import Settings
 from kvcheck.judging.budget import Budget, case_alpha, judge, sequential
+from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.methods import make
 from kvcheck.store.baselines import ModelId, Store
 from kvcheck.tasks import profiles
@@ -44,6 +46,27 @@ class Candidate:
         return self.faulty == self.counterpart
 
 
+Shown = tuple[str, str]
+"""(BY_ANSWERS, BY_BYTES or BY_REFUSAL; the reason)."""
+
+
+def by_answers(found: list[Shown]) -> bool:
+    """Whether answers show it."""
+    return any(way == BY_ANSWERS for way, _ in found)
+
+
+def first_of_each_way(found: list[Shown]) -> list[Shown]:
+    """What shows a bug, once for each way."""
+    firsts: dict[str, Shown] = {}
+    for shown in found:
+        firsts.setdefault(shown[0], shown)
+    return list(firsts.values())
+
+
+def _reasons(failed: list[Verdict]) -> str:
+    return "; ".join(f"{one.question}: {one.reason}" for one in failed)
+
+
 class Evaluation:
     """The gate, on one engine. records: of counterparts and fp16, measured once.
 
@@ -67,10 +90,12 @@ class Evaluation:
         start = time.perf_counter()
         properties, trials = self.properties(candidate)
         between = time.perf_counter()
-        tasks, samples = self.tasks(candidate, self.cases_of(candidate))
+        measured: list[Compared] = []
+        tasks, samples = self.tasks(candidate, self.cases_of(candidate), measured)
         if not properties and not tasks and not candidate.correct:
-            tasks, more = self.tasks(candidate, self.rest)
+            tasks, more = self.tasks(candidate, self.rest, measured)
             samples += more
+        tasks = tasks if candidate.correct else first_of_each_way(tasks)
         end = time.perf_counter()
         self.session.runners.pop(candidate.faulty, None)  # what it keeps from prompt to prompt would add up
         return ZooRecord(
@@ -82,7 +107,8 @@ class Evaluation:
             properties=tuple(properties),
             trials=trials,
             property_seconds=round(between - start, 1),
-            cases=tuple(tasks),
+            cases=tuple(text for _, text in tasks),
+            ways=tuple(way for way, _ in tasks),
             samples=samples,
             case_seconds=round(end - between, 1),
         )
@@ -99,16 +125,25 @@ class Evaluation:
                     break
         return found, trials
 
-    def tasks(self, candidate: Candidate, cases: list[CaseId]) -> tuple[list[str], int]:
-        """Cases that fail (the first one, for a bug), each with its reason, and the contexts until then."""
-        found, samples = [], 0
+    def tasks(self, candidate: Candidate, cases: list[CaseId], measured: list[Compared]) -> tuple[list[Shown], int]:
+        """What fails, each with its reason, and the contexts until then: until answers show it, for a bug.
+
+        All cases are judged together where none of them shows it by its answers. measured: those of before, to which
+        these are added.
+        """
+        found, samples = list[Shown](), 0
         for case in cases:
-            reason, count = self.case(candidate, case)
-            samples += count
-            if reason:
-                found.append(f"{case}: {reason}")
-                if not candidate.correct:
-                    break
+            shown, one = self.case(candidate, case)
+            found += [(way, f"{case}: {reason}") for way, reason in shown]
+            if one is not None:
+                measured.append(one)
+                samples += len(one.record.samples)
+            if not candidate.correct and by_answers(shown):
+                return found, samples
+        pooled = judge_pooled(measured, Budget(drop=None), self.settings.alpha) if measured else {}
+        for scope, verdicts in pooled.items():
+            failed = [one for one in verdicts if one.outcome == "fail"]
+            found += [(BY_ANSWERS, f"{scope}: {_reasons(failed)}")] if failed else []
         return found, samples
 
     def cases_of(self, candidate: Candidate) -> list[CaseId]:
@@ -116,8 +151,8 @@ class Evaluation:
         known = any(self.store.get(self.model, candidate.counterpart, case) is not None for case in self.cases)
         return self.cases if known or not candidate.correct else []
 
-    def case(self, candidate: Candidate, case: CaseId) -> tuple[str, int]:
-        """Why a case fails, "" where it does not, and the contexts that were measured."""
+    def case(self, candidate: Candidate, case: CaseId) -> tuple[list[Shown], Compared | None]:
+        """How a case fails and why, [] where it does not; and what was measured, None where it came to no end."""
         fp16, own = self.reference(case, "fp16"), self.reference(case, candidate.counterpart)
         budget = Budget(drop=None)  # what the correct method loses against fp16 is no fault
 
@@ -127,10 +162,15 @@ class Evaluation:
         try:
             record = replace(self.engine.run_case(case, candidate.faulty, clear), method=candidate.counterpart)
             verdicts = judge(record, fp16, own, budget, self.alpha)
+        except BaselineError:
+            raise  # of the references, not of the method
         except KvcheckError as error:
-            return str(error).splitlines()[0], 0
-        failed = [f"{one.question}: {one.reason}" for one in verdicts if one.outcome == "fail"]
-        return "; ".join(failed), len(record.samples)
+            return [(BY_REFUSAL, str(error).splitlines()[0])], None
+        failed, found = [one for one in verdicts if one.outcome == "fail"], list[Shown]()
+        for way in (BY_ANSWERS, BY_BYTES):
+            mine = [one for one in failed if (one.question == "bytes") == (way == BY_BYTES)]
+            found += [(way, _reasons(mine))] if mine else []
+        return found, Compared(record, fp16, own, drop=False)
 
     def reference(self, case: CaseId, method: str) -> CaseRecord:
         """The stored record of a correct method where it holds enough contexts, else one that is measured here."""

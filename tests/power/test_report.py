@@ -20,7 +20,7 @@ TABLE = Table("Title", "How.", ("what", "n"), "<>", (("a|b", "3"),), ("said",), 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command with one method and three cases, and the two quickest sections."""
+    """The command with one method and three cases, and two quick sections."""
     plain = power.load
 
     def load(uri: str | None = None, model: str = "mini") -> power.Recorded:
@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return [
             section(Simulation(recorded, plan, lambda done, total: say(f"{done} of {total}", done == total)))
-            for section in (sections.against_itself, sections.with_a_drop, sections.by_method)
+            for section in (sections.against_itself, sections.intervals)
         ]
 
     monkeypatch.setattr(power, "load", load)
@@ -47,23 +47,23 @@ def test_the_command_prints_and_writes_its_report(tmp_path: Path, capsys: pytest
     assert "another machine" in capsys.readouterr().out
     assert "kvcheck power --runs 20 --seed 0" in page.read_text("utf-8")
     read = json.loads(figures.read_text("utf-8"))
-    assert (read["runs"], read["tables"][0]["rows"][0]["bound"]) == (20, 0.05)
+    assert (read["runs"], read["tables"][0]["rows"][1]["most"]) == (20, 0.01)
 
 
-def test_a_broken_promise_is_said_and_ends_with_1(
+def test_a_missed_figure_is_said_and_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(power, "measure", lambda *arguments: [TABLE])
     assert main(["power", "--runs", "20"]) == 1
     out = capsys.readouterr().out
-    assert "BROKEN: it breaks" in out
-    assert "1 promise of the statistics is refuted" in out
+    assert "MISSED: it breaks" in out
+    assert "1 figure surely missed" in out
 
 
 def test_markdown_escapes_what_would_break_a_table() -> None:
     lines = list(TABLE.markdown())
     assert "| a&#124;b | 3 |" in lines
-    assert "- **Broken:** it breaks" in lines
+    assert "- **Missed:** it breaks" in lines
 
 
 @pytest.mark.parametrize("bad", [{"runs": 3}, {"seed": -1}, {"jobs": 0}])
