@@ -88,12 +88,14 @@ class Contexts:
         Where the method feeds the prompt itself, its tokens begin `shift` places later: a store of prompts has not seen
         them. What images show stays where it is.
         """
-        if self.runner.method.info.shares_prefill:
-            cache = self.runner.build()
-            cache.absorb(self.dense.select([row]))
-            return cache
-        text = self.runner.loaded.vision is None
-        return self._prefilled(self.ids[row : row + 1].roll(-shift if text else 0, 1))[0]
+        with self.guard("taking a prompt again"):
+            if self.runner.method.info.shares_prefill:
+                cache = self.runner.build()
+                cache.absorb(self.dense.select([row]))
+                return cache
+            text = self.runner.loaded.vision is None
+            prefilled, _ = self.runner.prefill(self.ids[row : row + 1].roll(-shift if text else 0, 1))
+            return prefilled  # type: ignore[no-any-return]  # what a runner feeds is its own affair
 
     def expect(self, questions: Sequence[Question], opening: bool) -> None:
         """Run questions through the full cache in as few forwards as the row limit allows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import ModuleType
 
 import torch
 
@@ -34,8 +35,8 @@ class Meter:
     """Weighs and audits every freshly compressed cache, and weighs it again behind every answer.
 
     peak: bytes, see peak_bytes; peaked: it is known, or known that it cannot be. weights: what each context of the case
-    held, by its index. apart: see Contexts. uncounted: what is held and cannot be counted, in words. again: takes a
-    context once more. elsewhere: bytes that every prompt leaves outside of its cache, None until that was measured.
+    held, by its index. apart: see Contexts. uncounted: what is held and cannot be counted, in words. modules: that
+    the method is written in. elsewhere: bytes that every prompt leaves outside of its cache, None until measured.
     """
 
     method: Method
@@ -50,7 +51,7 @@ class Meter:
     apart: list[float] = field(default_factory=list)
     uncounted: str = ""
     runner: MethodRunner | None = None
-    again: Callable[[int, int], FedCache] | None = None
+    modules: list[ModuleType] = field(default_factory=list)
     elsewhere: int | None = None
 
     def resume(self, record: CaseRecord, first: bool = True) -> None:
@@ -67,6 +68,7 @@ class Meter:
         self.layers, self.touched = record.memory.layers, record.memory.touched
         self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
         self.peaked = True
+        self.elsewhere = record.memory.elsewhere_bytes if first else 0
         self.apart += [] if record.memory.apart is None else [record.memory.apart]
 
     def watch(self, cache: FedCache, prefill: Sequence[Prefilled], contexts: Sequence[int]) -> None:
@@ -86,8 +88,7 @@ class Meter:
             with self.guard("being copied (select)"):
                 row = cache.select([len(contexts) - 1])
                 self.uncounted = self.uncounted or self._uncounted(row, prefill, _extent(cache, prefill)[1])
-        if self.elsewhere is None and self.runner is not None and self.again is not None:
-            self.elsewhere = self._left_behind(self.runner, self.again, cache, prefill)
+        self.modules = self.modules or written_in([self.runner, self.method, *_layers(cache)])
         self.layers, self.touched = proof.layers, min(self.touched or proof.touched, proof.touched)
         with self.guard("being weighed"):
             rows, tokens = _extent(cache, prefill)
@@ -128,32 +129,31 @@ class Meter:
     def _declared(self, tokens: int) -> bool:
         return self.method.kv_bytes(self.shape, 1, tokens, 0) is not None
 
-    def _left_behind(
-        self,
-        runner: MethodRunner,
-        again: Callable[[int, int], FedCache],
-        cache: FedCache,
-        prefill: Sequence[Prefilled],
-    ) -> int:
-        """Bytes that a prompt leaves outside of its cache: the smaller of two, behind what has run before.
+    def look_elsewhere(self, again: Callable[[int, int], FedCache], rows: int, tokens: int) -> None:
+        """Measure what a prompt leaves outside of its cache, behind what has run, and add it to what was weighed.
 
-        What is allocated meanwhile and found nowhere is said in `uncounted`. What is less than a cache may count is
-        nothing.
+        again: takes a context (row, shift) once more. It is the smaller growth of two; what is less than a cache may
+        count is none. What is allocated meanwhile and found nowhere is said in `uncounted`.
         """
-        rows, tokens = _extent(cache, prefill)
-        devices, owners = list(dict.fromkeys(part.keys.device for part in prefill)), (runner, self.method)
-        full = self.shape.dense_bytes(1, tokens) + _beside(cache) // rows
-        modules = written_in([*owners, *_layers(cache)])
+        if self.elsewhere is None and self.runner is not None:
+            self.elsewhere = self._left_behind(self.runner, again, rows, tokens)
+            for index, one in self.weights.items():
+                more = {"kv": self.elsewhere * one.caches, "end_kv": self.elsewhere * one.ends}
+                self.weights[index] = replace(one, **{name: getattr(one, name) + size for name, size in more.items()})
+
+    def _left_behind(self, runner: MethodRunner, again: Callable[[int, int], FedCache], rows: int, tokens: int) -> int:
+        """The growth of one context's prompt of so many tokens."""
+        devices, owners = list(dict.fromkeys(runner.loaded.devices)), (runner, self.method)
+        full = self.shape.dense_bytes(1, tokens)
         found, caches = [], []
         gc.collect()
-        before = census(runner.model, owners, modules)
+        before = census(runner.model, owners, self.modules)
         for shift, row in enumerate((0, rows - 1), 1):
             start = _allocated(devices)
-            with self.guard("taking a prompt again"):
-                caches.append(again(row, shift))
+            caches.append(again(row, shift))
             taken = _allocated(devices) - start
             weight = held(caches[-1])
-            now = census(runner.model, owners, modules)
+            now = census(runner.model, owners, self.modules)
             grown = now.growth(before, caches[-1])
             found.append((grown, taken - grown - weight.kv - weight.meta - weight.host - weight.spare))
             before = now

@@ -84,7 +84,6 @@ class CaseWork:
             eos=self.loaded.tokenizer.eos,
             apart=self.meter.apart,
         )
-        self.meter.again = self.last.again
         return self.last
 
     def _ids(self, context: Context) -> list[int]:
@@ -103,6 +102,8 @@ class CaseWork:
         """What the caches held. Raises MethodFailed where the method is not shown to act."""
         meter, together = self.meter, self.loaded.team
         meter.audited = True
+        if self.last is not None:
+            meter.look_elsewhere(self.last.again, *self.last.ids.shape)
         self.proved.add(self._proof)
         if meter.elsewhere is not None:
             self.elsewhere[self.guard.method, self.case.length] = meter.elsewhere
