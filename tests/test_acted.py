@@ -8,16 +8,12 @@ import pytest
 from building import fp16, memory, record
 
 from kvcheck.core.record import IDLE, CaseRecord
-from kvcheck.judging.acted import KL, judge_acted
+from kvcheck.judging.acted import ROUNDING, judge_acted
 
 
-def case(kv: int = 1000, kl: float | None = 0.0, claims: str | None = "", **more: int) -> CaseRecord:
+def case(kv: int = 1000, apart: float | None = 0.0002, claims: str | None = "", **more: int) -> CaseRecord:
     """Four contexts with fp16's answers, of 1,000 bytes in fp16's cache. more: of the bytes."""
-    held = replace(memory(kv), claims=claims, **more)
-    mine = record([1.0] * 4, "mine", held=held)
-    agree = None if kl is None else 1.0
-    samples = (replace(one, turns=(replace(one.turns[0], kl=kl, agree=agree),)) for one in mine.samples)
-    return replace(mine, samples=tuple(samples))
+    return record([1.0] * 4, "mine", held=replace(memory(kv), apart=apart, claims=claims, **more))
 
 
 def judged(*cases: CaseRecord) -> str:
@@ -34,14 +30,12 @@ def test_the_logits_of_the_full_cache_at_fewer_bytes_fail(kv: int) -> None:
     assert "in all of 8 contexts" in found.reason
 
 
-def test_one_context_with_other_logits_is_enough() -> None:
-    moved = case(500)
-    one = replace(moved.samples[2], turns=(replace(moved.samples[2].turns[0], kl=2 * KL),))
-    assert judged(replace(moved, samples=(*moved.samples[:2], one, moved.samples[3]))) == ""
+def test_one_case_with_other_logits_is_enough() -> None:
+    assert judged(case(500), case(500, apart=2 * ROUNDING), case(500)) == ""
 
 
 def test_cases_that_hold_everything_excuse_none_that_hold_less() -> None:
-    assert judged(case(1000, kl=0.3), case(500)) == "fail"
+    assert judged(case(1000, apart=0.3), case(500)) == "fail"
 
 
 def test_bytes_in_host_memory_are_held() -> None:
@@ -89,7 +83,7 @@ def test_a_method_that_claims_nothing_and_changes_nothing_is_noticed_and_passes(
     [
         pytest.param(case(claims="lossless"), id="it says so"),
         pytest.param(case(claims=None), id="a record of before"),
-        pytest.param(case(500, kl=None), id="logits were not measured"),
+        pytest.param(case(500, apart=None), id="logits were not measured"),
         pytest.param(replace(case(500), memory=None), id="bytes were not measured"),
         pytest.param(replace(case(500), method="fp16"), id="fp16"),
     ],

@@ -84,6 +84,15 @@ class TestRoundTrip:
         keep(store, rich("fp16"), rich("snapkv", " and other end"))
         assert store.get(MINI, "snapkv", rich("fp16").case) == rich("snapkv", " and other end")
 
+    def test_other_packages_that_gave_the_same_token_ids_are_no_change(self, store: FileStore) -> None:
+        keep(store, rich("fp16"))
+        newer = replace(rich("fp16"), inputs=(("beginning", "token 0"), ("tokenizers", "0.23.1")))
+        assert keep(store, newer, verb="changed").written == 0
+        samples = tuple(replace(sample, fed="d" * 12) for sample in newer.samples)
+        changes = keep(store, replace(newer, samples=samples), verb="changed")
+        assert changes.written == 1
+        assert any(line.endswith("fed changed") for line in changes.lines)
+
     def test_a_method_without_fp16_comes_back_equal(self, store: FileStore) -> None:
         keep(store, rich("snapkv"))
         assert store.get(MINI, "snapkv", rich("fp16").case) == rich("snapkv")

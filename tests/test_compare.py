@@ -184,6 +184,19 @@ def test_contexts_of_further_seeds_are_compared_where_both_have_them() -> None:
     assert [one.case.seed for one in found.run.cases] == [0, 1]
 
 
+def test_a_method_that_was_little_better_than_a_guess_is_held_to_its_scores_all_the_same() -> None:
+    before, after = record([1.0] * 2 + [0.0] * 14), record([0.0] * 16)
+    assert of(compare_runs(run(before), run(after)), "regression").lost == 2
+
+
+def test_against_another_method_that_only_guesses_nothing_is_informative_and_that_fails() -> None:
+    found = compare_runs(run(record([0.0] * 16)), run(record([0.0] * 16, "kivi")))
+    assert found.fails()
+    assert standing(found, "kivi") == "fail"
+    text = told(run(record([0.0] * 16)), run(record([0.0] * 16, "kivi")))
+    assert "not informative: kv single 1024: snapkv is not surely above chance" in text
+
+
 def test_cases_of_a_capability_are_judged_together() -> None:
     before = run(*(record([1.0] * 6, task=task) for task in "abc"))
     after = run(*(record([0.0] * 4 + [1.0] * 2, task=task) for task in "abc"))

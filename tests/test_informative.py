@@ -14,10 +14,12 @@ from kvcheck.core.errors import BaselineError, NotComparable
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, Verdict
 from kvcheck.judging.budget import Budget, judge, sequential
-from kvcheck.judging.informative import NAMED, why_not
+from kvcheck.judging.compare import compare_runs
+from kvcheck.judging.informative import NAMED, noted, why_not
 from kvcheck.judging.pooled import RUN, Compared, judge_pooled
 from kvcheck.report import markdown, rows, terminal
 from kvcheck.report.explain import pooled as message
+from kvcheck.report.verdict import lines as said_first
 from kvcheck.store.baselines import open_store
 
 FLOOR = [1.0, 0, 0, 0, 1, 0, 0, 0]
@@ -173,9 +175,9 @@ class TestPooled:
         (verdict,) = found[RUN]
         assert (verdict.question, verdict.outcome, verdict.value, verdict.n) == ("informative", "fail", 0, NAMED + 2)
         lines = list(message(RUN, "snapkv", found, {}))
-        assert lines[0] == "snapkv, run: cases that can show a loss of accuracy: 0   at least 1   FAIL"
-        assert lines[2] == "  why: no case can show a loss of accuracy"
-        assert lines[3].startswith("    task0 single 1024: fp16 is not surely above chance: 0.250")
+        assert lines[0] == "no case can show a loss of accuracy"
+        assert lines[1] == "  snapkv, run: no case can show a loss of accuracy   FAIL"
+        assert lines[2].startswith("    task0 single 1024: fp16 is not surely above chance: 0.250")
         assert lines[-2:] == [
             "    and 2 more",
             "    another task, length or model, or more contexts of fp16 (--kv-n, --kv-record=changed)",
@@ -219,6 +221,37 @@ class TestReports:
     def test_the_statement_says_that_nothing_can_show(self) -> None:
         assert "snapkv: no case here is informative" in self.shown(0, 2)
         assert "gives up" not in self.shown(0, 2)
+
+
+class TestCompare:
+    """Two runs, the first in the place of the records."""
+
+    def outcomes(self, *beside: CaseRecord) -> dict[str, str]:
+        """Of a method that was at the floor before and is now, with what the first run has beside it."""
+        own = record(FLOOR, chance=0.25)
+        found = compare_runs(run(*beside, own), run(*beside, own)).run.verdicts[rows.key(own)]
+        return {one.question: one.outcome for one in found}
+
+    def test_fp16_of_the_first_run_says_what_is_not_informative(self) -> None:
+        assert self.outcomes(full(FLOOR)) == {"informative": NOT_INFORMATIVE, "drift": "pass", "bytes": "pass"}
+        assert self.outcomes(full([1.0] * 8)) == {"regression": "pass", "bytes": "pass"}
+
+    def test_without_fp16_the_method_is_held_to_what_it_was(self) -> None:
+        assert self.outcomes() == {"regression": "pass", "bytes": "pass"}
+
+    def test_a_method_that_is_taken_for_fp16_is_asked_in_its_place(self) -> None:
+        found = compare_runs(run(record(FLOOR, "old", chance=0.25)), run(record(FLOOR, "new", chance=0.25)))
+        assert found.fails()
+        (verdict,) = found.run.verdicts["run|new"]
+        assert "old is not surely above chance" in verdict.reason
+
+
+def test_a_run_that_records_and_shows_nothing_is_not_called_a_pass() -> None:
+    blind = full(FLOOR)
+    (nothing,) = judge_pooled([Compared(blind, blind, None, why=why_not(blind))], Budget(), 0.05)[RUN]
+    verdicts = {rows.key(blind): judge(blind, blind, None, Budget()), "run|fp16": (noted(nothing),)}
+    (first, *_) = said_first(replace(run(blind), verdicts=verdicts))
+    assert first == "not judged: fp16 on mini: no case can show a loss of accuracy, over 8 contexts"
 
 
 def test_a_verdict_comes_back_from_a_run_file() -> None:

@@ -31,10 +31,8 @@ def rich() -> CaseRecord:
     """A record with everything in it."""
     mine = record([1.0, 0.0, 1.0, 0.0], nll=0.5)
     more = {"fed": "a" * 12, "graded": "b" * 12}
-    samples = [
-        replace(sample, weight=Weight(500 + 4 * at, 50.0, end_kv=600, ends=1), **more)
-        for at, sample in enumerate(mine.samples)
-    ]
+    weights = [Weight(500 + 4 * at, 50.0, end_kv=600, ends=1) for at in range(4)]
+    samples = [replace(one, weight=weight, **more) for one, weight in zip(mine.samples, weights, strict=True)]
     return replace(
         mine,
         samples=tuple(samples),

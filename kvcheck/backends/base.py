@@ -106,10 +106,11 @@ class Backend(Protocol):
     """One model behind an engine that runs methods on it, opened with the settings of the run.
 
     model_name: what the user typed. fingerprint: identifies configuration, weights and tokenizer; baselines are kept
-    under it. max_length: tokens of prompt and answer, None for no limit. decoding: how answers are made ("greedy
-    float32"), for the records of public benchmarks. lacks: what it cannot do, each with the reason. It may name "fork"
-    (it is an AnsweringBackend, else a ForkingBackend), "log_probs" (of an AnsweringBackend), "memory" and "latency"
-    (else it has measure_memory and measure_latency, see Measures).
+    under it. encoder: its tokenizer; what decides its ids, such as versions of packages, it may say in `facts`.
+    max_length: tokens of prompt and answer, None for no limit. decoding: how answers are made ("greedy float32"), for
+    the records of public benchmarks. lacks: what it cannot do, each with the reason. It may name "fork" (it is an
+    AnsweringBackend, else a ForkingBackend), "log_probs" (of an AnsweringBackend), "memory" and "latency" (else it has
+    measure_memory and measure_latency, see Measures).
     """
 
     @property

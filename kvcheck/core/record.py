@@ -154,6 +154,8 @@ class MemoryRecord:
     end_kv_bytes, end_dense_bytes, end_host_bytes, end_seen: the same behind the last decoded token of an answer (mean
     over the answers of the contexts), all None where that was not measured, as in records of before.
     elsewhere_bytes: what every prompt leaves outside of its cache, in kv_bytes and end_kv_bytes.
+    apart: how far a log-probability of any token is at most from the full cache's, over the reference answers of the
+    case; None where that was not measured, and in baselines.
     claims: what the method declares, of CLAIMS: that it holds less than fp16 ("frees") or more ("exceeds"), that every
     answer is fp16's ("lossless"). None where it is not known.
     """
@@ -173,6 +175,7 @@ class MemoryRecord:
     end_host_bytes: Bytes | None = None
     end_seen: Annotated[int, integer(1, 2 * LONGEST)] | None = None
     elsewhere_bytes: Bytes = 0
+    apart: Nats | None = None
     claims: Annotated[str, pattern(r"|(exceeds|frees|lossless)(,(exceeds|frees|lossless))*", "claims")] | None = None
 
     @property

@@ -1,8 +1,9 @@
 """Has a method acted at all? Asked of all cases of a method in a run, whatever kind of cache it has.
 
-Its logits behind every reference answer stand beside the full cache's of the same process (TurnRecord.kl and agree).
-Where they are the same to the last digit everywhere, the method read what the full cache reads: then it cannot hold
-less, and it does nothing of what it claims. Another order of the same sums moves them by less than is kept here.
+Its log-probabilities of all tokens behind every reference answer stand beside the full cache's of the same process
+(MemoryRecord.apart). Where they are the same everywhere but for the order of sums, the method read what the full cache
+reads: then it cannot hold less, and it does nothing of what it claims. KL could not tell: a model that is sure of its
+answers moves it by less than 1e-6 where a code of 8 bits moves the logits by a tenth.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 
 from kvcheck.core.record import FREES, IDLE, LOSSLESS, CaseRecord, MemoryRecord, Verdict
 
-KL = 1e-5
-"""Nats from the full cache up to which logits are its own. Seen: none in methods that hold everything, and in at least
-one context of every other one 1,000 times as many."""
+ROUNDING = 1e-3
+"""Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen. In
+16 bits steps are larger, and equal logits are still equal."""
 FEWER, SMALLER = 0.99, 0.5
 """Shares of the slots or bytes below which something must show: no lossless code halves keys and values."""
 
@@ -26,7 +27,9 @@ def judge_acted(cases: Sequence[tuple[CaseRecord, CaseRecord | None]]) -> Verdic
     claims to free memory, and in every case bytes, logits and answers are fp16's. One that claims nothing passes with a
     reason that is to be shown.
     """
-    known = [(one, other) for one, other in cases if one.method != "fp16" and one.memory is not None and _tells(one)]
+    known = [
+        (one, other) for one, other in cases if one.method != "fp16" and one.memory and one.memory.apart is not None
+    ]
     if not known:
         return None
     fewer = [one for one, _ in known if one.memory is not None and _fewer(one.memory)]
@@ -51,7 +54,7 @@ def _verdict(records: Sequence[CaseRecord], outcome: str, what: str) -> Verdict:
     memories = [one.memory for one in records if one.memory is not None]
     share = sum(one.kv_bytes + one.host_bytes for one in memories) / sum(one.dense_bytes for one in memories)
     contexts = sum(len(one.samples) for one in records)
-    reason = f"{what}: {share:.0%} of fp16's bytes, and fp16's logits to the last digit in all of {contexts} contexts"
+    reason = f"{what}: {share:.0%} of fp16's bytes, and fp16's logits in all of {contexts} contexts"
     return Verdict("acted", outcome, share, share, share, 1.0, contexts, reason=reason)
 
 
@@ -66,14 +69,8 @@ def _less_at_the_end(memory: MemoryRecord) -> bool:
     return memory.end_ratio is not None and memory.end_ratio < FEWER
 
 
-def _tells(record: CaseRecord) -> bool:
-    """Whether logits were compared in every context of a case."""
-    return all(any(turn.kl is not None for turn in sample.turns) for sample in record.samples)
-
-
 def _same_logits(record: CaseRecord) -> bool:
-    turns = [turn for sample in record.samples for turn in sample.turns]
-    return all(turn.kl is None or (turn.kl <= KL and turn.agree in (None, 1.0)) for turn in turns)
+    return record.memory is not None and record.memory.apart is not None and record.memory.apart <= ROUNDING
 
 
 def _same_answers(record: CaseRecord, fp16: CaseRecord | None) -> bool:

@@ -21,9 +21,18 @@ def budget_of(given: Mapping[str, float | None], own: CaseRecord | None, against
 
 
 def compared(
-    record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str
+    record: CaseRecord,
+    fp16: CaseRecord | None,
+    own: CaseRecord | None,
+    budget: Budget,
+    against: str,
+    why: str | None = None,
 ) -> Compared:
-    """A record with what all cases together are judged against, by the budget of its case: the same as for it alone."""
+    """A record with what all cases together are judged against, by the budget of its case: the same as for it alone.
+
+    why: the case is not informative, by default what fp16's record says.
+    """
+    why = why_not(fp16) if why is None else why
     asked = against != "self" or own is None
     own = None if against == "fp16" else own
-    return Compared(record, fp16 if asked else None, own, budget.drop is not None, why_not(fp16))
+    return Compared(record, fp16 if asked else None, own, budget.drop is not None, why)

@@ -127,13 +127,15 @@ def judge(
     alpha: float = 0.05,
     against: str = "both",
     rule: DriftRule | None = None,
+    why: str | None = None,
 ) -> tuple[Verdict, ...]:
     """All verdicts on one case. alpha: the error rate of this case (see case_alpha).
 
     fp16 and own: the stored records of the full cache and of the method itself. against: "fp16" asks the budget
     question, "self" the regression question, "both" both. Without a record of its own the method is judged against
     fp16, by the default drop when "self" was asked for, and the verdict says so. Each fail has an error rate <= alpha.
-    Where the case cannot show a loss of accuracy (informative.py), one verdict says so in the place of those on scores.
+    Where the case cannot show a loss of accuracy (informative.py), one verdict says so in the place of those on scores;
+    why: it cannot, by default what fp16's record says.
 
     Raises MissingBaseline without the fp16 record that is needed, NotComparable when prompts, model or setting
     differ, MethodFailed for a record without samples, with NaN, or without a number that the budget asks for.
@@ -142,7 +144,7 @@ def judge(
         raise SpecError(f"unknown {option('against')} {against!r}", did_you_mean(against, AGAINST))
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
-    why = why_not(fp16)
+    why = why_not(fp16) if why is None else why
     rule = rule or DriftRule()
     if against != "self" or own is None:
         verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing, why)

@@ -13,8 +13,9 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import COSTS, CaseRecord, Run, Verdict
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
+from kvcheck.judging.informative import why_not
 from kvcheck.judging.pairing import pair
-from kvcheck.judging.pooled import judge_pooled
+from kvcheck.judging.pooled import AGAINST_FP16, judge_pooled
 from kvcheck.judging.questions import judge_bytes
 
 Limits = Mapping[str, float | None]
@@ -42,18 +43,27 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Two:
-    """A record of the second run, what of it the first has too, and that of the first run."""
+    """A record of the second run, what of it the first has too, and those of the first run: that and fp16's, if any."""
 
     record: CaseRecord
     shared: CaseRecord
     other: CaseRecord
+    full: CaseRecord | None
 
     @property
-    def references(self) -> tuple[CaseRecord | None, CaseRecord | None, str]:
-        """(fp16, own, against): what the record of the first run stands for."""
-        if self.record.method == self.other.method:
-            return self.other, self.other, "both"
-        return self.other, None, "fp16"
+    def why(self) -> str:
+        """Why the case is not informative: by fp16's record, or by that which is taken for it."""
+        return why_not(self.full if self.record.method == self.other.method else self.other)
+
+    def references(self, limits: Limits) -> tuple[CaseRecord | None, CaseRecord | None, str]:
+        """(fp16, own, against): what the record of the first run stands for.
+
+        The same method is held to it as its own record; as fp16, too, where the user set a limit against that.
+        """
+        if self.record.method != self.other.method:
+            return self.other, None, "fp16"
+        asked = any(limits.get(name) is not None for name in AGAINST_FP16)
+        return self.other if asked else None, self.other, "both"
 
 
 def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: float = 0.05) -> Comparison:
@@ -64,9 +74,10 @@ def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: f
     settings = {name: value for name, value in after.header.settings.items() if name != "budget"}
     settings |= {"budget": ",".join(f"{name}={value}" for name, value in limits.items())} if limits else {}
     header = replace(after.header, settings=settings)
+    full = {one.case.key: one for one in _of(before, "fp16")}
     run, known = Run(header, (), {}, failures), dict[str, Mapping[str, CaseRecord]]()
     for mine, other in pairs:
-        run, known[mine] = _judged(run, _of(before, other), _of(after, mine), mine, limits, alpha)
+        run, known[mine] = _judged(run, _of(before, other), _of(after, mine), full, limits, alpha)
     return Comparison(run, known, pairs)
 
 
@@ -102,9 +113,15 @@ def _of(run: Run, method: str) -> list[CaseRecord]:
 
 
 def _judged(
-    run: Run, before: Sequence[CaseRecord], after: Sequence[CaseRecord], method: str, limits: Limits, alpha: float
+    run: Run,
+    before: Sequence[CaseRecord],
+    after: Sequence[CaseRecord],
+    full: Mapping[str, CaseRecord],
+    limits: Limits,
+    alpha: float,
 ) -> tuple[Run, dict[str, CaseRecord]]:
-    """The run with the verdicts on one method, and what its cases were judged against."""
+    """The run with the verdicts on one method, and what its cases were judged against. full: fp16 of the first run."""
+    method = after[0].method
     failures, verdicts, both = dict(run.failures), dict(run.verdicts), list[_Two]()
     old, new = ({one.case.key: one for one in records if one.capability != COSTS} for records in (before, after))
     level = case_alpha(alpha, len(new))
@@ -115,7 +132,7 @@ def _judged(
             failures[name] = f"missing: only the {'first' if record is None else 'second'} run has it"
             continue
         try:
-            two = _two(record, other)
+            two = _two(record, other, full.get(key))
             verdicts[f"{two.shared.case}|{method}"] = _judge(two, limits, level)
             both.append(two)
         except KvcheckError as error:
@@ -137,21 +154,21 @@ def _judged(
     return run, {two.shared.case.key: two.other for two in both}
 
 
-def _two(record: CaseRecord, other: CaseRecord) -> _Two:
+def _two(record: CaseRecord, other: CaseRecord, full: CaseRecord | None) -> _Two:
     """Both, with the contexts that they share: one of the two may have stopped early, or have been asked for fewer."""
     indices = {sample.index for sample in other.samples}
     samples = tuple(sample for sample in record.samples if sample.index in indices)
     case = replace(record.case, n=min(record.case.n, other.case.n))
-    return _Two(record, replace(record, case=case, samples=samples) if samples else record, other)
+    return _Two(record, replace(record, case=case, samples=samples) if samples else record, other, full)
 
 
 def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
     """The verdicts on one case. Bytes are those of all contexts of each side. Raises KvcheckError."""
     record, shared, other = two.record, two.shared, two.other
     pair(shared, other, other.method)
-    fp16, own, against = two.references
+    fp16, own, against = two.references(limits)
     budget = budget_of(limits, own, against)
-    verdicts = judge(shared, fp16, own, budget, alpha, against)
+    verdicts = judge(shared, fp16, own, budget, alpha, against, why=two.why)
     if len(shared.samples) == len(record.samples):
         return verdicts
     size = judge_bytes(record, own, budget.bytes)
@@ -161,6 +178,6 @@ def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
 def _pooled(both: Iterable[_Two], limits: Limits, alpha: float) -> dict[str, tuple[Verdict, ...]]:
     cases = []
     for two in both:
-        fp16, own, against = two.references
-        cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against))
+        fp16, own, against = two.references(limits)
+        cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against, two.why))
     return judge_pooled(cases, Budget(**limits), alpha) if cases else {}

@@ -9,8 +9,6 @@ from kvcheck.core.front import words
 from kvcheck.core.record import CaseRecord, Verdict
 
 _POINTS = ("budget", "regression")
-_LEAST = ("agree", "informative")
-"""Questions whose limit is the least that is allowed."""
 _NAMES = {
     "bytes": "KV bytes as a share of fp16",
     "ttft": "time to first token as a ratio to fp16",
@@ -19,7 +17,6 @@ _NAMES = {
     "agree": "share of answer tokens where method and fp16 agree",
     "drift": "rise of the reference answers' nll against its own record (nats per token)",
     "kl": "KL divergence from fp16 on the answer tokens (nats)",
-    "informative": "cases that can show a loss of accuracy",
 }
 
 
@@ -36,7 +33,7 @@ def headline(verdict: Verdict) -> str:
         numbers = f"{verdict.value:.4g}"
         if verdict.low != verdict.high:
             numbers += f" [{verdict.low:.4g}, {verdict.high:.4g}]"
-        limit = f"   {'at least' if verdict.question in _LEAST else 'allowed'} {verdict.limit:.4g}"
+        limit = f"   {'at least' if verdict.question == 'agree' else 'allowed'} {verdict.limit:.4g}"
     return f"{what}: {numbers}{limit}   {verdict.outcome.upper()}"
 
 

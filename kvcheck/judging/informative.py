@@ -8,6 +8,7 @@ and of those on several cases together. The likelihood of the reference answers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from kvcheck.core.front import option
@@ -33,6 +34,7 @@ def why_not(fp16: CaseRecord | None) -> str:
     also where a run measures fewer contexts. Each answer is one draw: what is lost in the turns of a context is lost
     together, but a guess at one question says nothing of the next. An answer that the limit of new tokens cut before it
     had the full score counts as 0: so many may be cut that the others alone are surely above chance.
+    fp16: or the record that is taken for it, where two runs are compared.
     """
     turns = [turn for sample in fp16.samples for turn in sample.turns] if fp16 is not None else []
     if fp16 is None or not turns:
@@ -43,11 +45,11 @@ def why_not(fp16: CaseRecord | None) -> str:
     p = _p(tuple(whole), chance)
     if p <= LEVEL:
         return ""
-    limited = f"{cut} of {len(turns)} answers of fp16 were cut by the limit of new tokens"
+    limited = f"{cut} of {len(turns)} answers of {fp16.method} were cut by the limit of new tokens"
     if cut and _p(tuple(scores), chance) <= LEVEL:
         return f"{limited}, and the others are not surely above chance (p = {p:.2g})"
     floor = (
-        f"fp16 is not surely above chance: {fp16.accuracy:.3f} over {len(turns)} answers, "
+        f"{fp16.method} is not surely above chance: {fp16.accuracy:.3f} over {len(turns)} answers, "
         f"a guess scores {fp16.chance:.3f} (p = {p:.2g})"
     )
     return f"{floor}; {limited}" if cut else floor
@@ -76,6 +78,11 @@ def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
     reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)
+
+
+def noted(verdict: Verdict) -> Verdict:
+    """The same where a run records: it makes references and claims nothing of a method, so this is no failure of it."""
+    return replace(verdict, outcome=NOT_INFORMATIVE) if verdict.question == QUESTION else verdict
 
 
 def told(verdicts: Iterable[Verdict]) -> str:

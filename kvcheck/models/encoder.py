@@ -92,4 +92,4 @@ def _opening(tokenizer: Tokenizer) -> tuple[int, ...]:
     if tokenizer.bos_token_id is not None and getattr(tokenizer, "init_kwargs", {}).get(OPENS):
         return (int(tokenizer.bos_token_id),)
     starts = (at for at in range(len(full) - len(bare) + 1) if full[at : at + len(bare)] == bare)
-    return tuple(full[: next(starts, 0)])
+    return tuple(full[: next(starts, int(full[:1] == [tokenizer.bos_token_id]))])

@@ -15,7 +15,7 @@ from kvcheck.core.settings import Settings
 from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
-from kvcheck.judging.informative import why_not
+from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import RUN, Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
@@ -127,6 +127,8 @@ class Gate:
         mine = [one for one in records if one.samples]
         compared = [self._compared(one) for one in mine]
         found = judge_pooled(compared, self._limits, self.settings.alpha, looks=looks(self.settings.times))
+        if self.settings.record:
+            found = {scope: tuple(map(noted, verdicts)) for scope, verdicts in found.items()}
         acted = judge_acted([(one, self.references(one.case, one.method)[0]) for one in mine])
         return found if acted is None else {**found, RUN: (*found.get(RUN, ()), acted)}
 

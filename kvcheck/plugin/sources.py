@@ -52,10 +52,17 @@ def of_plugins(config: pytest.Config) -> dict[str, str]:
         path = Path(file or "").resolve()
         inner = path.name == "conftest.py" and path.parent != config.rootpath.resolve()
         if file and not inner and not _is_own(path) and any(name.startswith(HOOKS) for name in dir(plugin)):
-            found |= {path, *_reached(path.parent, _imports(path, path.parent))}
+            found |= {path, *_with(path, getattr(plugin, "__name__", getattr(plugin, "__module__", "")))}
     modules = {origin.partition(":")[0] for origin in TASKS.origins().values()}
     found |= {file for module in modules if module.partition(".")[0] != OWN for file in _project(module)}
     return {PLUGINS: _digest(sorted(found))} if found else {}
+
+
+def _with(file: Path, module: str) -> Iterator[Path]:
+    """The files that come with that of a plugin. A conftest.py is no module that could be found by its name."""
+    if file.name == "conftest.py":
+        return _reached(file.parent, _imports(file, file.parent))
+    return _project(module)
 
 
 def _is_own(file: Path) -> bool:

@@ -70,6 +70,8 @@ def _method(found: Comparison, mine: str, other: str) -> Iterator[str]:
         yield from (short(f"  {one.case.key}: {why.reason}", WIDTH) for one, why in bad[:LISTED] if _told(why.question))
         if len(bad) > LISTED:
             yield f"  and {len(bad) - LISTED} more"
+    for line in summary.not_informative(run, records):  # of fp16 in the first run, or of what is taken for it
+        yield from wrap(f"not informative: {line}", "  ")
     yield ""
 
 

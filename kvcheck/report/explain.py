@@ -51,7 +51,7 @@ def pooled(
     for one in bad:
         yield f"  {method}, {scope}: {verdict.number(one, settings)}   {one.outcome.upper()}"
         if one.question in verdict.IN_WORDS:
-            yield from f"  why: {one.reason}".splitlines()
+            yield from one.reason.splitlines()[1:]
             continue
         same = one.n - one.lost - one.won
         yield f"  {one.n} contexts: {one.lost} lost, {one.won} won, {same} unchanged"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
-from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, RECORDED_NOW, CaseRecord, Run, Verdict
+from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, NOT_INFORMATIVE, RECORDED_NOW, CaseRecord, Run, Verdict
 from kvcheck.judging.informative import QUESTION as INFORMATIVE
 from kvcheck.judging.pooled import IDENTICAL, RUN, is_scope, settled_by
 from kvcheck.report import rows
@@ -57,7 +57,10 @@ class Standing:
 
 
 def standing(run: Run, method: str) -> Standing:
-    """Pass only where something was judged, nothing failed, and no question is left open."""
+    """Pass only where something was judged, nothing failed, and no question is left open.
+
+    Where a run records and no case is informative nothing was judged: that fails only where a method is judged.
+    """
     whole = run.verdicts.get(f"{RUN}|{method}", ())
     scopes = tuple(
         (scope, one) for scope, verdicts in pooled(run, method).items() for one in verdicts if one.outcome == FAIL
@@ -76,7 +79,8 @@ def standing(run: Run, method: str) -> Standing:
     elif INCONCLUSIVE in answers.values():
         outcome = INCONCLUSIVE
     else:
-        outcome = PASS if answers or _holding(run, method) else OPEN
+        blind = any(one.outcome == NOT_INFORMATIVE for one in whole)
+        outcome = PASS if (PASS in answers.values() and not blind) or _holding(run, method) else OPEN
     beside = tuple(one for one in scopes if one[0] != RUN)
     return Standing(method, outcome, whole, beside, len(single), len(lost), properties)
 
@@ -189,7 +193,7 @@ def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
     The mode or the length is named where there is one only; tasks by their number where there are many.
     """
     count = sum(len(record.samples) for record in records)
-    fewest = min((one.n for one in found.run), default=count)
+    fewest = min((one.n for one in found.run if one.question not in IN_WORDS), default=count)
     tasks = sorted({record.case.task for record in records})
     modes = {record.case.mode for record in records}
     lengths = {record.case.length for record in records}
@@ -203,7 +207,7 @@ def _numbers(
     verdicts: Sequence[Verdict], run: Run, others: References, repeated: Sequence[str], apart: Sequence[str]
 ) -> list[str]:
     """Each verdict in words, what decides first; what repeats the method's own record is said once."""
-    order = (FAIL, INCONCLUSIVE, PASS)
+    order = (FAIL, INCONCLUSIVE, NOT_INFORMATIVE, PASS)
     moved = [one for one in verdicts if one.reason != AS_RECORDED and (one.question, one.outcome) != ("acted", PASS)]
     parts = [
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))

@@ -119,7 +119,7 @@ class Prompter:
         text = self.asked(asked)
         if self.chat.again:  # it opens a message of its own
             text = text.lstrip("\n")
-        text, answer = self._joint(sample) + text, self.space(before) + before.expected
+        text, answer = self._joint(sample) + text, self.space(before) + _expected(before)
         if self.gold:
             ids = self._behind(self.asked(before), answer + text)
             return question.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
@@ -127,7 +127,7 @@ class Prompter:
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
-        expected = turn.expected if turn.target or turn.references else ""
+        expected = _expected(turn)
         if not expected:
             return ()
         return self._behind(self.asked(turn), self.space(turn) + expected)[:DRIFT_TOKENS]
@@ -204,6 +204,11 @@ class Prompter:
     def _turns(self, sample: Sample) -> tuple[Turn, ...]:
         """The turns that the mode asks: `single` asks the first question only."""
         return sample.turns[:1] if self.case.mode == "single" else sample.turns
+
+
+def _expected(turn: Turn) -> str:
+    """The answer that earns the full score, "" where none is known."""
+    return turn.expected if turn.target or turn.references else ""
 
 
 def _agree(ids: list[int], other: list[int]) -> int:

@@ -13,11 +13,11 @@ from kvcheck.core.record import SampleRecord, TurnRecord, Weight
 from kvcheck.store.validate import shown, strict_json
 
 SCORE_DIGITS = 4
-CUT = "cut"
-"""The key of the turns whose answers the limit of new tokens cut."""
 WEIGHT, END = "held", "end"
 """The keys of what a context held: bytes, slots, and the number of caches where it is not 1; after decoding: bytes,
 tokens seen, and the number of answers."""
+CUT = "cut"
+"""The key of the turns whose answers the limit of new tokens cut."""
 
 _INDEX = re.compile("0|[1-9][0-9]{0,6}")
 _SCORES = re.compile(r"[01]+|[01]\.[0-9]{4}(,[01]\.[0-9]{4})*")

@@ -19,9 +19,9 @@ JSON holds the answers, depths and subtasks of the turns. A file of another meth
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
 text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
 `held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several;
-`end` what it took after decoding: [bytes, tokens seen, answers], the first two as sums over the answers. `cut` are the
-turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all other answers
-ended; without it that is not known.
+`end` what it took after decoding: [bytes, tokens seen, answers], the first two as sums over the answers.
+`cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
+other answers ended; without it that is not known.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """
@@ -42,6 +42,7 @@ from kvcheck.store.validate import check_case, shown, strict_json
 
 DIGESTS = ("fed", "graded")
 """Of each context, in a list in the meta object; those that are the same in all of them once."""
+_ASIDE = ("latency", "inputs")
 _MAGIC = "kvcheck baseline schema="
 _SHA = "sha256 "
 META = frozenset(("base", "binary", "capability", "chance", "latency", "memory", "not_measured", "query_aware"))
@@ -83,8 +84,9 @@ class StoredCase:
         return str(self.meta.get("base", ""))
 
     def same_as(self, other: StoredCase) -> bool:
-        """Whether two stored cases say the same, latency aside (it is never the same twice)."""
-        mine, theirs = ({k: v for k, v in one.meta.items() if k != "latency"} for one in (self, other))
+        """Whether two stored cases say the same. Latency aside, which is never the same twice, and what made the token
+        ids, as far as those are the same."""
+        mine, theirs = ({k: v for k, v in one.meta.items() if k not in _ASIDE} for one in (self, other))
         return self.case == other.case and mine == theirs and self.lines == other.lines
 
     @property
@@ -196,7 +198,7 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     if base is not None:
         meta["base"] = base_digest(base)
     if record.memory is not None:
-        meta["memory"] = _changed(record.memory)
+        meta["memory"] = _changed(replace(record.memory, apart=None))  # what rounds differs from machine to machine
     if record.latency:
         meta["latency"] = [_changed(latency) for latency in record.latency]
     if record.stopped != "all samples":

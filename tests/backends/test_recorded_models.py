@@ -68,7 +68,11 @@ def test_a_checkpoint_is_recorded_listed_verified_published_and_judged(do: Do, t
     elsewhere.mkdir()
     moved = model.rename(elsewhere / model.name)
     judged = judge(do, moved, "--kv-method=snapkv", f"--kv-baselines=mine,{shared}")
-    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert judged.returncode == pytest.ExitCode.TESTS_FAILED, judged.stdout + judged.stderr
+    assert "1 failed, 1 passed" in judged.stdout, (
+        "a model of random weights shows nothing, and its case repeats its record"
+    )
+    assert "fp16 is not surely above chance" in judged.stdout
     assert "own record   repeated in 1 case" in judged.stdout
 
 

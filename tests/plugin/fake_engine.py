@@ -126,7 +126,7 @@ class FakeSession:
         late = WAYS[how.removeprefix("late ")] if str(how).startswith("late ") else None
         samples = list(so_far.samples) if so_far is not None else []
         for index in range(len(samples), 0 if how == "nothing" else case.n):
-            samples.append(self._sample(case, index, how, method_spec))
+            samples.append(self._sample(case, index, how))
             if progress is not None:
                 progress(index + 1, case.n)
             if index % BLOCK != BLOCK - 1:
@@ -150,15 +150,13 @@ class FakeSession:
         os.fsync(file)
         os.close(file)
 
-    def _sample(self, case, index, how, method):
+    def _sample(self, case, index, how):
         share = how if isinstance(how, (int, float)) else float(how != "judge")
         score = float("nan") if how == "nan" else float(index < round(share * case.n))
         turns = 3 if case.mode == "multi_turn" else 1
         digest = prompt_digest(case.key, str(index))
         answer = "right" if score == 1 else "wrong"
-        turn = TurnRecord(
-            score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0 if method == "fp16" else 0.01
-        )
+        turn = TurnRecord(score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0)
         return SampleRecord(index, digest, (turn,) * turns, fed=self.behaviour.get("fed"))
 
     def _record(self, case, method, samples):

@@ -21,7 +21,7 @@ def test_a_run_of_nothing_else_fails_with_the_cases_the_reason_and_what_to_do(
 ) -> None:
     behave({"fp16": {"kv": 0.0}, "snapkv": {"kv": 0.0}})
     recording = run("--kv-method=fp16", "--kv-record=new", *dist)
-    recording.assert_outcomes(passed=3, failed=1)
+    recording.assert_outcomes(passed=3)
     recording.stdout.fnmatch_lines(
         ["*recorded 3 cases of fp16*", "*3 of 3 cases not informative: no loss of accuracy can show there"]
     )
@@ -30,14 +30,14 @@ def test_a_run_of_nothing_else_fails_with_the_cases_the_reason_and_what_to_do(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "snapkv, run: cases that can show a loss of accuracy: 0   at least 1   FAIL",
+            "  snapkv, run: no case can show a loss of accuracy   FAIL",
             "*why: no case can show a loss of accuracy",
             "    kv * 512: fp16 is not surely above chance: 0.000 over * answers, a guess scores 0.000 (p = 1)",
             "    another task, length or model, or more contexts of fp16 (--kv-n, --kv-record=changed)",
         ]
     )
     result.stdout.fnmatch_lines(["*snapkv on fake: 3 cases: 3 not informative*"])
-    result.stdout.fnmatch_lines(["FAILED kvcheck::run*snapkv*"])
+    result.stdout.fnmatch_lines(["FAILED kvcheck::run*snapkv* - no case can show a loss of accuracy"])
     assert "gives up" not in result.stdout.str()
     verdicts = read_run(repo.path / "run.json").verdicts
     assert {one.outcome for name in verdicts if not name.startswith("run|") for one in verdicts[name]} == {
@@ -82,12 +82,12 @@ def test_a_model_of_random_weights_shows_nothing(repo: pytest.Pytester, tmp_path
     )
     repo.makeconftest("")
     recording = repo.runpytest_subprocess(*options, "--kv-method=fp16", "--kv-record=new")
-    recording.assert_outcomes(passed=1, failed=1)
+    recording.assert_outcomes(passed=1)
     result = repo.runpytest_subprocess(*options, "--kv-method=streaming_llm:window=8,sink=0")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*run: cases that can show a loss of accuracy: 0*",
+            "*run: no case can show a loss of accuracy*",
             "    needle single 512: fp16 is not surely above chance: 0.000*",
         ]
     )

@@ -15,16 +15,13 @@ from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.core.errors import KvcheckError, MethodFailed
 from kvcheck.core.record import CaseRecord, MemoryRecord, Weight
-from kvcheck.judging.acted import FEWER, SMALLER
+from kvcheck.judging.acted import FEWER, ROUNDING, SMALLER
 from kvcheck.judging.questions import COUNTERS
 from kvcheck.measure.allocated import in_use
 from kvcheck.measure.audit import audit, kept
 from kvcheck.measure.elsewhere import census, mapped, written_in
 from kvcheck.measure.memory import held, kept_alive
 from kvcheck.measure.peak import Peak
-
-ROUNDING = 1e-3
-"""Nats by which the same sums in another order move a log-probability at most, in 32 bits: ten times what was seen."""
 
 COPIES, ENOUGH, LARGEST = 8, 2**26, 2**30
 """Copies whose memory is compared with what they hold: fewer where full caches take more than ENOUGH bytes."""
@@ -70,6 +67,7 @@ class Meter:
         self.layers, self.touched = record.memory.layers, record.memory.touched
         self.peak = record.memory.peak_bytes if first or record.memory.peak_bytes is None else 0
         self.peaked = True
+        self.apart += [] if record.memory.apart is None else [record.memory.apart]
 
     def watch(self, cache: FedCache, prefill: Sequence[Prefilled], contexts: Sequence[int]) -> None:
         """Take the weight of a cache and compare it with the dense prefill that it was made from, one part per layer.
@@ -248,6 +246,7 @@ class Meter:
             end_host_bytes=ends[2],
             end_seen=ends[3],
             elsewhere_bytes=self.elsewhere or 0,
+            apart=round(max(self.apart), 6) if self.apart else None,
             claims=claimed(self.method),
         )
 
