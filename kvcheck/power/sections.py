@@ -252,8 +252,8 @@ def left_out(sim: Simulation) -> Table:
         sim.tick(len(raw), 4 * len(tests.PROFILES))
     note = (
         "A test can fail where the smallest p-value that its contexts can give is at most its level. What cannot fail "
-        "is left out of the verdicts on capabilities and tasks, so that it takes no part of alpha from the others; a "
-        "case shows its interval all the same, and never passes by it alone. Each of a user's limits (`drop`, `nll`, "
+        "is left out of the verdicts on capabilities and tasks. A case asks it all the same, and cannot fail by it; "
+        "all cases together can fail by every question. Each of a user's limits (`drop`, `nll`, "
         "`agree`, `kl`) is counted as if it were the only one."
     )
     head = ("profile", "level", "tests that can fail", "cannot fail")
