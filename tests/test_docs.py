@@ -20,7 +20,7 @@ def test_the_method_of_the_how_to_runs_through_a_suite(tmp_path):
     command += ["--kv-tasks=kv", "--kv-lengths=512", "--kv-n=4", "--kv-modes=multi_request", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert "my_cache.Strided:window=64" in done.stdout, done.stdout + done.stderr
-    assert re.search(r"1 (passed|failed)", done.stdout), done.stdout + done.stderr
+    assert re.search(r"[12] (passed|failed)", done.stdout), done.stdout + done.stderr  # the case, and the run of it
     assert "kvcheck.core.errors" not in done.stdout
 
 

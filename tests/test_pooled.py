@@ -181,3 +181,8 @@ def test_more_contexts_are_taken_of_what_is_uncertain_and_cheap() -> None:
 def test_every_look_at_a_growing_run_costs_its_part_of_alpha() -> None:
     once, often = (of(judge_pooled(run([1]), Budget(drop=2.0), 0.05, looks=n), RUN, "budget") for n in (1, 4))
     assert often.low < once.low < once.value < once.high < often.high
+
+
+def test_nothing_is_said_of_drift_where_no_context_has_it() -> None:
+    found = judge_pooled(run([0], then=None, now=None), Budget(drop=None), 0.05)
+    assert {one.question for verdicts in found.values() for one in verdicts} == {"regression"}

@@ -335,7 +335,7 @@ def _tests(
         pool, scored = (Pool.of(pairs, own[0][0].method) for pairs in (own, told))
         if scored:
             yield _scores(scope, share * QUESTIONS["regression"], scored, rule, level)
-        yield _drift(scope, share * QUESTIONS["drift"], pool, rule, level)
+        yield from _drift(scope, share * QUESTIONS["drift"], pool, rule, level)
 
 
 def _beside(cases: Iterable[Compared], name: str) -> Pool:
@@ -451,15 +451,18 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
     return Test(scope, p, 0.5 ** len(changes), share, verdict)
 
 
-def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Test:
+def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Iterator[Test]:
     """Did the reference answers become less likely than in the method's own record, by more than float noise?
 
     A sign test over the clusters that moved (many, a little), and a binomial test of the broken ones against what other
     hardware moves that far (few, much); twice the smaller p-value. A mean within the margin never fails; what passes
-    has its whole interval there, or did not move.
+    has its whole interval there, or did not move. Where nll was measured in no context, nothing is said.
     """
     changes = [context_drift(now, then, rule) for now, then in pool.pairs]
-    known = [0.0 if change is None else change for change in changes]
+    pool = Pool([one for one, change in zip(pool.contexts, changes, strict=True) if change is not None])
+    known = [change for change in changes if change is not None]
+    if not known:
+        return
     worse, better = stats.count_changes(pool.by_cluster(known))
     broken = sum(change > rule.broken for change in known)
     mean = float(np.mean(known))
@@ -478,4 +481,4 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) 
         return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
     least = 2 * float(stats.tail(len(known), len(known), rule.noise))
-    return Test(scope, p, min(1.0, least), share, verdict)
+    yield Test(scope, p, min(1.0, least), share, verdict)
