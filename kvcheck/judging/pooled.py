@@ -32,9 +32,8 @@ Array = NDArray[np.float64]
 
 RUN = "run"
 """The scope of everything that was measured; the others are "capability NAME" and "task NAME"."""
-QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.15}
-"""Share of alpha for the pooled tests of each question; the rest is that of the cases (CASES). Whatever is asked
-only of a method with a record of its own gets less: it can accuse a method that did not change, a budget hardly can."""
+QUESTIONS = {"budget": 0.55, "regression": 0.2, "drift": 0.05}
+"""Share of alpha for the pooled tests of each question, where all are asked; the rest is that of the cases (CASES)."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
 IDENTICAL = "identical answers"
@@ -260,6 +259,7 @@ class Test:
     scope: str
     p: float
     least: float
+    question: str
     share: float
     verdict: Callable[[bool], Verdict]
 
@@ -297,9 +297,14 @@ def _asks_scores(one: Compared, budget: Budget) -> bool:
 def every_test(
     cases: Sequence[Compared], budget: Budget, rule: DriftRule | None = None, level: float = LEVEL
 ) -> Iterator[Test]:
-    """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals."""
-    for scope, share, found in _scopes(cases):
-        yield from _tests(scope, share, found, budget, rule, level)
+    """The tests of all scopes, also those that so many contexts can never make fail. level: 1 - that of intervals.
+
+    What a question that is not asked would have is shared among those that are: which ones is known beforehand.
+    """
+    tests = [test for one in _scopes(cases) for test in _tests(*one, budget, rule, level)]
+    asked = sum(QUESTIONS[name] for name in {test.question for test in tests})
+    for test in tests:
+        yield replace(test, share=test.share * sum(QUESTIONS.values()) / asked)
 
 
 def _scopes(cases: Sequence[Compared]) -> Iterator[tuple[str, float, list[Compared]]]:
@@ -372,7 +377,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         question = "budget" if name == "drop" else name
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
-    yield Test(scope, losses.p(), losses.least(), share, verdict)
+    yield Test(scope, losses.p(), losses.least(), "budget", share, verdict)
 
 
 def is_scope(name: str) -> bool:
@@ -448,7 +453,7 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
             "regression", outcome, 100 * mean, 100 * low, 100 * high, rule.points, len(pool), lost, won, reason=reason
         )
 
-    return Test(scope, p, 0.5 ** len(changes), share, verdict)
+    return Test(scope, p, 0.5 ** len(changes), "regression", share, verdict)
 
 
 def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Iterator[Test]:
@@ -481,4 +486,4 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) 
         return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
     least = 2 * float(stats.tail(len(known), len(known), rule.noise))
-    yield Test(scope, p, min(1.0, least), share, verdict)
+    yield Test(scope, p, min(1.0, least), "drift", share, verdict)
