@@ -206,9 +206,9 @@ class TestDrift:
     def test_a_tiny_mean_never_fails(self) -> None:
         assert self.outcome([0.1] * 15 + [0.13], [0.1] * 16).outcome != "fail"
 
-    def test_a_gate_on_nll_fails_when_set(self) -> None:
+    def test_a_limit_on_nll_is_for_the_run_to_judge(self) -> None:
         found = judge(record([1.0] * 16, nll=0.9), fp16(nll=0.1), None, Budget(nll=0.1))
-        assert verdict("nll", found).outcome == "fail"
+        assert "nll" not in {one.question for one in found}
 
     def test_a_gate_on_what_was_not_measured_is_an_error(self) -> None:
         with pytest.raises(MethodFailed, match="nll was not measured"):

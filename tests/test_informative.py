@@ -104,13 +104,10 @@ class TestCut:
 
 
 class TestCase:
-    def test_scores_have_no_verdict_and_the_likelihood_has(self) -> None:
+    def test_in_place_of_a_verdict_on_scores_it_says_why_there_is_none(self) -> None:
         lost = record([0.0] * 8, chance=0.25, nll=1.0)
         verdicts = judge(lost, full(FLOOR, nll=1.0), None, Budget(drop=2.0, nll=0.1))
-        assert [(one.question, one.outcome) for one in verdicts] == [
-            ("informative", NOT_INFORMATIVE),
-            ("nll", "pass"),
-        ]
+        assert [(one.question, one.outcome) for one in verdicts] == [("informative", NOT_INFORMATIVE)]
         assert "not surely above chance" in verdicts[0].reason
 
     def test_drift_against_the_own_record_still_fails(self) -> None:

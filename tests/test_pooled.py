@@ -186,3 +186,11 @@ def test_every_look_at_a_growing_run_costs_its_part_of_alpha() -> None:
 def test_nothing_is_said_of_drift_where_no_context_has_it() -> None:
     found = judge_pooled(run([0], then=None, now=None), Budget(drop=None), 0.05)
     assert {one.question for verdicts in found.values() for one in verdicts} == {"regression"}
+
+
+def test_a_run_of_few_contexts_is_estimated_and_does_not_pass_without_its_interval() -> None:
+    (one,) = run([1], ["kv"])[:1]
+    few = replace(one, record=replace(one.record, samples=one.record.samples[:2]))
+    verdict = of(judge_pooled([few], Budget(drop=2.0), 0.05), RUN, "budget")
+    assert verdict.outcome == "inconclusive"
+    assert verdict.n == 2

@@ -17,8 +17,8 @@ from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
     DriftRule,
     drop_interval,
+    expect_drift,
     judge_bytes,
-    judge_drift,
     judge_drop,
     judge_latency,
     judge_own_drift,
@@ -195,7 +195,9 @@ def _against_fp16(
     _expect_fp16(record.case, fp16, None, budget)
     if fp16 is None:
         return []
-    gates = {name: getattr(budget, name) for name in _DRIFT if getattr(budget, name) is not None}
+    for name in _DRIFT:
+        if getattr(budget, name) is not None:
+            expect_drift(record, fp16, name)
     verdicts = []
     if budget.drop is not None and why:
         pair(record, fp16, "fp16")  # what does not fit is refused all the same
@@ -205,7 +207,7 @@ def _against_fp16(
             note = f"{record.method} has no record of its own; to write one: {record_command(record)}"
             verdict = replace(verdict, reason=f"{verdict.reason}; {note}")
         verdicts.append(verdict)
-    return verdicts + [judge_drift(record, fp16, name, limit, alpha) for name, limit in gates.items()]
+    return verdicts
 
 
 def sequential(

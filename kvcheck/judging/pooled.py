@@ -271,12 +271,12 @@ def judge_pooled(
 
     budget: its limits of drop, nll, agree and kl are asked of the cases that have fp16 beside them. alpha: that of the
     method's run. looks: how often it may be asked, each time with more contexts, until the answer is clear: each look
-    gets its part of alpha, and its intervals are as much wider. Left out is what cannot fail, since nothing can be
-    paired or there are too few contexts for a p-value below its level: what else is asked then stands alone. Raises
-    NotComparable, MissingBaseline.
+    gets its part of alpha, and its intervals are as much wider. What cannot fail, since there are too few contexts for
+    a p-value below its level, takes no part: of the run it is estimated all the same, and passes only by its interval.
+    Raises NotComparable, MissingBaseline.
     """
     alpha = alpha / looks
-    every = every_test(cases, budget, rule, LEVEL / looks)
+    every = list(every_test(cases, budget, rule, LEVEL / looks))
     tests = [test for test in every if test.least <= alpha * test.share]
     adjusted = stats.weighted_holm(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
@@ -285,8 +285,10 @@ def judge_pooled(
     nothing = informative.nothing((one.record, one.why) for one in cases if _asks_scores(one, budget))
     if nothing is not None:
         found[RUN] = (nothing,)
-    for test, p in zip(tests, adjusted, strict=True):
-        found[test.scope] = (*found.get(test.scope, ()), test.verdict(p <= alpha))
+    rejects = {id(test): p <= alpha for test, p in zip(tests, adjusted, strict=True)}
+    for test in every:
+        if id(test) in rejects or test.scope == RUN:
+            found[test.scope] = (*found.get(test.scope, ()), test.verdict(rejects.get(id(test), False)))
     return found
 
 

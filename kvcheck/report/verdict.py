@@ -131,7 +131,7 @@ def of_method(run: Run, method: str, others: References = GATE) -> Iterator[str]
 def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str, str]]:
     """(outcome, its numbers): first of the method, then of every scope that failed beside the run."""
     records = rows.judged(run, found.method)
-    parts = _numbers(found.run, run, others, *_apart(run, found, records))
+    parts = _numbers(found.run, run, others)
     more = [text for one in found.run if (text := needed(one))]
     more += [f"{plural(found.cases, 'case')} failed"] if found.cases else []
     more += [f"{plural(found.lost, 'case')} {others.lost}"] if found.lost else []
@@ -166,14 +166,6 @@ def _strict(run: Run, found: Standing) -> list[str]:
     return [rows.reason(why)]
 
 
-def _apart(run: Run, found: Standing, records: Sequence[CaseRecord]) -> tuple[list[str], list[str]]:
-    """Questions that single cases alone were asked, there are too few contexts: (as recorded everywhere, others)."""
-    asked = {name: reasons for name, reasons in _reasons(run, records).items() if name in ("budget", "regression")}
-    left = {name: reasons for name, reasons in asked.items() if name not in _questions(found.run)}
-    same = [name for name, reasons in left.items() if reasons == {AS_RECORDED}]
-    return same, [name for name in left if name not in same]
-
-
 def _reasons(run: Run, records: Sequence[CaseRecord]) -> dict[str, set[str]]:
     """What the verdicts on cases say, by question."""
     found: dict[str, set[str]] = {}
@@ -181,10 +173,6 @@ def _reasons(run: Run, records: Sequence[CaseRecord]) -> dict[str, set[str]]:
         for one in run.verdicts.get(rows.key(record), ()):
             found.setdefault(one.question, set()).add(one.reason)
     return found
-
-
-def _questions(verdicts: Iterable[Verdict]) -> list[str]:
-    return [one.question for one in verdicts]
 
 
 def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
@@ -203,21 +191,14 @@ def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
     return f"over {share}{plural(count, 'context')} of {plural(len(records), 'case')}: {'; '.join(named)}"
 
 
-def _numbers(
-    verdicts: Sequence[Verdict], run: Run, others: References, repeated: Sequence[str], apart: Sequence[str]
-) -> list[str]:
+def _numbers(verdicts: Sequence[Verdict], run: Run, others: References) -> list[str]:
     """Each verdict in words, what decides first; what repeats the method's own record is said once."""
-    order = (FAIL, INCONCLUSIVE, NOT_INFORMATIVE, PASS)
+    order = (FAIL, INCONCLUSIVE, PASS)
     moved = [one for one in verdicts if one.reason != AS_RECORDED and (one.question, one.outcome) != ("acted", PASS)]
     parts = [
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))
     ]
-    parts += [
-        f"accuracy against {others.fp16 if question == 'budget' else others.own} judged case by case "
-        "(too few contexts to judge them together)"
-        for question in apart
-    ]
-    same = [*repeated, *_questions(one for one in verdicts if one.reason == AS_RECORDED)]
+    same = [one.question for one in verdicts if one.reason == AS_RECORDED]
     what = " and ".join({"regression": "scores", "drift": "nll"}.get(question, question) for question in same)
     return parts + ([f"{what} as in {others.own}"] if same else [])
 

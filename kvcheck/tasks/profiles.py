@@ -27,6 +27,8 @@ class Profile:
 
 FAR = ("kv", "needle", "needle_multi")
 SLOW = ("path_trace",)  # hundreds of decode steps a context: half the contexts do
+FEWEST = 4
+"""Contexts of a case. Fewer cannot show that it collapsed."""
 PROFILES = {
     "quick": Profile((512,), 4),
     "default": Profile((512, 1024), 8, far=(2048,), far_n=4),
@@ -75,7 +77,7 @@ def cases(
 
 def _lengths(profile: Profile, info: TaskInfo, lengths: Sequence[int], n: int | None) -> list[tuple[int, int]]:
     """Pairs of a length and its number of contexts."""
-    count = n or (profile.n // 2 if info.name in SLOW else profile.n)
+    count = n or (max(FEWEST, profile.n // 2) if info.name in SLOW else profile.n)
     count = min(count, info.most or count)
     if lengths:
         return [(length, count) for length in lengths]
