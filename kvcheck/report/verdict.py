@@ -6,7 +6,7 @@ asked of single cases alone by the worst of them. Whatever failed anywhere makes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
@@ -141,7 +141,7 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
         parts.append(f"accuracy not measured, {_properties(held, 'holds', 'hold')}")
     if _reasons(run, records).get("regression") == {RECORDED_NOW}:
         parts = [RECORDED_NOW]
-    judged = "; ".join(parts) or "accuracy not judged"
+    judged = "; ".join(parts) or ("accuracy not judged" if found.outcome == OPEN else "judged case by case alone")
     text = "; ".join([f"{judged}, {_selection(found, records)}" if records else judged, *more])
     listed = [
         (FAIL, f"{scope}: {number(one, run.header.settings, others)}, over {plural(one.n, 'context')}")
