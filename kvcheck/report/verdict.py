@@ -141,7 +141,7 @@ def said(run: Run, found: Standing, others: References = GATE) -> list[tuple[str
         parts.append(f"accuracy not measured, {_properties(held, 'holds', 'hold')}")
     if _reasons(run, records).get("regression") == {RECORDED_NOW}:
         parts = [RECORDED_NOW]
-    judged = "; ".join(parts) or ("accuracy not judged" if found.outcome == OPEN else "judged case by case alone")
+    judged = "; ".join(parts) or ("judged case by case alone" if _reasons(run, records) else "accuracy not judged")
     text = "; ".join([f"{judged}, {_selection(found, records)}" if records else judged, *more])
     listed = [
         (FAIL, f"{scope}: {number(one, run.header.settings, others)}, over {plural(one.n, 'context')}")
