@@ -231,7 +231,10 @@ class Collector:
         """--kv-n=auto: more contexts of what is open, judged again, until nothing is or the ceiling is reached."""
         further, taken = More(self.config, mine), Counter[str]()
         red = {name.partition("|")[2] for name in self.run().failures}
-        while plan := further.plan({method: one for method, one in found.items() if method not in red}):
+        for _ in range(pooled.looks(self.settings.times) - 1):
+            plan = further.plan({method: one for method, one in found.items() if method not in red})
+            if not plan:
+                break
             for ended in further.take(plan):
                 self.found.end(ended)
                 taken[ended.method] += 0 if ended.record is None else len(ended.record.samples)
