@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 from kvcheck.tasks.metrics import METRICS
 
+BESIDE = ("ctx", "kind", "type_comment", "type_params")
+"""Fields of syntax trees that say nothing of what a function does, or that some versions of Python lack."""
 PLAIN = (str, int, float, bool, tuple, frozenset, set, dict, list, type(None))
 
 
@@ -34,7 +36,7 @@ def of_code(*functions: object) -> str:
     while todo:
         name, value = todo.pop()
         if isinstance(value, functools.partial):
-            parts[name] = repr(sorted(value.keywords.items()))
+            parts[name] = ascii(sorted(value.keywords.items()))
             todo.append((f"{name}()", value.func))
             continue
         value = inspect.unwrap(value) if callable(value) else value
@@ -44,12 +46,12 @@ def of_code(*functions: object) -> str:
                 parts[key if not value.__closure__ else f"{name} {key}"] = _source(value)
                 todo += _used(value)
         elif isinstance(value, re.Pattern):
-            parts[name] = f"{value.pattern!r} {value.flags}"
+            parts[name] = f"{value.pattern!a} {value.flags}"
         elif isinstance(value, PLAIN):
-            parts[name] = repr(sorted(value, key=repr)) if isinstance(value, (set, frozenset)) else repr(value)
+            parts[name] = ascii(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
         else:
             parts[name] = getattr(value, "__qualname__", type(value).__qualname__)
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:12]
+    return hashlib.sha256(ascii(sorted(parts.items())).encode()).hexdigest()[:12]
 
 
 def _used(function: types.FunctionType) -> Iterator[tuple[str, object]]:
@@ -74,19 +76,20 @@ def _words(code: types.CodeType) -> Iterator[str]:
 
 
 def _source(function: types.FunctionType) -> str:
-    """The source without comments and docstrings, as every Python writes it."""
+    """The source without comments and docstrings, as every Python has it."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(node, ast.FunctionDef) and body and ast.get_docstring(node) is not None:
             node.body = body[1:] or [ast.Pass()]
-    return ast.unparse(_Plain().visit(tree))
+    return _written(tree)
 
 
-class _Plain(ast.NodeTransformer):
-    """Formatted texts in parts: how they are quoted depends on the version of Python."""
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        """Its parts as a tuple."""
-        parts = [one.value if isinstance(one, ast.FormattedValue) else one for one in node.values]
-        return ast.copy_location(ast.Tuple([self.visit(one) for one in parts], ast.Load()), node)
+def _written(node: object) -> str:
+    """A syntax tree, or part of one, as text that is the same in every Python from 3.10 on; `ast.unparse` is not."""
+    if isinstance(node, ast.AST):
+        parts = [
+            (name, value) for name, value in ast.iter_fields(node) if name not in BESIDE and value not in (None, [])
+        ]
+        return f"{type(node).__name__}({', '.join(f'{name}={_written(value)}' for name, value in parts)})"
+    return f"[{', '.join(map(_written, node))}]" if isinstance(node, list) else ascii(node)
