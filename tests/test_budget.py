@@ -168,7 +168,7 @@ class TestTheRegressionQuestion:
         assert [one.question for one in found] == ["regression", "bytes"]
 
     def test_without_an_own_record_fp16_is_the_judge_and_the_verdict_says_so(self) -> None:
-        found = verdict("budget", judge(lossy(12), fp16(), None, Budget(drop=90), against="self"))
+        found = verdict("budget", judge(lossy(12), fp16(), None, Budget(), against="self"))
         assert (found.limit, found.outcome) == (2.0, "fail")
         assert "no record of its own" in found.reason
 

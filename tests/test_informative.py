@@ -12,11 +12,11 @@ from building import record, run
 
 from kvcheck.core.errors import BaselineError, NotComparable
 from kvcheck.core.paths import bundle
-from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, Verdict
+from kvcheck.core.record import NOT_INFORMATIVE, RUN, CaseRecord, Verdict
 from kvcheck.judging.budget import Budget, judge, sequential
 from kvcheck.judging.compare import compare_runs
 from kvcheck.judging.informative import NAMED, noted, why_not
-from kvcheck.judging.pooled import RUN, Compared, judge_pooled
+from kvcheck.judging.pooled import Compared, judge_pooled
 from kvcheck.report import markdown, rows, terminal
 from kvcheck.report.explain import pooled as message
 from kvcheck.report.verdict import lines as said_first
@@ -163,7 +163,7 @@ class TestPooled:
     def test_their_likelihood_counts(self) -> None:
         found = judge_pooled(compared(4, 4, nll=0.5), Budget(drop=2.0, nll=0.1), 0.05)
         assert {one.question: (one.n, one.outcome) for one in found[RUN]} == {
-            "budget": (32, "pass"),
+            "budget": (32, "inconclusive"),
             "nll": (64, "fail"),
         }
 

@@ -266,6 +266,11 @@ class CaseRecord:
         return sum(context_score(sample) for sample in self.samples) / len(self.samples)
 
 
+def is_scope(name: str) -> bool:
+    """Whether a verdict of this name is on several cases together."""
+    return name == RUN or name.partition(" ")[0] in SCOPE_KINDS
+
+
 def cost_record(
     method: str,
     model: str,
@@ -290,7 +295,10 @@ def context_score(sample: SampleRecord) -> float:
 
 
 CLEAR = "verdict clear"
-"""Why a case was stopped before all its contexts were measured: CaseRecord.stopped."""
+"""Why a case was stopped before all its contexts were measured, its loss is certain: CaseRecord.stopped."""
+RUN = "run"
+"""The scope of a verdict on all cases of a method; the others are "capability NAME" and "task NAME"."""
+SCOPE_KINDS = (RUN, "capability", "task")
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
 NOT_INFORMATIVE = "not informative"

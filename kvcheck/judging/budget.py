@@ -146,8 +146,9 @@ def judge(
     missing = own is None and against != "fp16"
     why = why_not(fp16) if why is None else why
     rule = rule or DriftRule()
+    alpha = _of_each(alpha, fp16, own, budget, against)
     if against != "self" or own is None:
-        verdicts += _against_fp16(record, fp16, _limits(budget, against), alpha, missing, why)
+        verdicts += _against_fp16(record, fp16, budget, alpha, missing, why)
     if own is not None and against != "fp16":
         verdicts.append((judge_own_drift if why else judge_regression)(record, own, alpha, rule))
     if why and (own is not None or budget.drop is not None):
@@ -178,15 +179,9 @@ def expect_records(
 def _expect_fp16(
     case: CaseId, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str = "both"
 ) -> None:
-    limits = _limits(budget, against)
-    asked = [getattr(limits, name) for name in ("drop", *_DRIFT) if getattr(limits, name) is not None]
+    asked = [name for name in ("drop", *_DRIFT) if getattr(budget, name) is not None]
     if fp16 is None and asked and (against != "self" or own is None):
         raise MissingBaseline(f"no fp16 record for {case} on this model", f"record it: {command('fp16', record='new')}")
-
-
-def _limits(budget: Budget, against: str) -> Budget:
-    """The budget, with the default drop where only a record of the method's own was asked for."""
-    return replace(budget, drop=Budget().drop) if against == "self" else budget
 
 
 def _against_fp16(
@@ -210,6 +205,12 @@ def _against_fp16(
     return verdicts
 
 
+def _of_each(alpha: float, fp16: CaseRecord | None, own: CaseRecord | None, budget: Budget, against: str) -> float:
+    """The level of each question about scores: a case that is held to fp16 and to its own record is asked two."""
+    both = against == "both" and own is not None and fp16 is not None and budget.drop is not None
+    return alpha / 2 if both else alpha
+
+
 def sequential(
     so_far: CaseRecord,
     fp16: CaseRecord | None,
@@ -225,7 +226,7 @@ def sequential(
     """
     if not so_far.samples or why_not(fp16):
         return False
-    limits = []
+    limits, alpha = [], _of_each(alpha, fp16, own, budget, against)
     if own is not None and against != "fp16":
         limits.append((own, so_far.method, alpha / 2, DriftRule().points))
     if fp16 is not None and budget.drop is not None and (against != "self" or own is None):

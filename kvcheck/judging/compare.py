@@ -6,11 +6,12 @@ method and they are two, the second is held to a budget against the first, as ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvcheck.core.errors import KvcheckError
-from kvcheck.core.record import COSTS, CaseRecord, Run, Verdict
+from kvcheck.core.record import COSTS, FAILS, HOLDS, RUN, CaseRecord, Run, Verdict
+from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
 from kvcheck.judging.informative import why_not
@@ -51,9 +52,14 @@ class _Two:
     full: CaseRecord | None
 
     @property
+    def fp16(self) -> CaseRecord | None:
+        """fp16's record in the first run, or that which is taken for it."""
+        return self.full if self.record.method == self.other.method else self.other
+
+    @property
     def why(self) -> str:
         """Why the case is not informative: by fp16's record, or by that which is taken for it."""
-        return why_not(self.full if self.record.method == self.other.method else self.other)
+        return why_not(self.fp16)
 
     def references(self, limits: Limits) -> tuple[CaseRecord | None, CaseRecord | None, str]:
         """(fp16, own, against): what the record of the first run stands for.
@@ -71,6 +77,7 @@ def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: f
     limits = limits or {}
     before, after = _alike(before, after), _alike(after, before)
     pairs, failures = _methods(before, after)
+    failures |= _broken(before, after, pairs)
     settings = {name: value for name, value in after.header.settings.items() if name != "budget"}
     settings |= {"budget": ",".join(f"{name}={value}" for name, value in limits.items())} if limits else {}
     header = replace(after.header, settings=settings)
@@ -106,6 +113,17 @@ def _methods(before: Run, after: Run) -> tuple[tuple[tuple[str, str], ...], dict
         if record.method not in others
     }
     return tuple((name, name) for name in new if name in old), failures
+
+
+def _broken(before: Run, after: Run, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The properties that held in the first run and fail in the second, with the reason."""
+    held = {(one.name, one.method) for one in before.properties if one.outcome == HOLDS}
+    names = dict(pairs)
+    return {
+        f"{one.name}|{one.method}": f"a property that held in the first run fails: {one.reason}"
+        for one in after.properties
+        if one.outcome == FAILS and (one.name, names.get(one.method)) in held
+    }
 
 
 def _of(run: Run, method: str) -> list[CaseRecord]:
@@ -175,9 +193,13 @@ def _judge(two: _Two, limits: Limits, alpha: float) -> tuple[Verdict, ...]:
     return tuple(size if one.question == "bytes" and size is not None else one for one in verdicts)
 
 
-def _pooled(both: Iterable[_Two], limits: Limits, alpha: float) -> dict[str, tuple[Verdict, ...]]:
+def _pooled(both: Sequence[_Two], limits: Limits, alpha: float) -> dict[str, tuple[Verdict, ...]]:
     cases = []
     for two in both:
         fp16, own, against = two.references(limits)
         cases.append(compared(two.shared, fp16, own, budget_of(limits, own, against), against, two.why))
-    return judge_pooled(cases, Budget(**limits), alpha) if cases else {}
+    if not cases:
+        return {}
+    found = judge_pooled(cases, Budget(**limits), alpha)
+    acted = judge_acted([(two.shared, two.fp16) for two in both])
+    return found if acted is None else {**found, RUN: (*found.get(RUN, ()), acted)}

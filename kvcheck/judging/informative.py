@@ -40,9 +40,8 @@ def why_not(fp16: CaseRecord | None) -> str:
     if fp16 is None or not turns:
         return ""
     scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
-    whole = [0.0 if _cut(turn) else score for turn, score in zip(turns, scores, strict=True)]
     chance, cut = max(fp16.chance, LEAST), sum(map(_cut, turns))
-    p = _p(tuple(whole), chance)
+    p = _guessed(fp16)
     if p <= LEVEL:
         return ""
     limited = f"{cut} of {len(turns)} answers of {fp16.method} were cut by the limit of new tokens"
@@ -53,6 +52,13 @@ def why_not(fp16: CaseRecord | None) -> str:
         f"a guess scores {fp16.chance:.3f} (p = {p:.2g})"
     )
     return f"{floor}; {limited}" if cut else floor
+
+
+def _guessed(reference: CaseRecord) -> float:
+    """One-sided p-value of "above chance"; answers that were cut count as 0."""
+    turns = [turn for sample in reference.samples for turn in sample.turns]
+    whole = tuple(0.0 if _cut(turn) else round(turn.score, SCORE_DIGITS) for turn in turns) or (0.0,)
+    return _p(whole, max(reference.chance, LEAST))
 
 
 def _cut(turn: TurnRecord) -> bool:
@@ -68,12 +74,17 @@ def _p(scores: Sequence[float], chance: float) -> float:
     return stats.bootstrap_p(scores, chance, lowest=0.0)
 
 
-def nothing(reasons: Iterable[tuple[CaseRecord, str]]) -> Verdict | None:
-    """The failure of a run of (case, why it is not informative, else "") where no case is; None where one is."""
-    found = list(reasons)
-    if not found or not all(why for _, why in found):
+def nothing(cases: Iterable[tuple[CaseRecord, CaseRecord | None, str]]) -> Verdict | None:
+    """The failure of a run of (case, fp16's record, why it is not informative, else "") where no case is; else None.
+
+    Of many cases in which fp16 guesses some look informative. One of them must be at its part of LEVEL.
+    """
+    found = list(cases)
+    level = LEVEL / max(1, len(found))
+    if not found or any(not why and (fp16 is None or _guessed(fp16) <= level) for _, fp16, why in found):
         return None
-    named = [f"{one.case.task} {one.case.mode} {one.case.length}: {why}" for one, why in found[:NAMED]]
+    few = f"fp16 may be above chance by luck (p > {level:.2g}), as one of {len(found)} cases"
+    named = [f"{one.case.task} {one.case.mode} {one.case.length}: {why or few}" for one, _, why in found[:NAMED]]
     more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
     reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])

@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvcheck.core.record import AS_RECORDED, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
+from kvcheck.core.record import AS_RECORDED, RUN, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
 from kvcheck.judging import informative, stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pairing import identical, pair, score
@@ -30,8 +31,6 @@ from kvcheck.judging.questions import DriftRule, context_drift
 
 Array = NDArray[np.float64]
 
-RUN = "run"
-"""The scope of everything that was measured; the others are "capability NAME" and "task NAME"."""
 QUESTIONS = {"budget": 0.55, "regression": 0.2, "drift": 0.05}
 """Share of alpha for the pooled tests of each question, where all are asked; the rest is that of the cases (CASES)."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
@@ -42,6 +41,8 @@ COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
 LEVEL = 0.05
 """1 - the level of the intervals that are shown."""
+FAILS_AT = LEVEL * QUESTIONS["budget"] * SCOPES["run"]
+"""About the level at which a run fails."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,11 @@ class Losses:
     def least(self) -> float:
         """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
         if not self.bounded:  # however much is lost, a guard as far on the other side must weigh as much
-            return 0.5 ** len(set(self.clusters)) if self.lowest < 0 else 0.0
+            return max(stats.FINEST, 0.5 ** len(set(self.clusters)) if self.lowest < 0 else 0.0)
         if self.highest <= self.limit:
             return 1.0
         guard = (self.highest - self.limit) / (self.highest - self.lowest)
-        return float((1 - guard) ** len(set(self.clusters)))
+        return max(stats.FINEST, float((1 - guard) ** len(set(self.clusters))))
 
 
 def _drops(pool: Pool, limit: float) -> Losses:
@@ -282,7 +283,7 @@ def judge_pooled(
         [test.p for test in tests], [test.share for test in tests], total=sum(QUESTIONS.values())
     )
     found: dict[str, tuple[Verdict, ...]] = {}
-    nothing = informative.nothing((one.record, one.why) for one in cases if _asks_scores(one, budget))
+    nothing = informative.nothing((one.record, one.fp16, one.why) for one in cases if _asks_scores(one, budget))
     if nothing is not None:
         found[RUN] = (nothing,)
     rejects = {id(test): p <= alpha for test, p in zip(tests, adjusted, strict=True)}
@@ -357,16 +358,16 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
     if losses is None:
         return
     low, high = losses.interval(level)
-    mean = losses.mean
+    mean, p = losses.mean, losses.p()
     lost, won = stats.count_changes(losses.values)
     same = identical(pool.pairs) and name == "drop"
 
     def verdict(rejects: bool) -> Verdict:
         needed = contexts_needed(len(losses.values), mean, (low, high), losses.limit)
         if rejects:
-            outcome, reason = "fail", "even the low end of the interval is beyond the budget"
+            outcome, reason = "fail", f"beyond the budget: p = {p:.2g}"
         elif same:
-            outcome, reason = "pass", IDENTICAL
+            outcome, reason = "pass" if high <= losses.limit else "inconclusive", IDENTICAL
         elif high <= losses.limit:
             outcome, reason = "pass", "even the high end of the interval is within the budget"
         else:
@@ -379,12 +380,7 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
         question = "budget" if name == "drop" else name
         return Verdict(question, outcome, value, lower, upper, limit, len(losses.values), lost, won, reason=reason)
 
-    yield Test(scope, losses.p(), losses.least(), "budget", share, verdict)
-
-
-def is_scope(name: str) -> bool:
-    """Whether a verdict of this name is on several cases together."""
-    return name == RUN or name.partition(" ")[0] in SCOPES
+    yield Test(scope, p, losses.least(), "budget", share, verdict)
 
 
 def settled_by(verdict: Verdict) -> int | None:
@@ -428,9 +424,13 @@ def _kind(record: CaseRecord) -> Hashable:
 
 
 def contexts_needed(n: int, mean: float, interval: tuple[float, float], limit: float) -> int | None:
-    """Contexts at which an interval around `mean` would no longer hold the limit; None where the two are the same."""
+    """Contexts that would settle it, if the mean stays what it is; None where it is at the limit.
+
+    interval: of level 1 - LEVEL. A pass needs its high end within the limit, a fail a p-value below the run's level.
+    """
     low, high = interval
-    reach = mean - low if mean > limit else high - mean
+    stricter = NormalDist().inv_cdf(FAILS_AT) / NormalDist().inv_cdf(LEVEL / 2)
+    reach = (mean - low) * stricter if mean > limit else high - mean
     gap = abs(mean - limit)
     return None if gap < 1e-9 else max(n, int(np.ceil(n * (reach / gap) ** 2)))
 
@@ -471,21 +471,22 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) 
     if not known:
         return
     worse, better = stats.count_changes(pool.by_cluster(known))
-    broken = sum(change > rule.broken for change in known)
-    mean = float(np.mean(known))
-    many = stats.mcnemar(worse, better, one_sided=True)
-    few = float(stats.tail(broken, len(known), rule.noise))
-    p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
+    drawn = Counter(pool.clusters)
+    broken = {name for name, change in zip(pool.clusters, known, strict=True) if change > rule.broken}
+    noise = min(1.0, rule.noise * max(drawn.values()))  # a context is one draw, whatever the modes it is asked in
     most = max(abs(change) for change in known)
-    spread = Losses(known, [1.0] * len(known), pool.clusters, pool.strata, -most, most, rule.margin)
+    spread = Losses(known, pool.weights, pool.clusters, pool.strata, -most, most, rule.margin)
+    mean = spread.mean
+    many = stats.mcnemar(worse, better, one_sided=True)
+    few = float(stats.tail(len(broken), len(drawn), noise))
+    p = min(1.0, 2 * min(many, few)) if mean > rule.margin else 1.0
     low, high = spread.interval(level) if most else (0.0, 0.0)
 
     def verdict(rejects: bool) -> Verdict:
         outcome = "fail" if rejects else "pass" if high <= rule.margin else "inconclusive"
-        reason = (
-            f"{worse} contexts worse, {better} better, {broken} broken; p = {p:.2g}" if worse or better else AS_RECORDED
-        )
+        moved = f"{worse} contexts worse, {better} better, {len(broken)} broken; p = {p:.2g}"
+        reason = moved if worse or better else AS_RECORDED
         return Verdict("drift", outcome, mean, low, high, rule.margin, len(pool), worse, better, reason=reason)
 
-    least = 2 * float(stats.tail(len(known), len(known), rule.noise))
+    least = 2 * float(stats.tail(len(drawn), len(drawn), noise))
     yield Test(scope, p, min(1.0, least), "drift", share, verdict)

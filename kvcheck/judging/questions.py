@@ -188,8 +188,8 @@ def judge_own_drift(record: CaseRecord, own: CaseRecord, alpha: float, rule: Dri
 def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None) -> Verdict | None:
     """Are the KV bytes within the budget, and those of the method's own record? None where nothing is asked.
 
-    Without a budget of its own, a method may hold no more than fp16 does, host memory counted in, unless it declares
-    that (MethodInfo.exceeds). The larger share counts of the two moments at which bytes are measured: when the prompt
+    A method may hold no more than fp16 does, host memory counted in, unless it declares that (MethodInfo.exceeds) or
+    the budget allows as much. The larger share counts of the two moments at which bytes are measured: when the prompt
     is in, and behind the last decoded token.
 
     Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
@@ -198,7 +198,8 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
     0.5 %, because questions differ in length; there only more bytes fail.
     """
     memory = record.memory
-    beyond = [] if limit is not None or memory is None else list(_more_than_fp16(memory))
+    allowed = memory is None or (limit is not None and limit >= 1)
+    beyond = [] if memory is None or allowed else list(_more_than_fp16(memory))
     if limit is None and not beyond and (own is None or own.memory is None):
         return None
     if memory is None:

@@ -79,7 +79,7 @@ class KvCase(KvItem):
         self.record, self.verdicts = judged.record, judged.verdicts
         for name, value in explain.properties(judged.record, judged.fp16, judged.verdicts):
             self._node.user_properties.append((f"kvcheck_{name}", value))
-        if any(explain.fails(one, self.settings.strict) for one in self.verdicts):
+        if any(explain.fails_case(one, self.settings.strict) for one in self.verdicts):
             self._fail(self._gate.message(judged))
         if not self.verdicts and self.settings.budget.get("drop", 0) is not None:
             self._fail(f"{self.case}  {self.method}\nthe judge said nothing: a case without a verdict has not passed")

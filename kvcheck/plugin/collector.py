@@ -20,10 +20,10 @@ from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
-from kvcheck.core.record import CaseRecord, Run, RunHeader, Verdict
+from kvcheck.core.record import RUN, CaseRecord, Run, RunHeader, Verdict
 from kvcheck.judging import pooled
 from kvcheck.plugin import commands, gate, guardian, opening, options, reconcile, referee, resume, state
-from kvcheck.plugin.more import More
+from kvcheck.plugin.more import More, undecided
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report import explain, rows, verdict
 from kvcheck.report.text import plural
@@ -182,31 +182,32 @@ class Collector:
             whole = verdict.standing(run, method).outcome
             if not rows.judged(run, method):
                 continue
-            for scope, verdicts in {pooled.RUN: (), **verdict.pooled(run, method)}.items():
+            for scope, verdicts in {RUN: (), **verdict.pooled(run, method)}.items():
                 text = self.failures.get(f"{scope}|{method}")
-                found = [one.outcome for one in verdicts] + [whole] * (scope == pooled.RUN)
+                found = [one.outcome for one in verdicts] + [whole] * (scope == RUN)
                 outcome = "fail" if text else "inconclusive" if "inconclusive" in found else "pass"
                 if verdicts or outcome != "pass":  # cases alone have results of their own
-                    self._result(scope, method, outcome, text or self._said(run, scope, method, verdicts), verdicts)
+                    self._result(scope, method, outcome, text or self._said(run, scope, method, verdicts))
+                    stands = whole if scope == RUN else outcome
+                    told = explain.scope_properties(scope, method, stands, verdicts)
+                    self._log(f"kvcheck::{scope}[{method}]", "passed", None, when="teardown", user_properties=told)
 
     def _said(self, run: Run, scope: str, method: str, verdicts: Sequence[Verdict]) -> str:
         """The numbers of a scope that did not fail."""
-        if scope == pooled.RUN:
+        if scope == RUN:
             return verdict.said(run, verdict.standing(run, method))[0][1]
         texts = [(verdict.number(one, run.header.settings), verdict.needed(one)) for one in verdicts]
         return "; ".join(text for both in texts for text in both if text)
 
-    def _result(self, scope: str, method: str, outcome: str, text: str, verdicts: Sequence[Verdict]) -> None:
+    def _result(self, scope: str, method: str, outcome: str, text: str) -> None:
         """Report a verdict on several cases. Only a failure and a run that is inconclusive are counted by pytest."""
         nodeid = f"kvcheck::{scope}[{method}]"
         if outcome == "fail":
             self._fail(nodeid, text)
         else:
-            counted = "inconclusive" if outcome == "inconclusive" and scope == pooled.RUN else ""
+            counted = "inconclusive" if outcome == "inconclusive" and scope == RUN else ""
             why = ("kvcheck", 0, plain(f"inconclusive: {text}")) if outcome == "inconclusive" else None
             self._log(nodeid, "skipped" if why else "passed", why, **{COUNTED: counted})
-        told = explain.scope_properties(scope, method, outcome, verdicts)
-        self._log(nodeid, "passed", None, when="teardown", user_properties=told)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -223,18 +224,35 @@ class Collector:
         """Verdicts by scope on all cases of a method."""
         try:
             return mine.pooled(one for one in mine.records.values() if one.method == method)
-        except KvcheckError as error:  # each case says it of itself
-            self.notes.append(f"{method} was not judged as a whole: {error.message}")
+        except KvcheckError as error:
+            said = any(one.method == method and one.failure for one in self.found.ended.values())
+            why = f"{method} was not judged as a whole: {error.message}"
+            if said:
+                self.notes.append(why)
+            else:
+                self.failures[f"{RUN}|{method}"] = why
             return {}
 
     def _settle(self, mine: gate.Gate, found: dict[str, Pooled]) -> dict[str, Pooled]:
         """--kv-n=auto: more contexts of what is open, judged again, until nothing is or the ceiling is reached."""
-        further, taken = More(self.config, mine), Counter[str]()
-        red = {name.partition("|")[2] for name in self.run().failures}
+        taken = Counter[str]()
+        try:
+            self._further(mine, found, taken)
+        except KeyboardInterrupt:
+            self._interrupted = True
+        except (KvcheckError, pytest.fail.Exception) as error:
+            why = f"more contexts could not be measured: {error}"
+            self.failures |= {f"{RUN}|{method}": why for method, verdicts in found.items() if undecided(verdicts)}
+        for method, count in taken.items():
+            self.notes.append(f"{method}: {plural(count, 'more context')} measured (--kv-n={self.settings.n})")
+        return found
+
+    def _further(self, mine: gate.Gate, found: dict[str, Pooled], taken: Counter[str]) -> None:
+        further, red = More(self.config, mine), {one.method for one in self.found.ended.values() if one.failure}
         for _ in range(pooled.looks(self.settings.times) - 1):
             plan = further.plan({method: one for method, one in found.items() if method not in red})
             if not plan:
-                break
+                return
             for ended in further.take(plan):
                 self.found.end(ended)
                 taken[ended.method] += 0 if ended.record is None else len(ended.record.samples)
@@ -242,9 +260,6 @@ class Collector:
                     red.add(ended.method)
                     self._fail(f"kvcheck::{ended.case}[{ended.method}]", ended.failure)
             found |= {method: self._together(mine, method) for method in plan}
-        for method, count in taken.items():
-            self.notes.append(f"{method}: {plural(count, 'more context')} measured (--kv-n={self.settings.n})")
-        return found
 
     def _fail(self, nodeid: str, text: str) -> None:
         """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""
@@ -325,7 +340,7 @@ class Collector:
         known, order = self.settings.methods, names()
         run = kept.run(self._header, known)
         properties = sorted(run.properties, key=lambda one: (known.index(one.method), order.index(one.name)))
-        failures = sorted({**self.failures, **run.failures}.items())
+        failures = sorted({**run.failures, **self.failures}.items())
         verdicts = {**self.pooled, **run.verdicts}
         return replace(run, properties=tuple(properties), failures=dict(failures), verdicts=verdicts)
 

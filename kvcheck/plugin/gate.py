@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.record import RECORDED_NOW, CaseId, CaseRecord, Run, Verdict
+from kvcheck.core.record import RECORDED_NOW, RUN, CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
 from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pairing import expect_same_inputs
-from kvcheck.judging.pooled import RUN, Compared, judge_pooled, looks, most_telling
+from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.text import plural
@@ -176,7 +176,7 @@ class Gate:
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
         stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.against)
-        return f"{accuracy}, {'clear' if stop else 'not clear yet'}", stop
+        return f"{accuracy}, {'it loses too much' if stop else 'going on'}", stop
 
 
 GATE: pytest.StashKey[Gate] = pytest.StashKey()

@@ -15,8 +15,8 @@ from functools import partial
 import pytest
 
 from kvcheck.core.errors import KvcheckError
-from kvcheck.core.record import CaseId, CaseRecord, Verdict
-from kvcheck.judging.pooled import AGAINST_FP16, RUN
+from kvcheck.core.record import RUN, CaseId, CaseRecord, Verdict
+from kvcheck.judging.pooled import AGAINST_FP16
 from kvcheck.plugin import opening, state
 from kvcheck.plugin.case import Measuring, progress
 from kvcheck.plugin.gate import Gate
@@ -100,7 +100,7 @@ class More:
             try:
                 judged = self.gate.judge(record)
                 record, verdicts = judged.record, judged.verdicts
-                if any(explain.fails(one, self.state.settings.strict) for one in verdicts):
+                if any(explain.fails_case(one, self.state.settings.strict) for one in verdicts):
                     problem = self.gate.message(judged)
             except KvcheckError as error:
                 problem = f"{case}  {method}\n{error}"

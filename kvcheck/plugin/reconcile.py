@@ -83,7 +83,7 @@ def _failure(ended: Ended | None, settings: Settings) -> str:
         return ""
     if ended.property is not None and ended.property.outcome == FAILS:
         return f"the property does not hold: {ended.property.reason}"
-    bad = [one.question for one in ended.verdicts if explain.fails(one, settings.strict)]
+    bad = [one.question for one in ended.verdicts if explain.fails_case(one, settings.strict)]
     return ended.failure or (f"the verdict on {', '.join(bad)} is fail" if bad else "")
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri
 
-from kvcheck.core.record import context_score
-from kvcheck.judging.pooled import RUN
+from kvcheck.core.record import RUN, context_score
 from kvcheck.power.judging import together
 from kvcheck.power.rates import Rate
 from kvcheck.power.recorded import Recorded

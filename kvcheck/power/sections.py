@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from kvcheck.core.record import RUN
 from kvcheck.judging.budget import Budget
-from kvcheck.judging.pooled import RUN
 from kvcheck.power import needed as need
 from kvcheck.power import peeking as look
 from kvcheck.power import reach as tests

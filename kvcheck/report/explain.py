@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvcheck.core.escape import plain
 from kvcheck.core.front import command, option
-from kvcheck.core.record import CaseRecord, Verdict, context_score
+from kvcheck.core.record import RUN, CaseRecord, Verdict, context_score
 from kvcheck.judging.explain import bearable, explain, headline
-from kvcheck.judging.pooled import RUN
 from kvcheck.report import verdict
 from kvcheck.report.text import interval
 
+OF_THE_RUN = {"budget", "regression", "drift"}
+"""Questions that all cases of a method together are asked, too."""
 ANSWER = 60
 """Characters of an answer that are shown."""
 
@@ -19,6 +20,11 @@ ANSWER = 60
 def fails(one: Verdict, strict: bool) -> bool:
     """Does this verdict fail its case, or whatever it is about?"""
     return one.outcome == "fail" or (strict and one.outcome == "inconclusive")
+
+
+def fails_case(verdict: Verdict, strict: bool) -> bool:
+    """The same of a single case: what it is too small to tell, the run of all cases is asked."""
+    return fails(verdict, strict and verdict.question not in OF_THE_RUN)
 
 
 def failure(
@@ -31,7 +37,7 @@ def failure(
     alpha: float | None = None,
 ) -> Iterator[str]:
     """The message of a failed case: what was measured, against what, how sure, an example, and what to type."""
-    bad = [one for one in verdicts if fails(one, strict)]
+    bad = [one for one in verdicts if fails_case(one, strict)]
     for one in sorted(bad, key=lambda one: one.outcome != "fail"):
         yield explain(one, record, baseline, alpha=alpha)
     if not any(one.outcome == "fail" for one in bad):

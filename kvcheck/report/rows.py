@@ -15,6 +15,7 @@ from kvcheck.core.record import (
     SampleRecord,
     Verdict,
     context_score,
+    is_scope,
 )
 from kvcheck.judging.informative import told
 from kvcheck.judging.pairing import identical, same_inputs
@@ -129,11 +130,9 @@ def errors(run: Run) -> dict[str, str]:
 
 def lost(run: Run, method: str) -> list[str]:
     """The failures of a method without a record: cases that came to nothing. Those of several cases are no case."""
-    from kvcheck.judging.pooled import is_scope
-
     known = {key(record) for record in of_method(run, method)}
     names = (name for name in run.failures if name.endswith(f"|{method}") and name not in known)
-    return [name for name in names if not is_scope(name.rpartition("|")[0])]
+    return [name for name in names if not is_scope(name.removesuffix(f"|{method}"))]
 
 
 def reason(text: str) -> str:

@@ -10,9 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.front import option
-from kvcheck.core.record import AS_RECORDED, FAILS, HOLDS, NOT_INFORMATIVE, RECORDED_NOW, CaseRecord, Run, Verdict
+from kvcheck.core.record import (
+    AS_RECORDED,
+    FAILS,
+    HOLDS,
+    NOT_INFORMATIVE,
+    RECORDED_NOW,
+    RUN,
+    CaseRecord,
+    Run,
+    Verdict,
+    is_scope,
+)
 from kvcheck.judging.informative import QUESTION as INFORMATIVE
-from kvcheck.judging.pooled import IDENTICAL, RUN, is_scope, settled_by
+from kvcheck.judging.pooled import IDENTICAL, settled_by
 from kvcheck.report import rows
 from kvcheck.report.text import interval, plural, points, wrap
 
@@ -92,7 +103,8 @@ def _holding(run: Run, method: str) -> int:
 
 def pooled(run: Run, method: str) -> dict[str, tuple[Verdict, ...]]:
     """Verdicts on several cases of a method together, by scope, the run first."""
-    found = {name.rpartition("|")[0]: one for name, one in run.verdicts.items() if name.endswith(f"|{method}")}
+    end = f"|{method}"
+    found = {name.removesuffix(end): one for name, one in run.verdicts.items() if name.endswith(end)}
     return {scope: found[scope] for scope in sorted(found, key=lambda scope: scope != RUN) if is_scope(scope)}
 
 
@@ -193,7 +205,7 @@ def _selection(found: Standing, records: Sequence[CaseRecord]) -> str:
 
 def _numbers(verdicts: Sequence[Verdict], run: Run, others: References) -> list[str]:
     """Each verdict in words, what decides first; what repeats the method's own record is said once."""
-    order = (FAIL, INCONCLUSIVE, PASS)
+    order = (FAIL, INCONCLUSIVE, PASS, NOT_INFORMATIVE)
     moved = [one for one in verdicts if one.reason != AS_RECORDED and (one.question, one.outcome) != ("acted", PASS)]
     parts = [
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))

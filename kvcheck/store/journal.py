@@ -27,7 +27,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.front import option
-from kvcheck.core.record import CaseRecord, Finding, PropertyRecord, Run, RunHeader, SampleRecord, Verdict, ZooRecord
+from kvcheck.core.record import (
+    CaseRecord,
+    Finding,
+    PropertyRecord,
+    Run,
+    RunHeader,
+    SampleRecord,
+    Verdict,
+    ZooRecord,
+    is_scope,
+)
 from kvcheck.store.run_file import dumps, loads
 
 T = TypeVar("T")
@@ -96,6 +106,8 @@ class Kept:
             kept.ended[found.case, found.method] = found
         for text, failure in run.failures.items():
             case, _, method = text.partition("|")
+            if is_scope(case) or not method:  # of several cases, or of the session: found anew
+                continue
             kept.ended.setdefault((case, method), Ended(case, method, {}, failure=failure))
         kept.properties = {(one.name, one.method): one for one in run.properties}
         kept.zoo = {(one.name, one.counterpart): one for one in run.zoo}

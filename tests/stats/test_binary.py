@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kvcheck.judging.stats import clopper_pearson, count_changes, detectable, holm, mcnemar, paired_interval, tail
+from kvcheck.judging.stats import clopper_pearson, count_changes, detectable, mcnemar, paired_interval, tail
 
 
 @pytest.mark.parametrize(("lost", "won"), [(6, 0), (5, 3), (0, 0), (0, 4), (10, 10)])
@@ -104,10 +104,6 @@ def test_contexts_that_the_baseline_has_wrong_show_less() -> None:
 
 def test_nothing_to_lose_can_show_nothing() -> None:
     assert detectable(4, right=0) is None
-
-
-def test_holm_steps_down() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
 def test_large_samples_stay_exact() -> None:

@@ -68,10 +68,7 @@ def test_without_strata_and_clusters_it_is_the_plain_bootstrap() -> None:
 
 
 def test_equal_shares_of_alpha_are_holms_procedure() -> None:
-    from kvcheck.judging.stats import holm
-
-    p = [0.01, 0.04, 0.03]
-    assert weighted_holm(p, [1 / 3] * 3) == pytest.approx(holm(p))
+    assert weighted_holm([0.01, 0.04, 0.03, 0.5], [1 / 4] * 4) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
 def test_a_rejected_test_leaves_its_share_to_the_others() -> None:

@@ -4,13 +4,14 @@ Everything is pure and seeded: the same numbers in give the same numbers out.
 """
 
 from kvcheck.judging.stats.binary import clopper_pearson, count_changes, mcnemar, paired_interval, tail
-from kvcheck.judging.stats.graded import bootstrap_interval, bootstrap_p, sign_flip
-from kvcheck.judging.stats.multiple import holm, weighted_holm
+from kvcheck.judging.stats.graded import FINEST, bootstrap_interval, bootstrap_p, sign_flip
+from kvcheck.judging.stats.multiple import weighted_holm
 from kvcheck.judging.stats.power import detectable, detectable_change
 from kvcheck.judging.stats.sequential import binary_sequence, confidence_sequence, log_capital
 from kvcheck.judging.stats.stratified import cluster, stratified_interval, stratified_p
 
 __all__ = [
+    "FINEST",
     "binary_sequence",
     "bootstrap_interval",
     "bootstrap_p",
@@ -20,7 +21,6 @@ __all__ = [
     "count_changes",
     "detectable",
     "detectable_change",
-    "holm",
     "log_capital",
     "mcnemar",
     "paired_interval",

@@ -14,6 +14,9 @@ Array = NDArray[np.float64]
 _EXACT = 32
 _FLIPS = 99_999
 _CHUNK = 4_000_000
+_DRAWS = 40_000
+FINEST = 1 / (_DRAWS + 1)
+"""No p-value of bootstrap_p is smaller."""
 _KEPT = 2_000_000
 """The weights of small samples are kept between calls, the last four sets, each of so many numbers at most (20 MB)."""
 
@@ -59,7 +62,7 @@ def bootstrap_interval(
 
 
 def bootstrap_p(
-    values: Sequence[float] | Array, limit: float, *, lowest: float, draws: int = 40_000, seed: int = 0
+    values: Sequence[float] | Array, limit: float, *, lowest: float, draws: int = _DRAWS, seed: int = 0
 ) -> float:
     """One-sided p-value of "the mean is above `limit`": the share of the guarded draws that are not.
 
