@@ -385,6 +385,8 @@ def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level:
 
 def settled_by(verdict: Verdict) -> int | None:
     """Contexts at which this estimate would be clear of its limit; None where it is at the limit."""
+    if verdict.reason == IDENTICAL:  # no variance is left, only the guard, and that goes with 1/n
+        return int(np.ceil(verdict.n * verdict.high / verdict.limit)) if verdict.limit else None
     return contexts_needed(verdict.n, verdict.value, (verdict.low, verdict.high), verdict.limit)
 
 

@@ -171,8 +171,9 @@ class Collector:
                 self.pooled[f"{scope}|{method}"] = verdicts
                 quiet = (one for one in verdicts if one.question == "acted" and one.outcome == "pass")
                 self.notes += [f"notice: {method} {one.reason}" for one in quiet]
-                if any(explain.fails(one, self.settings.strict) for one in verdicts):
-                    text = "\n".join(explain.pooled(scope, method, scopes, settings, self.settings.strict))
+                strict = self.settings.strict and scope == RUN  # smaller scopes hold what they can show
+                if any(explain.fails(one, strict) for one in verdicts):
+                    text = "\n".join(explain.pooled(scope, method, scopes, settings, strict))
                     self.failures[f"{scope}|{method}"] = complete(text)
 
     def _tell(self) -> None:

@@ -34,7 +34,7 @@ def test_without_the_option_nothing_is_written(recorded: Run, repo: pytest.Pytes
 
 
 def test_a_second_run_is_compared_with_what_was_recorded(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
-    behave({"snapkv": 0.5})
+    behave({"snapkv": 1.0})
     recorded("--kv-method=snapkv", "--kv-record=new", "--kv-budget=drop=100").assert_outcomes(passed=3)
     recorded("--kv-method=snapkv", "--kv-budget=drop=100").assert_outcomes(passed=3)
     behave({"snapkv": 0.0})

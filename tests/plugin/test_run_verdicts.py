@@ -81,3 +81,24 @@ def test_a_session_that_stops_at_the_first_failure_judges_what_it_has(long_recor
     result = long_recorded(*SNAPKV, "-x")
     assert result.ret != 0
     result.stdout.fnmatch_lines(["*did not run: the session was stopped*"])
+
+
+def test_a_resumed_run_is_judged_anew_as_a_whole(long_recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
+    behave({"snapkv": EVERYWHERE})
+    assert long_recorded(*SNAPKV, "--kv-json=run.json").ret == pytest.ExitCode.TESTS_FAILED
+    again = long_recorded(*SNAPKV, "--kv-resume=run.json", "--kv-budget=drop=60", "--kv-json=again.json")
+    assert again.ret == 0
+    run = json.loads((repo.path / "again.json").read_text())
+    assert run["failures"] == {}
+    assert len(run["cases"]) == 9
+
+
+def test_strict_fails_a_run_that_is_inconclusive_and_not_the_cases_that_cannot_tell(
+    long_recorded: Run, behave: Behave
+) -> None:
+    behave({"snapkv": EVERYWHERE})
+    options = (*SNAPKV, "--kv-strict", "-rf")
+    inconclusive = long_recorded(*options, "--kv-budget=drop=25")
+    inconclusive.assert_outcomes(passed=9, failed=1)
+    inconclusive.stdout.fnmatch_lines(["FAILED kvcheck::run[[]snapkv[]]*inconclusive*"])
+    assert long_recorded(*options, "--kv-budget=drop=60").ret == 0
