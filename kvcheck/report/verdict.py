@@ -232,7 +232,8 @@ def needed(verdict: Verdict) -> str:
 
 def _estimate(verdict: Verdict, others: References) -> str:
     if verdict.question == "budget" and verdict.reason == IDENTICAL:
-        return f"answers identical to those of {others.fp16}"
+        sure = "" if verdict.outcome == PASS else f" so far, drop {interval(verdict.low, verdict.high)} points"
+        return f"answers identical to those of {others.fp16}{sure}"
     if verdict.question in ("budget", "regression"):
         other = others.fp16 if verdict.question == "budget" else others.own
         drop = points(verdict.value, False)
