@@ -137,7 +137,7 @@ def test_markdown_goes_to_its_file_and_is_appended_to_the_job_summary(
     job = repo.path / "summary.md"
     job.write_text("earlier step\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
-    recorded("--kv-method=snapkv", "--kv-md=mine.md")
+    recorded("--kv-method=snapkv", "--kv-budget=drop=40", "--kv-md=mine.md")
     mine = (repo.path / "mine.md").read_text("utf-8")
     assert mine.startswith("## kvcheck: passed")
     assert "### `snapkv`: 3 cases: 3 pass" in mine
