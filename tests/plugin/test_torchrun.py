@@ -137,7 +137,10 @@ def test_two_processes_give_the_answers_of_one(one: dict[str, Any], both: tuple[
 
 def test_bytes_and_slots_are_those_of_the_whole_model(one: dict[str, Any], both: tuple[Any, dict[str, Any]]) -> None:
     mine, theirs = cases(one), cases(both[1])
-    assert {key: theirs[key]["memory"] for key in mine} == {key: case["memory"] for key, case in mine.items()}
+    for key, case in mine.items():
+        held, other = case["memory"], theirs[key]["memory"]
+        assert other.pop("apart") == pytest.approx(held.pop("apart"), abs=1e-3)  # of log-probabilities
+        assert other == held
 
 
 def test_two_processes_are_the_same_model_on_another_machine(
@@ -152,7 +155,7 @@ def test_only_the_first_process_prints_and_writes(place: Path, both: tuple[Any, 
     done, _ = both
     assert done.stdout.count("test session starts") == 1
     assert done.stdout.count("fp16 on tiny") == 1
-    assert (place / "two.xml").read_text().count("<testcase") == 5
+    assert (place / "two.xml").read_text().count("<testcase") == 6, "five tests, and the run"
     assert done.stdout.count("recorded 1 case of fp16") == 1
 
 
