@@ -109,8 +109,8 @@ def case_alpha(alpha: float, cells: int) -> float:
     """The error rate of one case so that `cells` cases fail a harmless method with probability <= CASES * alpha.
 
     Bonferroni, because it is fixed before anything runs: every test item fails on its own data, on its own worker,
-    with -x, --lf and -k, without having seen the others. (Holm's method would need all p-values first; `compare`,
-    which has them, uses it.) Raises SpecError for an alpha outside (0, 0.5].
+    with -x, --lf and -k, without having seen the others. (Holm's method would need all p-values first; what is judged
+    together at the end has them, and uses it.) Raises SpecError for an alpha outside (0, 0.5].
     """
     if not 0 < alpha <= 0.5:
         raise SpecError(
@@ -133,7 +133,7 @@ def judge(
 
     fp16 and own: the stored records of the full cache and of the method itself. against: "fp16" asks the budget
     question, "self" the regression question, "both" both. Without a record of its own the method is judged against
-    fp16, by the default drop when "self" was asked for, and the verdict says so. Each fail has an error rate <= alpha.
+    fp16, and the verdict says so. Where scores are asked both questions, each has half of alpha.
     Where the case cannot show a loss of accuracy (informative.py), one verdict says so in the place of those on scores;
     why: it cannot, by default what fp16's record says.
 
