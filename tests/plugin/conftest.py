@@ -88,12 +88,28 @@ def recorded(
     run: Callable[..., pytest.RunResult], repo: pytest.Pytester, baselines: dict[str, str]
 ) -> Callable[..., pytest.RunResult]:
     """The same, with the fp16 baseline recorded."""
+    _record_once(run, repo, baselines, "--kv-tasks=kv,multi_hop")
+    return run
+
+
+@pytest.fixture
+def long_recorded(
+    run: Callable[..., pytest.RunResult], repo: pytest.Pytester, baselines: dict[str, str]
+) -> Callable[..., pytest.RunResult]:
+    """The same, at three lengths."""
+    _record_once(run, repo, baselines, "--kv-lengths=512,1024,2048")
+    return run
+
+
+def _record_once(
+    run: Callable[..., pytest.RunResult], repo: pytest.Pytester, baselines: dict[str, str], cases: str
+) -> None:
+    """Put the fp16 baseline of these cases into the repository; it is recorded by the first test that needs it."""
     path = repo.path / "stored" / "fake" / "fp16.txt"
-    if "fp16" not in baselines:
-        result = run("--kv-method=fp16", "--kv-record=new", "--kv-tasks=kv,multi_hop", "-p", "no:cacheprovider")
+    if cases not in baselines:
+        result = run("--kv-method=fp16", "--kv-record=new", cases, "-p", "no:cacheprovider")
         assert result.ret == 0, result.outlines
-        baselines["fp16"] = path.read_text("utf-8")
+        baselines[cases] = path.read_text("utf-8")
         (repo.path / "ran.txt").unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(baselines["fp16"], "utf-8")
-    return run
+    path.write_text(baselines[cases], "utf-8")

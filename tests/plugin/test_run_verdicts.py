@@ -15,20 +15,6 @@ EVERYWHERE = 0.75
 """Two of the eight contexts of every case answered with nonsense: no case fails by that."""
 SNAPKV = ("--kv-method=snapkv", "--kv-lengths=512,1024,2048")
 """72 contexts."""
-LONGER = ("--kv-method=fp16", "--kv-record=new", "--kv-lengths=512,1024,2048", "-p", "no:cacheprovider")
-
-
-@pytest.fixture
-def long_recorded(run: Run, repo: pytest.Pytester, baselines: dict[str, str]) -> Run:
-    """Runs of the string retrieval suite with fp16 recorded at three lengths, once per session."""
-    path = repo.path / "stored" / "fake" / "fp16.txt"
-    if "long" not in baselines:
-        assert run(*LONGER).ret == 0
-        baselines["long"] = path.read_text("utf-8")
-        (repo.path / "ran.txt").unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(baselines["long"], "utf-8")
-    return run
 
 
 def test_a_loss_in_every_case_fails_the_run_though_no_case_fails(
