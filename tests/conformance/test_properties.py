@@ -30,6 +30,7 @@ BREAKS = {
     "a_later_token_of_the_prompt_never_changes_earlier_logits": "faults.NonCausalPrompt",
     "the_newest_token_is_seen": MUTANT + "ForgottenAnswer:of=fp16",
     "what_reads_less_answers_otherwise": "faults.SeesAll",
+    "a_query_reads_as_many_tokens_as_declared": "faults.TwiceThePages",
     "what_every_query_asks_for_is_found": "faults.NewestPages",
     "a_token_is_fed_at_its_position": MUTANT + "WrongPosition:of=fp16",
     "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
@@ -67,6 +68,7 @@ BREAKS = {
     "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
     "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
     "what_is_taken_back_was_never_there": "faults.Cropped",
+    "every_way_in_leads_to_the_same_by_every_way_out": "faults.StaleSteps",
     "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
     "where_a_text_begins_does_not_matter": "faults.Absolute",
 }
