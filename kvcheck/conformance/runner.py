@@ -18,11 +18,12 @@ from kvcheck.backends.transformers.surroundings import untouched
 from kvcheck.conformance import models, properties  # noqa: F401  (registers the shipped ones)
 from kvcheck.conformance.base import PROPERTIES, PropertyTest
 from kvcheck.conformance.draw import LONGEST, Draw, draws
-from kvcheck.conformance.models import CONFIGS, MINI
+from kvcheck.conformance.models import CONFIGS, MINI, OTHERS
 from kvcheck.conformance.subject import NotServed, Subject, Violation
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.methods import make
+from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.report.text import plural
 
 TRIALS = {"quick": 5, "default": 8, "full": 60}
@@ -125,9 +126,9 @@ def snippet(one: PropertyTest, search: Search) -> str:
 def served(spec: str) -> tuple[str, ...]:
     """The small models that a method serves; the embedded one where it serves none of them."""
     found = []
-    for architecture in CONFIGS:
+    for architecture in OTHERS if isinstance(make(spec), Foreign) else CONFIGS:
         try:
-            Subject(spec, Draw(architecture))
+            Subject(spec, Draw(architecture)).expect_served()
             found.append(architecture)
         except NotServed:
             continue

@@ -17,16 +17,34 @@ PAGE = Path(__file__).parents[2] / "docs" / "howto" / "adapters.md"
 OTHERS = '''
 
 class Newest(DynamicLayer):
-    """Keeps the newest tokens, whatever it is fed."""
+    """Keeps the newest tokens, whatever it is fed, and counts all of them."""
 
     def __init__(self, tokens: int = 100):
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.seen = tokens, 0
 
     def update(self, key_states, value_states, *args, **kwargs):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
+        self.seen += key_states.shape[2]
         self.keys, self.values = keys[:, :, -self.tokens :].clone(), values[:, :, -self.tokens :].clone()
         return keys, values
+
+    def get_seq_length(self):
+        return self.seen
+
+    def get_mask_sizes(self, query_length):
+        kept = min(self.seen, self.tokens)
+        return kept + query_length, self.seen - kept
+
+    def reset(self):
+        super().reset()
+        self.seen = 0
+
+    def crop(self, tokens):
+        if self.seen > self.tokens:
+            raise NotImplementedError("what was evicted is gone")
+        super().crop(tokens)
+        self.seen += tokens
 
 
 class CropsTooFew(DynamicLayer):

@@ -10,9 +10,11 @@ import torch
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.rotary import rotate
+from kvcheck.cache.rows import Batch
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
+from kvcheck.conformance.others import is_foreign, layers_of, owner, updates
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
@@ -55,10 +57,10 @@ def dense_layers(subject: Subject, ids: torch.Tensor) -> list[Prefilled]:
 def a_token_is_fed_at_its_position(subject: Subject) -> None:
     """The position of the next token is the number of tokens seen, whatever was evicted."""
     ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
+    cache, _ = subject.prefill(ids, subject.together)
     with watched(subject.loaded.model) as found:
-        subject.feed(cache, follow)
-        subject.one_by_one(cache, steps)
+        subject.feed(cache, follow, subject.together)
+        subject.one_by_one(cache, steps, subject.together)
     at, end = ids.shape[1], ids.shape[1] + follow.shape[1]
     wanted = [list(range(at, end)), *([end + step] for step in range(steps.shape[1]))]
     for row in range(subject.draw.rows):
@@ -79,23 +81,43 @@ def _of_row(found: list[torch.Tensor], row: int, rows: int, forwards: int) -> li
 def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
     """What a cache tells transformers as its length, from which positions follow, counts evicted tokens too."""
     ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
-    if foreign_rows(cache):
-        raise NotServed("its positions are the adapter's, whatever its cache says")
-    for what, fed in (("the prompt", None), ("a follow-up", follow), ("decoding", steps)):
-        if fed is not None:
-            subject.feed(cache, fed) if fed is follow else subject.one_by_one(cache, fed)
-        seen = ids.shape[1] + (follow.shape[1] if what != "the prompt" else 0)
-        seen += steps.shape[1] if what == "decoding" else 0
+    if is_foreign(subject):
+        owner(subject)  # a press says nothing of positions: they are the pipeline's
+    cache, _ = subject.prefill(ids, subject.together)
+    seen = ids.shape[1]
+    of_length(cache, seen, "the prompt")
+    for what, parts_fed in (("a follow-up", [follow]), ("decoding", steps.split(1, 1))):
+        for fed in parts_fed:
+            as_wide_as_its_masks(subject, cache, fed)
+            seen += fed.shape[1]
         of_length(cache, seen, what)
 
 
 def of_length(cache: FedCache, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
-    for each in () if foreign_rows(cache) else parts(cache):
-        lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}
+    if foreign_rows(cache) and not isinstance(cache, Batch):
+        return
+    for each in parts(cache):
+        layers = layers_of(cache) if isinstance(cache, Batch) else each.inner.layers
+        lengths = {int(layer.get_seq_length()) for layer in layers}
         if lengths != {seen}:
             fail(f"behind {what} the layers say {sorted(lengths)} tokens, {seen} were fed")
+
+
+def as_wide_as_its_masks(subject: Subject, cache: FedCache, ids: torch.Tensor) -> None:
+    """Feed (R, q). Raise Violation where a foreign cache reads back more or fewer columns than it says masks must have.
+
+    A single token needs no mask, so nothing else shows it.
+    """
+    if not isinstance(cache, Batch) or not cache.cache.layers:
+        subject.feed(cache, ids, subject.together)
+        return
+    said = {at: int(cache.cache.get_mask_sizes(ids.shape[1], at)[0]) for at in range(len(cache.cache.layers))}
+    with updates(cache.cache) as found:
+        subject.feed(cache, ids, subject.together)
+    for at, one in found.items():
+        if one.read is not None and one.read[0].shape[2] != said[at]:
+            fail(f"layer {at} says that masks must be {said[at]} columns wide, and reads back {one.read[0].shape[2]}")
 
 
 def _unseen() -> NotServed:
