@@ -23,7 +23,7 @@ from kvcheck.conformance.subject import NotServed, Subject, Violation
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.methods import make
-from kvcheck.methods.adapters.foreign import Foreign
+from kvcheck.methods.adapters.foreign import Foreign, smoke
 from kvcheck.report.text import plural
 
 TRIALS = {"quick": 5, "default": 8, "full": 60}
@@ -120,6 +120,15 @@ def snippet(one: PropertyTest, search: Search) -> str:
         f"def test_{one.name}():\n"
         f'    check("{one.name}", {search.spec!r}{given})\n'
     )
+
+
+def feeds(spec: str) -> bool:
+    """Whether a method from elsewhere can be fed a few tokens of the simplest small model; true of other methods."""
+    method, loaded = make(spec), models.small("llama")
+    if not isinstance(method, Foreign):
+        return True
+    with untouched(), torch.inference_mode():
+        return not smoke(method, loaded)
 
 
 @cache

@@ -100,7 +100,7 @@ def reordered(cache: FedCache, parents: list[int]) -> FedCache:
 
 @property_test(share=0.5)
 def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
-    """transformers' own verbs for rows, repeat and select in place, give the rows that they name."""
+    """transformers' own verbs for rows, repeat and select in place, do what select does."""
     if is_foreign(subject):
         return _changed_by_their_own_verbs(subject)
     ids, follow, _ = subject.texts()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import Cache, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvcheck.cache import checks, forward
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
@@ -145,6 +146,11 @@ class CacheRunner(RowRunner):
         super().__init__(method, loaded)
         self.home = Home.of(loaded)
         self.attention = method.says.attention
+        if self.attention and self.attention not in (*ALL_ATTENTION_FUNCTIONS, "eager"):
+            raise MethodUnsupported(
+                f"{method.given} asks for the attention function {self.attention!r}, which transformers does not know",
+                f"AttentionInterface.register({self.attention!r}, function) in its module",
+            )
 
     def start(self, tokens: int, kind: type[Kind]) -> Kind:
         """A fresh cache for prompts of so many tokens. What it sets the model to attend by, it is fed with."""
@@ -302,15 +308,17 @@ def standing_in(owner: object, name: str, value: object) -> Iterator[None]:
         mine.update(before)
 
 
-def smoke(method: Foreign, runner: MethodRunner, ids: torch.Tensor) -> str:
-    """Why a method cannot be fed a few tokens (1, n) and one more; "" where it can."""
+def smoke(method: Foreign, loaded: LoadedModel) -> str:
+    """Why a method cannot be fed a few tokens of a model and one more; "" where it can."""
+    ids = torch.arange(1, SMOKE + 1, device=loaded.device).unsqueeze(0)
     try:
+        runner = method.runner(loaded)
         cache, _ = runner.prefill(ids)
         runner.feed(cache, ids[:, :1])
     except KvcheckError as error:
-        return f"{method.given}: {error.message}"
+        return error.message
     except Exception as error:
-        return f"{method.given} cannot be fed {ids.shape[1]} tokens of this model: {raised(error)}"
+        return f"{method.given} cannot be fed {SMOKE} tokens of the model: {raised(error)}"
     return ""
 
 
