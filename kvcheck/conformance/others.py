@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,8 @@ from transformers import Cache
 from kvcheck.cache import checks
 from kvcheck.cache.method import Lossless
 from kvcheck.cache.rows import Batch, Row
-from kvcheck.cache.view import FedCache
+from kvcheck.cache.shape import Prefilled
+from kvcheck.cache.view import FedCache, view
 from kvcheck.conformance.subject import NotServed, Subject, plain
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.adapters.foreign import CacheRunner, Foreign, standing_in
@@ -61,7 +62,7 @@ def owner(subject: Subject) -> CacheRunner:
     return subject.runner
 
 
-def fed(subject: Subject, *texts: torch.Tensor) -> tuple[Row, dict[int, Updates], list[torch.Tensor]]:
+def fed(subject: Subject, *texts: torch.Tensor) -> tuple[Batch, dict[int, Updates], list[torch.Tensor]]:
     """A fresh foreign cache, fed these (R, n) one after the other in a forward each: it, its updates, the logits."""
     runner = owner(subject)
     batch = runner.start(texts[0].shape[1], Batch)
@@ -95,6 +96,58 @@ def expect_all(subject: Subject, *texts: torch.Tensor) -> None:
         raise NotServed(f"it cannot be fed so: {type(error).__name__}: {error}") from error
     if not whole:
         raise NotServed("it does not keep all that it is fed as it came in")
+
+
+def filled(subject: Subject, layers: Sequence[Prefilled]) -> Batch:
+    """A fresh foreign cache into which a prompt goes by its own `update`, as the full cache has it. Raises NotServed.
+
+    Keys and values may be anything that has the shape of a prompt's.
+    """
+    batch = owner(subject).start(layers[0].keys.shape[2], Batch)
+    for index, part in enumerate(layers):
+        updated(batch, part.keys, part.values, index)
+    batch.seen = layers[0].keys.shape[2]
+    return batch
+
+
+def updated(batch: Batch, keys: torch.Tensor, values: torch.Tensor, layer: int) -> Pair:
+    """What a foreign cache reads back when it takes these in. Raises NotServed where only a model can feed it."""
+    try:
+        return checks.pair(batch.cache.update(keys, values, layer), "update")
+    except Exception as error:
+        raise NotServed(f"it cannot be fed but by a model: {type(error).__name__}: {error}") from error
+
+
+def read_back(subject: Subject, layers: Sequence[Prefilled]) -> list[Pair]:
+    """Keys and values of these tokens, per layer, as a foreign cache reads them back with the next token behind them.
+
+    Raises NotServed where it reads back fewer.
+    """
+    batch, found = filled(subject, layers), []
+    for index, part in enumerate(layers):
+        length = part.keys.shape[2]
+        keys, values = updated(batch, part.keys[:, :, -1:], part.values[:, :, -1:], index)
+        if keys.shape[2] <= length:
+            raise NotServed("it does not read all tokens back")
+        found.append((keys[:, :, :length].double(), values[:, :, :length].double()))
+    return found
+
+
+def plain_layers(cache: FedCache) -> list[Pair | None]:
+    """Keys and values of each layer of a foreign cache that keeps them as they are, None for others."""
+    return [plain(layer) for layer in view(cache).inner.layers]
+
+
+NEAR = 4e-3
+"""Of the norm of a stored vector: eight times the rounding to 16 bits."""
+
+
+def places(keys: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Of which tokens (R, G, n, d) these keys (R, G, s, d) are -> positions (R, G, s), -1 for those of none."""
+    gaps = torch.cdist(keys.double(), true.double())
+    nearest = gaps.min(dim=-1)
+    size = true.double().norm(dim=-1).gather(2, nearest.indices)
+    return torch.where(nearest.values <= NEAR * size, nearest.indices, -1)
 
 
 def is_foreign(subject: Subject) -> bool:

@@ -87,7 +87,7 @@ def check_methods(config: pytest.Config) -> None:
             continue
         try:
             method = make(text)
-            foreign += [] if method.info.declared and method.info.shares_prefill else [text]
+            foreign += [text] if method.info.foreign else []
             if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
                 raise SpecError(f"it is {one} with a default spelled out", f"type {flag(one)}")
         except KvcheckError as error:

@@ -1,4 +1,4 @@
-"""Caches that keep nothing in `layers`, attention of a user's own, what is filled in, and what is said beside the code."""
+"""Caches without layers, attention of a user's own, what is filled in, and what is said beside the code."""
 
 from __future__ import annotations
 
@@ -129,8 +129,6 @@ def test_what_is_said_depends_on_the_parameters():
     assert (two.rounding(), four.rounding()) == ((0.25, 0.25), (0.0625, 0.0625))
     assert two.info.lossless == Lossless.at("bits=16")
     assert str(two.lossless()) == "other_caches.Rounded:bits=16"
-    assert two.info.declared
-    assert not make("other_caches.Right").info.declared
 
 
 def test_lossless_parameters_are_tried_and_an_exemption_is_heeded():

@@ -11,6 +11,7 @@ import torch
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
+from kvcheck.conformance.others import expect_all, is_foreign
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 
 LONG = 640
@@ -70,6 +71,8 @@ def _deep(subject: Subject) -> Subject:
 
 def by_place(info: MethodInfo) -> str:
     """Excuses methods that do not choose by queries, and those that change what they keep."""
+    if info.foreign:
+        return ""
     chooses = "queries" in info.needs or info.stage == Stage.RETRIEVAL
     if not chooses:
         return "what it keeps or reads does not depend on what is asked"
@@ -83,11 +86,13 @@ PULL = 32.0
 @property_test(skip_reason=by_place, share=0.3)
 def what_every_query_asks_for_is_found(subject: Subject) -> None:
     """One token draws all attention of all queries: it is kept, found and read, as by the full cache."""
-    deep = _deep(subject)
+    deep = subject if is_foreign(subject) else _deep(subject)
     length = LONG // 2 + deep.draw.prompt % 64
     mark = deep.loaded.model.get_input_embeddings().num_embeddings - 1
     ids, follow, steps = (deep.tokens(many, salt=many) % mark for many in (length, 8, 9))
     ids[:, 16 + deep.draw.cut * (length - 64) // 1000] = mark
+    if is_foreign(subject):
+        expect_all(subject, ids, follow)  # what it chooses by is not known
     with attracting(deep, mark):
         mine, full = deep.life(ids, follow, steps), deep.life(ids, follow, steps, runner=deep.dense)
     for name, one, other in zip(("a follow-up", "decoding"), mine[1:], full[1:], strict=True):

@@ -70,7 +70,7 @@ def read(spec: Spec, found: object, usual: MethodInfo) -> tuple[MethodInfo, Decl
     beside = {name: value for name, value in given.items() if name in BESIDE}
     if "rounding" in beside:
         beside["rounding"] = tuple(float(each) for each in beside["rounding"])
-    return replace(usual, declared=True, **fields), Declared(**beside)
+    return replace(usual, **fields), Declared(**beside)
 
 
 def _parameters(spec: Spec, found: object, function: Callable[..., object]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ INFO = MethodInfo(
     frees_memory=False,
     verbatim=False,
     shares_prefill=False,
-    declared=False,
+    foreign=True,
 )
 """What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
 

@@ -174,5 +174,5 @@ def named(spec: Spec) -> Method:
     made = bind(spec, CACHES[spec.name])
     ahead = "room is allocated ahead" if isinstance(made, Static) else ""
     whole = Lossless.ALWAYS if isinstance(made, (Dynamic, Static, Offloaded)) else Lossless.NEVER
-    about = info(summary=NAMED[spec.name], frees_memory=made.frees, exceeds=ahead, lossless=whole, declared=True)
+    about = info(summary=NAMED[spec.name], frees_memory=made.frees, exceeds=ahead, lossless=whole)
     return ForeignCache(spec, info=about, make=lambda home: made(home.model, home.tokens))
