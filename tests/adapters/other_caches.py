@@ -106,6 +106,89 @@ class WithoutVerbs(DynamicLayer):
         raise NotImplementedError("make a new one")
 
 
+# -- what is held, and what is read back -------------------------------------------------------------------------------
+
+
+class ReadsNegative(DynamicLayer):
+    """Holds what it is given, and reads the opposite back."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, -values
+
+
+class ForgetsInBlocks(DynamicLayer):
+    """Reads nothing of what came before when several tokens come."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        new = key_states.shape[2]
+        if new > 1:
+            values = torch.cat([values[:, :, :-new] * 0, values[:, :, -new:]], 2)
+        return keys, values
+
+
+class LooksAhead(DynamicLayer):
+    """Reads a little of the newest token in all others."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, values + values[:, :, -1:] / 8
+
+
+class OtherHeads(DynamicLayer):
+    """Holds the values of the other kv heads."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return super().update(key_states, value_states.flip(1), *args, **kwargs)
+
+
+class RollsWhileDecoding(DynamicLayer):
+    """Moves all values by a slot with every token that comes alone."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if key_states.shape[2] == 1 and keys.shape[2] > 1:
+            self.values = values = values.roll(1, 2)
+        return keys, values
+
+
+class HoldsTheNewestTwice(DynamicLayer):
+    """Puts the last token of a block into the slot of the first one, too."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if 1 < key_states.shape[2] < keys.shape[2]:
+            keys[:, :, 0], values[:, :, 0] = keys[:, :, -1], values[:, :, -1]
+        return keys, values
+
+
+class HoardsBlocks(DynamicLayer):
+    """Keeps a copy of every block."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if key_states.shape[2] > 1:
+            self.hoard = [*getattr(self, "hoard", []), key_states.clone()]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+class KeepsTheBatch(DynamicLayer):
+    """Takes rows out by a view, which keeps all of the batch alive."""
+
+    def batch_select_indices(self, indices):
+        first = int(indices[0])
+        self.keys, self.values = self.keys[first : first + 1], self.values[first : first + 1]
+
+
+class Fades(DynamicLayer):
+    """Promises little, and loses more whenever it is stored again."""
+
+    kvcheck_info: ClassVar = {"rounding": (0.5, 0.5)}
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return super().update(key_states, value_states * 0.9, *args, **kwargs)
+
+
 # -- nothing in `layers` -----------------------------------------------------------------------------------------------
 
 
