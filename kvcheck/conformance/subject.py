@@ -96,7 +96,7 @@ class Subject:
     def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
 
-        A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
+        A method from elsewhere knows no error of kvcheck's: it refuses a prompt by those of REFUSALS.
         """
         owner = runner or self.runner
         if isinstance(owner, (BatchRunner, PressedTogether)):
@@ -105,7 +105,7 @@ class Subject:
             return owner.prefill(ids)
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
-        except AssertionError as error:
+        except REFUSALS as error:
             if not isinstance(owner.method, Foreign):
                 raise
             raise NotServed(f"it refuses the prompt: {error}") from error

@@ -222,6 +222,13 @@ class InGroupsOf64(DynamicLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
+class InGroupsOf100(DynamicLayer):
+    """Serves no head that there is."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        raise ValueError(f"head_dim {key_states.shape[-1]} is no multiple of 100")
+
+
 class Hopeless(DynamicLayer):
     """Cannot be fed."""
 

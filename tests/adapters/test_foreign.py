@@ -9,16 +9,19 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from kvcheck.backends.transformers import Session
 from kvcheck.cache.method import Lossless
 from kvcheck.conformance.runner import check, examine, served
 from kvcheck.conformance.subject import Violation
-from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import MethodsUnfed, MethodUnsupported, SpecError
 from kvcheck.core.record import EXCUSED
+from kvcheck.core.settings import Settings
 from kvcheck.measure.audit import audit
-from kvcheck.measure.memory import held
+from kvcheck.measure.memory import held, tensors
 from kvcheck.methods import make
 from kvcheck.methods.adapters.foreign import smoke
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.models import load
 
 
 def fed(mini, text, ids, more=4):
@@ -93,6 +96,24 @@ def test_a_method_that_cannot_be_fed_says_why_and_where(mini):
     assert "AttributeError: 'Tensor' object has no attribute 'nope' (other_caches.py" in smoke(
         make("other_caches.Hopeless"), mini
     )
+
+
+def test_all_that_cannot_be_fed_are_refused_in_one_error(mini):
+    methods = ("other_caches.Right", "other_caches.Hopeless", "fp16", "other_caches.InGroupsOf100")
+    session = Session.of(mini, Settings(methods=methods))
+    with pytest.raises(MethodsUnfed) as refused:
+        session.expect_fed()
+    assert "Hopeless cannot be fed 8 tokens of the model: AttributeError" in refused.value.message
+    assert "InGroupsOf100 cannot be fed 8 tokens of the model: ValueError: head_dim 64" in refused.value.message
+    assert "Right" not in refused.value.message
+
+
+def test_bfloat16_is_kept_as_it_is_on_the_cpu(ids):
+    model = load("mini", torch.device("cpu"), torch.bfloat16)
+    for name in ("transformers.dynamic", "other_caches.InADictionary"):
+        cache, logits = fed(model, name, ids[:, :40])
+        assert bool(logits.isfinite().all())
+        assert {each.dtype for each in tensors(cache) if each.is_floating_point()} == {torch.bfloat16}
 
 
 def test_a_config_of_another_type_is_not_the_models(mini, ids):
