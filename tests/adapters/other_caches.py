@@ -189,6 +189,48 @@ class Fades(DynamicLayer):
         return super().update(key_states, value_states * 0.9, *args, **kwargs)
 
 
+class OnDisk(DynamicCache):
+    """Has verbs to be saved and loaded by."""
+
+    def save(self, file):
+        torch.save([(layer.keys, layer.values) for layer in self.layers], file)
+
+    @classmethod
+    def load(cls, file):
+        cache = cls()
+        for index, (keys, values) in enumerate(torch.load(file)):
+            cache.update(keys, values, index)
+        return cache
+
+
+class OnDiskWithoutValues(OnDisk):
+    """Saves the keys twice."""
+
+    def save(self, file):
+        torch.save([(layer.keys, layer.keys) for layer in self.layers], file)
+
+
+class MoreBitsAreFurther(DynamicLayer):
+    """Rounds to fewer steps the more bits it is given."""
+
+    kvcheck_info: ClassVar = {"knob": "bits"}
+
+    def __init__(self, bits: int = 4):
+        super().__init__()
+        self.step = 2.0 ** (bits - 4)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        rounded = [(states / self.step).round() * self.step for states in (key_states, value_states)]
+        return super().update(*rounded, *args, **kwargs)
+
+
+class MoreBitsAreNearer(MoreBitsAreFurther):
+    """Rounds to more of them."""
+
+    def __init__(self, bits: int = 4):
+        super().__init__(4 - bits)
+
+
 # -- nothing in `layers` -----------------------------------------------------------------------------------------------
 
 
@@ -358,6 +400,20 @@ class Rounded(DynamicLayer):
             step = 2.0 ** (2 - self.bits)
             key_states, value_states = (key_states / step).round() * step, (value_states / step).round() * step
         return super().update(key_states, value_states, *args, **kwargs)
+
+
+class SaysItsBytes(DynamicLayer):
+    """Says exactly what it holds."""
+
+    kvcheck_info: ClassVar = {
+        "kv_bytes": lambda shape, batch, prompt, decoded: shape.dense_bytes(batch, prompt + decoded)
+    }
+
+
+class SaysHalfOfThem(DynamicLayer):
+    """Says less than it holds."""
+
+    kvcheck_info: ClassVar = {"kv_bytes": lambda shape, batch, prompt, decoded: shape.dense_bytes(batch, prompt) // 2}
 
 
 class ClaimsToFree(DynamicLayer):

@@ -170,6 +170,18 @@ def test_what_is_said_is_what_the_method_is_held_to(name, cache):
         check(name, f"other_caches.{cache}", prompt=30)
 
 
+def test_bytes_that_are_declared_are_compared_with_those_that_are_held(mini, ids):
+    full = Fp16().runner(mini)
+    cache = full.build()
+    with torch.inference_mode(), cache.recording() as layers:
+        full.feed(cache, ids)
+    for name, problems in (("SaysItsBytes", 0), ("SaysHalfOfThem", 1)):
+        method = make(f"other_caches.{name}")
+        with torch.inference_mode():
+            mine, _ = method.runner(mini).prefill(ids)
+        assert len(audit(mine, layers, method).problems) == problems
+
+
 def test_what_cannot_be_said_is_refused():
     with pytest.raises(SpecError, match=r"kvcheck_info has no 'free_memory'\n.*did you mean frees_memory"):
         make("other_caches.Misspelled")

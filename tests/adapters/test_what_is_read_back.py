@@ -47,5 +47,18 @@ def test_a_cache_that_keeps_something_else_is_not_asked_for_what_it_never_promis
         check(name, "other_caches.LengthOfSlots", **{**SIZES, "prompt": 60})
 
 
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("more_bits_are_nearer", "MoreBitsAreNearer", "MoreBitsAreFurther"),
+        ("a_saved_cache_goes_on_as_it_was", "OnDisk", "OnDiskWithoutValues"),
+    ],
+)
+def test_what_a_class_has_of_its_own_is_tried(name, right, wrong):
+    check(name, f"other_caches.{right}", **SIZES)
+    with pytest.raises(Violation):
+        check(name, f"other_caches.{wrong}", **SIZES)
+
+
 def test_a_promise_is_kept_by_what_keeps_it():
     check("what_is_read_back_is_as_near_as_promised", "other_caches.Rounded:bits=6", **SIZES)

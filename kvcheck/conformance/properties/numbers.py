@@ -15,6 +15,7 @@ from kvcheck.conformance.others import fed, is_foreign, owner, read_back
 from kvcheck.conformance.properties.positions import dense_layers, of_length
 from kvcheck.conformance.properties.sizes import LONG
 from kvcheck.conformance.subject import NotServed, Subject, fail
+from kvcheck.core.errors import SpecError
 
 
 def finite(results: list[torch.Tensor], what: str) -> None:
@@ -245,6 +246,8 @@ def late_near(
 @property_test(skip_reason=lambda info: verbatim(info) or ("" if info.knob == "bits" else "it has no bits"))
 def more_bits_are_nearer(subject: Subject) -> None:
     """Four bits lose less than two."""
+    if is_foreign(subject):
+        return foreign_bits(subject)
     if not hasattr(subject.method, "bits"):
         raise NotServed("it has no bits")
     found = comparable(subject)
@@ -253,6 +256,31 @@ def more_bits_are_nearer(subject: Subject) -> None:
         made = layers(subject, replace(subject.method, bits=bits), found)  # type: ignore[call-arg]
         pairs = zip(made, found, strict=True)
         losses.append([torch.stack([each.mean() for each in errors(layer, true)]) for layer, true in pairs])
+    return expect_fewer(losses)
+
+
+def foreign_bits(subject: Subject) -> None:
+    """The same of a foreign cache whose parameter `bits` is said to be its knob."""
+    spec, losses = subject.method.spec, []
+    true = dense_layers(subject, subject.tokens(LONG + subject.draw.prompt))
+    for bits in (2, 4):
+        given = replace(spec, params=tuple((dict(spec.params) | {"bits": bits}).items()))
+        try:
+            other = Subject(str(given), subject.draw)
+        except SpecError as error:
+            raise NotServed(f"{given} cannot be built: {error.message}") from error
+        read = zip(read_back(other, true), true, strict=True)
+        losses.append(
+            [
+                torch.stack([off(k, part.keys.double()).mean(), off(v, part.values.double()).mean()])
+                for (k, v), part in read
+            ]
+        )
+    expect_fewer(losses)
+
+
+def expect_fewer(losses: list[list[torch.Tensor]]) -> None:
+    """Raise Violation unless 4 bits, the second, lose less in every layer than 2 bits do."""
     for index, (two, four) in enumerate(zip(*losses, strict=True)):
         if bool((four > two).any()) or (bool((two > 0.02).any()) and bool((four >= two).all())):
             fail(

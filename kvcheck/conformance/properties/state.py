@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from transformers import Cache
 
+from kvcheck.cache.rows import RowCache
 from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.base import LONGER, LONGEST, property_test
 from kvcheck.conformance.others import is_foreign, twin, verb
@@ -153,6 +157,7 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     subject.feed(cache, follow)
     copies = [("copied", _copied(cache))]
     copies += [] if view(cache).native is None else [("saved and loaded", _saved(cache))]
+    copies += [("saved and loaded by its own verbs", kept) for kept in _own_files(cache)]
     wanted = subject.one_by_one(cache, steps)
     for how, copied in copies:
         if not torch.equal(subject.one_by_one(copied, steps), wanted):
@@ -163,6 +168,27 @@ def _copied(cache: FedCache) -> FedCache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
+
+
+def _own_files(cache: FedCache) -> list[FedCache]:
+    """Of foreign rows whose class has save(file) and a load(file) that gives a cache: the rows as they come back."""
+    rows = foreign_rows(cache)
+    kinds = {type(row.cache) for row in rows}
+    if not rows or not all(callable(getattr(kind, verb, None)) for kind in kinds for verb in ("save", "load")):
+        return []
+    back = [copy.deepcopy(row) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        for at, row in enumerate(back):
+            file = os.path.join(folder, f"{at}.pt")
+            try:
+                row.cache.save(file)
+                found = type(row.cache).load(file)
+            except TypeError:  # its verbs take something else: which, nobody can know
+                return []
+            if not isinstance(found, Cache):
+                return []
+            row.cache = found
+    return [RowCache(back)]
 
 
 def _saved(cache: FedCache) -> FedCache:
