@@ -84,9 +84,12 @@ ZERO = (1.0, 1.0)
 
 
 def foreign_promise(subject: Subject) -> tuple[float, float]:
-    """What a foreign cache promises, else that it is nearer than nothing is."""
+    """What a foreign cache promises, else that it is nearer than nothing is, where no channel drowns the others."""
     owner(subject)
-    return subject.method.rounding() or ZERO
+    promised = subject.method.rounding()
+    if promised is None and subject.draw.architecture == OUTLIERS:
+        raise NotServed("it promises no error where one channel of the keys is much larger than the others")
+    return promised or ZERO
 
 
 def foreign_near(subject: Subject, promised: tuple[float, float], size: float = 1.0) -> None:
