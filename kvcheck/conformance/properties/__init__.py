@@ -12,6 +12,18 @@ from kvcheck.conformance.properties import (
     sizes,
     state,
     symmetry,
+    ways,
 )
 
-__all__ = ["batching", "equivalence", "generating", "numbers", "positions", "reading", "sizes", "state", "symmetry"]
+__all__ = [
+    "batching",
+    "equivalence",
+    "generating",
+    "numbers",
+    "positions",
+    "reading",
+    "sizes",
+    "state",
+    "symmetry",
+    "ways",
+]
