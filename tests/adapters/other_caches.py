@@ -416,6 +416,28 @@ class SaysHalfOfThem(DynamicLayer):
     kvcheck_info: ClassVar = {"kv_bytes": lambda shape, batch, prompt, decoded: shape.dense_bytes(batch, prompt) // 2}
 
 
+class ReadsTheNewest(DynamicLayer):
+    """Holds everything, and gives the newest 64 tokens to be read."""
+
+    kvcheck_info: ClassVar = {"reads": lambda shape, prompt, decoded: min(64, prompt + decoded)}
+    many = 64
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states)
+        first = max(0, keys.shape[2] - max(self.many, key_states.shape[2]))
+        return keys[:, :, first:], values[:, :, first:]
+
+    def get_mask_sizes(self, query_length):
+        read = min(self.get_seq_length() + query_length, max(self.many, query_length))
+        return read, self.get_seq_length() + query_length - read
+
+
+class ReadsMoreThanItSays(ReadsTheNewest):
+    """Gives twice as many."""
+
+    many = 128
+
+
 class ClaimsToFree(DynamicLayer):
     """Says that it holds less, and does not."""
 

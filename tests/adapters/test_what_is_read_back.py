@@ -50,6 +50,7 @@ def test_a_cache_that_keeps_something_else_is_not_asked_for_what_it_never_promis
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
+        ("a_query_reads_as_many_tokens_as_declared", "ReadsTheNewest", "ReadsMoreThanItSays"),
         ("more_bits_are_nearer", "MoreBitsAreNearer", "MoreBitsAreFurther"),
         ("a_saved_cache_goes_on_as_it_was", "OnDisk", "OnDiskWithoutValues"),
     ],

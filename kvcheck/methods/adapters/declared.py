@@ -10,7 +10,7 @@ kvcheck's: what is declared is what the properties hold the method to, and what 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,17 +32,26 @@ OF_INFO: dict[str, type | tuple[type, ...]] = {
     "lossless": (str, Lossless),
 }
 """Fields of MethodInfo that may be declared."""
-BESIDE: dict[str, type | tuple[type, ...]] = {"rounding": (tuple, list), "kv_bytes": object, "attention": str}
+BESIDE: dict[str, type | tuple[type, ...]] = {
+    "rounding": (tuple, list),
+    "kv_bytes": object,
+    "reads": object,
+    "attention": str,
+}
 """What a Method declares by methods of its own, and the attention function that the cache goes with."""
 ALWAYS, NEVER = "always", "never"
 
 
 @dataclass(frozen=True)
 class Declared:
-    """rounding, kv_bytes: see Method. attention: the name under which transformers knows an attention function."""
+    """rounding, kv_bytes, reads: see Method; `reads` may give one number for all layers.
+
+    attention: the name under which transformers knows an attention function.
+    """
 
     rounding: tuple[float, float] | None = None
     kv_bytes: Callable[..., int] | None = None
+    reads: Callable[..., int | Sequence[int]] | None = None
     attention: str = ""
 
 
@@ -90,12 +99,13 @@ def _expect(spec: Spec, name: str, value: object) -> None:
     known = OF_INFO | BESIDE
     if name not in known:
         raise SpecError(f"{spec.name}.{ATTRIBUTE} has no {name!r}", did_you_mean(name, known))
-    good = callable(value) if name == "kv_bytes" else isinstance(value, known[name])
+    good = callable(value) if name in ("kv_bytes", "reads") else isinstance(value, known[name])
     if name == "rounding" and isinstance(value, (tuple, list)):
         good = len(value) == 2 and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in value)
     if not good:
         wanted = {
             "kv_bytes": "a function (shape, batch, prompt, decoded)",
+            "reads": "a function (shape, prompt, decoded)",
             "rounding": "two numbers, of keys and of values",
             "exempt": "a dict {property: why}",
             "lossless": f'"{ALWAYS}", "{NEVER}" or parameters such as "bits=16"',

@@ -86,6 +86,13 @@ class Foreign(Method):
         """Not declared."""
         return None
 
+    def reads(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
+        """As declared."""
+        if self.says.reads is None:
+            return None
+        many = self.says.reads(shape, prompt, decoded)
+        return (many,) * shape.layers if isinstance(many, int) else tuple(many)
+
     def rounding(self) -> tuple[float, float] | None:
         """As declared."""
         return self.says.rounding
