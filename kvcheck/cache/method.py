@@ -94,7 +94,8 @@ class MethodInfo:
     kv heads of dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where
     none. lossless: when every answer is that of the full cache. cross_head: why what it does to one kv head depends on
     the others of the model, None where it does not, so that the heads may lie in several processes. exempt: properties
-    of kvcheck.conformance that do not hold by design, and why.
+    of kvcheck.conformance that do not hold by design, and why. foreign: it is not made of kvcheck's layers; where it
+    declares nothing, what its cache holds is looked at.
     Errors: SpecError for a name or a form that was taken before.
     """
 
@@ -114,6 +115,7 @@ class MethodInfo:
     cross_head: str | None = None
     exempt: Mapping[str, str] = field(default_factory=dict)
     exceeds: str = ""
+    foreign: bool = False
 
     def __new__(cls, *args: object, **given: object) -> Self:
         """Refuse a field by its former name. Raises SpecError."""

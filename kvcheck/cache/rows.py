@@ -1,4 +1,4 @@
-"""Rows that cannot be fed together: prompts of unequal length, and caches that know no batch."""
+"""Caches of another make, and rows that are kept apart: prompts of unequal length, and caches that know no batch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import Cache
 
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.view import CacheView, FedCache, LayerView, OtherLayer
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
     from transformers.cache_utils import CacheLayerMixin
 
 
@@ -39,13 +40,14 @@ class Row(CacheView):
 
     cache: a transformers Cache. seen: tokens fed; position: of the next token, which differs where keys were rotated
     anew. press: what compresses it, and its state. masks: by the name of a module, what an attention patch is to hide.
+    attention: the attention function that it goes with, by the name under which transformers knows it.
     """
 
     meta = ("press", "masks")
     opaque = True
 
-    def __init__(self, cache: Cache, model: PreTrainedModel, press: Any = None) -> None:
-        self.cache, self.model, self.press = cache, model, press
+    def __init__(self, cache: Cache, model: PreTrainedModel, press: Any = None, attention: str = "sdpa") -> None:
+        self.cache, self.model, self.press, self.attention = cache, model, press, attention
         self.seen = self.position = 0
         self.masks: dict[str, object] = {}
 
@@ -56,8 +58,20 @@ class Row(CacheView):
 
     @property
     def method_layers(self) -> list[LayerView]:
-        """All of them. They have seen what the row has, whatever they say."""
-        return [OtherLayer(layer, self.seen, _slots(layer)) for layer in self.cache.layers]
+        """All of them. They have seen what the row has, whatever they say.
+
+        Of a cache that keeps nothing in `layers`, each is all of it: it alone knows where it keeps what.
+        """
+        if self.cache.layers:
+            return [OtherLayer(layer, self.seen, _slots(layer)) for layer in self.cache.layers]
+        count = self.model.config.get_text_config().num_hidden_layers if self.seen else 0
+        return [OtherLayer(self.cache, self.seen, self.length)] * count
+
+    @property
+    def length(self) -> int:
+        """The tokens that its cache says it has; those seen, where its class never says it and has no layers."""
+        says = self.cache.layers or type(self.cache).get_seq_length is not Cache.get_seq_length
+        return int(self.cache.get_seq_length()) if says else self.seen
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Row:
         """A deep copy; there is one row only."""
@@ -75,6 +89,42 @@ class Row(CacheView):
         for name in ("cache", "press", "masks"):
             setattr(clone, name, copy.deepcopy(getattr(self, name), memo))
         return clone
+
+
+class Batch(Row):
+    """Sequences of one length together in one cache of another make, fed as `generate` feeds them.
+
+    The cache changes its rows by its own verbs, and its own length says where the next token stands. mask (R, seen):
+    false where a row is padded on the left, None where none is. Raises whatever the cache raises.
+    """
+
+    mask: torch.Tensor | None = None
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Batch:
+        """A deep copy, in which the cache itself selects the rows."""
+        clone = copy.deepcopy(self)
+        clone.batch_select_indices(torch.as_tensor(rows))
+        return clone
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, in place."""
+        self.cache.batch_select_indices(indices)
+        self.mask = None if self.mask is None else self.mask[indices]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, in place."""
+        self.cache.batch_repeat_interleave(repeats)
+        self.mask = None if self.mask is None else self.mask.repeat_interleave(repeats, 0)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beam search: replace the rows in place."""
+        self.cache.reorder_cache(beam_idx)
+        self.mask = None if self.mask is None else self.mask[beam_idx]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cache.reset()
+        self.seen, self.mask = 0, None
 
 
 def _slots(layer: CacheLayerMixin) -> int:

@@ -56,5 +56,8 @@ NAMES = (
     "every_way_in_leads_to_the_same_by_every_way_out",
     "the_order_of_kv_heads_does_not_matter",
     "where_a_text_begins_does_not_matter",
+    "generate_answers_as_tokens_fed_by_hand",
+    "verified_drafts_are_the_tokens_of_generate",
+    "rows_padded_on_the_left_answer_as_alone",
 )
 """The properties, in the order in which they are tried. Here, so that collecting them needs no torch."""

@@ -96,6 +96,30 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 """By name, the most telling first: failures shrink towards it."""
 
 
+def eighty() -> PretrainedConfig:
+    """As `scaled`, with the head_dim of some models of three billion parameters."""
+    config = scaled()
+    config.head_dim = 80
+    return config
+
+
+def wide() -> PretrainedConfig:
+    """As `mistral`, with the head_dim of most models."""
+    config = mistral()
+    config.head_dim = 128
+    return config
+
+
+OTHERS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "eighty": eighty,
+    "wide": wide,
+    "gemma3": gemma3,
+}
+"""For methods from elsewhere: they are written for the sizes of heads that published models have."""
+
+
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """That of the embedded model, for methods that act on text."""
@@ -183,7 +207,7 @@ def _random(architecture: str, seed: int) -> LoadedModel:
 
     import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
-    config = CONFIGS[architecture]()
+    config = (CONFIGS | OTHERS)[architecture]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)

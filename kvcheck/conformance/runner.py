@@ -18,11 +18,12 @@ from kvcheck.backends.transformers.surroundings import untouched
 from kvcheck.conformance import models, properties  # noqa: F401  (registers the shipped ones)
 from kvcheck.conformance.base import PROPERTIES, PropertyTest
 from kvcheck.conformance.draw import LONGEST, Draw, draws
-from kvcheck.conformance.models import CONFIGS, MINI
+from kvcheck.conformance.models import CONFIGS, MINI, OTHERS
 from kvcheck.conformance.subject import NotServed, Subject, Violation
 from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.methods import make
+from kvcheck.methods.adapters.foreign import Foreign, smoke
 from kvcheck.report.text import plural
 
 TRIALS = {"quick": 5, "default": 8, "full": 60}
@@ -121,13 +122,22 @@ def snippet(one: PropertyTest, search: Search) -> str:
     )
 
 
+def feeds(spec: str) -> bool:
+    """Whether a method from elsewhere can be fed a few tokens of the simplest small model; true of other methods."""
+    method, loaded = make(spec), models.small("llama")
+    if not isinstance(method, Foreign):
+        return True
+    with untouched(), torch.inference_mode():
+        return not smoke(method, loaded)
+
+
 @cache
 def served(spec: str) -> tuple[str, ...]:
     """The small models that a method serves; the embedded one where it serves none of them."""
     found = []
-    for architecture in CONFIGS:
+    for architecture in OTHERS if isinstance(make(spec), Foreign) else CONFIGS:
         try:
-            Subject(spec, Draw(architecture))
+            Subject(spec, Draw(architecture)).expect_served()
             found.append(architecture)
         except NotServed:
             continue

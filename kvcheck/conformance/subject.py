@@ -17,12 +17,15 @@ from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods import make
-from kvcheck.methods.adapters.foreign import Foreign
+from kvcheck.methods.adapters.foreign import SMOKE, BatchRunner, Foreign
+from kvcheck.methods.adapters.presses import PressedTogether
 from kvcheck.methods.fp16 import Fp16
 
 TOLERANCE = 2e-3
 """Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""
 
+REFUSALS = (NotImplementedError, ValueError, AssertionError)
+"""What code that knows no error of kvcheck's raises for what it does not serve."""
 
 Answer: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
 """Logits of one forward, or of several."""
@@ -60,6 +63,30 @@ class Subject:
         """The full cache on the same model."""
         return Fp16().runner(self.loaded)
 
+    @cached_property
+    def together(self) -> MethodRunner:
+        """What feeds several rows in one cache. A method from elsewhere drives that by the verbs of its own cache."""
+        whole = getattr(self.runner, "together", None)
+        return self.runner if whole is None else whole()
+
+    @property
+    def several(self) -> int:
+        """Rows of a batch: at least two where it is to be seen whether a cache of another make knows one."""
+        return max(2, self.draw.rows) if isinstance(self.method, Foreign) else self.draw.rows
+
+    def expect_served(self) -> None:
+        """Raise NotServed where a method from elsewhere refuses the model as soon as it is fed: by its own errors."""
+        if not isinstance(self.method, Foreign):
+            return
+        with torch.inference_mode():
+            try:
+                cache, _ = self.runner.prefill(self.tokens(SMOKE, rows=1))
+                self.runner.feed(cache, self.tokens(1, rows=1))
+            except REFUSALS as error:
+                raise NotServed(f"it refuses the model: {error}") from error
+            except Exception:  # each property says what is at fault
+                return
+
     def tokens(self, length: int, rows: int | None = None, salt: int = 0) -> torch.Tensor:
         """Token ids (rows, length) of this trial; another salt gives others."""
         generator = torch.Generator().manual_seed(1000 * self.draw.seed + salt)
@@ -69,14 +96,16 @@ class Subject:
     def prefill(self, ids: torch.Tensor, runner: MethodRunner | None = None) -> tuple[FedCache, torch.Tensor]:
         """The method's own prefill (R, n) -> cache, logits (R, V). Raises NotServed where the text is refused.
 
-        A method from elsewhere knows no error of kvcheck's: it refuses a prompt by an assert.
+        A method from elsewhere knows no error of kvcheck's: it refuses a prompt by those of REFUSALS.
         """
         owner = runner or self.runner
+        if isinstance(owner, (BatchRunner, PressedTogether)):
+            return batched(owner, ids)
         try:
             return owner.prefill(ids)
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
-        except AssertionError as error:
+        except REFUSALS as error:
             if not isinstance(owner.method, Foreign):
                 raise
             raise NotServed(f"it refuses the prompt: {error}") from error
@@ -99,13 +128,13 @@ class Subject:
         cache, first = self.prefill(ids, runner)
         return [first, self.feed(cache, follow, runner), self.one_by_one(cache, steps, runner)]
 
-    def texts(self, salt: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def texts(self, salt: int = 0, rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompt, follow-up block and steps of this trial."""
         draw = self.draw
         return (
-            self.tokens(draw.prompt, salt=salt),
-            self.tokens(draw.block, salt=salt + 1),
-            self.tokens(draw.steps, salt=salt + 2),
+            self.tokens(draw.prompt, rows, salt),
+            self.tokens(draw.block, rows, salt + 1),
+            self.tokens(draw.steps, rows, salt + 2),
         )
 
     def native(self, cache: FedCache) -> KVCache:
@@ -128,6 +157,18 @@ class Subject:
             raise NotServed("its own cache does more with what it is fed than to append it")
 
 
+def batched(owner: MethodRunner, ids: torch.Tensor) -> tuple[FedCache, torch.Tensor]:
+    """The prefill of several rows in one foreign cache. Raises NotServed where it knows no batch."""
+    try:
+        return owner.prefill(ids)
+    except (MethodUnsupported, *REFUSALS) as error:
+        raise NotServed(f"it refuses the prompt: {error}") from error
+    except Exception as error:
+        if ids.shape[0] == 1:
+            raise
+        raise NotServed(f"it knows no batch of rows: {type(error).__name__}: {error}") from error
+
+
 def foreign_rows(cache: FedCache) -> list[Any]:
     """The rows that are not made of kvcheck's layers; their positions are the adapter's."""
     return [row for row in parts(cache) if row.opaque]
@@ -135,13 +176,22 @@ def foreign_rows(cache: FedCache) -> list[Any]:
 
 def absent(cache: FedCache) -> list[int]:
     """Per layer of every foreign row, the tokens seen for which it has no slot in plain keys."""
-    return [max(0, row.seen - _slots(layer)) for row in foreign_rows(cache) for layer in row.inner.layers]
+    rows = foreign_rows(cache)
+    return [max(0, row.seen - _slots(layer)) for row in rows for layer in row.inner.layers or [None]]
 
 
 def _slots(layer: object) -> int:
     """Slots of the keys of a foreign layer, 0 where it has no plain ones."""
-    keys = getattr(layer, "keys", None)
-    return keys.shape[2] if isinstance(keys, torch.Tensor) and keys.dim() == 4 else 0
+    found = plain(layer)
+    return 0 if found is None else found[0].shape[2]
+
+
+def plain(layer: object) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Keys and values (R, G, n, d) of a foreign layer that keeps them as they are, None of any other."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if not isinstance(keys, torch.Tensor) or not isinstance(values, torch.Tensor) or keys.dim() != 4:
+        return None
+    return keys, values
 
 
 def equal(one: Answer, other: Answer, what: str, tolerance: float = TOLERANCE) -> None:

@@ -46,6 +46,10 @@ class MethodFailed(KvcheckError):
     """The method under test raised, returned NaN, emptied the cache, broke its own claims or did nothing."""
 
 
+class MethodsUnfed(KvcheckError):
+    """Methods from elsewhere that cannot be fed a few tokens of the model: nothing can be measured with them."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint: the nearest known words, or all of them when none is near.
 

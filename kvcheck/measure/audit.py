@@ -107,7 +107,10 @@ def _opaque(row: CacheView, prefilled: Prefilled, expected: int, method: Method)
     problems = list(_coverage([layer.seen for layer in layers], slots, prompt, expected))
     problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer.storage)]
     kv_heads, head_dim = prefilled.keys.shape[1], prefilled.keys.shape[3]
-    dense = ModelShape(expected, kv_heads, kv_heads, head_dim).dense_bytes(1, prompt + decoded)
+    shape = ModelShape(expected, kv_heads, kv_heads, head_dim)
+    declared, dense = method.kv_bytes(shape, 1, prompt, decoded), shape.dense_bytes(1, prompt + decoded)
+    if declared is not None and declared != held(row).kv:
+        problems.append(f"{held(row).kv:,} bytes of keys and values are held, {declared:,} declared")
     if method.info.frees_memory and prompt >= SHORT and held(row).kv >= dense:
         problems.append(f"did nothing: {held(row).kv:,} bytes are held, the full cache holds {dense:,}")
     touched = sum(count > 0 for count in slots)

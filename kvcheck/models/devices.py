@@ -79,18 +79,19 @@ def layout(wanted: str) -> str | None:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """What the model computes in. On the CPU always float32 (portable; K/V are rounded to 16 bits in the cache).
+    """What the model computes in. On the CPU float32 (portable; K/V are rounded to 16 bits in the cache), or bfloat16.
 
     On CUDA `--kv-dtype`: auto and bfloat16 (bf16), float16 (fp16). Raises SpecError.
     """
     if device.type == "cpu":
         if wanted in ("auto", "float32"):
             return torch.float32
-        raise SpecError(
-            f"dtype {wanted!r} is for CUDA",
-            f"on the CPU the model computes in float32 and keys and values are stored in 16 bits: "
-            f"{option('dtype')} auto",
-        )
+        if wanted != "bfloat16":
+            raise SpecError(
+                f"dtype {wanted!r} is for CUDA",
+                f"on the CPU the model computes in float32 and keys and values are stored in 16 bits: "
+                f"{option('dtype')} auto",
+            )
     if wanted not in DTYPES:
         raise SpecError(f"unknown dtype {wanted!r}", did_you_mean(wanted, DTYPES))
     return DTYPES[wanted]

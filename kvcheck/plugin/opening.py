@@ -11,7 +11,7 @@ import pytest
 
 from kvcheck import __version__
 from kvcheck.core import env
-from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.errors import KvcheckError, MethodsUnfed, SpecError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import RunHeader
 from kvcheck.core.registry import importable
@@ -19,7 +19,7 @@ from kvcheck.core.settings import Settings
 from kvcheck.core.spec import flag, raised
 from kvcheck.models import names
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
-from kvcheck.plugin.state import STATE, State, in_place
+from kvcheck.plugin.state import STATE, State, in_place, of
 from kvcheck.runner.case import driven
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ def check_methods(config: pytest.Config) -> None:
     from kvcheck.methods import METHODS, canonical, make
 
     problems: list[KvcheckError] = []
+    foreign = []
     for text in activate(config).settings.methods:
         if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
             continue
         try:
-            make(text)
+            method = make(text)
+            foreign += [text] if method.info.foreign else []
             if (one := str(canonical(text))) != text:  # its code could not be imported when the options were read
                 raise SpecError(f"it is {one} with a default spelled out", f"type {flag(one)}")
         except KvcheckError as error:
@@ -94,6 +96,26 @@ def check_methods(config: pytest.Config) -> None:
         parse.refuse(problems)
     except KvcheckError as error:
         raise pytest.UsageError(plain(f"kvcheck: {error}")) from None
+    _expect_fed(config, foreign)
+
+
+def _expect_fed(config: pytest.Config, methods: list[str]) -> None:
+    """Refuse a method from elsewhere that cannot be fed at all, once and before any test. Raises UsageError.
+
+    One that a small Llama cannot feed is tried on the model itself, which alone decides; with pytest-xdist its workers
+    open that one, and refuse the same. Another engine feeds its methods as it likes.
+    """
+    other_engine = len(config.hook.pytest_kvcheck_open.get_hookimpls()) > 1
+    if not methods or other_engine or getattr(config.option, "numprocesses", None):
+        return
+    from kvcheck.conformance.runner import feeds
+
+    if all(feeds(text) for text in methods):
+        return
+    try:
+        open_session(config)
+    except pytest.fail.Exception:
+        raise pytest.UsageError(plain(of(config).refusal)) from None
 
 
 def open_session(config: pytest.Config) -> Engine:
@@ -105,9 +127,13 @@ def open_session(config: pytest.Config) -> Engine:
                 opened = config.hook.pytest_kvcheck_open(config=config, settings=state.settings)
             state.session = driven(opened, state.settings)
             resume.refuse_foreign(state.kept, state.session)
+            if expect_fed := getattr(opened, "expect_fed", None):
+                expect_fed()
             if state.journal is not None:
                 model = {"name": state.session.model_name, "fingerprint": state.session.fingerprint}
                 state.journal.header(header(config, model))
+        except MethodsUnfed as error:
+            state.refusal = f"kvcheck: {error}"
         except KvcheckError as error:
             state.refusal = f"kvcheck: cannot open {state.settings.model}: {error}"
         except KeyboardInterrupt:

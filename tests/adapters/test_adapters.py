@@ -101,7 +101,15 @@ def test_the_press_of_the_how_to_keeps_the_newest_tokens_at_their_positions(mini
     torch.testing.assert_close(first, full.layers[0].keys[:, :, -68:], atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("text", ["my_things.Rounded:bits=3", "my_things.rounded_cache:bits=3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my_things.Rounded:bits=3",
+        "my_things.Coarse:bits=3",
+        "my_things.rounded_cache:bits=3",
+        "my_things.calibrated_cache:steps=3",
+    ],
+)
 def test_a_layer_class_and_a_function_give_the_same_cache(text, mini, ids, examples):
     _, cache, _ = run(mini, text, ids)
     assert held(cache).kv == 2 * 160 * TOKEN

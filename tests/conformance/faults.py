@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import DynamicLayer
 
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Lossless, Method, MethodInfo
@@ -387,3 +388,26 @@ class StaleStepsLayer(CacheLayer):
 
 class StaleSteps(Full):
     made = StaleStepsLayer
+
+
+class CountsSlots(DynamicLayer):
+    """A layer of transformers that evicts, and says that its slots are the tokens seen."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        keys, values = super().update(key_states, value_states)
+        self.keys, self.values = keys[:, :, -8:].clone(), values[:, :, -8:].clone()
+        return keys, values
+
+
+class CropsTooFew(DynamicLayer):
+    """One that leaves a token of what is taken back."""
+
+    def crop(self, tokens_to_remove):
+        super().crop(tokens_to_remove + 1)
+
+
+class MasksShifted(DynamicLayer):
+    """One whose masks begin at the second token."""
+
+    def get_mask_sizes(self, query_length):
+        return self.get_seq_length() + query_length, 1

@@ -71,6 +71,9 @@ BREAKS = {
     "every_way_in_leads_to_the_same_by_every_way_out": "faults.StaleSteps",
     "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
     "where_a_text_begins_does_not_matter": "faults.Absolute",
+    "generate_answers_as_tokens_fed_by_hand": "faults.CountsSlots",
+    "verified_drafts_are_the_tokens_of_generate": "faults.CropsTooFew",
+    "rows_padded_on_the_left_answer_as_alone": "faults.MasksShifted",
 }
 """A faulty method for every property: one of tests/conformance/faults.py, of the zoo, or a mutant."""
 ALSO = {
@@ -83,6 +86,8 @@ HOLD_ON = ("fp16", "h2o", "kivi", "streaming_llm", "quest")
 HOLD_TOO = {
     "a_prompt_and_what_follows_are_one_text": "mixattention",
     "what_is_taken_back_was_never_there": "transformers.dynamic",
+    "verified_drafts_are_the_tokens_of_generate": "transformers.dynamic",
+    "rows_padded_on_the_left_answer_as_alone": "transformers.dynamic",
 }
 """By property, a method more where none of HOLD_ON has what is asked about."""
 

@@ -330,8 +330,9 @@ def test_dtypes() -> None:
     cuda = torch.device("cuda", 0)
     assert pick_dtype("auto", CPU) == pick_dtype("float32", CPU) == torch.float32
     assert (pick_dtype("auto", cuda), pick_dtype("float16", cuda)) == (torch.bfloat16, torch.float16)
+    assert pick_dtype("bfloat16", CPU) == torch.bfloat16
     with pytest.raises(SpecError, match="is for CUDA"):
-        pick_dtype("bfloat16", CPU)
+        pick_dtype("float16", CPU)
     with pytest.raises(SpecError, match="unknown dtype 'int3'"):
         pick_dtype("int3", cuda)
 

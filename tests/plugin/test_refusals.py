@@ -10,6 +10,8 @@ import pytest
 
 from kvcheck.methods import canonical
 
+FAKE = Path(__file__).with_name("fake_engine.py")
+
 Run = Callable[..., pytest.RunResult]
 
 CLASSES = """
@@ -229,3 +231,21 @@ def test_properties_that_are_asked_for_by_name_are_there_however_narrow_the_run(
         "--pyargs", "kvcheck.suites", "--kv-method=snapkv", narrow, "-m", "not conformance", "--collect-only", "-q"
     )
     none.stdout.no_fnmatch_line("*test_conformance*")
+
+
+UNFED = """
+from kvcheck.core.errors import MethodsUnfed
+FakeSession.expect_fed = lambda self: throw(MethodsUnfed("cannot.Be cannot be fed 8 tokens"))
+"""
+
+
+def test_a_method_from_elsewhere_that_cannot_be_fed_ends_the_run_in_one_error(repo: pytest.Pytester, run: Run) -> None:
+    repo.makeconftest(FAKE.read_text("utf-8") + UNFED)
+    repo.makepyfile(
+        cannot="from transformers.cache_utils import DynamicLayer\n"
+        "class Be(DynamicLayer):\n    def update(self, *args, **kwargs):\n        return args.nope\n"
+    )
+    result = run("--kv-method=cannot.Be")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: kvcheck: cannot.Be cannot be fed 8 tokens"])
+    assert not (repo.path / "ran.txt").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,10 +20,12 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import StateRunner, serve
 from kvcheck.core import env
+from kvcheck.core.errors import MethodFailed, MethodsUnfed
 from kvcheck.core.record import CaseId, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import BATCH, ROUNDS, Settings
 from kvcheck.core.spec import Spec
 from kvcheck.measure import clocks, latency
+from kvcheck.methods.adapters.foreign import Foreign, smoke
 from kvcheck.models import Encoder, LoadedModel, Loading, load, pick_device, pick_dtype, share_threads, synthetic
 from kvcheck.models.devices import layout
 from kvcheck.models.parallel import team
@@ -103,6 +105,18 @@ class Session:
         """How answers are made, and by which kernel where one was asked for."""
         by = "" if self.settings.attention == "auto" else f" {self.settings.attention}"
         return f"greedy {str(self.loaded.model.dtype).removeprefix('torch.')}{by}"
+
+    def expect_fed(self) -> None:
+        """Feed each method from elsewhere a few tokens. Raises MethodsUnfed that names all that cannot be fed."""
+        found = [(text, find_method(text)) for text in self.settings.methods]
+        told = []
+        for text, method in found:
+            if not isinstance(method, Foreign):
+                continue
+            with suppress(MethodFailed), self.isolation.around(self, text):  # what it changes, its cases tell
+                told += [reason] if (reason := smoke(method, self.loaded)) else []
+        if told:
+            raise MethodsUnfed("\n  ".join(told), "mend it, or leave it out; nothing was run")
 
     # -- cases ---------------------------------------------------------------------------------------------------------
 

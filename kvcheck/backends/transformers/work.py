@@ -21,7 +21,10 @@ from kvcheck.methods.adapters.foreign import Foreign
 from kvcheck.models import LoadedModel
 from kvcheck.runner.seam import Context, Measured
 
-FOREIGN = ("positions", "the cache is not made of kvcheck's layers, so which tokens it kept was not looked at")
+FOREIGN = (
+    "positions",
+    "the cache is not made of kvcheck's layers: its rows were run one by one, and which tokens it kept is not known",
+)
 NOTHING_TO_DO = (IDLE, "by its parameters the method keeps everything at this length")
 LONG = 2**17
 """Tokens of a prompt at which no budget keeps everything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvcheck.conformance.properties import (
     batching,
     equivalence,
+    generating,
     numbers,
     positions,
     reading,
@@ -14,4 +15,15 @@ from kvcheck.conformance.properties import (
     ways,
 )
 
-__all__ = ["batching", "equivalence", "numbers", "positions", "reading", "sizes", "state", "symmetry", "ways"]
+__all__ = [
+    "batching",
+    "equivalence",
+    "generating",
+    "numbers",
+    "positions",
+    "reading",
+    "sizes",
+    "state",
+    "symmetry",
+    "ways",
+]

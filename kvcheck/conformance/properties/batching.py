@@ -7,6 +7,7 @@ import torch
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.view import FedCache
 from kvcheck.conformance.base import property_test
+from kvcheck.conformance.others import chosen, is_foreign, twin, verb
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, rows_of
 from kvcheck.measure.memory import held
 
@@ -14,9 +15,9 @@ from kvcheck.measure.memory import held
 @property_test()
 def a_row_of_a_batch_is_as_alone(subject: Subject) -> None:
     """What a row answers does not depend on the rows beside it, nor on whether it was seen before and they were not."""
-    texts, rows = subject.texts(), range(subject.draw.rows)
+    texts, rows = subject.texts(rows=subject.several), range(subject.several)
     alone = {rows[-1]: _alone(subject, texts, rows[-1])}
-    together = subject.life(*texts)
+    together = subject.life(*texts, runner=subject.together)
     alone |= {row: _alone(subject, texts, row) for row in rows[:-1]}
     for row in rows:
         equal(rows_of(together, [row]), alone[row], f"row {row} in the batch and alone")
@@ -25,33 +26,34 @@ def a_row_of_a_batch_is_as_alone(subject: Subject) -> None:
 def _alone(subject: Subject, texts: tuple[torch.Tensor, ...], row: int) -> list[torch.Tensor]:
     """The answers of one row."""
     prompt, follow, steps = (each[[row]] for each in texts)
-    return subject.life(prompt, follow, steps)
+    return subject.life(prompt, follow, steps, runner=subject.together)
 
 
 @property_test()
 def permuted_rows_give_permuted_answers(subject: Subject) -> None:
     """Rows in another order give the same answers in that order, also when they are permuted behind the prompt."""
-    order = list(range(subject.draw.rows))[::-1]
-    texts = subject.texts()
-    forth, back = subject.life(*texts), subject.life(*(each[order] for each in texts))
+    order = list(range(subject.several))[::-1]
+    texts, runner = subject.texts(rows=subject.several), subject.together
+    forth, back = subject.life(*texts, runner=runner), subject.life(*(each[order] for each in texts), runner=runner)
     equal(back, rows_of(forth, order), "rows in another order")
-    cache, _ = subject.prefill(texts[0])
-    later = subject.feed(cache.select(order), texts[1][order])
+    cache, _ = subject.prefill(texts[0], runner)
+    later = subject.feed(chosen(cache, order), texts[1][order], runner)
     equal(later, forth[1][order], "rows permuted behind the prompt")
 
 
 @property_test()
 def rows_that_finish_early_leave_the_others_alone(subject: Subject) -> None:
     """Rows that go on behind a follow-up answer as if the others were still there."""
-    if subject.draw.rows == 1:
+    rows, runner = subject.several, subject.together
+    if rows == 1:
         raise NotServed("one row cannot leave another")
-    ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
-    subject.feed(cache, follow)
-    for left in (list(range(1, subject.draw.rows)), list(range(subject.draw.rows - 1))):
-        rest = cache.select(left)
-        together = cache.select(range(subject.draw.rows))
-        equal(subject.one_by_one(rest, steps[left]), subject.one_by_one(together, steps)[left], f"rows {left}")
+    ids, follow, steps = subject.texts(rows=rows)
+    cache, _ = subject.prefill(ids, runner)
+    subject.feed(cache, follow, runner)
+    for left in (list(range(1, rows)), list(range(rows - 1))):
+        rest, together = chosen(cache, left), twin(cache, rows)
+        mine, wanted = subject.one_by_one(rest, steps[left], runner), subject.one_by_one(together, steps, runner)
+        equal(mine, wanted[left], f"rows {left}")
 
 
 @property_test()
@@ -74,15 +76,16 @@ def forks_do_not_disturb_each_other(subject: Subject) -> None:
 @property_test()
 def beams_that_are_reordered_go_on_as_their_parents(subject: Subject) -> None:
     """Beam search: rows that are replaced by others, in place too, answer as if they had read the others' texts."""
-    beams, parents = 3, [2, 2, 0]
+    beams, parents, runner = 3, [2, 2, 0], subject.together
     ids, words = subject.tokens(subject.draw.prompt, rows=beams), subject.tokens(subject.draw.block, rows=beams, salt=5)
-    cache, _ = subject.prefill(ids)
-    subject.one_by_one(cache, words)
-    chosen = reordered(cache, parents)
-    wanted, _ = subject.prefill(ids[parents])
-    subject.one_by_one(wanted, words[parents])
+    cache, _ = subject.prefill(ids, runner)
+    subject.one_by_one(cache, words, runner)
+    reordered_cache = reordered(cache, parents)
+    wanted, _ = subject.prefill(ids[parents], runner)
+    subject.one_by_one(wanted, words[parents], runner)
     last = subject.tokens(subject.draw.steps, rows=beams, salt=6)
-    equal(subject.one_by_one(chosen, last), subject.one_by_one(wanted, last), "beams behind a reordering")
+    mine, theirs = (subject.one_by_one(each, last, runner) for each in (reordered_cache, wanted))
+    equal(mine, theirs, "beams behind a reordering")
 
 
 def reordered(cache: FedCache, parents: list[int]) -> FedCache:
@@ -90,13 +93,16 @@ def reordered(cache: FedCache, parents: list[int]) -> FedCache:
     reorder = getattr(cache, "reorder_cache", None)
     if reorder is None:
         return cache.select(parents)
-    reorder(torch.tensor(parents))
+    with verb(cache, "reorder_cache"):
+        reorder(torch.tensor(parents))
     return cache
 
 
 @property_test(share=0.5)
 def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
     """transformers' own verbs for rows, repeat and select in place, do what select does."""
+    if is_foreign(subject):
+        return _changed_by_their_own_verbs(subject)
     ids, follow, _ = subject.texts()
     cache = subject.native(subject.prefill(ids)[0])
     rows = [row for row in range(subject.draw.rows) for _ in range(2)]
@@ -108,7 +114,31 @@ def rows_can_be_repeated_and_taken_out_in_place(subject: Subject) -> None:
     wanted = cache.select(left)
     cache.batch_select_indices(torch.tensor(left))
     as_large(cache, wanted, "rows taken out")
-    equal(subject.feed(cache, follow[left]), subject.feed(wanted, follow[left]), "rows taken out")
+    return equal(subject.feed(cache, follow[left]), subject.feed(wanted, follow[left]), "rows taken out")
+
+
+def _changed_by_their_own_verbs(subject: Subject) -> None:
+    """The same of a foreign cache, whose rows nothing else can change."""
+    rows, runner = subject.several, subject.together
+    ids, follow, _ = subject.texts(rows=rows)
+    cache, _ = subject.prefill(ids, runner)
+    wanted = subject.feed(twin(cache, rows), follow, runner)
+    tried, lacking = 0, ""
+    for name, argument, given in (
+        ("batch_repeat_interleave", 2, [row for row in range(rows) for _ in range(2)]),
+        ("batch_select_indices", torch.tensor([rows - 1]), [rows - 1]),
+    ):
+        changed = twin(cache, rows)
+        try:
+            with verb(changed, name):
+                getattr(changed, name)(argument)
+        except NotServed as reason:
+            lacking = str(reason)
+            continue
+        equal(subject.feed(changed, follow[given], runner), wanted[given], f"rows behind {name}")
+        tried += 1
+    if not tried:
+        raise NotServed(lacking)
 
 
 def as_large(cache: KVCache, wanted: KVCache, what: str) -> None:

@@ -6,20 +6,25 @@ import torch
 
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import Batch
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
+from kvcheck.conformance.others import expect_all, fed, filled, is_foreign
+from kvcheck.conformance.properties.positions import dense_layers
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.core.errors import SpecError
 
 
 def own_prefill(info: MethodInfo) -> str:
     """Excuses methods whose prompt is not read by the full cache's attention."""
-    return "" if info.shares_prefill else "its prompt's own forward is not that of the full cache"
+    return "" if info.shares_prefill or info.foreign else "its prompt's own forward is not that of the full cache"
 
 
 @property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    spec = str(subject.method.lossless())
+    if subject.method.lossless() is None:
+        expect_all(subject, *subject.texts())  # a method from elsewhere that does not say when it does
+    spec = str(subject.method.lossless() or subject.method.spec)
     try:
         whole = subject.new_runner(spec)
     except SpecError as error:  # a parameter that was given may not go together with those that hold everything
@@ -32,10 +37,25 @@ def everything_held_is_the_full_cache(subject: Subject) -> None:
 def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
     """A method that compresses after the prompt leaves the logits of the prompt as they are."""
     ids = subject.tokens(subject.draw.prompt)
+    if is_foreign(subject):
+        expect_all(subject, ids)
+        equal(read(subject, ids)[1], read_densely(subject, ids), "all tokens of the prompt")
+        return
     equal(subject.prefill(ids)[1], subject.prefill(ids, subject.dense)[1], "the last token of the prompt")
     if type(subject.runner).prefill is MethodRunner.prefill:
         mine = subject.feed(subject.runner.build(), ids)
-        equal(mine, subject.feed(subject.dense.build(), ids, subject.dense), "all tokens of the prompt")
+        equal(mine, read_densely(subject, ids), "all tokens of the prompt")
+
+
+def read(subject: Subject, ids: torch.Tensor) -> tuple[Batch, torch.Tensor]:
+    """A foreign cache behind prompts (R, n), and the logits of all of their tokens."""
+    batch, _, (logits,) = fed(subject, ids)
+    return batch, logits
+
+
+def read_densely(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
+    """The logits of all tokens with the full cache."""
+    return subject.feed(subject.dense.build(), ids, subject.dense)
 
 
 @property_test(skip_reason=own_prefill)
@@ -45,19 +65,27 @@ def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
     cut = subject.draw.prompt * subject.draw.cut // 1000
     if not 0 < cut < subject.draw.prompt:
         raise NotServed("a prompt of one token cannot be cut")
+    if is_foreign(subject):
+        expect_all(subject, ids)
+        (once, every), (cut_up, _, logits) = read(subject, ids), fed(subject, ids[:, :cut], ids[:, cut:])
+        equal(torch.cat(logits, 1), every, "the tokens of the prompt")
+        mine, theirs = (subject.feed(each, follow, subject.together) for each in (cut_up, once))
+        return equal(mine, theirs, "the follow-up")
     whole, last = subject.prefill(ids)
     parts = subject.native(subject.runner.build())
     with parts.prefilling():
         subject.feed(parts, ids[:, :cut])
         end = subject.feed(parts, ids[:, cut:])[:, -1]
     equal(end, last, "the last token of the prompt")
-    equal(subject.feed(parts, follow), subject.feed(whole, follow), "the follow-up")
+    return equal(subject.feed(parts, follow), subject.feed(whole, follow), "the follow-up")
 
 
 @property_test(skip_reason=own_prefill)
 def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     """A prompt that the full cache has read, handed over layer by layer, gives the answers of one read directly."""
     ids, follow, steps = subject.texts()
+    if is_foreign(subject):
+        return _handed_over(subject, ids, follow)
     direct, _ = subject.prefill(ids)
     full = subject.dense.build()
     with full.recording() as taken:
@@ -65,7 +93,15 @@ def an_absorbed_prompt_is_the_prompt(subject: Subject) -> None:
     absorbed = subject.native(subject.runner.build())
     absorbed.absorb(taken)
     equal(subject.feed(absorbed, follow), subject.feed(direct, follow), "the follow-up")
-    equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
+    return equal(subject.one_by_one(absorbed, steps), subject.one_by_one(direct, steps), "decoding")
+
+
+def _handed_over(subject: Subject, ids: torch.Tensor, follow: torch.Tensor) -> None:
+    """The same of a foreign cache that keeps all: what the full cache has read goes in by its own `update`."""
+    expect_all(subject, ids)
+    (direct, _), absorbed = read(subject, ids), filled(subject, dense_layers(subject, ids))
+    mine, theirs = (subject.feed(each, follow, subject.together) for each in (absorbed, direct))
+    equal(mine, theirs, "the follow-up")
 
 
 @property_test(longest=LONGER)
@@ -84,13 +120,19 @@ def a_block_is_its_tokens_one_by_one(subject: Subject) -> None:
 
 def otherwise(info: MethodInfo) -> str:
     """Excuses methods that read a prompt otherwise than what follows it."""
-    return "" if info.stage == Stage.ARCHITECTURE else "what follows a prompt is read otherwise than the prompt"
+    return (
+        ""
+        if info.foreign or info.stage == Stage.ARCHITECTURE
+        else "what follows a prompt is read otherwise than the prompt"
+    )
 
 
 @property_test(skip_reason=otherwise, longest=LONGER)
 def a_prompt_and_what_follows_are_one_text(subject: Subject) -> None:
     """An architecture of its own reads a text in one pass as it does as a prompt, a follow-up and decoding."""
     texts = subject.texts()
+    if is_foreign(subject):
+        expect_all(subject, *texts)
     whole = subject.prefill(torch.cat(texts, dim=1))[1]
     equal(subject.life(*texts)[2][:, -1], whole, "the last token, fed behind the others, and in one prompt with them")
 
@@ -118,10 +160,14 @@ def a_later_token_never_changes_earlier_logits(subject: Subject) -> None:
 def a_later_token_of_the_prompt_never_changes_earlier_logits(subject: Subject) -> None:
     """Causality within the prompt."""
     ids = subject.tokens(subject.draw.prompt)
+    if is_foreign(subject) and ids.shape[1] > 1:
+        expect_all(subject, ids)
+        mine, theirs = (read(subject, each)[1][:, :-1] for each in (ids, changed(ids)))
+        return equal(mine, theirs, "tokens of the prompt before its last one")
     if type(subject.runner).prefill is not MethodRunner.prefill or ids.shape[1] == 1:
         raise NotServed("the logits of its prompt cannot be seen, or there is one token only")
     before, after = (subject.feed(subject.runner.build(), each)[:, :-1] for each in (ids, changed(ids)))
-    equal(before, after, "tokens of the prompt before its last one")
+    return equal(before, after, "tokens of the prompt before its last one")
 
 
 def changed(ids: torch.Tensor) -> torch.Tensor:
@@ -136,9 +182,9 @@ def the_newest_token_is_seen(subject: Subject) -> None:
     cache, _ = subject.prefill(ids)
     for turn in ("first", "second"):
         answers = []
-        for fed in (changed(follow), follow):
+        for text in (changed(follow), follow):
             fork = cache.select(range(subject.draw.rows))
-            subject.feed(fork, fed)
+            subject.feed(fork, text)
             answers.append(subject.feed(fork, steps[:, :1]))
         for row, (one, other) in enumerate(zip(*answers, strict=True)):
             if torch.equal(one, other):

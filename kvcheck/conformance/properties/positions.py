@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,9 +11,11 @@ import torch
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.rotary import rotate
+from kvcheck.cache.rows import Batch
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
+from kvcheck.conformance.others import fed, is_foreign, layers_of, owner, places, plain_layers, updates
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
@@ -55,10 +58,10 @@ def dense_layers(subject: Subject, ids: torch.Tensor) -> list[Prefilled]:
 def a_token_is_fed_at_its_position(subject: Subject) -> None:
     """The position of the next token is the number of tokens seen, whatever was evicted."""
     ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
+    cache, _ = subject.prefill(ids, subject.together)
     with watched(subject.loaded.model) as found:
-        subject.feed(cache, follow)
-        subject.one_by_one(cache, steps)
+        subject.feed(cache, follow, subject.together)
+        subject.one_by_one(cache, steps, subject.together)
     at, end = ids.shape[1], ids.shape[1] + follow.shape[1]
     wanted = [list(range(at, end)), *([end + step] for step in range(steps.shape[1]))]
     for row in range(subject.draw.rows):
@@ -79,23 +82,43 @@ def _of_row(found: list[torch.Tensor], row: int, rows: int, forwards: int) -> li
 def the_length_of_a_cache_is_the_tokens_seen(subject: Subject) -> None:
     """What a cache tells transformers as its length, from which positions follow, counts evicted tokens too."""
     ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
-    if foreign_rows(cache):
-        raise NotServed("its positions are the adapter's, whatever its cache says")
-    for what, fed in (("the prompt", None), ("a follow-up", follow), ("decoding", steps)):
-        if fed is not None:
-            subject.feed(cache, fed) if fed is follow else subject.one_by_one(cache, fed)
-        seen = ids.shape[1] + (follow.shape[1] if what != "the prompt" else 0)
-        seen += steps.shape[1] if what == "decoding" else 0
+    if is_foreign(subject):
+        owner(subject)  # a press says nothing of positions: they are the pipeline's
+    cache, _ = subject.prefill(ids, subject.together)
+    seen = ids.shape[1]
+    of_length(cache, seen, "the prompt")
+    for what, fed_parts in (("a follow-up", [follow]), ("decoding", steps.split(1, 1))):
+        for part in fed_parts:
+            as_wide_as_its_masks(subject, cache, part)
+            seen += part.shape[1]
         of_length(cache, seen, what)
 
 
 def of_length(cache: FedCache, seen: int, what: str) -> None:
     """Raise Violation unless all layers say that they have seen so many tokens; those of foreign rows may say less."""
-    for each in () if foreign_rows(cache) else parts(cache):
-        lengths = {int(layer.get_seq_length()) for layer in each.inner.layers}
+    if foreign_rows(cache) and not isinstance(cache, Batch):
+        return
+    for each in parts(cache):
+        layers = layers_of(cache) if isinstance(cache, Batch) else each.inner.layers
+        lengths = {int(layer.get_seq_length()) for layer in layers}
         if lengths != {seen}:
             fail(f"behind {what} the layers say {sorted(lengths)} tokens, {seen} were fed")
+
+
+def as_wide_as_its_masks(subject: Subject, cache: FedCache, ids: torch.Tensor) -> None:
+    """Feed (R, q). Raise Violation where a foreign cache reads back more or fewer columns than it says masks must have.
+
+    A single token needs no mask, so nothing else shows it.
+    """
+    if not isinstance(cache, Batch) or not cache.cache.layers:
+        subject.feed(cache, ids, subject.together)
+        return
+    said = {at: int(cache.cache.get_mask_sizes(ids.shape[1], at)[0]) for at in range(len(cache.cache.layers))}
+    with updates(cache.cache) as found:
+        subject.feed(cache, ids, subject.together)
+    for at, one in found.items():
+        if one.read is not None and one.read[0].shape[2] != said[at]:
+            fail(f"layer {at} says that masks must be {said[at]} columns wide, and reads back {one.read[0].shape[2]}")
 
 
 def _unseen() -> NotServed:
@@ -107,6 +130,8 @@ def _unseen() -> NotServed:
 def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
     """Behind the prompt: positions ascend without repetition, protected ones are there, keys and values are theirs."""
     ids = subject.tokens(subject.draw.prompt)
+    if is_foreign(subject):
+        return expect_true_slots(subject, ids)
     cache, _ = subject.prefill(ids)
     proof = audit(cache, dense_layers(subject, ids), subject.method)
     wrong = [each for each in proof.problems if not each.startswith("did nothing")]  # another property asks that
@@ -114,6 +139,39 @@ def a_slot_holds_the_token_of_its_position(subject: Subject) -> None:
         fail("; ".join(wrong))
     if foreign_rows(cache):
         raise _unseen()
+    return None
+
+
+def expect_true_slots(subject: Subject, *texts: torch.Tensor) -> None:
+    """Raise Violation where a slot of a foreign cache, behind these (R, n), is not a token's, NotServed if none tells.
+
+    A slot is that of the token whose key it holds; then it must hold that token's value, or one nearer to it than zero
+    is, and no other slot may hold the same token.
+    """
+    batch, found, _ = fed(subject, *texts)
+    told = 0
+    for index, held in enumerate(plain_layers(batch)):
+        if held is None or index not in found:
+            continue
+        positions = places(held[0], found[index].whole[0])
+        told += int((positions >= 0).sum())
+        _of_their_tokens(held[1], found[index].whole[1], positions, index)
+    if not told:
+        raise NotServed("its slots do not hold the keys of tokens as they came in")
+
+
+def _of_their_tokens(values: torch.Tensor, true: torch.Tensor, positions: torch.Tensor, index: int) -> None:
+    """Raise Violation where a value is not that of the token whose key is beside it, or a token has two slots."""
+    known = positions >= 0
+    wanted = true.double().gather(2, positions.clamp(min=0).unsqueeze(-1).expand(-1, -1, -1, true.shape[3]))
+    wrong = known & ((values.double() - wanted).norm(dim=-1) > wanted.norm(dim=-1).clamp(min=1e-9))
+    for row, head, slot in wrong.nonzero()[:1].tolist():
+        at = int(positions[row, head, slot])
+        fail(f"layer {index}: slot {slot} holds the key of token {at} and another value (row {row}, kv head {head})")
+    for row, head in torch.cartesian_prod(*map(torch.arange, positions.shape[:2])).tolist():
+        mine = positions[row, head][known[row, head]]
+        if mine.unique().numel() < mine.numel():
+            fail(f"layer {index}: a token is held twice (row {row}, kv head {head})")
 
 
 @property_test(skip_reason=other_prompt)
@@ -123,8 +181,13 @@ def slots_stay_true_while_decoding(subject: Subject) -> None:
     The first layer's do not depend on what the cache answered before, so they are those of the full cache.
     """
     info = subject.method.info
+    if is_foreign(subject):
+        ids, follow, steps = subject.texts()
+        turn = (follow, *steps.split(1, 1))
+        return expect_true_slots(subject, ids, *turn, *turn)
     if not sum(_compare(layer, keys, values, info) for layer, keys, values in _first_layers(subject)):
         raise _unseen()
+    return None
 
 
 def _first_layers(subject: Subject) -> Iterator[tuple[CacheLayer, torch.Tensor, torch.Tensor]]:
@@ -165,9 +228,9 @@ def a_key_that_was_moved_stands_at_a_place_of_the_text(subject: Subject) -> None
         index = positions.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
         (mine, value), true = layer.read(slice(None), torch.float64), keys.double().gather(2, index)
         kept = _near(value, values.double().gather(2, index)) & _near(_sizes(mine), _sizes(true))
-        places = _places(mine, true, positions, kept, subject.shape.rope)
-        for row, head in torch.cartesian_prod(*map(torch.arange, places.shape[:2])).tolist():
-            order = places[row, head][kept[row, head]]
+        stand = _standing(mine, true, positions, kept, subject.shape.rope)
+        for row, head in torch.cartesian_prod(*map(torch.arange, stand.shape[:2])).tolist():
+            order = stand[row, head][kept[row, head]]
             if bool((order.diff() <= 0).any()):
                 fail(f"row {row}, kv head {head}: the tokens that were kept stand at {order.tolist()}")
         looked |= bool(kept.any())
@@ -185,7 +248,7 @@ def _sizes(keys: torch.Tensor) -> torch.Tensor:
     return torch.hypot(*keys.chunk(2, dim=-1))
 
 
-def _places(
+def _standing(
     mine: torch.Tensor, true: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor, rope: tuple[float, ...]
 ) -> torch.Tensor:
     """Where keys (B, G, s, d) stand that are those of tokens at `positions` (B, G, s), moved by whole numbers.
@@ -212,6 +275,8 @@ def by_queries(info: MethodInfo) -> str:
 def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
     """Where nothing is chosen by queries, the same tokens are kept whether they came in a block or one by one."""
     ids, follow, steps = subject.texts()
+    if is_foreign(subject):
+        return _kept_alike(subject, ids, follow)
     block, single = (subject.native(subject.prefill(ids)[0]) for _ in range(2))
     for turn in ("first", "second"):
         subject.feed(block, follow)
@@ -221,6 +286,26 @@ def what_is_kept_follows_from_the_tokens_seen(subject: Subject) -> None:
                 fail(f"layer {index}: other positions are kept behind the block of the {turn} turn than token by token")
         for cache in (block, single):
             subject.one_by_one(cache, steps)
+    return None
+
+
+def _kept_alike(subject: Subject, ids: torch.Tensor, follow: torch.Tensor) -> None:
+    """The same of the first layer of a foreign cache, whose keys do not depend on what it answered before.
+
+    What evicts or quantizes by how many tokens come at once is not asked.
+    """
+    block, _ = subject.prefill(ids, subject.together)
+    single = copy.deepcopy(block)
+    with subject.appending(block, single):
+        subject.feed(block, follow, subject.together)
+        subject.one_by_one(single, follow, subject.together)
+    true = dense_layers(subject, torch.cat([ids, follow], dim=1))[0].keys
+    first = [plain_layers(each)[:1] for each in (block, single)]
+    mine, theirs = (places(each[0][0], true) if each and each[0] else None for each in first)
+    if mine is None or theirs is None or not bool((mine >= 0).any()):
+        raise _unseen()
+    if not torch.equal(mine.sort(-1).values, theirs.sort(-1).values):
+        fail("layer 0: other tokens are kept behind a block than token by token")
 
 
 def _compare(layer: CacheLayer, keys: torch.Tensor, values: torch.Tensor, info: MethodInfo) -> bool:

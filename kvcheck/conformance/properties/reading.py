@@ -11,6 +11,7 @@ import torch
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
+from kvcheck.conformance.others import expect_all, fed, is_foreign
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.conformance.weights import attention_weights
 
@@ -70,8 +71,8 @@ def _deep(subject: Subject) -> Subject:
 
 
 def reads_as_much(info: MethodInfo) -> str:
-    """Excuses methods that read what they hold."""
-    return "" if info.stage == Stage.RETRIEVAL else "it does not claim to read less than it holds"
+    """Excuses methods that read what they hold. One from elsewhere says whether it does."""
+    return "" if info.foreign or info.stage == Stage.RETRIEVAL else "it does not claim to read less than it holds"
 
 
 @property_test(skip_reason=reads_as_much, share=0.05)
@@ -80,6 +81,8 @@ def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
 
     In every layer and by every query head; counted by which values reach what the layer gives.
     """
+    if is_foreign(subject):
+        return _gives_as_many(subject)
     deep = _deep(subject)
     length = LONG // 2 + deep.draw.prompt % 64
     declared = deep.method.reads(deep.shape, length, 1)
@@ -94,10 +97,26 @@ def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
                 f"layer {index}, query head {head}: the values of {int(counted[head])} tokens of {length + 1} are read"
             )
             fail(f"{said}, {many} are declared")
+    return None
+
+
+def _gives_as_many(subject: Subject) -> None:
+    """The same of a foreign cache: as many as its `update` gives to be attended to."""
+    length = LONG // 2 + subject.draw.prompt % 64
+    declared = subject.method.reads(subject.shape, length, 1)
+    if declared is None:
+        raise NotServed("it does not declare how many tokens a query reads")
+    _, found, _ = fed(subject, subject.tokens(length, rows=1), subject.tokens(1, rows=1, salt=1))
+    for index, many in enumerate(declared):
+        read = found[index].read if index in found else None
+        if read is not None and read[0].shape[2] != many:
+            fail(f"layer {index} gives {read[0].shape[2]} tokens of {length + 1} to be read, {many} are declared")
 
 
 def by_place(info: MethodInfo) -> str:
     """Excuses methods that do not choose by queries, and those that change what they keep."""
+    if info.foreign:
+        return ""
     chooses = "queries" in info.needs or info.stage == Stage.RETRIEVAL
     if not chooses:
         return "what it keeps or reads does not depend on what is asked"
@@ -111,11 +130,13 @@ PULL = 32.0
 @property_test(skip_reason=by_place, share=0.3)
 def what_every_query_asks_for_is_found(subject: Subject) -> None:
     """One token draws all attention of all queries: it is kept, found and read, as by the full cache."""
-    deep = _deep(subject)
+    deep = subject if is_foreign(subject) else _deep(subject)
     length = LONG // 2 + deep.draw.prompt % 64
     mark = deep.loaded.model.get_input_embeddings().num_embeddings - 1
     ids, follow, steps = (deep.tokens(many, salt=many) % mark for many in (length, 8, 9))
     ids[:, 16 + deep.draw.cut * (length - 64) // 1000] = mark
+    if is_foreign(subject):
+        expect_all(subject, ids, follow)  # what it chooses by is not known
     with attracting(deep, mark):
         mine, full = deep.life(ids, follow, steps), deep.life(ids, follow, steps, runner=deep.dense)
     for name, one, other in zip(("a follow-up", "decoding"), mine[1:], full[1:], strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -14,9 +14,11 @@ from kvcheck.cache.method import MethodInfo
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import FedCache, view
 from kvcheck.conformance.base import LONGER, property_test
+from kvcheck.conformance.others import chosen, is_foreign
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import SHORT
 from kvcheck.measure.memory import held
+from kvcheck.methods.adapters.presses import PressRunner
 
 LONG = 320
 """Tokens of a prompt that is long enough to ask for freed memory."""
@@ -52,29 +54,91 @@ def check(subject: Subject, cache: FedCache, rows: int, prompt: int, decoded: in
 def bytes_are_as_declared(subject: Subject) -> None:
     """Behind the prompt, and behind every token that is decoded, bytes and slots are those that the method declares."""
     draw = subject.draw
+    if is_foreign(subject):
+        return _of_foreign(subject, [1] * draw.steps)
     cache, _ = subject.prefill(subject.tokens(draw.prompt))
     check(subject, cache, draw.rows, draw.prompt, 0, "behind the prompt")
     for step, token in enumerate(subject.tokens(draw.steps, salt=2).split(1, dim=1)):
         subject.feed(cache, token)
         check(subject, cache, draw.rows, draw.prompt, step + 1, f"behind {step + 1} decoded tokens")
+    return None
+
+
+MORE = 1.02
+"""Times the full cache that a method may hold which does not say why it holds more: counters, tables of codes."""
+
+
+def _of_foreign(subject: Subject, counts: Sequence[int]) -> None:
+    """Bytes of a foreign cache behind a prompt, and behind follow-ups of so many tokens.
+
+    As declared, else no more than the full cache takes, at a length at which tables and counters are of no weight.
+    """
+    if isinstance(subject.runner, PressRunner):
+        raise NotServed("it declares no bytes")
+    declared = subject.method.kv_bytes(subject.shape, 1, 1, 0) is not None
+    if subject.method.info.exceeds and not declared:
+        raise NotServed(f"it says why it holds more than the full cache: {subject.method.info.exceeds}")
+    prompt, decoded = subject.draw.prompt if declared else LONG + subject.draw.prompt, 0
+    cache, _ = subject.prefill(subject.tokens(prompt, rows=1))
+    for count in (0, *counts):
+        if count:
+            subject.feed(cache, subject.tokens(count, rows=1, salt=decoded))
+        decoded += count
+        wanted, size = subject.method.kv_bytes(subject.shape, 1, prompt, decoded), held(cache).kv
+        dense = subject.shape.dense_bytes(1, prompt + decoded)
+        when = f"behind a prompt of {prompt} and {decoded} decoded tokens, {size:,} bytes are held"
+        if wanted is not None and wanted != size:
+            fail(f"{when}, {wanted:,} are declared")
+        if wanted is None and size > MORE * dense:
+            fail(f"{when}, the full cache takes {dense:,}; it does not say why")
 
 
 @property_test()
 def a_block_takes_the_bytes_of_its_tokens(subject: Subject) -> None:
     """A follow-up that is fed in one forward takes the bytes and slots that it takes token by token."""
     draw = subject.draw
+    if is_foreign(subject):
+        return _block_as_tokens(subject)
     cache, _ = subject.prefill(subject.tokens(draw.prompt))
     subject.feed(cache, subject.tokens(draw.block, salt=1))
     check(subject, cache, draw.rows, draw.prompt, draw.block, f"behind a block of {draw.block} tokens")
+    return None
+
+
+def _block_as_tokens(subject: Subject) -> None:
+    """The same of a foreign cache that appends what it is fed, whatever it declares."""
+    ids, follow, _ = subject.texts(rows=1)
+    block, _ = subject.prefill(ids)
+    single = block.select([0])
+    with subject.appending(block, single):
+        subject.feed(block, follow)
+        subject.one_by_one(single, follow)
+    mine, theirs = held(block).kv, held(single).kv
+    if mine != theirs:
+        fail(f"a block of {follow.shape[1]} tokens takes {mine:,} bytes, token by token they take {theirs:,}")
 
 
 @property_test()
 def a_fork_holds_what_its_rows_need(subject: Subject) -> None:
     """Rows that are selected take their bytes along and no others; so do rows that are repeated."""
     draw = subject.draw
+    if is_foreign(subject):
+        return _one_of_a_batch(subject)
     cache, _ = subject.prefill(subject.tokens(draw.prompt))
     for rows in ([draw.rows - 1], [0, 0, draw.rows - 1]):
         check(subject, cache.select(rows), len(rows), draw.prompt, 0, f"rows {rows} of {draw.rows}, selected")
+    return None
+
+
+def _one_of_a_batch(subject: Subject) -> None:
+    """A row that a foreign cache has taken out of its batch takes no more than it takes alone."""
+    rows = subject.several
+    ids = subject.tokens(subject.draw.prompt, rows=rows)
+    batch, _ = subject.prefill(ids, subject.together)
+    alone, _ = subject.prefill(ids[[rows - 1]], subject.together)
+    mine, theirs = held(chosen(batch, [rows - 1])).kv, held(alone).kv
+    if mine > MORE * theirs:
+        fail(f"a row that was taken out of a batch of {rows} holds {mine:,} bytes, alone it holds {theirs:,}")
 
 
 PARTS = (70, 1, 1, 33, 1, 45)
@@ -85,11 +149,14 @@ PARTS = (70, 1, 1, 33, 1, 45)
 def bytes_stay_as_declared_in_long_decoding(subject: Subject) -> None:
     """Behind each part of a long follow-up, blocks and single tokens, bytes are as declared; in a fork of it too."""
     draw = subject.draw
+    if is_foreign(subject):
+        return _of_foreign(subject, PARTS)
     cache, _ = subject.prefill(subject.tokens(draw.prompt))
     check(subject, cache, draw.rows, draw.prompt, 0, "behind the prompt")
     decoded = _long(subject, cache, draw.rows, 0, "")
     _long(subject, cache.select([draw.rows - 1, 0]), 2, decoded, " in a fork")
     check(subject, cache, draw.rows, draw.prompt, decoded, "when a fork of it has gone on")
+    return None
 
 
 def _long(subject: Subject, cache: FedCache, rows: int, decoded: int, where: str) -> int:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from transformers import Cache
 
+from kvcheck.cache.rows import RowCache
 from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.base import LONGER, LONGEST, property_test
+from kvcheck.conformance.others import is_foreign, twin, verb
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail, foreign_rows
 from kvcheck.core.errors import MethodUnsupported
 
@@ -115,6 +121,8 @@ def a_reused_prefix_is_as_a_fresh_one(subject: Subject) -> None:
 def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
     """A cache that was used and reset answers as a new one."""
     texts, other = subject.texts(), subject.texts(80)
+    if is_foreign(subject):
+        return _reset_by_its_own_verb(subject, texts, other)
     used = subject.native(subject.prefill(other[0])[0])
     subject.feed(used, other[1])
     try:
@@ -125,6 +133,20 @@ def a_reset_cache_is_as_a_fresh_one(subject: Subject) -> None:
     subject.native(fresh)
     for what, ids in (("the prompt", texts[0]), ("the follow-up", texts[1])):
         equal(subject.feed(used, ids), subject.feed(fresh, ids), f"{what} in a reset cache and a fresh one")
+    return None
+
+
+def _reset_by_its_own_verb(subject: Subject, texts: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> None:
+    """The same of a foreign cache, at the positions that follow from its own length."""
+    runner = subject.together
+    used, _ = subject.prefill(other[0], runner)
+    subject.feed(used, other[1], runner)
+    with verb(used, "reset"):
+        used.reset()  # type: ignore[union-attr]  # a Batch
+    fresh, last = subject.prefill(texts[0], runner)
+    equal(subject.feed(used, texts[0], runner)[:, -1], last, "the prompt in a reset cache and a fresh one")
+    mine, theirs = (subject.feed(each, texts[1], runner) for each in (used, fresh))
+    equal(mine, theirs, "the follow-up in a reset cache and a fresh one")
 
 
 @property_test(longest=LONGER)
@@ -135,6 +157,7 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     subject.feed(cache, follow)
     copies = [("copied", _copied(cache))]
     copies += [] if view(cache).native is None else [("saved and loaded", _saved(cache))]
+    copies += [("saved and loaded by its own verbs", kept) for kept in _own_files(cache)]
     wanted = subject.one_by_one(cache, steps)
     for how, copied in copies:
         if not torch.equal(subject.one_by_one(copied, steps), wanted):
@@ -145,6 +168,27 @@ def _copied(cache: FedCache) -> FedCache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
+
+
+def _own_files(cache: FedCache) -> list[FedCache]:
+    """Of foreign rows whose class has save(file) and a load(file) that gives a cache: the rows as they come back."""
+    rows = foreign_rows(cache)
+    kinds = {type(row.cache) for row in rows}
+    if not rows or not all(callable(getattr(kind, verb, None)) for kind in kinds for verb in ("save", "load")):
+        return []
+    back = [copy.deepcopy(row) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        for at, row in enumerate(back):
+            file = os.path.join(folder, f"{at}.pt")
+            try:
+                row.cache.save(file)
+                found = type(row.cache).load(file)
+            except TypeError:  # its verbs take something else: which, nobody can know
+                return []
+            if not isinstance(found, Cache):
+                return []
+            row.cache = found
+    return [RowCache(back)]
 
 
 def _saved(cache: FedCache) -> FedCache:
@@ -159,18 +203,20 @@ def _saved(cache: FedCache) -> FedCache:
 def what_is_taken_back_was_never_there(subject: Subject) -> None:
     """Speculative decoding: where a cache can be cropped, a follow-up that is taken back leaves no trace."""
     ids, follow, steps = subject.texts()
-    cache, _ = subject.prefill(ids)
-    wanted = subject.one_by_one(cache.select(range(subject.draw.rows)), steps)
+    runner = subject.together
+    cache, _ = subject.prefill(ids, runner)
+    wanted = subject.one_by_one(twin(cache, subject.draw.rows), steps, runner)
     inner = [part.inner for part in parts(cache)]
     for each in inner:
         getattr(each, "activate_past_recording", lambda: None)()  # a sliding window must be told before
     with subject.appending(cache):
-        subject.feed(cache, follow)
-    for each in inner:
-        take_back(each, follow.shape[1])
+        subject.feed(cache, follow, runner)
+    with verb(cache, "crop") if is_foreign(subject) else nullcontext():
+        for each in inner:
+            take_back(each, follow.shape[1])
     for row in foreign_rows(cache):
         row.seen, row.position = row.seen - follow.shape[1], row.position - follow.shape[1]
-    equal(subject.one_by_one(cache, steps), wanted, "behind a follow-up that was taken back")
+    equal(subject.one_by_one(cache, steps, runner), wanted, "behind a follow-up that was taken back")
 
 
 def take_back(cache: Any, tokens: int) -> None:

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer, QuantizedCache
 
 from kvcheck.cache import checks
-from kvcheck.cache.method import Method
+from kvcheck.cache.method import Lossless, Method
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.core.spec import Spec, bind
@@ -173,5 +173,6 @@ def named(spec: Spec) -> Method:
     """The method of a name in NAMED. Raises SpecError."""
     made = bind(spec, CACHES[spec.name])
     ahead = "room is allocated ahead" if isinstance(made, Static) else ""
-    about = info(summary=NAMED[spec.name], frees_memory=made.frees, exceeds=ahead)
-    return ForeignCache(spec, info=about, make=made)
+    whole = Lossless.ALWAYS if isinstance(made, (Dynamic, Static, Offloaded)) else Lossless.NEVER
+    about = info(summary=NAMED[spec.name], frees_memory=made.frees, exceeds=ahead, lossless=whole)
+    return ForeignCache(spec, info=about, make=lambda home: made(home.model, home.tokens))

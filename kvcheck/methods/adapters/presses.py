@@ -13,14 +13,17 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import attention
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.rows import Row, RowRunner
+from kvcheck.cache.rows import Batch, Row, RowRunner
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import (
     Foreign,
     at_rest,
     attending,
+    chosen,
     copied,
     fed,
+    set_up,
     sixteen_bits,
     unsupported,
 )
@@ -53,7 +56,7 @@ class ForeignPress(Foreign):
         """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
         kvpress.check(self.given, self.press)
         try:
-            getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model)
+            set_up(loaded.model, lambda: getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model))
         except Exception as error:
             raise unsupported(self.given, error) from error
         return PressRunner(self, loaded)
@@ -74,28 +77,35 @@ class PressRunner(RowRunner):
         self.attention = WEIGHING if kvpress.needs_weights(method.press) else CAUSAL
         register(self.attention)
 
-    def prefill_row(self, ids: torch.Tensor) -> tuple[Row, torch.Tensor]:
+    def prefill_row(self, ids: torch.Tensor, kind: type[Row] = Row) -> tuple[Row, torch.Tensor]:
         """The prompt (1, n) with the press on the model, outside of inference mode: some presses take gradients."""
-        row = Row(DynamicCache(), self.model, copied(self.method.press, self.model))
+        row = kind(DynamicCache(), self.model, copied(self.method.press, self.model), self.attention)
         with torch.inference_mode(False), torch.no_grad(), self._acting(row, kvpress.at_prompt(row.press)):
             logits = fed(row, ids.clone(), 1)[:, -1]
         if kvpress.rotates(row.press):
             row.position = int(row.cache.get_seq_length())
         return row, logits
 
+    def together(self) -> PressedTogether:
+        """The same with several rows in one cache."""
+        return PressedTogether(self)
+
     def feed_row(self, row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Feed (1, q); with the press on the model if it acts while decoding."""
         if kvpress.decodes(row.press):
             with self._acting(row, True):
                 return fed(row, ids, keep)
-        with attending(self.model, self.attention), hiding(row), sixteen_bits(row.cache):
+        with attending(self.model, row.attention), hiding(row), sixteen_bits(row.cache):
             return fed(row, ids, keep)
 
     @contextmanager
     def _acting(self, row: Row, enter: bool) -> Iterator[None]:
-        """The press on the model. It keeps its state, which some presses reset when they are left."""
+        """The press on the model. It keeps its state, which some presses reset when they are left.
+
+        Where it leaves the model with another attention function than it found, the row goes on with that one.
+        """
         convert(row.cache, self.model.dtype)
-        with attending(self.model, self.attention), hiding(row):
+        with attending(self.model, row.attention), hiding(row):
             state: list[tuple[object, dict[str, object]]] = []
             with ExitStack() as stack:
                 if enter:
@@ -105,7 +115,54 @@ class PressRunner(RowRunner):
                     state = [(part, dict(vars(part))) for part in kvpress.parts(row.press)]
             for part, kept in state:
                 vars(part).update(kept)
+            row.attention = chosen(self.model)
         convert(row.cache, at_rest(self.model.dtype))
+
+
+class PressedTogether(MethodRunner):
+    """A press on several rows of one length at once, in one cache."""
+
+    def __init__(self, owner: PressRunner) -> None:
+        super().__init__(owner.method, owner.loaded)
+        self.owner = owner
+
+    def prefill(self, ids: torch.Tensor) -> tuple[Row, torch.Tensor]:
+        """As MethodRunner.prefill."""
+        return self.owner.prefill_row(ids, PressedBatch)
+
+    def feed(self, cache: Row, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        """As MethodRunner.feed."""
+        return self.owner.feed_row(cache, ids, keep)
+
+
+class PressedBatch(Batch):
+    """Rows that a press has compressed together. Its cache can change them; what a press keeps beside it cannot."""
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, in place."""
+        self._expect_no_state()
+        super().batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, in place."""
+        self._expect_no_state()
+        super().batch_repeat_interleave(repeats)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beam search: replace the rows in place."""
+        self._expect_no_state()
+        super().reorder_cache(beam_idx)
+
+    def reset(self) -> None:
+        """Refused: a press has no word for it."""
+        raise MethodUnsupported("a press does not say how it is reset", "make a new one")
+
+    def _expect_no_state(self) -> None:
+        if self.masks or kvpress.decodes(self.press):
+            raise MethodUnsupported(
+                "what the press masks or keeps while decoding is by row, and it has no word to change rows",
+                "its rows are run one by one",
+            )
 
 
 @contextmanager
