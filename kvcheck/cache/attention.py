@@ -20,13 +20,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import checks
+from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.layer import pending
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 NAME = "kvcheck"
 _REFUSED = {
-    "softcap": "soft-capped scores",
-    "s_aux": "attention sinks of the model",
     "position_bias": "a position bias",
 }
 
@@ -44,7 +43,8 @@ def attention(
     """Attention for transformers: query (B, H, q, d), post-RoPE -> (B, q, H, d), and no weights.
 
     Raises KvcheckError when no kvcheck cache is in use, MethodUnsupported for what it would otherwise get wrong:
-    a mask of the caller's own, a sliding window of the model shorter than the text, soft-capped scores.
+    a mask of the caller's own, a sliding window of the model shorter than the text, a layer that leaves out soft caps
+    or sinks.
     dropout comes before scaling, as in transformers' sdpa: kvpress wraps every registered function and passes it so.
     """
     layer, expected = pending.layer, pending.key
@@ -60,7 +60,8 @@ def attention(
     looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
     refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
     batch, heads, tokens, dim = query.shape
-    return checks.tensor(layer.attend(query, scaling), "attend", (batch, tokens, heads, dim)), None
+    out = layer.attend_by(Softmax.of(kwargs), query, scaling)
+    return checks.tensor(out, "attend", (batch, tokens, heads, dim)), None
 
 
 def refuse(given: Mapping[str, object], index: int, seen: int) -> None:

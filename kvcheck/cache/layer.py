@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.kernels import PLAIN, Softmax
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.cache.view import LayerView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -67,6 +68,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
     _held: list[torch.Tensor] | None  # queries of an unfinished prompt, None when the prompt is in or in one forward
     _keeps: bool  # they are kept
     _waiting: bool  # between update and attend
+    _softmax: Softmax  # of the model, in the forward that attends or attended last
+    _heeded: bool  # it was read since
 
     def __init_subclass__(cls) -> None:
         """Raise SpecError for what no forward calls any more."""
@@ -125,9 +128,18 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
         one = query.shape[2] == 1 and keys.dtype != self.dtype
         kernel = kernels.attend_one if one else kernels.attend_block
-        return kernel(query, keys, values, self.scaling)
+        return kernel(query, keys, values, self.scaling, softmax=self.softmax)
 
     # -- what a method calls -------------------------------------------------------------------------------------------
+
+    @property
+    def softmax(self) -> Softmax:
+        """How the model turns scores into weights. Whatever attends in its own way must go by it.
+
+        That it was read is how that is known: a model with more than the plain softmax refuses a layer that does not.
+        """
+        self._heeded = True
+        return self._softmax
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
         """Keep these slots only: index (B, G, m) int64, ascending per kv head. Copies into exact-size tensors."""
@@ -192,6 +204,21 @@ class CacheLayer(LayerView, CacheLayerMixin):
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.transpose(1, 2).contiguous()
 
+    def attend_by(self, softmax: Softmax, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+        """`attend` in a model with this softmax. Raises MethodUnsupported where what attends leaves it out."""
+        self._softmax, self._heeded = softmax, softmax.plain
+        if softmax.sinks is not None and len(softmax.sinks) != query.shape[1]:
+            raise MethodUnsupported(
+                f"layer {self.index} has {query.shape[1]} query heads, and {len(softmax.sinks)} sinks"
+            )
+        out = self.attend(query, scaling)
+        if not self._heeded:
+            raise MethodUnsupported(
+                f"the model has {softmax.what} in layer {self.index}, which {type(self).__name__} leaves out",
+                "a layer that attends in its own way passes self.softmax on to kvcheck.cache.kernels",
+            )
+        return out
+
     def absorb(self, prefilled: Prefilled) -> None:
         """Take in a whole prompt that was prefilled with the full cache, and compress it. Equals the direct route."""
         if self.seen:
@@ -204,6 +231,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.k, self.v = GrowableBuffer(prefilled.keys.to(dtype)), GrowableBuffer(prefilled.values.to(dtype))
         self.seen = self.prompt = prefilled.keys.shape[2]
         self.scaling = self.shape.head_dim**-0.5 if prefilled.scaling is None else prefilled.scaling
+        self._softmax = PLAIN if prefilled.softmax is None else prefilled.softmax
         self.is_initialized = True
         self.compress(queries.to(dtype) if queries is not None and self._needs_queries else torch.empty(0))
         self._own()
@@ -321,6 +349,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.seen = self._kept_at = 0
         self.scaling = self.shape.head_dim**-0.5
         self._waiting = self._keeps = self.is_initialized = False
+        self._softmax, self._heeded = PLAIN, True
 
     # -- what transformers asks ----------------------------------------------------------------------------------------
 

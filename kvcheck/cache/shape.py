@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+    from kvcheck.cache.kernels import Softmax
+
 _ROPE_TYPES = ("default", "linear", "llama3")  # tables that neither scale cos and sin nor depend on the length
 _HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d/2, all channels, in every layer
     ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "granite")
@@ -100,13 +102,14 @@ class Prefilled:
     """What one layer saw of a prompt of n tokens, after RoPE.
 
     keys, values: (B, G, n, d) as the full cache stores them; queries: (B, H, n, d), or None where nothing will read
-    them; scaling: the factor on the scores, 1/sqrt(d) when None.
+    them; scaling: the factor on the scores, 1/sqrt(d) when None; softmax: the layer's, None where it is plain.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     queries: torch.Tensor | None = None
     scaling: float | None = None
+    softmax: Softmax | None = None
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> Prefilled:
         """The same for these rows of the batch (copies; repeats allowed)."""
@@ -114,4 +117,5 @@ class Prefilled:
 
         at = torch.as_tensor(rows, dtype=torch.long, device=self.keys.device)
         queries = None if self.queries is None else self.queries.index_select(0, at)
-        return Prefilled(self.keys.index_select(0, at), self.values.index_select(0, at), queries, self.scaling)
+        keys, values = self.keys.index_select(0, at), self.values.index_select(0, at)
+        return replace(self, keys=keys, values=values, queries=queries)

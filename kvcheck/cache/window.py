@@ -34,7 +34,7 @@ class WindowLayer(CacheLayer):
             near = slice(max(0, past + start + 1 - (self.window or end)), end)
             mask = kernels.visible(block.shape[2], end - near.start, self.window, query.device)
             near_keys, near_values = keys[:, :, near], values[:, :, near]
-            parts.append(kernels.attend_masked(block, near_keys, near_values, mask, self.scaling))
+            parts.append(kernels.attend_masked(block, near_keys, near_values, mask, self.scaling, self.softmax))
         return torch.cat(parts, dim=2)
 
     def compress(self, queries: torch.Tensor) -> None:

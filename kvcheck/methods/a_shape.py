@@ -83,7 +83,7 @@ class AShapeLayer(sparsity.SparsePrefillLayer):
         n_init, n_local = method.sizes(tokens)
         if n_init + n_local >= tokens:
             return self.dense(query, keys, values)
-        return sparsity.a_shape(query, keys, values, self.scaling, n_init, n_local)
+        return sparsity.a_shape(query, keys, values, self.scaling, n_init, n_local, self.softmax)
 
 
 METHOD = AShape

@@ -120,7 +120,8 @@ class MInferenceLayer(sparsity.SparsePrefillLayer):
             masks = [view.mask(pattern, first, last) & its for pattern, its in heads.items()]
             mask = torch.stack(masks).any(dim=0)
             seen = keys[:, :, :last], values[:, :, :last]
-            out[:, :, start:stop] = kernels.attend_masked(query[:, :, start:stop], *seen, mask, self.scaling)
+            part = query[:, :, start:stop], *seen
+            out[:, :, start:stop] = kernels.attend_masked(*part, mask, self.scaling, self.softmax)
         return out
 
     def patterns(self, view: View) -> torch.Tensor:

@@ -80,7 +80,7 @@ class TriShapeLayer(sparsity.SparsePrefillLayer):
             return self.dense(query, keys, values)
         first = tokens - method.rows(tokens)
         early = query[:, :, :first], keys[:, :, :first], values[:, :, :first]
-        upper = sparsity.a_shape(*early, self.scaling, n_init, n_local)
+        upper = sparsity.a_shape(*early, self.scaling, n_init, n_local, self.softmax)
         return torch.cat([upper, self.dense(query[:, :, first:], keys, values)], dim=2)
 
 

@@ -82,8 +82,20 @@ WINDOWED = {
         ATTENTION | {"num_hidden_layers": 3, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL, SLIDING]},
         1, _windows(2), "TextConfig",
     ),
+    "gemma2": Architecture(
+        "Gemma2",
+        ATTENTION | {"num_hidden_layers": 4, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL] * 2}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8},
+        2, _windows(2),
+    ),
+    "gpt_oss": Architecture(
+        "GptOss",
+        ATTENTION | {"num_hidden_layers": 4, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL] * 2}
+        | {"num_local_experts": 2, "num_experts_per_tok": 1},
+        2, _windows(2),
+    ),
 }  # fmt: skip
-"""Sliding windows, in Gemma 3 beside global layers."""
+"""Sliding windows, but in Mistral beside global layers; scores of Gemma 2 are soft-capped, gpt-oss has sinks."""
 
 RECURRENT = {
     "mamba": Architecture("Mamba", BASE | {"state_size": STATE}, 0, _mamba(2)),

@@ -22,13 +22,17 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Llam
 
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
+from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowCache, RowRunner
 from kvcheck.core import paths
 from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.core.spec import Spec
 from kvcheck.measure.memory import held
+from kvcheck.methods import make
+from kvcheck.methods.adapters import presses
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load, probing
 from kvcheck.runner.case import Runner
@@ -37,6 +41,8 @@ from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 CPU = torch.device("cpu")
 WORDS = ["onion", "ladder", "kitchen", "salmon", "easel", "mountain", "indigo", "needle", "cobra"]
 """One token each, with the space before it."""
+GLOBAL = ["gemma3", "gemma2", "gpt_oss"]
+"""Layers with full attention beside windows."""
 SNAPKV = "snapkv:budget=24,window=8"
 OLD = Version(__version__) < Version("5.20")
 REFUSED = [*HYBRID, "recurrent_gemma"] if OLD else []
@@ -326,7 +332,7 @@ def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [*PURE, *SEEING, "gemma3", *HYBRID])
+@pytest.mark.parametrize("name", [*PURE, *SEEING, *GLOBAL, *HYBRID])
 def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., CaseRecord], name: str, mode: str) -> None:
     memory = run(name, SNAPKV, mode).memory
     assert memory is not None
@@ -339,7 +345,7 @@ NATIVE += ["flexgen:group=8", "quest:page=4", "think", "a_shape", "offload", "sn
 
 
 @pytest.mark.parametrize("spec", NATIVE)
-@pytest.mark.parametrize("name", ["glm4", "phi3", "gemma3", *HYBRID])
+@pytest.mark.parametrize("name", ["glm4", "phi3", *GLOBAL, *HYBRID])
 def test_native_methods_run(run: Callable[..., CaseRecord], name: str, spec: str) -> None:
     memory = run(name, spec).memory
     assert memory is not None
@@ -365,6 +371,7 @@ def test_a_method_that_feeds_the_model_itself_is_refused(run: Callable[..., Case
         ("mistral_sliding", "snapkv:budget=6,window=2"),
         ("gemma3", "cake:chunk=4"),
         ("gemma3", "transformers.dynamic"),
+        ("gemma2", "duo_attention:heads=10/10/10/10"),
     ],
 )
 def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
@@ -375,6 +382,40 @@ def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
     assert memory.touched == ALL[name].config["num_hidden_layers"]
     with pytest.raises(MethodUnsupported, match="sliding window of 16 tokens; the text has 49"):
         run(name, spec, "multi_request", length=48)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "gpt_oss", "llama"])
+@pytest.mark.parametrize("kind", ["cache", presses.CAUSAL, presses.WEIGHING])
+def test_a_foreign_cache_and_a_press_give_the_logits_of_plain_transformers(
+    folders: Callable[[str], Path], models: Callable[[str], LoadedModel], name: str, kind: str
+) -> None:
+    ids = tokens(14, seed=4)
+    wanted = plain(folders(name))(ids, use_cache=False).logits
+    method = make("transformers.dynamic") if kind == "cache" else presses.ForeignPress(Spec("no_press"))
+    runner = method.runner(models(name))
+    if isinstance(runner, presses.PressRunner):
+        runner.attention = kind
+        presses.register(kind)
+    cache, first = runner.prefill(ids[:, :9])
+    found = torch.cat(
+        [first[:, None], runner.feed(cache, ids[:, 9:12], 3), runner.feed(cache, ids[:, 12:13], 1)], dim=1
+    )
+    assert float((found - wanted[:, 8:13]).abs().max()) < 0.01 * float(wanted.std()), "16 bits are no more apart"
+
+
+@pytest.mark.parametrize(("name", "part"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_caps_and_sinks_of_the_tiny_models_can_be_seen(
+    folders: Callable[[str], Path],
+    models: Callable[[str], LoadedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    part: str,
+) -> None:
+    ids = tokens(30)
+    wanted = Fp16().runner(models(name)).prefill(ids)[1]
+    read = Softmax.of
+    monkeypatch.setattr(Softmax, "of", lambda given: read({**given, part: None}))
+    assert float((Fp16().runner(models(name)).prefill(ids)[1] - wanted).abs().max()) > 0.1
 
 
 def test_a_method_that_needs_several_layers_counts_those_that_it_acts_on(run: Callable[..., CaseRecord]) -> None:

@@ -28,7 +28,7 @@ INFO = MethodInfo(
 )
 """What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
 
-SDPA = "sdpa"
+SDPA, EAGER = "sdpa", "eager"
 Copied = TypeVar("Copied")
 
 
@@ -88,7 +88,7 @@ class ForeignCache(Foreign):
 
 
 class CacheRunner(RowRunner):
-    """Feeds a transformers cache through sdpa and transformers' own masks.
+    """Feeds a transformers cache through sdpa, or eager attention where that would not do, and transformers' own masks.
 
     Keys and values enter in 16 bits whatever the model computes in, as they do in kvcheck's caches; positions are the
     tokens seen, whatever the cache says that it holds.
@@ -103,7 +103,7 @@ class CacheRunner(RowRunner):
 
     def feed_row(self, row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """Feed (1, q) at the positions behind the tokens seen."""
-        with attending(self.model, SDPA), sixteen_bits(row.cache):
+        with attending(self.model, kernel_of(self.model)), sixteen_bits(row.cache):
             return fed(row, ids, keep)
 
 
@@ -115,6 +115,11 @@ def fed(row: Row, ids: torch.Tensor, keep: int) -> torch.Tensor:
     row.seen += size
     row.position += size
     return out.logits
+
+
+def kernel_of(model: PreTrainedModel) -> str:
+    """What a foreign cache attends through: sdpa, but for models with soft caps or sinks, which it would leave out."""
+    return SDPA if getattr(model, "_supports_sdpa", True) else EAGER
 
 
 @contextmanager
