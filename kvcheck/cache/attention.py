@@ -49,7 +49,8 @@ def attention(
     """
     layer, expected = pending.layer, pending.key
     pending.layer = pending.key = None
-    if layer is None or expected is not key:
+    latent = layer is not None and layer.shape.latent  # then the model has made other tensors of what it was given
+    if layer is None or not (latent or expected is key):
         raise KvcheckError(
             "the model attends through kvcheck, but no kvcheck cache is in use",
             "pass past_key_values=method.build(ModelShape.of(model.config)), or load the model with another "
@@ -59,9 +60,9 @@ def attention(
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
     looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
     refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
-    batch, heads, tokens, dim = query.shape
-    out = layer.attend_by(Softmax.of(kwargs), query, scaling)
-    return checks.tensor(out, "attend", (batch, tokens, heads, dim)), None
+    batch, heads, tokens, _ = query.shape
+    out = layer.attend_by(Softmax.of(kwargs), query, scaling, (key, value) if latent else None)
+    return checks.tensor(out, "attend", (batch, tokens, heads, value.shape[3])), None
 
 
 def refuse(given: Mapping[str, object], index: int, seen: int) -> None:

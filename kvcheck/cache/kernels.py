@@ -141,7 +141,7 @@ def attend_one(
     if mask is not None:
         mask = mask.expand(batch, heads, 1, keys.shape[2]).reshape(*rows, keys.shape[2])
     packed = query.reshape(*rows, dim)
-    return scaled_dot_product_attention(packed, keys, values, mask, scale=scaling).reshape(batch, heads, 1, dim)
+    return scaled_dot_product_attention(packed, keys, values, mask, scale=scaling).reshape(batch, heads, 1, -1)
 
 
 def attend_by(

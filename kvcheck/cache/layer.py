@@ -177,7 +177,10 @@ class CacheLayer(LayerView, CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on."""
+        """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on.
+
+        Of latents it returns all that is stored, from which the model makes the keys and values of all heads.
+        """
         if self._waiting:
             raise KvcheckError(
                 f"layer {self.index} took in keys twice without attending: the model does not attend through kvcheck",
@@ -188,6 +191,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.write(key_states.to(dtype), value_states.to(dtype))
         self.seen += key_states.shape[2]
         self._waiting = self.is_initialized = True
+        if self.shape.latent:
+            return checks.pair(self.read(slice(None), key_states.dtype), "read")
         return key_states, value_states
 
     def attend(self, query: torch.Tensor, scaling: float | None = None) -> torch.Tensor:
@@ -204,14 +209,35 @@ class CacheLayer(LayerView, CacheLayerMixin):
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.transpose(1, 2).contiguous()
 
-    def attend_by(self, softmax: Softmax, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        """`attend` in a model with this softmax. Raises MethodUnsupported where what attends leaves it out."""
+    def attend_made(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """`attend` over the keys and values (B, H, c, ...) that the model made of the c latents given by `update`."""
+        if keys.shape[2] != self.stored:
+            raise KvcheckError(f"layer {self.index} holds {self.stored} latents, the model made {keys.shape[2]} keys")
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._waiting = False
+        out = checks.tensor(self.attention(query, keys, values, slice(None)), "attention")
+        self._settle(query)
+        return out.transpose(1, 2).contiguous()
+
+    def attend_by(
+        self,
+        softmax: Softmax,
+        query: torch.Tensor,
+        scaling: float | None,
+        made: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """`attend` in a model with this softmax, over `made` keys and values where it caches latents.
+
+        Raises MethodUnsupported where what attends leaves the softmax out.
+        """
         self._softmax, self._heeded = softmax, softmax.plain
         if softmax.sinks is not None and len(softmax.sinks) != query.shape[1]:
             raise MethodUnsupported(
                 f"layer {self.index} has {query.shape[1]} query heads, and {len(softmax.sinks)} sinks"
             )
-        out = self.attend(query, scaling)
+        out = self.attend(query, scaling) if made is None else self.attend_made(query, *made, scaling)
         if not self._heeded:
             raise MethodUnsupported(
                 f"the model has {softmax.what} in layer {self.index}, which {type(self).__name__} leaves out",
@@ -281,6 +307,12 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Raise MethodUnsupported when the model is not of the shape that this cache was built for."""
+        if self.shape.latent and (keys.shape[1], keys.shape[3]) != (1, self.shape.head_dim):
+            raise MethodUnsupported(
+                f"layer {self.index} of the model has MLA and caches {keys.shape[1]} x {keys.shape[3]} numbers as keys "
+                f"of a token; kvcheck knows MLA that caches its latent there, 1 x {self.shape.head_dim}",
+                "transformers 5.23 does so for DeepSeek V2 and V3; older ones cached keys and values of all heads",
+            )
         if keys.shape[1] != self.shape.kv_heads or keys.shape[3] != self.shape.head_dim:
             raise MethodUnsupported(
                 f"the model has {keys.shape[1]} kv heads of dimension {keys.shape[3]} in layer {self.index}, "

@@ -33,7 +33,10 @@ class ModelShape:
     """What a cache must know of a model: L layers, H query heads, G kv heads, head_dim d, bytes per stored element.
 
     rope: the d/2 inverse frequencies by which keys and queries are rotated, half-split; None where they are not known,
-    depend on the length, come with a scaling of cos and sin, or leave out channels. Not compared.
+    depend on the length, come with a scaling of cos and sin, or leave out channels. Not compared. value_dim: dimension
+    of stored values, None where it is d. latent: the model caches no keys and values, but what it makes those of all
+    heads from whenever it attends (MLA): a latent in the place of keys, G = 1, and the rotated part of the keys in the
+    place of values.
     """
 
     layers: int
@@ -42,11 +45,18 @@ class ModelShape:
     head_dim: int
     itemsize: int = 2
     rope: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
+    value_dim: int | None = None
+    latent: bool = False
 
     @property
     def group(self) -> int:
         """Query heads per kv head; query head h reads kv head h // group (block-wise)."""
         return self.heads // self.kv_heads
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers per token and kv head of stored keys, and of values."""
+        return self.head_dim, self.head_dim if self.value_dim is None else self.value_dim
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> ModelShape:
@@ -64,6 +74,8 @@ class ModelShape:
                 raise MethodUnsupported(
                     f"the model attends by {name}={getattr(text, name)}; kvcheck's attention is causal over all tokens"
                 )
+        if isinstance(rank := getattr(text, "kv_lora_rank", None), int):
+            return cls(layers, heads, 1, rank, value_dim=int(text.qk_rope_head_dim), latent=True)
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         if heads % kv_heads:
@@ -76,7 +88,7 @@ class ModelShape:
 
     def token_bytes(self, batch: int = 1) -> int:
         """Bytes of one token of one layer in a full cache: keys and values of all kv heads."""
-        return 2 * batch * self.kv_heads * self.head_dim * self.itemsize
+        return batch * self.kv_heads * sum(self.widths) * self.itemsize
 
     def dense_bytes(self, batch: int, tokens: int) -> int:
         """Bytes of a full cache of all layers."""

@@ -52,7 +52,7 @@ def a_shape(
     read.
     """
     past = keys.shape[2] - query.shape[2]
-    out = torch.empty_like(query)
+    out = query.new_empty(*query.shape[:3], values.shape[3])
     for start in range(0, query.shape[2], ROWS):
         block = query[:, :, start : start + ROWS]
         first, last = past + start, past + start + block.shape[2]

@@ -211,13 +211,15 @@ class StateRunner(RowRunner):
 def serve(method: Method, loaded: LoadedModel) -> None:
     """Raise MethodUnsupported for a method that cannot act on a model which carries more than a full KV cache.
 
-    Nor on one of whose heads this process has some, where it treats them jointly.
+    Nor on one of whose heads this process has some, where it treats them jointly, nor on one that caches latents, where
+    it needs keys and values.
     """
     if loaded.team is not None and (why := method.cross_head()):
         raise MethodUnsupported(
             f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
             f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
+    method.expect_served(loaded.shape)
     if loaded.states is None or isinstance(method, FullCache) or not loaded.states.serves(method):
         return
     kind = type(loaded.model).__name__

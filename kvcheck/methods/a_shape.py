@@ -47,6 +47,7 @@ class AShape(KeepsAll):
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
         lossless=Lossless.at("n_local=100000"),
+        latents="keeps them whole; the prompt attends to the keys that are made of them",
     )
 
     n_init: float | int = 0.01

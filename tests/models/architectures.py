@@ -173,4 +173,23 @@ IMAGE = BASE["vocab_size"]
 SEEING = {"llava": Seeing("Llava", ATTENTION)}
 """Eyes before full attention."""
 
-ALL = PURE | WINDOWED | RECURRENT | HYBRID | SEEING
+LATENT_RANK, ROTATED = 16, 8
+MLA = ATTENTION | {
+    "num_key_value_heads": 4, "kv_lora_rank": LATENT_RANK, "q_lora_rank": None, "qk_rope_head_dim": ROTATED,
+    "qk_nope_head_dim": 16, "v_head_dim": 12, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+del MLA["head_dim"]
+
+
+def _latents(tokens: int) -> int:
+    return 2 * tokens * (LATENT_RANK + ROTATED) * 2
+
+
+LATENT = {
+    "deepseek_v2": Architecture("DeepseekV2", MLA, 0, _latents),
+    "deepseek_v3": Architecture("DeepseekV3", MLA | {"q_lora_rank": 24}, 0, _latents),
+}
+"""Latents in place of keys and values, in every layer; keys wider than values."""
+
+ALL = PURE | LATENT | WINDOWED | RECURRENT | HYBRID | SEEING

@@ -26,6 +26,7 @@ from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowCache, RowRunner
+from kvcheck.cache.shape import ModelShape
 from kvcheck.core import paths
 from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.core.record import MODES, CaseId, CaseRecord
@@ -338,6 +339,60 @@ def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., Case
     assert memory is not None
     assert (memory.kept, memory.touched) == (24, ALL[name].full)
     assert memory.kv_bytes == ALL[name].full * 2 * 24 * 2 * 8 * 2 + ALL[name].beside(60)
+
+
+LATENTS = ["streaming_llm:window=12,sink=2", "kivi:group=8,residual=8", "flexgen:group=8", "fp8", "fp8:scale=token"]
+LATENTS += ["a_shape", "tri_shape", "minference", "offload", "save_load", "transformers.dynamic"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spec", LATENTS)
+def test_methods_that_act_on_what_is_stored_serve_latents(run: Callable[..., CaseRecord], spec: str, mode: str) -> None:
+    memory = run("deepseek_v3", spec, mode).memory
+    assert memory is not None
+    assert memory.touched == 2
+
+
+@pytest.mark.parametrize("spec", ["streaming_llm:window=100000", "kivi:group=8,residual=102400", "a_shape:n_local=1.0"])
+def test_a_method_that_loses_nothing_answers_as_the_full_cache_of_latents(
+    models: Callable[[str], LoadedModel], exact: None, spec: str
+) -> None:
+    ids, found = tokens(40), []
+    for each in ("fp16", spec):
+        runner = make(each).runner(models("deepseek_v2"))
+        cache, first = runner.prefill(ids[:, :30])
+        block, step = runner.feed(cache, ids[:, 30:36], 6), runner.feed(cache, ids[:, 36:37])
+        found.append(torch.cat([first[:, None], block, step], dim=1))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
+
+
+def test_what_evicts_latents_holds_fewer(models: Callable[[str], LoadedModel]) -> None:
+    runner = make("streaming_llm:window=12,sink=2").runner(models("deepseek_v3"))
+    cache, _ = runner.prefill(tokens(40))
+    assert held(cache).kv == 2 * 14 * (16 + 8) * 2
+    assert held(cache).kv == runner.method.kv_bytes(runner.shape, 1, 40, 0)
+
+
+@pytest.mark.parametrize("spec", ["kivi:group=8,residual=8", "flexgen:group=8", "fp8", "fp8:scale=token"])
+def test_quantized_latents_take_the_bytes_that_are_declared(models: Callable[[str], LoadedModel], spec: str) -> None:
+    runner = make(spec).runner(models("deepseek_v3"))
+    cache, _ = runner.prefill(tokens(42))
+    runner.feed(cache, tokens(3))
+    assert held(cache).kv == runner.method.kv_bytes(runner.shape, 1, 42, 3) > 0
+
+
+@pytest.mark.parametrize("spec", [SNAPKV, "h2o", "think", "quest", "kvmerger", "snapkv+kivi:group=8"])
+def test_methods_that_need_keys_are_refused_where_latents_are_cached(run: Callable[..., CaseRecord], spec: str) -> None:
+    with pytest.raises(MethodUnsupported, match="acts on keys and values; the model caches a latent"):
+        run("deepseek_v2", spec)
+    with pytest.raises(MethodUnsupported, match="caches a latent"):
+        make(spec).build(ModelShape(2, 4, 1, 16, value_dim=8, latent=True))
+
+
+def test_a_cache_that_was_built_for_latents_refuses_keys_of_all_heads() -> None:
+    layer = CacheLayer(ModelShape(2, 4, 1, 16, value_dim=8, latent=True), 0, None)
+    with pytest.raises(MethodUnsupported, match="has MLA and caches 4 x 24 numbers as keys of a token"):
+        layer.update(torch.zeros(1, 4, 3, 24), torch.zeros(1, 4, 3, 12))
 
 
 NATIVE = ["streaming_llm:window=12,sink=2", "h2o:budget=24", "tova:budget=24", "kivi:group=8,residual=8", "fp8"]

@@ -74,6 +74,11 @@ class ForeignCache(Foreign):
 
     make: Callable[[PreTrainedModel, int], Cache] = field(default=lambda model, tokens: Cache(layers=[]), compare=False)
 
+    @property
+    def serves_latents(self) -> bool:
+        """It is given whatever the model caches."""
+        return True
+
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Makes one cache, so that what cannot be made is refused before anything runs."""
         try:
