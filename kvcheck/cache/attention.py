@@ -43,8 +43,8 @@ def attention(
     """Attention for transformers: query (B, H, q, d), post-RoPE -> (B, q, H, d), and no weights.
 
     Raises KvcheckError when no kvcheck cache is in use, MethodUnsupported for what it would otherwise get wrong:
-    a mask of the caller's own, a sliding window of the model shorter than the text, a layer that leaves out soft caps
-    or sinks.
+    a mask of the caller's own, a sliding window or a chunk of the model shorter than the text, a layer that leaves out
+    soft caps or sinks.
     dropout comes before scaling, as in transformers' sdpa: kvpress wraps every registered function and passes it so.
     """
     layer, expected = pending.layer, pending.key
@@ -60,6 +60,12 @@ def attention(
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
     looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
     refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
+    chunk = layer.shape.chunk
+    if chunk is not None and layer.window is None and layer.seen > chunk:
+        raise MethodUnsupported(
+            f"the model attends in chunks of {chunk} tokens; the text has {layer.seen}",
+            "shorten the text; methods that are a cache only act on its layers with full attention",
+        )
     batch, heads, tokens, _ = query.shape
     out = layer.attend_by(Softmax.of(kwargs), query, scaling, (key, value) if latent else None)
     return checks.tensor(out, "attend", (batch, tokens, heads, value.shape[3])), None

@@ -22,6 +22,8 @@ _ROPE_TYPES = ("default", "linear", "llama3")  # tables that neither scale cos a
 _HALF_SPLIT = frozenset(  # model types that rotate channel c with channel c + d/2, all channels, in every layer
     ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "gemma2", "granite")
 )
+CHUNKED = "chunked_attention"
+"""What transformers calls a layer that attends in chunks, in the layer_types of a config."""
 
 
 class Shared:
@@ -36,7 +38,8 @@ class ModelShape:
     depend on the length, come with a scaling of cos and sin, or leave out channels. Not compared. value_dim: dimension
     of stored values, None where it is d. latent: the model caches no keys and values, but what it makes those of all
     heads from whenever it attends (MLA): a latent in the place of keys, G = 1, and the rotated part of the keys in the
-    place of values.
+    place of values. chunk: tokens of a chunk in which layers of the model attend (Llama 4), so that to a text which
+    fits into one they have full attention; None where none does.
     """
 
     layers: int
@@ -47,6 +50,7 @@ class ModelShape:
     rope: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
     value_dim: int | None = None
     latent: bool = False
+    chunk: int | None = None
 
     @property
     def group(self) -> int:
@@ -69,7 +73,9 @@ class ModelShape:
                 f"the config of {kind} names no num_hidden_layers and num_attention_heads",
                 "kvcheck's caches serve decoder models with softmax attention, such as llama, qwen2 and mistral",
             )
-        for name in ("attention_chunk_size", "use_bidirectional_attention"):
+        chunk = getattr(text, "attention_chunk_size", None)
+        known = chunk is None or CHUNKED in (getattr(text, "layer_types", None) or ())
+        for name in ("use_bidirectional_attention", *("attention_chunk_size",) * (not known)):
             if getattr(text, name, None) not in (None, False, "vision"):
                 raise MethodUnsupported(
                     f"the model attends by {name}={getattr(text, name)}; kvcheck's attention is causal over all tokens"
@@ -80,7 +86,7 @@ class ModelShape:
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         if heads % kv_heads:
             raise MethodUnsupported(f"{heads} query heads cannot be shared out over {kv_heads} kv heads")
-        return cls(layers, heads, kv_heads, head_dim, rope=_rope(text, head_dim))
+        return cls(layers, heads, kv_heads, head_dim, rope=_rope(text, head_dim), chunk=chunk)
 
     def part(self, parts: int) -> ModelShape:
         """What one of several processes holds: its share of the heads of every layer."""

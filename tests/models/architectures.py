@@ -94,8 +94,14 @@ WINDOWED = {
         | {"num_local_experts": 2, "num_experts_per_tok": 1},
         2, _windows(2),
     ),
+    "llama4": Architecture(
+        "Llama4",
+        ATTENTION | {"num_hidden_layers": 4, "attention_chunk_size": WINDOW, "no_rope_layers": [1, 0, 1, 0]}
+        | {"intermediate_size_mlp": 48, "num_local_experts": 2, "interleave_moe_layer_step": 2, "floor_scale": 4},
+        2, lambda tokens: 2 * 2 * 2 * (tokens % WINDOW) * 8 * 2, "TextConfig",
+    ),
 }  # fmt: skip
-"""Sliding windows, but in Mistral beside global layers; scores of Gemma 2 are soft-capped, gpt-oss has sinks."""
+"""Windows, but in Mistral beside global layers: in Gemma 2 with soft caps, in gpt-oss with sinks; in Llama 4 chunks."""
 
 RECURRENT = {
     "mamba": Architecture("Mamba", BASE | {"state_size": STATE}, 0, _mamba(2)),

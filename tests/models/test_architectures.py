@@ -42,8 +42,8 @@ from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 CPU = torch.device("cpu")
 WORDS = ["onion", "ladder", "kitchen", "salmon", "easel", "mountain", "indigo", "needle", "cobra"]
 """One token each, with the space before it."""
-GLOBAL = ["gemma3", "gemma2", "gpt_oss"]
-"""Layers with full attention beside windows."""
+GLOBAL = ["gemma3", "gemma2", "gpt_oss", "llama4"]
+"""Layers with full attention beside windows or chunks."""
 SNAPKV = "snapkv:budget=24,window=8"
 OLD = Version(__version__) < Version("5.20")
 REFUSED = [*HYBRID, "recurrent_gemma"] if OLD else []
@@ -338,7 +338,7 @@ def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., Case
     memory = run(name, SNAPKV, mode).memory
     assert memory is not None
     assert (memory.kept, memory.touched) == (24, ALL[name].full)
-    assert memory.kv_bytes == ALL[name].full * 2 * 24 * 2 * 8 * 2 + ALL[name].beside(60)
+    assert memory.kv_bytes == ALL[name].full * 2 * 24 * 2 * 8 * 2 + ALL[name].beside(memory.seen)
 
 
 LATENTS = ["streaming_llm:window=12,sink=2", "kivi:group=8,residual=8", "flexgen:group=8", "fp8", "fp8:scale=token"]
@@ -427,6 +427,7 @@ def test_a_method_that_feeds_the_model_itself_is_refused(run: Callable[..., Case
         ("gemma3", "cake:chunk=4"),
         ("gemma3", "transformers.dynamic"),
         ("gemma2", "duo_attention:heads=10/10/10/10"),
+        ("llama4", "duo_attention:heads=10/10/10/10"),
     ],
 )
 def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
@@ -435,7 +436,7 @@ def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
     memory = run(name, spec, "multi_request", length=9).memory
     assert memory is not None
     assert memory.touched == ALL[name].config["num_hidden_layers"]
-    with pytest.raises(MethodUnsupported, match="sliding window of 16 tokens; the text has 49"):
+    with pytest.raises(MethodUnsupported, match=r"(sliding window|chunks) of 16 tokens; the text has 49"):
         run(name, spec, "multi_request", length=48)
 
 
@@ -478,13 +479,23 @@ def test_a_method_that_needs_several_layers_counts_those_that_it_acts_on(run: Ca
         run("gemma3", "pyramidkv")
 
 
+@pytest.mark.parametrize("name", ["gemma3", "llama4"])
 def test_a_long_prompt_sees_its_windows_block_by_block(
-    folders: Callable[[str], Path], models: Callable[[str], LoadedModel], exact: None, monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path],
+    models: Callable[[str], LoadedModel],
+    exact: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     monkeypatch.setattr(window, "BLOCK", 7)
     ids = tokens(60)
-    wanted = plain(folders("gemma3"))(ids, use_cache=False).logits[:, -1]
-    torch.testing.assert_close(Fp16().runner(models("gemma3")).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
+    wanted = plain(folders(name))(ids, use_cache=False).logits[:, -1]
+    torch.testing.assert_close(Fp16().runner(models(name)).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
+
+
+def test_a_press_is_refused_where_a_model_attends_in_chunks(models: Callable[[str], LoadedModel]) -> None:
+    with pytest.raises(MethodUnsupported, match="the model attends in chunks of 16"):
+        presses.ForeignPress(Spec("no_press")).runner(models("llama4"))
 
 
 @pytest.mark.parametrize("mode", MODES)

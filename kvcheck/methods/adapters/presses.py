@@ -15,6 +15,7 @@ from kvcheck.cache import attention, kernels
 from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Row, RowRunner
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.adapters import kvpress
 from kvcheck.methods.adapters.foreign import (
     Foreign,
@@ -53,6 +54,12 @@ class ForeignPress(Foreign):
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
         kvpress.check(self.given, self.press)
+        if loaded.shape.chunk is not None:
+            raise MethodUnsupported(
+                f"{self.given}: attention under a press is causal over all tokens; the model attends in chunks of "
+                f"{loaded.shape.chunk}",
+                "methods of kvcheck's own act on its layers with full attention",
+            )
         try:
             getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model)
         except Exception as error:
