@@ -175,8 +175,38 @@ class Seeing(Architecture):
         return folder
 
 
+@dataclass(frozen=True)
+class InternVL(Seeing):
+    """The same before a Qwen2, as InternVL has it: each of four slots joins four patches, between two more tokens."""
+
+    def model(self) -> Any:
+        """Random weights, the tower's too."""
+        torch.manual_seed(0)
+        seen = transformers.InternVLVisionConfig(
+            hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16,
+            patch_size=4, initializer_range=0.2,
+        )  # fmt: skip
+        text = transformers.Qwen2Config(**self.config | {"vocab_size": IMAGE + 3})
+        config = transformers.InternVLConfig(
+            vision_config=seen, text_config=text, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
+        )
+        return transformers.InternVLForConditionalGeneration(config).eval()
+
+    def save(self, folder: Path) -> Path:
+        """Also with the tokens around an image, by the names that its tokenizers have them under."""
+        super().save(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<img>", "</img>"], special_tokens=True)
+        tokenizer.save_pretrained(folder)
+        settings = folder / "tokenizer_config.json"
+        named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
+        told = json.loads(settings.read_text()) | named | {"extra_special_tokens": named}
+        settings.write_text(json.dumps(told))
+        return folder
+
+
 IMAGE = BASE["vocab_size"]
-SEEING = {"llava": Seeing("Llava", ATTENTION)}
+SEEING = {"llava": Seeing("Llava", ATTENTION), "internvl": InternVL("InternVL", ATTENTION)}
 """Eyes before full attention."""
 
 LATENT_RANK, ROTATED = 16, 8

@@ -106,7 +106,7 @@ def fresh(runner: MethodRunner) -> Any:
 
 def plain(folder: Path) -> Any:
     """The model with transformers' own attention."""
-    sees = json.loads((folder / "config.json").read_text())["model_type"] == "llava"
+    sees = json.loads((folder / "config.json").read_text())["model_type"] in SEEING
     loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return loader.from_pretrained(folder, dtype=torch.float32).eval()
 
