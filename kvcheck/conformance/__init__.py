@@ -52,6 +52,10 @@ NAMES = (
     "a_reset_cache_is_as_a_fresh_one",
     "a_saved_cache_goes_on_as_it_was",
     "what_is_taken_back_was_never_there",
+    "a_state_goes_on_in_several_pieces",
+    "a_state_is_that_of_its_row",
+    "a_shared_state_goes_on_as_a_fresh_one",
+    "a_state_that_goes_back_never_went_on",
     "the_order_of_kv_heads_does_not_matter",
     "where_a_text_begins_does_not_matter",
 )

@@ -67,6 +67,10 @@ BREAKS = {
     "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
     "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
     "what_is_taken_back_was_never_there": "faults.Cropped",
+    "a_state_goes_on_in_several_pieces": "faults.ForgetsAtABlock",
+    "a_state_is_that_of_its_row": "faults.StateOfTheFirstRow",
+    "a_shared_state_goes_on_as_a_fresh_one": "faults.SharedState",
+    "a_state_that_goes_back_never_went_on": "faults.StateCopiedInPart",
     "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
     "where_a_text_begins_does_not_matter": "faults.Absolute",
 }

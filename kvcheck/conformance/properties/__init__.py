@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from kvcheck.conformance.properties import batching, equivalence, numbers, positions, reading, sizes, state, symmetry
+from kvcheck.conformance.properties import (
+    batching,
+    equivalence,
+    numbers,
+    positions,
+    reading,
+    recurrent,
+    sizes,
+    state,
+    symmetry,
+)
 
-__all__ = ["batching", "equivalence", "numbers", "positions", "reading", "sizes", "state", "symmetry"]
+__all__ = ["batching", "equivalence", "numbers", "positions", "reading", "recurrent", "sizes", "state", "symmetry"]
