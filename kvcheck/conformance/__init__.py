@@ -52,6 +52,8 @@ NAMES = (
     "a_reset_cache_is_as_a_fresh_one",
     "a_saved_cache_goes_on_as_it_was",
     "what_is_taken_back_was_never_there",
+    "sinks_that_take_all_leave_nothing",
+    "caps_and_sinks_are_those_of_the_model",
     "a_state_goes_on_in_several_pieces",
     "a_state_is_that_of_its_row",
     "a_shared_state_goes_on_as_a_fresh_one",

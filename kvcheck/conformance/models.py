@@ -102,7 +102,7 @@ def gemma2() -> PretrainedConfig:
     """Scores with a small soft cap, windows beside global layers."""
     from transformers import Gemma2Config
 
-    more = {"sliding_window": 4096, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 64}
+    more = {"sliding_window": 4096, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 64, "num_hidden_layers": 2}
     return Gemma2Config(**{**BASE, **more, "layer_types": ["sliding_attention", "full_attention"]})
 
 
@@ -110,8 +110,11 @@ def gpt_oss() -> PretrainedConfig:
     """A learned sink per query head, windows beside global layers."""
     from transformers import GptOssConfig
 
-    more = {"sliding_window": 4096, "num_local_experts": 2, "num_experts_per_tok": 1}
-    return GptOssConfig(**{**BASE, **more, "layer_types": ["sliding_attention", "full_attention"]})
+    more = {"sliding_window": 4096, "num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2}
+    more |= {"max_position_embeddings": 131072}  # 32 times what its RoPE was made for, as in the released ones
+    config = GptOssConfig(**{**BASE, **more, "layer_types": ["sliding_attention", "full_attention"]})
+    config._experts_implementation = "eager"  # the fused kernel does not compute in float64
+    return config
 
 
 DENOMINATORS: dict[str, Callable[[], PretrainedConfig]] = {"gemma2": gemma2, "gpt_oss": gpt_oss}

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvcheck.cache import kernels
 from kvcheck.cache.full import FullCache
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Lossless, Method, MethodInfo
@@ -361,6 +362,38 @@ def faulty(name: str, made: type[CacheLayer]) -> None:
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, CacheLayer)]:
     if _layer.__module__ == __name__ and _layer.__name__ not in WRITTEN:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)
+
+
+class SinklessLayer(CacheLayer):
+    """A block behind the prompt attends without the sinks of the model."""
+
+    def attention(self, query, keys, values, rows):
+        if self.prompt is None or query.shape[2] == 1:
+            return super().attention(query, keys, values, rows)
+        return kernels.attend_block(query, keys, values, self.scaling, replace(self.softmax, sinks=None))
+
+
+@dataclass(frozen=True)
+class NoSinkInABlock(Full):
+    made = SinklessLayer
+
+
+class MaskedBeforeLayer(CacheLayer):
+    """Scores of hidden tokens are masked before the cap, which lets them back in."""
+
+    def attention(self, query, keys, values, rows):
+        softmax, size = self.softmax, keys.shape[2]
+        if softmax.plain:
+            return super().attention(query, keys, values, rows)
+        keys, values = (each.repeat_interleave(self.shape.group, dim=1) for each in (keys, values))
+        hidden = ~torch.ones(query.shape[2], size, dtype=torch.bool).tril(size - query.shape[2])
+        scores = (query @ keys.mT * self.scaling).masked_fill(hidden, -torch.inf)
+        return softmax.weights(softmax.capped(scores)) @ values
+
+
+@dataclass(frozen=True)
+class CapsMaskedScores(Full):
+    made = MaskedBeforeLayer
 
 
 @dataclass(frozen=True)

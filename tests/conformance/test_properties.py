@@ -67,6 +67,8 @@ BREAKS = {
     "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
     "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
     "what_is_taken_back_was_never_there": "faults.Cropped",
+    "sinks_that_take_all_leave_nothing": "faults.NoSinkInABlock",
+    "caps_and_sinks_are_those_of_the_model": "faults.CapsMaskedScores",
     "a_state_goes_on_in_several_pieces": "faults.ForgetsAtABlock",
     "a_state_is_that_of_its_row": "faults.StateOfTheFirstRow",
     "a_shared_state_goes_on_as_a_fresh_one": "faults.SharedState",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvcheck.conformance.properties import (
     batching,
+    denominator,
     equivalence,
     numbers,
     positions,
@@ -14,4 +15,15 @@ from kvcheck.conformance.properties import (
     symmetry,
 )
 
-__all__ = ["batching", "equivalence", "numbers", "positions", "reading", "recurrent", "sizes", "state", "symmetry"]
+__all__ = [
+    "batching",
+    "denominator",
+    "equivalence",
+    "numbers",
+    "positions",
+    "reading",
+    "recurrent",
+    "sizes",
+    "state",
+    "symmetry",
+]
