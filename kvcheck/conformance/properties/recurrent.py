@@ -30,7 +30,7 @@ class Carrying(Subject):
     """The method of a subject on a small model with states: one that it serves, by the lengths of the trial."""
 
     def __init__(self, subject: Subject) -> None:
-        self.spec, self.draw = subject.spec, subject.draw
+        vars(self).update(vars(subject))
         served = [kind for kind in STATES if not _refusal(self.spec, kind)]
         if not served:
             raise NotServed(_refusal(self.spec, next(iter(STATES))))
