@@ -15,6 +15,7 @@ NAMES = (
     "a_later_token_of_the_prompt_never_changes_earlier_logits",
     "the_newest_token_is_seen",
     "what_reads_less_answers_otherwise",
+    "a_query_reads_as_many_tokens_as_declared",
     "what_every_query_asks_for_is_found",
     "a_token_is_fed_at_its_position",
     "the_length_of_a_cache_is_the_tokens_seen",
@@ -58,6 +59,7 @@ NAMES = (
     "a_state_is_that_of_its_row",
     "a_shared_state_goes_on_as_a_fresh_one",
     "a_state_that_goes_back_never_went_on",
+    "every_way_in_leads_to_the_same_by_every_way_out",
     "the_order_of_kv_heads_does_not_matter",
     "where_a_text_begins_does_not_matter",
 )

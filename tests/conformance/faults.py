@@ -482,3 +482,32 @@ class SharedState(OnStates):
 @dataclass(frozen=True)
 class StateCopiedInPart(OnStates):
     made = PartlyRunner
+
+
+@dataclass(frozen=True)
+class TwiceThePages(Quest):
+    """The budget is turned into pages of 16 tokens, whatever they are."""
+
+    page: int = 32
+
+    def pages(self, prompt: int) -> int:
+        return 2 * super().pages(prompt)
+
+
+class StaleStepsLayer(CacheLayer):
+    """After a reset, single steps do not see the oldest token."""
+
+    resets = -1
+
+    def reset(self):
+        super().reset()
+        self.resets += 1
+
+    def attention(self, query, keys, values, rows):
+        if self.resets and self.prompt is not None and query.shape[2] == 1:
+            keys, values = keys[:, :, 1:], values[:, :, 1:]
+        return super().attention(query, keys, values, rows)
+
+
+class StaleSteps(Full):
+    made = StaleStepsLayer

@@ -30,6 +30,7 @@ BREAKS = {
     "a_later_token_of_the_prompt_never_changes_earlier_logits": "faults.NonCausalPrompt",
     "the_newest_token_is_seen": MUTANT + "ForgottenAnswer:of=fp16",
     "what_reads_less_answers_otherwise": "faults.SeesAll",
+    "a_query_reads_as_many_tokens_as_declared": "faults.TwiceThePages",
     "what_every_query_asks_for_is_found": "faults.NewestPages",
     "a_token_is_fed_at_its_position": MUTANT + "WrongPosition:of=fp16",
     "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
@@ -73,6 +74,7 @@ BREAKS = {
     "a_state_is_that_of_its_row": "faults.StateOfTheFirstRow",
     "a_shared_state_goes_on_as_a_fresh_one": "faults.SharedState",
     "a_state_that_goes_back_never_went_on": "faults.StateCopiedInPart",
+    "every_way_in_leads_to_the_same_by_every_way_out": "faults.StaleSteps",
     "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
     "where_a_text_begins_does_not_matter": "faults.Absolute",
 }

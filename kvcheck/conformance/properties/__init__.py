@@ -13,6 +13,7 @@ from kvcheck.conformance.properties import (
     sizes,
     state,
     symmetry,
+    ways,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "sizes",
     "state",
     "symmetry",
+    "ways",
 ]
