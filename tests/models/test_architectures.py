@@ -20,6 +20,7 @@ from packaging.version import Version
 from tiny import runner_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
+from kvcheck.backends.transformers import kernel
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
 from kvcheck.cache.kernels import Softmax
@@ -580,3 +581,9 @@ def test_a_class_that_carries_nothing_is_refused(tmp_path: Path) -> None:
     OpenAIGPTLMHeadModel(config).save_pretrained(folder)
     with pytest.raises(MethodUnsupported, match="OpenAIGPTLMHeadModel carries nothing from token to token"):
         load(str(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3"])
+def test_a_kernel_that_a_model_cannot_have_is_refused(models: Callable[[str], LoadedModel], name: str) -> None:
+    with pytest.raises(SpecError, match="attention has soft caps, sinks or latents"):
+        kernel.use("math", models(name))

@@ -12,7 +12,7 @@ import torch
 
 from kvcheck.cache.method import Lossless, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.states import serve
+from kvcheck.cache.states import StateRunner, serve
 from kvcheck.conformance.base import property_test
 from kvcheck.conformance.models import STATES, small
 from kvcheck.conformance.subject import NotServed, Subject, equal
@@ -49,7 +49,10 @@ def _runner(spec: str, loaded: LoadedModel) -> MethodRunner:
     method = make(spec)
     serve(method, loaded)
     method.check(loaded.shape)
-    return method.runner(loaded)
+    runner = method.runner(loaded)
+    if not isinstance(runner, StateRunner):
+        raise MethodUnsupported(f"{method.spec} feeds the model in its own way, without the states that it carries")
+    return runner
 
 
 def _refusal(spec: str, kind: str) -> str:
