@@ -20,13 +20,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvcheck.cache import checks
+from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.layer import pending
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 
 NAME = "kvcheck"
 _REFUSED = {
-    "softcap": "soft-capped scores",
-    "s_aux": "attention sinks of the model",
     "position_bias": "a position bias",
 }
 
@@ -44,12 +43,14 @@ def attention(
     """Attention for transformers: query (B, H, q, d), post-RoPE -> (B, q, H, d), and no weights.
 
     Raises KvcheckError when no kvcheck cache is in use, MethodUnsupported for what it would otherwise get wrong:
-    a mask of the caller's own, a sliding window of the model shorter than the text, soft-capped scores.
+    a mask of the caller's own, a sliding window or a chunk of the model shorter than the text, a layer that leaves out
+    soft caps or sinks.
     dropout comes before scaling, as in transformers' sdpa: kvpress wraps every registered function and passes it so.
     """
     layer, expected = pending.layer, pending.key
     pending.layer = pending.key = None
-    if layer is None or expected is not key:
+    latent = layer is not None and layer.shape.latent  # then the model has made other tensors of what it was given
+    if layer is None or not (latent or expected is key):
         raise KvcheckError(
             "the model attends through kvcheck, but no kvcheck cache is in use",
             "pass past_key_values=method.build(ModelShape.of(model.config)), or load the model with another "
@@ -59,8 +60,15 @@ def attention(
         raise MethodUnsupported("kvcheck builds its own causal mask and cannot combine it with one that is passed in")
     looked_after = layer.window is not None and layer.window == kwargs.get("sliding_window")
     refuse({**kwargs, "sliding_window": None} if looked_after else kwargs, layer.index, layer.seen)
-    batch, heads, tokens, dim = query.shape
-    return checks.tensor(layer.attend(query, scaling), "attend", (batch, tokens, heads, dim)), None
+    chunk = layer.shape.chunk
+    if chunk is not None and layer.window is None and layer.seen > chunk:
+        raise MethodUnsupported(
+            f"the model attends in chunks of {chunk} tokens; the text has {layer.seen}",
+            "shorten the text; methods that are a cache only act on its layers with full attention",
+        )
+    batch, heads, tokens, _ = query.shape
+    out = layer.attend_by(Softmax.of(kwargs), query, scaling, (key, value) if latent else None)
+    return checks.tensor(out, "attend", (batch, tokens, heads, value.shape[3])), None
 
 
 def refuse(given: Mapping[str, object], index: int, seen: int) -> None:

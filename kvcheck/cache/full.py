@@ -33,6 +33,7 @@ class FullCache(KeepsAll):
         formula="2·L·B·G·n·d·2",
         frees_memory=False,
         lossless=Lossless.ALWAYS,
+        latents="keeps them in 16 bits",
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -81,7 +81,7 @@ class KVCache(CacheView, Cache):
         yield taken
         for layer in self.layers:
             keys, values = layer.keys, layer.values
-            taken.append(Prefilled(keys, values, layer.release(), layer.scaling))
+            taken.append(Prefilled(keys, values, layer.release(), layer.scaling, layer.softmax))
 
     def absorb(self, prefilled: Sequence[Prefilled]) -> None:
         """Take in a prompt that was prefilled with the full cache, one Prefilled per layer, and compress it."""

@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvcheck.cache import checks, kernels
 from kvcheck.cache.growable import GrowableBuffer
+from kvcheck.cache.kernels import PLAIN, Softmax
 from kvcheck.cache.shape import ModelShape, Prefilled, Shared
 from kvcheck.cache.view import LayerView
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
@@ -68,6 +69,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
     _held: list[torch.Tensor] | None  # queries of an unfinished prompt, None when the prompt is in or in one forward
     _keeps: bool  # they are kept
     _waiting: bool  # between update and attend
+    _softmax: Softmax  # of the model, in the forward that attends or attended last
+    _heeded: bool  # it was read since
 
     def __init_subclass__(cls) -> None:
         """Raise SpecError for what no forward calls any more."""
@@ -125,9 +128,18 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """Attention of some rows of the batch -> (b, H, q, d). Override to see or change the weights."""
         one = query.shape[2] == 1 and keys.dtype != self.dtype
         kernel = kernels.attend_one if one else kernels.attend_block
-        return kernel(query, keys, values, self.scaling)
+        return kernel(query, keys, values, self.scaling, softmax=self.softmax)
 
     # -- what a method calls -------------------------------------------------------------------------------------------
+
+    @property
+    def softmax(self) -> Softmax:
+        """How the model turns scores into weights. Whatever attends in its own way must go by it.
+
+        That it was read is how that is known: a model with more than the plain softmax refuses a layer that does not.
+        """
+        self._heeded = True
+        return self._softmax
 
     def keep(self, index: torch.Tensor, spare: int = 0) -> None:
         """Keep these slots only: index (B, G, m) int64, ascending per kv head. Copies into exact-size tensors."""
@@ -165,7 +177,10 @@ class CacheLayer(LayerView, CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on."""
+        """Take in new keys and values (B, G, q, d). Returns them as they came; only kvcheck's attention can go on.
+
+        Of latents it returns all that is stored, from which the model makes the keys and values of all heads.
+        """
         if self._waiting:
             raise KvcheckError(
                 f"layer {self.index} took in keys twice without attending: the model does not attend through kvcheck",
@@ -179,6 +194,8 @@ class CacheLayer(LayerView, CacheLayerMixin):
             self._own()
         self.seen += key_states.shape[2]
         self._waiting = self.is_initialized = True
+        if self.shape.latent:
+            return checks.pair(self.read(slice(None), key_states.dtype), "read")
         return key_states, value_states
 
     def attend(self, query: torch.Tensor, scaling: float | None = None) -> torch.Tensor:
@@ -194,6 +211,42 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self._settle(query)
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.transpose(1, 2).contiguous()
+
+    def attend_made(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """`attend` over the keys and values (B, H, c, ...) that the model made of the c latents given by `update`."""
+        if keys.shape[2] != self.stored:
+            raise KvcheckError(f"layer {self.index} holds {self.stored} latents, the model made {keys.shape[2]} keys")
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._waiting = False
+        out = checks.tensor(self.attention(query, keys, values, slice(None)), "attention")
+        self._settle(query)
+        return out.transpose(1, 2).contiguous()
+
+    def attend_by(
+        self,
+        softmax: Softmax,
+        query: torch.Tensor,
+        scaling: float | None,
+        made: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """`attend` in a model with this softmax, over `made` keys and values where it caches latents.
+
+        Raises MethodUnsupported where what attends leaves the softmax out.
+        """
+        self._softmax, self._heeded = softmax, softmax.plain
+        if softmax.sinks is not None and len(softmax.sinks) != query.shape[1]:
+            raise MethodUnsupported(
+                f"layer {self.index} has {query.shape[1]} query heads, and {len(softmax.sinks)} sinks"
+            )
+        out = self.attend(query, scaling) if made is None else self.attend_made(query, *made, scaling)
+        if not self._heeded:
+            raise MethodUnsupported(
+                f"the model has {softmax.what} in layer {self.index}, which {type(self).__name__} leaves out",
+                "a layer that attends in its own way passes self.softmax on to kvcheck.cache.kernels",
+            )
+        return out
 
     def absorb(self, prefilled: Prefilled) -> None:
         """Take in a whole prompt that was prefilled with the full cache, by `write`, and compress it.
@@ -211,6 +264,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self._fed, self.seen = prefilled.keys.shape[0], prefilled.keys.shape[2]
         self.prompt = self.seen
         self.scaling = self.shape.head_dim**-0.5 if prefilled.scaling is None else prefilled.scaling
+        self._softmax = PLAIN if prefilled.softmax is None else prefilled.softmax
         self.is_initialized = True
         self.compress(queries.to(dtype) if queries is not None and self._needs_queries else torch.empty(0))
         self._own()
@@ -260,6 +314,12 @@ class CacheLayer(LayerView, CacheLayerMixin):
 
     def _fits(self, keys: torch.Tensor) -> None:
         """Raise MethodUnsupported when the model is not of the shape that this cache was built for."""
+        if self.shape.latent and (keys.shape[1], keys.shape[3]) != (1, self.shape.head_dim):
+            raise MethodUnsupported(
+                f"layer {self.index} of the model has MLA and caches {keys.shape[1]} x {keys.shape[3]} numbers as keys "
+                f"of a token; kvcheck knows MLA that caches its latent there, 1 x {self.shape.head_dim}",
+                "transformers 5.23 does so for DeepSeek V2 and V3; older ones cached keys and values of all heads",
+            )
         if keys.shape[1] != self.shape.kv_heads or keys.shape[3] != self.shape.head_dim:
             raise MethodUnsupported(
                 f"the model has {keys.shape[1]} kv heads of dimension {keys.shape[3]} in layer {self.index}, "
@@ -332,6 +392,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self.seen = self._fed = self._kept_at = 0
         self.scaling = self.shape.head_dim**-0.5
         self._waiting = self._keeps = self.is_initialized = False
+        self._softmax, self._heeded = PLAIN, True
 
     # -- what transformers asks ----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcheck.cache.shape import ModelShape, Shared
-from kvcheck.core.errors import SpecError, did_you_mean
+from kvcheck.core.errors import MethodUnsupported, SpecError, did_you_mean
 from kvcheck.core.record import CLAIMS, EXCEEDS, FREES, LOSSLESS
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ class MethodInfo:
     full cache, so one serves all methods; False for sparse attention while prefilling. variant: which official form it
     is, and what differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G
     kv heads of dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where
-    none. lossless: when every answer is that of the full cache. cross_head: why what it does to one kv head depends on
-    the others of the model, None where it does not, so that the heads may lie in several processes. exempt: properties
-    of kvcheck.conformance that do not hold by design, and why. foreign: it is not made of kvcheck's layers; where it
-    declares nothing, what its cache holds is looked at.
+    none. latents: what it does where a model caches a latent in place of keys and values (MLA, see ModelShape.latent),
+    "" where it cannot serve that. lossless: when every answer is that of the full cache. cross_head: why what it does
+    to one kv head depends on the others of the model, None where it does not, so that the heads may lie in several
+    processes. exempt: properties of kvcheck.conformance that do not hold by design, and why. foreign: it is not made of
+    kvcheck's layers; where it declares nothing, what its cache holds is looked at.
     Errors: SpecError for a name or a form that was taken before.
     """
 
@@ -111,6 +112,7 @@ class MethodInfo:
     variant: str = ""
     formula: str = ""
     refuses: str = ""
+    latents: str = ""
     lossless: Lossless = Lossless.NEVER
     cross_head: str | None = None
     exempt: Mapping[str, str] = field(default_factory=dict)
@@ -153,6 +155,23 @@ class Method(Shared):
         changed = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
         return Spec(self.name(), tuple(changed))
 
+    def expect_served(self, shape: ModelShape) -> None:
+        """Raise MethodUnsupported for a model that caches latents, where the method does not say that it serves them.
+
+        Not part of `check`, which methods override.
+        """
+        if shape.latent and not self.serves_latents:
+            raise MethodUnsupported(
+                f"{self.spec} acts on keys and values; the model caches a latent (MLA), from which it makes those of "
+                "all heads anew whenever it attends",
+                "methods that act on whatever is stored, such as streaming_llm, kivi or flexgen, serve it",
+            )
+
+    @property
+    def serves_latents(self) -> bool:
+        """Whether it can act on a cache of latents."""
+        return bool(self.info.latents)
+
     def check(self, shape: ModelShape) -> None:
         """Raise MethodUnsupported when a model of this shape cannot be served."""
 
@@ -165,6 +184,7 @@ class Method(Shared):
         import kvcheck.cache.attention  # noqa: F401  registers the attention function
         from kvcheck.cache.kv_cache import KVCache
 
+        self.expect_served(shape)
         self.check(shape)
         return KVCache([self.layer(shape, index) for index in range(shape.layers)], store_dtype)
 

@@ -181,10 +181,13 @@ class QuantLayer(CacheLayer):
                 buffer.drop(count)
 
     def answer(self, query: torch.Tensor, rows: slice) -> torch.Tensor:
-        """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time."""
+        """One new token of one long row attends kv head by kv head, so that few are dequantized at the same time.
+
+        Not where each query head has a sink of its own.
+        """
         batch, _, tokens, _ = query.shape
         size = self.kq.length * self.shape.head_dim * self.shape.kv_heads
-        if batch > 1 or tokens > 1 or size < kernels.chunk(query.device):
+        if batch > 1 or tokens > 1 or size < kernels.chunk(query.device) or self._softmax.sinks is not None:
             return super().answer(query, rows)
         heads = range(self.shape.kv_heads)
         return torch.cat([self._answer_head(query, rows, slice(head, head + 1)) for head in heads], dim=1)

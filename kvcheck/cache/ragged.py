@@ -141,7 +141,7 @@ class RaggedLayer(CacheLayer):
         tokens, columns = query.shape[2], keys.shape[2]
         if tokens > 1:
             mask = mask & torch.ones(tokens, columns, dtype=torch.bool, device=query.device).tril(columns - tokens)
-        return kernels.attend_masked(query, keys, values, mask, self.scaling)
+        return kernels.attend_masked(query, keys, values, mask, self.scaling, self.softmax)
 
     def keep_where(self, wanted: torch.Tensor) -> None:
         """Keep the valid slots of `wanted` (B, G, m)."""

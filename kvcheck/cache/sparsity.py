@@ -38,7 +38,13 @@ class SparsePrefillLayer(CacheLayer):
 
 
 def a_shape(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, n_init: int, n_local: int
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    n_init: int,
+    n_local: int,
+    softmax: kernels.Softmax,
 ) -> torch.Tensor:
     """The newest q of c tokens; position i sees the j <= i with i - j < n_local or j < n_init -> (B, H, q, d).
 
@@ -46,7 +52,7 @@ def a_shape(
     read.
     """
     past = keys.shape[2] - query.shape[2]
-    out = torch.empty_like(query)
+    out = query.new_empty(*query.shape[:3], values.shape[3])
     for start in range(0, query.shape[2], ROWS):
         block = query[:, :, start : start + ROWS]
         first, last = past + start, past + start + block.shape[2]
@@ -56,7 +62,7 @@ def a_shape(
         columns = torch.cat([slots[:sinks], slots[near:]])
         mask = a_shape_mask(slots[first:], columns, n_init, n_local)
         k, v = (torch.cat([each[:, :, :sinks], each[:, :, near:last]], dim=2) for each in (keys, values))
-        out[:, :, start : start + ROWS] = kernels.attend_masked(block, k, v, mask, scaling)
+        out[:, :, start : start + ROWS] = kernels.attend_masked(block, k, v, mask, scaling, softmax)
     return out
 
 

@@ -22,9 +22,9 @@ from kvcheck.cache.full import FULL, FullCache
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Method
 from kvcheck.cache.rows import RowRunner
-from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.shape import CHUNKED, ModelShape
 from kvcheck.cache.view import CacheView, view
-from kvcheck.cache.window import WindowLayer
+from kvcheck.cache.window import ChunkLayer, WindowLayer
 from kvcheck.core.errors import KvcheckError, MethodUnsupported
 from kvcheck.core.front import option
 
@@ -50,8 +50,8 @@ class States:
     shape: of the layers with full attention; none of a recurrent model. keyed: keys and values are in the cache that
     forward takes, so kvcheck makes it; else the model does, or its modules hold all. places: where modules hold some.
     blocks: a follow-up of several tokens may be fed in one forward; else the class forgets its state over it, and is
-    fed token by token. windows: there is no state, only sliding windows, which to a text that fits into them are full
-    attention.
+    fed token by token. windows: there is no state, only sliding windows or chunks, which to a text that fits into them
+    are full attention.
     """
 
     shape: ModelShape
@@ -88,12 +88,14 @@ class MixedCache(KVCache):
     def __init__(self, method: Method, shape: ModelShape, config: PreTrainedConfig) -> None:
         Cache.__init__(self, layers=DynamicCache(config=config).layers)
         self.acting, self.sliding = set[int](), set[int]()  # which layers are the method's, and which are windows
+        types = getattr(config.get_text_config(decoder=True), "layer_types", None) or [""] * len(self.layers)
         for index, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
                 self.layers[index] = method.layer(shape, len(self.acting))
                 self.acting.add(index)
             elif type(layer) is DynamicSlidingWindowLayer:
-                self.layers[index] = WindowLayer(shape, index, FULL, layer.sliding_window)
+                kind = ChunkLayer if types[index] == CHUNKED else WindowLayer
+                self.layers[index] = kind(shape, index, FULL, layer.sliding_window)
                 self.sliding.add(index)
 
     @property
@@ -211,13 +213,15 @@ class StateRunner(RowRunner):
 def serve(method: Method, loaded: LoadedModel) -> None:
     """Raise MethodUnsupported for a method that cannot act on a model which carries more than a full KV cache.
 
-    Nor on one of whose heads this process has some, where it treats them jointly.
+    Nor on one of whose heads this process has some, where it treats them jointly, nor on one that caches latents, where
+    it needs keys and values.
     """
     if loaded.team is not None and (why := method.cross_head()):
         raise MethodUnsupported(
             f"{method.spec} cannot have its heads in {loaded.team.size} processes: {why}",
             f"run pytest without torchrun; {option('device')}=spread puts whole layers on several GPUs",
         )
+    method.expect_served(loaded.shape)
     if loaded.states is None or isinstance(method, FullCache) or not loaded.states.serves(method):
         return
     kind = type(loaded.model).__name__

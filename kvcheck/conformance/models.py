@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import torch
 
 from kvcheck.core import paths
 from kvcheck.measure.checksum import checksums
+from kvcheck.models import probing
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.loading import ATTENTION, LoadedModel, load
 
@@ -120,6 +122,60 @@ OTHERS: dict[str, Callable[[], PretrainedConfig]] = {
 """For methods from elsewhere: they are written for the sizes of heads that published models have."""
 
 
+def gemma2() -> PretrainedConfig:
+    """Scores with a small soft cap, windows beside global layers."""
+    from transformers import Gemma2Config
+
+    more = {"sliding_window": 4096, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 64, "num_hidden_layers": 2}
+    return Gemma2Config(**{**BASE, **more, "layer_types": ["sliding_attention", "full_attention"]})
+
+
+def gpt_oss() -> PretrainedConfig:
+    """A learned sink per query head, windows beside global layers."""
+    from transformers import GptOssConfig
+
+    more = {"sliding_window": 4096, "num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2}
+    more |= {"max_position_embeddings": 131072}  # 32 times what its RoPE was made for, as in the released ones
+    config = GptOssConfig(**{**BASE, **more, "layer_types": ["sliding_attention", "full_attention"]})
+    config._experts_implementation = "eager"  # the fused kernel does not compute in float64
+    return config
+
+
+DENOMINATORS: dict[str, Callable[[], PretrainedConfig]] = {"gemma2": gemma2, "gpt_oss": gpt_oss}
+"""Those whose attention is no plain softmax. For properties that ask for them."""
+
+
+def mamba2() -> PretrainedConfig:
+    """A state in every layer, and a short convolution."""
+    from transformers import Mamba2Config
+
+    shape = {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 32, "hidden_size": 64}
+    return Mamba2Config(**{**BASE, **shape, "num_hidden_layers": 2})
+
+
+def bamba() -> PretrainedConfig:
+    """A state of Mamba-2 before two layers with full attention."""
+    from transformers import BambaConfig
+
+    states = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_chunk_size": 32}
+    return BambaConfig(**{**BASE, **states, "num_hidden_layers": 3, "attn_layer_indices": [1, 2]})
+
+
+def qwen3_next() -> PretrainedConfig:
+    """A state of the gated delta rule before a layer with full attention."""
+    from transformers import Qwen3NextConfig
+
+    states = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+    states |= {"linear_value_head_dim": 16, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    states |= {"num_experts": 2, "num_experts_per_tok": 1}
+    kinds = ["linear_attention", "full_attention"]
+    return Qwen3NextConfig(**{**BASE, **states, "num_hidden_layers": 2, "layer_types": kinds})
+
+
+STATES: dict[str, Callable[[], PretrainedConfig]] = {"mamba2": mamba2, "bamba": bamba, "qwen3_next": qwen3_next}
+"""Those that carry a state. They compute in float32, as their code does in parts whatever it is told."""
+
+
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """That of the embedded model, for methods that act on text."""
@@ -207,7 +263,7 @@ def _random(architecture: str, seed: int) -> LoadedModel:
 
     import kvcheck.cache.attention  # noqa: F401  (registers the attention function)
 
-    config = (CONFIGS | OTHERS)[architecture]()
+    config = (CONFIGS | OTHERS | DENOMINATORS | STATES)[architecture]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
@@ -217,5 +273,22 @@ def _random(architecture: str, seed: int) -> LoadedModel:
             if name.endswith("k_proj.bias"):
                 head_dim = config.get_text_config().head_dim
                 weight.data.view(-1, head_dim)[:, head_dim // 2 - 1] = OUTLIER
-    model = model.to(torch.float64).eval().requires_grad_(False)
-    return LoadedModel(model, Encoder(tokenizer()), f"small-{architecture}", f"{architecture}-{seed}", 8192)
+    model = model.to(torch.float32 if architecture in STATES else torch.float64).eval().requires_grad_(False)
+    loaded = LoadedModel(model, Encoder(tokenizer()), f"small-{architecture}", f"{architecture}-{seed}", 8192)
+    if architecture not in STATES:
+        return loaded
+    with _quietly():  # transformers says of every kernel that is not installed that its reference code is slow
+        return replace(loaded, states=probing.find(loaded))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Let transformers be quiet."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

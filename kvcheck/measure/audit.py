@@ -107,7 +107,7 @@ def _opaque(row: CacheView, prefilled: Prefilled, expected: int, method: Method)
     problems = list(_coverage([layer.seen for layer in layers], slots, prompt, expected))
     problems += [f"layer {at}: {problem}" for at, layer in enumerate(layers) for problem in _finite(layer.storage)]
     kv_heads, head_dim = prefilled.keys.shape[1], prefilled.keys.shape[3]
-    shape = ModelShape(expected, kv_heads, kv_heads, head_dim)
+    shape = ModelShape(expected, kv_heads, kv_heads, head_dim, value_dim=prefilled.values.shape[3])
     declared, dense = method.kv_bytes(shape, 1, prompt, decoded), shape.dense_bytes(1, prompt + decoded)
     if declared is not None and declared != held(row).kv:
         problems.append(f"{held(row).kv:,} bytes of keys and values are held, {declared:,} declared")
@@ -214,11 +214,11 @@ def _faithful(
         return
     verbatim = info.verbatim and info.shares_prefill
     inside = (positions < prompt) & valid
-    at = positions.clamp(max=prompt - 1).unsqueeze(-1).expand(-1, -1, -1, prefilled.keys.shape[3])
+    at = positions.clamp(max=prompt - 1).unsqueeze(-1)
     read = checks.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
     for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
         mine = found.to(theirs.device)
-        true = theirs.gather(2, at).to(mine.dtype)
+        true = theirs.gather(2, at.expand(-1, -1, -1, theirs.shape[3])).to(mine.dtype)
         if verbatim:
             wrong = ((mine != true).any(dim=3) & inside).nonzero()
         else:
@@ -235,7 +235,7 @@ def _sizes(cache: CacheView, prefilled: Prefilled, method: Method, prompt: int, 
     batch, kv_heads, _, head_dim = prefilled.keys.shape
     layers = cache.method_layers
     first, itemsize = layers[0].known, prefilled.keys.itemsize
-    shape = ModelShape(len(layers), kv_heads, kv_heads, head_dim, itemsize)
+    shape = ModelShape(len(layers), kv_heads, kv_heads, head_dim, itemsize, value_dim=prefilled.values.shape[3])
     if first is not None:
         shape = dataclasses.replace(shape, heads=first.shape.heads, itemsize=first.dtype.itemsize)
     bytes_held = held(cache.storage)

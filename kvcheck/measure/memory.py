@@ -151,8 +151,8 @@ def pieces(root: object) -> Iterator[Piece]:
         if value is None or isinstance(value, _CLOSED) or (id(value), role) in done:
             continue
         done[id(value), role] = value
-        if isinstance(value, torch.nn.Module):
-            left_out = left_out or {id(part) for each in MODELS for part in each.modules()}
+        if isinstance(value, (torch.nn.Module, torch.nn.Parameter)):
+            left_out = left_out or {id(part) for each in MODELS for part in (*each.modules(), *each.parameters())}
             if id(value) in left_out:
                 continue
         if isinstance(value, GrowableBuffer):

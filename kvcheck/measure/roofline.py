@@ -128,6 +128,8 @@ class Model:
             raise MethodUnsupported("the formulae are of models with full attention only")
         if any((getattr(config, name, None) or 0) > 1 for name in EXPERTS):
             raise MethodUnsupported("the formulae are of models without experts")
+        if loaded.shape.latent:
+            raise MethodUnsupported("the formulae are of models that cache keys and values, not latents")
         looked_up, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         parts = {id(part): part for part in (*model.get_decoder().parameters(), output)}
         if output is not looked_up:

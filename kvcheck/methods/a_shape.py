@@ -47,6 +47,7 @@ class AShape(KeepsAll):
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
         lossless=Lossless.at("n_local=100000"),
+        latents="keeps them whole; the prompt attends to the keys that are made of them",
     )
 
     n_init: float | int = 0.01
@@ -83,7 +84,7 @@ class AShapeLayer(sparsity.SparsePrefillLayer):
         n_init, n_local = method.sizes(tokens)
         if n_init + n_local >= tokens:
             return self.dense(query, keys, values)
-        return sparsity.a_shape(query, keys, values, self.scaling, n_init, n_local)
+        return sparsity.a_shape(query, keys, values, self.scaling, n_init, n_local, self.softmax)
 
 
 METHOD = AShape

@@ -145,7 +145,7 @@ class BlendLayer(CacheLayer):
             return super().attention(query, keys, values, rows)
         column = torch.arange(keys.shape[2], device=keys.device)
         mask = (column <= self.blend.picked[rows].to(keys.device).unsqueeze(-1)).unsqueeze(1)
-        return kernels.attend_masked(query, keys, values, mask, self.scaling)
+        return kernels.attend_masked(query, keys, values, mask, self.scaling, self.softmax)
 
 
 class BlendRunner(MethodRunner):

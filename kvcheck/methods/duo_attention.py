@@ -145,7 +145,8 @@ class DuoLayer(RaggedLayer):
         for head, whole in enumerate(self.retrieval):
             if whole:
                 mine, at = self._of(head)
-                out[:, mine] = kernels.attend_block(query[:, mine], keys[:, at], values[:, at], self.scaling)
+                part, softmax = (query[:, mine], keys[:, at], values[:, at]), self.softmax.of_heads(mine)
+                out[:, mine] = kernels.attend_block(*part, self.scaling, softmax)
         if not all(self.retrieval):
             self._stream(query, keys, values, out)
         return out
@@ -167,7 +168,8 @@ class DuoLayer(RaggedLayer):
                 if not whole:
                     mine, at = self._of(head)
                     near = keys[:, at, :end], values[:, at, :end]
-                    out[:, mine, rows] = kernels.attend_masked(query[:, mine, rows], *near, mask, self.scaling)
+                    part, softmax = (query[:, mine, rows], *near), self.softmax.of_heads(mine)
+                    out[:, mine, rows] = kernels.attend_masked(*part, mask, self.scaling, softmax)
 
     def compress(self, queries: torch.Tensor) -> None:
         """Evict after the prompt."""

@@ -39,6 +39,7 @@ class FlexGen(KeepsAll):
         verbatim=False,
         variant="prompt attends in full precision (official), keys per token and post-RoPE; packed",
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
+        latents="quantizes the latent and the rotated part of the keys per token; the group must divide both widths",
     )
 
     bits: int = 4
@@ -51,7 +52,8 @@ class FlexGen(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        checks.grouped(self.name(), self.group, shape.head_dim)
+        for width in shape.widths:
+            checks.grouped(self.name(), self.group, width)
 
     def rounding(self) -> tuple[float, float]:
         """As KIVI's for values; a large channel of the keys takes the others of its group along."""
@@ -63,8 +65,8 @@ class FlexGen(KeepsAll):
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, and two float16 numbers per group."""
-        token = shape.head_dim * self.bits // 8 + 4 * (shape.head_dim // self.group)
-        return 2 * shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
+        token = sum(width * self.bits // 8 + 4 * (width // self.group) for width in shape.widths)
+        return shape.layers * batch * shape.kv_heads * (prompt + decoded) * token
 
 
 class FlexGenLayer(QuantLayer):

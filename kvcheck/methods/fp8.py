@@ -49,6 +49,7 @@ class FP8(KeepsAll):
         verbatim=False,
         variant="e4m3 with a scale per row and kv head, frozen after the prompt; saturates",
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then rounded"},
+        latents="rounds the latent and the rotated part of the keys, each with its own scale",
     )
 
     scale: str = "head"
@@ -68,8 +69,9 @@ class FP8(KeepsAll):
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """A byte per value, and the scales."""
         seen = prompt + decoded
-        each = seen * shape.head_dim + 4 if self.scale == "head" else seen * (shape.head_dim + 2)
-        return 2 * shape.layers * batch * shape.kv_heads * each
+        scales = 4 if self.scale == "head" else 2 * seen
+        each = sum(seen * width + scales for width in shape.widths)
+        return shape.layers * batch * shape.kv_heads * each
 
 
 class Floats:

@@ -98,7 +98,7 @@ class H2OLayer(CacheLayer):
         if self.prompt is None:
             return super().attention(query, keys, values, rows)
         past = keys.shape[2] - query.shape[2]
-        if query.shape[2] > 1:
+        if query.shape[2] > 1 or not self.softmax.plain:
             self._received.append(scoring.column_sums(query, keys, self.scaling, past))
             return super().attention(query, keys, values, rows)
         weights = kernels.probabilities(query, keys, self.scaling, past).squeeze(3)

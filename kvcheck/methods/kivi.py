@@ -43,6 +43,7 @@ class KIVI(KeepsAll):
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
         lossless=Lossless.at("residual=102400"),
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
+        latents="quantizes the latent as it does keys, their rotated part as values; the group must divide both widths",
     )
 
     bits: int = 2
@@ -68,7 +69,8 @@ class KIVI(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """The group must divide head_dim."""
-        checks.grouped(self.name(), self.group, shape.head_dim)
+        for width in shape.widths:
+            checks.grouped(self.name(), self.group, width)
 
     def tails(self, seen: int) -> tuple[int, int]:
         """rK, rV: tokens whose keys, and whose values, are in 16 bits after `seen` tokens."""
@@ -84,11 +86,11 @@ class KIVI(KeepsAll):
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
         """Codes, two float16 numbers per group, and the tails."""
-        seen = prompt + decoded
-        tail = sum(self.tails(seen))
-        packed = 2 * seen - tail
-        values = shape.layers * batch * shape.kv_heads * shape.head_dim
-        return values * packed * self.bits // 8 + 4 * values * packed // self.group + values * tail * shape.itemsize
+        seen, size = prompt + decoded, 0
+        for width, tail in zip(shape.widths, self.tails(seen), strict=True):
+            packed = (seen - tail) * width
+            size += packed * self.bits // 8 + 4 * packed // self.group + tail * width * shape.itemsize
+        return shape.layers * batch * shape.kv_heads * size
 
 
 class KIVILayer(QuantLayer):

@@ -70,6 +70,7 @@ class MInference(KeepsAll):
                 "its lines are those that the last queries of the prompt look at"
             ),
         },
+        latents="keeps them whole; the prompt attends to the keys that are made of them",
     )
 
     pattern: str = "search"
@@ -114,13 +115,14 @@ class MInferenceLayer(sparsity.SparsePrefillLayer):
         if self.found is None:
             self.found = self.patterns(view)
         heads = {PATTERNS[code]: (self.found == code)[:, :, None, None] for code in self.found.unique().tolist()}
-        out = torch.empty_like(query)
+        out = query.new_empty(*query.shape[:3], values.shape[3])
         for start, stop in sparsity.row_blocks(query, view.tokens):
             first, last = view.past + start, view.past + stop
             masks = [view.mask(pattern, first, last) & its for pattern, its in heads.items()]
             mask = torch.stack(masks).any(dim=0)
             seen = keys[:, :, :last], values[:, :, :last]
-            out[:, :, start:stop] = kernels.attend_masked(query[:, :, start:stop], *seen, mask, self.scaling)
+            part = query[:, :, start:stop], *seen
+            out[:, :, start:stop] = kernels.attend_masked(*part, mask, self.scaling, self.softmax)
         return out
 
     def patterns(self, view: View) -> torch.Tensor:

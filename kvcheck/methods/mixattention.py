@@ -194,7 +194,7 @@ class MixLayer(CacheLayer):
         if not self.method.layout.slides(self.index):
             return super().attention(query, keys, values, rows)
         mask = kernels.visible(query.shape[2], keys.shape[2], self.method.layout.window, query.device)
-        return kernels.attend_masked(query, keys, values, mask, self.scaling)
+        return kernels.attend_masked(query, keys, values, mask, self.scaling, self.softmax)
 
     def compress(self, queries: torch.Tensor) -> None:
         """The prompt is in: keep the window."""

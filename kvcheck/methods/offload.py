@@ -31,6 +31,7 @@ class Offload(KeepsAll):
         formula="0 on the device, 2·L·B·G·n·d·2 in host memory",
         variant="whole layers, fetched when they attend and not ahead",
         lossless=Lossless.ALWAYS,
+        latents="keeps them in host memory",
     )
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:

@@ -149,7 +149,8 @@ class QuestLayer(retrieve.LookupLayer):
         for at in retrieve.row_chunks(query, slots.shape[-1] * query.shape[-1]):
             keys, values = (retrieve.gather(each, slots[:, :, at]).float() for each in (self.keys, self.values))
             scores = torch.matmul(keys, query[:, :, at].float().unsqueeze(-1)).squeeze(-1) * self.scaling
-            weights = scores.masked_fill(hidden[:, :, at], -torch.inf).softmax(-1)
+            scores = self.softmax.capped(scores).masked_fill(hidden[:, :, at], -torch.inf)
+            weights = self.softmax.weights(scores)
             out[:, :, at] = torch.matmul(weights.unsqueeze(-2), values).squeeze(-2)
         return out
 

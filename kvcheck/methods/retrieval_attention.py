@@ -125,7 +125,8 @@ class RetrievalLayer(retrieve.OffloadLayer):
         """Attend to both parts and merge them."""
         near = self.near(query)
         far = self.far(query.cpu())
-        return near[0] if far is None else retrieve.merge(near, (far[0].to(query.device), far[1].to(query.device)))[0]
+        out, log_sum = near if far is None else retrieve.merge(near, (far[0].to(query.device), far[1].to(query.device)))
+        return out * self.softmax.share(log_sum)
 
     def near(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to the sinks and to each row's window -> (B, H, q, d), log-sums (B, H, q, 1)."""
@@ -133,7 +134,7 @@ class RetrievalLayer(retrieve.OffloadLayer):
         positions = torch.where(slots < self.first, slots, slots + self.seen - len(slots))
         age = self.tokens(query).unsqueeze(1) - positions
         hidden = (age < 0) | ((age >= self.width) & (positions >= self.first))
-        scores = retrieve.scores(query, self.keys, self.scaling).masked_fill(hidden, -torch.inf)
+        scores = self.softmax.capped(retrieve.scores(query, self.keys, self.scaling)).masked_fill(hidden, -torch.inf)
         weights, log_sum = retrieve.soften(scores)
         return retrieve.weigh(weights, self.values), log_sum
 
@@ -145,7 +146,7 @@ class RetrievalLayer(retrieve.OffloadLayer):
         count = min(self.method.most(self.prompt or self.seen), self.away)
         outs, log_sums = [], []
         for at in retrieve.row_chunks(query, max(self.away, count * query.shape[3])):
-            scores = retrieve.scores(query[:, :, at], self.hk.used, self.scaling)
+            scores = self.softmax.capped(retrieve.scores(query[:, :, at], self.hk.used, self.scaling))
             ahead = torch.arange(self.away) >= behind[at].unsqueeze(1)
             found, slots = scores.masked_fill(ahead, -torch.inf).topk(count, dim=-1)
             weights, log_sum = retrieve.soften(found)

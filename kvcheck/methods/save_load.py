@@ -39,6 +39,7 @@ class SaveLoad(KeepsAll):
         frees_memory=False,
         variant="safetensors, one file per layer and prompt",
         lossless=Lossless.ALWAYS,
+        latents="writes and reads them",
     )
 
     folder: str = ""

@@ -39,6 +39,7 @@ class StreamingLLM(Method):
         variant="original positions, no re-rotation to slots; dense prefill; evicts after every forward",
         lossless=Lossless.at("window=100000"),
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then the window moves on"},
+        latents="keeps those of sinks and window",
     )
 
     sink: int = 4

@@ -44,6 +44,7 @@ class TriShape(AShape):
         shares_prefill=False,
         variant="the prompt's attention only; decoding and follow-ups are dense over the full cache, as in SCBench",
         lossless=Lossless.at("n_local=100000"),
+        latents="keeps them whole; the prompt attends to the keys that are made of them",
     )
 
     n_last: float | int = 100
@@ -80,7 +81,7 @@ class TriShapeLayer(sparsity.SparsePrefillLayer):
             return self.dense(query, keys, values)
         first = tokens - method.rows(tokens)
         early = query[:, :, :first], keys[:, :, :first], values[:, :, :first]
-        upper = sparsity.a_shape(*early, self.scaling, n_init, n_local)
+        upper = sparsity.a_shape(*early, self.scaling, n_init, n_local, self.softmax)
         return torch.cat([upper, self.dense(query[:, :, first:], keys, values)], dim=2)
 
 

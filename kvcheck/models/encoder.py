@@ -71,7 +71,7 @@ class Encoder:
         if self.slots is None:
             raise MethodUnsupported(
                 "the task shows images, and the model reads text only",
-                f"{option('model')} with a LLaVA, or other {option('tasks')}",
+                f"{option('model')} with a LLaVA or an InternVL, or other {option('tasks')}",
             )
         return self.slots.written(text)
 

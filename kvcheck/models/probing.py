@@ -81,7 +81,7 @@ def _shape(config: Config, keyed: bool) -> ModelShape:
     """The shape of the layers with full attention; of none where no keys and values are carried by the cache."""
     if not keyed:
         return ModelShape(0, 1, 1, 1)
-    return replace(ModelShape.of(config), layers=kinds(config).count(DynamicLayer))
+    return replace(ModelShape.of(config), layers=kinds(config).count(DynamicLayer), chunk=None)
 
 
 def _probed(loaded: LoadedModel, draft: States) -> States:

@@ -5,7 +5,8 @@ alone say what is fed: a runner may feed rows together or one by one, a prompt a
 always has the same ids. The embeddings of the last images are held, up to HELD bytes; earlier ones are made again when
 needed.
 
-Served: LLaVA (1.0 and 1.5), whose language model reads an image as a run of slots, at plain positions, causally.
+Served: LLaVA (1.0 and 1.5) and InternVL (2.5 to 3.5), whose language models read an image as a run of slots, at plain
+positions, causally.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from kvcheck.tasks.images import MARK, Image
 if TYPE_CHECKING:
     from kvcheck.models.pretrained import Config, Model, Tokenizer
 
-SERVED = ("llava",)
+SERVED = ("llava", "internvl")
 """Model types. What is tried in tests/models and tests/backends stands here, nothing else."""
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+TOWERS = ("clip_vision_model", "siglip_vision_model", "internvl_vision")
 """Towers that take one square of pixels and give a fixed number of slots."""
 CLASSED = TOWERS[:1]
 """Of these, those that put a token for the whole image before the patches, which "full" keeps."""
@@ -42,11 +43,15 @@ HELD = 512 * 1024**2
 
 @dataclass(frozen=True)
 class Slots:
-    """What an image is in the text: `count` times the token `id`, which is written as `token`."""
+    """What an image is in the text: `count` times the token `id`, which is written as `token`, between two others.
+
+    around: what stands before and behind them, as the model's processor writes it; "" where it writes nothing.
+    """
 
     token: str
     id: int
     count: int
+    around: tuple[str, str] = ("", "")
 
     @classmethod
     def of(cls, name: str, config: Config, tokenizer: Tokenizer) -> Slots | None:
@@ -64,11 +69,20 @@ class Slots:
                 "is the tokenizer the one that came with the model?",
             )
         first = int(config.vision_feature_select_strategy == "full" and seen.model_type in CLASSED)
-        return cls(token, image, (seen.image_size // seen.patch_size) ** 2 + first)
+        joined = float(getattr(config, "downsample_ratio", 1.0))  # InternVL makes one slot of several patches
+        count = int(side(seen.image_size) // side(seen.patch_size) * joined) ** 2 + first
+        before, behind = (getattr(tokenizer, f"{which}_image_token", None) or "" for which in ("start", "end"))
+        return cls(token, image, count, (before, behind))
 
     def written(self, text: str) -> str:
         """The text with the slots of an image in the place of every mark."""
-        return text.replace(MARK, self.token * self.count)
+        before, behind = self.around
+        return text.replace(MARK, f"{before}{self.token * self.count}{behind}")
+
+
+def side(size: int | Sequence[int]) -> int:
+    """The side of a square that a config gives as a number, or as height and width."""
+    return size if isinstance(size, int) else size[0]
 
 
 def sees(config: Config) -> bool:
@@ -97,6 +111,9 @@ def refuse(name: str, config: Config) -> None:
             f"{config.vision_config.model_type}",
             f"served are {' and '.join(TOWERS)}",
         )
+    for what in (config.vision_config.image_size, config.vision_config.patch_size):
+        if not isinstance(what, int) and len(set(what)) != 1:
+            raise MethodUnsupported(f"model {name!r}: its tower takes images or patches of {what}, no squares", _hint())
 
 
 class SlotEmbedding(torch.nn.Module):
@@ -176,7 +193,7 @@ class Vision:
 
     def pixels(self, image: Image) -> torch.Tensor:
         """(1, 3, size, size): the cells enlarged, from 0 to 1, and then scaled by colour."""
-        size = self.model.config.vision_config.image_size
+        size = side(self.model.config.vision_config.image_size)
         cells = torch.tensor(image.cells, dtype=torch.float32).permute(2, 0, 1) / 255
         at = torch.arange(size) * len(image.cells) // size
         mean, deviation = (torch.tensor(part).view(3, 1, 1) for part in self.scale)
@@ -232,4 +249,4 @@ def eyes(name: str, model: Model, slots: Slots | None, files: Path) -> Vision | 
 
 def _hint() -> str:
     which = f"{option('model')} with a folder or a hub id such as llava-hf/llava-1.5-7b-hf"
-    return f"kvcheck serves text models and LLaVA: {which}"
+    return f"kvcheck serves text models, LLaVA and InternVL: {which}"

@@ -81,6 +81,7 @@ def page(name: str) -> Iterator[str]:
         yield f"- reads the {', '.join(info.needs)} of the prompt"
     if info.refuses:
         yield f"- cannot serve {info.refuses}"
+    yield f"- where a model caches latents (MLA): {info.latents or 'refused'}"
     if info.variant:
         yield f"- which form this is: {info.variant}"
     yield ""

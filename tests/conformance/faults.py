@@ -10,10 +10,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicLayer
 
+from kvcheck.cache import kernels
+from kvcheck.cache.full import FullCache
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.states import Carried, StateRunner
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
@@ -359,6 +363,126 @@ def faulty(name: str, made: type[CacheLayer]) -> None:
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, CacheLayer)]:
     if _layer.__module__ == __name__ and _layer.__name__ not in WRITTEN:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)
+
+
+class SinklessLayer(CacheLayer):
+    """A block behind the prompt attends without the sinks of the model."""
+
+    def attention(self, query, keys, values, rows):
+        if self.prompt is None or query.shape[2] == 1:
+            return super().attention(query, keys, values, rows)
+        return kernels.attend_block(query, keys, values, self.scaling, replace(self.softmax, sinks=None))
+
+
+@dataclass(frozen=True)
+class NoSinkInABlock(Full):
+    made = SinklessLayer
+
+
+class MaskedBeforeLayer(CacheLayer):
+    """Scores of hidden tokens are masked before the cap, which lets them back in."""
+
+    def attention(self, query, keys, values, rows):
+        softmax, size = self.softmax, keys.shape[2]
+        if softmax.plain:
+            return super().attention(query, keys, values, rows)
+        keys, values = (each.repeat_interleave(self.shape.group, dim=1) for each in (keys, values))
+        hidden = ~torch.ones(query.shape[2], size, dtype=torch.bool).tril(size - query.shape[2])
+        scores = (query @ keys.mT * self.scaling).masked_fill(hidden, -torch.inf)
+        return softmax.weights(softmax.capped(scores)) @ values
+
+
+@dataclass(frozen=True)
+class CapsMaskedScores(Full):
+    made = MaskedBeforeLayer
+
+
+@dataclass(frozen=True)
+class OnStates(FullCache):
+    """The full cache; on a model with states, by whatever runner a subclass names."""
+
+    made: ClassVar[type[StateRunner]] = StateRunner
+
+    def runner(self, loaded):
+        return super().runner(loaded) if loaded.states is None else self.made(self, loaded)
+
+
+def states_of(row: Carried):
+    """The layers that keep a state."""
+    return [layer for layer in row.cache.layers if hasattr(layer, "recurrent_states")]
+
+
+class ForgetfulRunner(StateRunner):
+    """A block begins with an empty convolution."""
+
+    def feed_row(self, cache, ids, keep):
+        if cache.seen and ids.shape[1] > 1:
+            for layer in states_of(cache):
+                for state in (
+                    dict(layer.conv_states).values() if isinstance(layer.conv_states, dict) else layer.conv_states
+                ):
+                    state.zero_()
+        return super().feed_row(cache, ids, keep)
+
+
+@dataclass(frozen=True)
+class ForgetsAtABlock(OnStates):
+    made = ForgetfulRunner
+
+
+class FirstRowRunner(StateRunner):
+    """All rows go on from the state of the first."""
+
+    def prefill(self, ids):
+        cache, logits = super().prefill(ids)
+        return RowCache([cache.rows[0].select([0]) for _ in cache.rows]), logits
+
+
+@dataclass(frozen=True)
+class StateOfTheFirstRow(OnStates):
+    made = FirstRowRunner
+
+
+class SharedCarried(Carried):
+    """A fork goes on in the very cache."""
+
+    def select(self, rows):
+        clone = super().select(rows)
+        clone.cache = self.cache
+        return clone
+
+
+class PartlyCarried(Carried):
+    """A fork has the recurrent states of what it was made from, by reference."""
+
+    def select(self, rows):
+        clone = super().select(rows)
+        for mine, theirs in zip(states_of(clone), states_of(self), strict=True):
+            mine.recurrent_states = theirs.recurrent_states
+        return clone
+
+
+class SharedRunner(StateRunner):
+    kind: ClassVar[type[Carried]] = SharedCarried
+
+    def build(self):
+        made = super().build()
+        made.__class__ = self.kind
+        return made
+
+
+class PartlyRunner(SharedRunner):
+    kind = PartlyCarried
+
+
+@dataclass(frozen=True)
+class SharedState(OnStates):
+    made = SharedRunner
+
+
+@dataclass(frozen=True)
+class StateCopiedInPart(OnStates):
+    made = PartlyRunner
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ def test_the_a_shape_reads_as_many_pairs_as_its_cost_formula_says(n_init, n_loca
 def test_the_a_shape_never_gathers_more_than_sinks_windows_and_a_block_of_rows(monkeypatch):
     gathered = []
 
-    def spy(query, keys, values, mask, scaling):
+    def spy(query, keys, values, mask, scaling, softmax):
         gathered.append((query.shape[2], keys.shape[2]))
-        return attend(query, keys, values, mask, scaling)
+        return attend(query, keys, values, mask, scaling, softmax)
 
     attend = kernels.attend_masked
     monkeypatch.setattr(kernels, "attend_masked", spy)

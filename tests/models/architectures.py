@@ -82,8 +82,26 @@ WINDOWED = {
         ATTENTION | {"num_hidden_layers": 3, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL, SLIDING]},
         1, _windows(2), "TextConfig",
     ),
+    "gemma2": Architecture(
+        "Gemma2",
+        ATTENTION | {"num_hidden_layers": 4, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL] * 2}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8},
+        2, _windows(2),
+    ),
+    "gpt_oss": Architecture(
+        "GptOss",
+        ATTENTION | {"num_hidden_layers": 4, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL] * 2}
+        | {"num_local_experts": 2, "num_experts_per_tok": 1},
+        2, _windows(2),
+    ),
+    "llama4": Architecture(
+        "Llama4",
+        ATTENTION | {"num_hidden_layers": 4, "attention_chunk_size": WINDOW, "no_rope_layers": [1, 0, 1, 0]}
+        | {"intermediate_size_mlp": 48, "num_local_experts": 2, "interleave_moe_layer_step": 2, "floor_scale": 4},
+        2, lambda tokens: 2 * 2 * 2 * (tokens % WINDOW) * 8 * 2, "TextConfig",
+    ),
 }  # fmt: skip
-"""Sliding windows, in Gemma 3 beside global layers."""
+"""Windows, but in Mistral beside global layers: in Gemma 2 with soft caps, in gpt-oss with sinks; in Llama 4 chunks."""
 
 RECURRENT = {
     "mamba": Architecture("Mamba", BASE | {"state_size": STATE}, 0, _mamba(2)),
@@ -157,8 +175,57 @@ class Seeing(Architecture):
         return folder
 
 
+@dataclass(frozen=True)
+class InternVL(Seeing):
+    """The same before a Qwen2, as InternVL has it: each of four slots joins four patches, between two more tokens."""
+
+    def model(self) -> Any:
+        """Random weights, the tower's too."""
+        torch.manual_seed(0)
+        seen = transformers.InternVLVisionConfig(
+            hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16,
+            patch_size=4, initializer_range=0.2,
+        )  # fmt: skip
+        text = transformers.Qwen2Config(**self.config | {"vocab_size": IMAGE + 3})
+        config = transformers.InternVLConfig(
+            vision_config=seen, text_config=text, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
+        )
+        return transformers.InternVLForConditionalGeneration(config).eval()
+
+    def save(self, folder: Path) -> Path:
+        """Also with the tokens around an image, by the names that its tokenizers have them under."""
+        super().save(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<img>", "</img>"], special_tokens=True)
+        tokenizer.save_pretrained(folder)
+        settings = folder / "tokenizer_config.json"
+        named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
+        told = json.loads(settings.read_text()) | named | {"extra_special_tokens": named}
+        settings.write_text(json.dumps(told))
+        return folder
+
+
 IMAGE = BASE["vocab_size"]
-SEEING = {"llava": Seeing("Llava", ATTENTION)}
+SEEING = {"llava": Seeing("Llava", ATTENTION), "internvl": InternVL("InternVL", ATTENTION)}
 """Eyes before full attention."""
 
-ALL = PURE | WINDOWED | RECURRENT | HYBRID | SEEING
+LATENT_RANK, ROTATED = 16, 8
+MLA = ATTENTION | {
+    "num_key_value_heads": 4, "kv_lora_rank": LATENT_RANK, "q_lora_rank": None, "qk_rope_head_dim": ROTATED,
+    "qk_nope_head_dim": 16, "v_head_dim": 12, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+del MLA["head_dim"]
+
+
+def _latents(tokens: int) -> int:
+    return 2 * tokens * (LATENT_RANK + ROTATED) * 2
+
+
+LATENT = {
+    "deepseek_v2": Architecture("DeepseekV2", MLA, 0, _latents),
+    "deepseek_v3": Architecture("DeepseekV3", MLA | {"q_lora_rank": 24}, 0, _latents),
+}
+"""Latents in place of keys and values, in every layer; keys wider than values."""
+
+ALL = PURE | LATENT | WINDOWED | RECURRENT | HYBRID | SEEING

@@ -20,15 +20,21 @@ from packaging.version import Version
 from tiny import runner_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
 
+from kvcheck.backends.transformers import kernel
 from kvcheck.backends.transformers.meter import weigh
 from kvcheck.cache import window
+from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.layer import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import RowCache, RowRunner
+from kvcheck.cache.shape import ModelShape
 from kvcheck.core import paths
 from kvcheck.core.errors import ContextTooLong, MethodUnsupported, SpecError
 from kvcheck.core.record import MODES, CaseId, CaseRecord
+from kvcheck.core.spec import Spec
 from kvcheck.measure.memory import held
+from kvcheck.methods import make
+from kvcheck.methods.adapters import presses
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel, load, probing
 from kvcheck.runner.case import Runner
@@ -37,6 +43,8 @@ from kvcheck.tasks.base import Sample, Task, TaskInfo, Turn
 CPU = torch.device("cpu")
 WORDS = ["onion", "ladder", "kitchen", "salmon", "easel", "mountain", "indigo", "needle", "cobra"]
 """One token each, with the space before it."""
+GLOBAL = ["gemma3", "gemma2", "gpt_oss", "llama4"]
+"""Layers with full attention beside windows or chunks."""
 SNAPKV = "snapkv:budget=24,window=8"
 OLD = Version(__version__) < Version("5.20")
 REFUSED = [*HYBRID, "recurrent_gemma"] if OLD else []
@@ -99,7 +107,7 @@ def fresh(runner: MethodRunner) -> Any:
 
 def plain(folder: Path) -> Any:
     """The model with transformers' own attention."""
-    sees = json.loads((folder / "config.json").read_text())["model_type"] == "llava"
+    sees = json.loads((folder / "config.json").read_text())["model_type"] in SEEING
     loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return loader.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -326,12 +334,66 @@ def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [*PURE, *SEEING, "gemma3", *HYBRID])
+@pytest.mark.parametrize("name", [*PURE, *SEEING, *GLOBAL, *HYBRID])
 def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., CaseRecord], name: str, mode: str) -> None:
     memory = run(name, SNAPKV, mode).memory
     assert memory is not None
     assert (memory.kept, memory.touched) == (24, ALL[name].full)
-    assert memory.kv_bytes == ALL[name].full * 2 * 24 * 2 * 8 * 2 + ALL[name].beside(60)
+    assert memory.kv_bytes == ALL[name].full * 2 * 24 * 2 * 8 * 2 + ALL[name].beside(memory.seen)
+
+
+LATENTS = ["streaming_llm:window=12,sink=2", "kivi:group=8,residual=8", "flexgen:group=8", "fp8", "fp8:scale=token"]
+LATENTS += ["a_shape", "tri_shape", "minference", "offload", "save_load", "transformers.dynamic"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spec", LATENTS)
+def test_methods_that_act_on_what_is_stored_serve_latents(run: Callable[..., CaseRecord], spec: str, mode: str) -> None:
+    memory = run("deepseek_v3", spec, mode).memory
+    assert memory is not None
+    assert memory.touched == 2
+
+
+@pytest.mark.parametrize("spec", ["streaming_llm:window=100000", "kivi:group=8,residual=102400", "a_shape:n_local=1.0"])
+def test_a_method_that_loses_nothing_answers_as_the_full_cache_of_latents(
+    models: Callable[[str], LoadedModel], exact: None, spec: str
+) -> None:
+    ids, found = tokens(40), []
+    for each in ("fp16", spec):
+        runner = make(each).runner(models("deepseek_v2"))
+        cache, first = runner.prefill(ids[:, :30])
+        block, step = runner.feed(cache, ids[:, 30:36], 6), runner.feed(cache, ids[:, 36:37])
+        found.append(torch.cat([first[:, None], block, step], dim=1))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
+
+
+def test_what_evicts_latents_holds_fewer(models: Callable[[str], LoadedModel]) -> None:
+    runner = make("streaming_llm:window=12,sink=2").runner(models("deepseek_v3"))
+    cache, _ = runner.prefill(tokens(40))
+    assert held(cache).kv == 2 * 14 * (16 + 8) * 2
+    assert held(cache).kv == runner.method.kv_bytes(runner.shape, 1, 40, 0)
+
+
+@pytest.mark.parametrize("spec", ["kivi:group=8,residual=8", "flexgen:group=8", "fp8", "fp8:scale=token"])
+def test_quantized_latents_take_the_bytes_that_are_declared(models: Callable[[str], LoadedModel], spec: str) -> None:
+    runner = make(spec).runner(models("deepseek_v3"))
+    cache, _ = runner.prefill(tokens(42))
+    runner.feed(cache, tokens(3))
+    assert held(cache).kv == runner.method.kv_bytes(runner.shape, 1, 42, 3) > 0
+
+
+@pytest.mark.parametrize("spec", [SNAPKV, "h2o", "think", "quest", "kvmerger", "snapkv+kivi:group=8"])
+def test_methods_that_need_keys_are_refused_where_latents_are_cached(run: Callable[..., CaseRecord], spec: str) -> None:
+    with pytest.raises(MethodUnsupported, match="acts on keys and values; the model caches a latent"):
+        run("deepseek_v2", spec)
+    with pytest.raises(MethodUnsupported, match="caches a latent"):
+        make(spec).build(ModelShape(2, 4, 1, 16, value_dim=8, latent=True))
+
+
+def test_a_cache_that_was_built_for_latents_refuses_keys_of_all_heads() -> None:
+    layer = CacheLayer(ModelShape(2, 4, 1, 16, value_dim=8, latent=True), 0, None)
+    with pytest.raises(MethodUnsupported, match="has MLA and caches 4 x 24 numbers as keys of a token"):
+        layer.update(torch.zeros(1, 4, 3, 24), torch.zeros(1, 4, 3, 12))
 
 
 NATIVE = ["streaming_llm:window=12,sink=2", "h2o:budget=24", "tova:budget=24", "kivi:group=8,residual=8", "fp8"]
@@ -339,7 +401,7 @@ NATIVE += ["flexgen:group=8", "quest:page=4", "think", "a_shape", "offload", "sn
 
 
 @pytest.mark.parametrize("spec", NATIVE)
-@pytest.mark.parametrize("name", ["glm4", "phi3", "gemma3", *HYBRID])
+@pytest.mark.parametrize("name", ["glm4", "phi3", *GLOBAL, *HYBRID])
 def test_native_methods_run(run: Callable[..., CaseRecord], name: str, spec: str) -> None:
     memory = run(name, spec).memory
     assert memory is not None
@@ -365,6 +427,8 @@ def test_a_method_that_feeds_the_model_itself_is_refused(run: Callable[..., Case
         ("mistral_sliding", "snapkv:budget=6,window=2"),
         ("gemma3", "cake:chunk=4"),
         ("gemma3", "transformers.dynamic"),
+        ("gemma2", "duo_attention:heads=10/10/10/10"),
+        ("llama4", "duo_attention:heads=10/10/10/10"),
     ],
 )
 def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
@@ -373,8 +437,42 @@ def test_what_needs_full_attention_gets_it_while_windows_see_all_of_the_text(
     memory = run(name, spec, "multi_request", length=9).memory
     assert memory is not None
     assert memory.touched == ALL[name].config["num_hidden_layers"]
-    with pytest.raises(MethodUnsupported, match="sliding window of 16 tokens; the text has 49"):
+    with pytest.raises(MethodUnsupported, match=r"(sliding window|chunks) of 16 tokens; the text has 49"):
         run(name, spec, "multi_request", length=48)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "gpt_oss", "llama"])
+@pytest.mark.parametrize("kind", ["cache", presses.CAUSAL, presses.WEIGHING])
+def test_a_foreign_cache_and_a_press_give_the_logits_of_plain_transformers(
+    folders: Callable[[str], Path], models: Callable[[str], LoadedModel], name: str, kind: str
+) -> None:
+    ids = tokens(14, seed=4)
+    wanted = plain(folders(name))(ids, use_cache=False).logits
+    method = make("transformers.dynamic") if kind == "cache" else presses.ForeignPress(Spec("no_press"))
+    runner = method.runner(models(name))
+    if isinstance(runner, presses.PressRunner):
+        runner.attention = kind
+        presses.register(kind)
+    cache, first = runner.prefill(ids[:, :9])
+    found = torch.cat(
+        [first[:, None], runner.feed(cache, ids[:, 9:12], 3), runner.feed(cache, ids[:, 12:13], 1)], dim=1
+    )
+    assert float((found - wanted[:, 8:13]).abs().max()) < 0.01 * float(wanted.std()), "16 bits are no more apart"
+
+
+@pytest.mark.parametrize(("name", "part"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
+def test_caps_and_sinks_of_the_tiny_models_can_be_seen(
+    folders: Callable[[str], Path],
+    models: Callable[[str], LoadedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    part: str,
+) -> None:
+    ids = tokens(30)
+    wanted = Fp16().runner(models(name)).prefill(ids)[1]
+    read = Softmax.of
+    monkeypatch.setattr(Softmax, "of", lambda given: read({**given, part: None}))
+    assert float((Fp16().runner(models(name)).prefill(ids)[1] - wanted).abs().max()) > 0.1
 
 
 def test_a_method_that_needs_several_layers_counts_those_that_it_acts_on(run: Callable[..., CaseRecord]) -> None:
@@ -382,13 +480,23 @@ def test_a_method_that_needs_several_layers_counts_those_that_it_acts_on(run: Ca
         run("gemma3", "pyramidkv")
 
 
+@pytest.mark.parametrize("name", ["gemma3", "llama4"])
 def test_a_long_prompt_sees_its_windows_block_by_block(
-    folders: Callable[[str], Path], models: Callable[[str], LoadedModel], exact: None, monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path],
+    models: Callable[[str], LoadedModel],
+    exact: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     monkeypatch.setattr(window, "BLOCK", 7)
     ids = tokens(60)
-    wanted = plain(folders("gemma3"))(ids, use_cache=False).logits[:, -1]
-    torch.testing.assert_close(Fp16().runner(models("gemma3")).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
+    wanted = plain(folders(name))(ids, use_cache=False).logits[:, -1]
+    torch.testing.assert_close(Fp16().runner(models(name)).prefill(ids)[1], wanted, atol=1e-4, rtol=0)
+
+
+def test_a_press_is_refused_where_a_model_attends_in_chunks(models: Callable[[str], LoadedModel]) -> None:
+    with pytest.raises(MethodUnsupported, match="the model attends in chunks of 16"):
+        presses.ForeignPress(Spec("no_press")).runner(models("llama4"))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -473,3 +581,9 @@ def test_a_class_that_carries_nothing_is_refused(tmp_path: Path) -> None:
     OpenAIGPTLMHeadModel(config).save_pretrained(folder)
     with pytest.raises(MethodUnsupported, match="OpenAIGPTLMHeadModel carries nothing from token to token"):
         load(str(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3"])
+def test_a_kernel_that_a_model_cannot_have_is_refused(models: Callable[[str], LoadedModel], name: str) -> None:
+    with pytest.raises(SpecError, match="attention has soft caps, sinks or latents"):
+        kernel.use("math", models(name))

@@ -114,6 +114,23 @@ def test_images_give_the_logits_of_plain_transformers(folder: Path, loaded: Load
     assert float((wanted - blind).abs().max()) > 0.05, "the images make no difference"
 
 
+def test_internvl_gives_the_logits_of_plain_transformers(tmp_path: Path) -> None:
+    folder = ALL["internvl"].save(tmp_path / "internvl")
+    seeing = load(str(folder), CPU, torch.float32)
+    ids = seeing.tokenizer.encode(TEXT)
+    assert ids.count(IMAGE) == 2 * 4
+    assert [ids[ids.index(IMAGE) - 1], ids[ids.index(IMAGE) + 4]] == [IMAGE + 1, IMAGE + 2], "between <img> and </img>"
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    pixels = torch.cat([normalized(image) for image in PICTURES[:2]])
+    wanted = plain(torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
+    blind = plain(torch.tensor([ids]), use_cache=False).logits
+    assert seeing.vision is not None
+    runner = Fp16().runner(seeing)
+    mine = runner.feed(runner.build(), torch.tensor([seeing.vision.placed(ids, PICTURES[:2])]), len(ids))
+    torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=0)
+    assert float((wanted - blind).abs().max()) > 0.05, "the images make no difference"
+
+
 def test_rows_with_other_images_are_fed_together_and_in_parts_as_alone(loaded: LoadedModel, vision: Vision) -> None:
     ids, runner = loaded.tokenizer.encode(TEXT), Fp16().runner(loaded)
     rows = torch.tensor([vision.placed(ids, PICTURES[:2]), vision.placed(ids, PICTURES[:0:-1])])

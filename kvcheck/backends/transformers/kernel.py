@@ -36,6 +36,12 @@ def use(name: str, loaded: LoadedModel) -> None:
         if loaded.device.type == "cuda":
             _around(loaded.model, lambda ids: nullcontext() if ids.shape[-1] >= LONG else sdpa_kernel(QUICK))
         return
+    if loaded.shape.latent or not getattr(loaded.model, "_supports_sdpa", True):
+        raise SpecError(
+            f"{option('attention')}={name}: torch has no such kernel for {type(loaded.model).__name__}, whose "
+            "attention has soft caps, sinks or latents",
+            f"{option('attention')}=auto",
+        )
     for what, sizes in ROWS.items():
         problem = _refusal(name, loaded, *sizes)
         if problem:

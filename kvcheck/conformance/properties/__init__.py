@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from kvcheck.conformance.properties import (
     batching,
+    denominator,
     equivalence,
     generating,
     numbers,
     positions,
     reading,
+    recurrent,
     sizes,
     state,
     symmetry,
@@ -17,11 +19,13 @@ from kvcheck.conformance.properties import (
 
 __all__ = [
     "batching",
+    "denominator",
     "equivalence",
     "generating",
     "numbers",
     "positions",
     "reading",
+    "recurrent",
     "sizes",
     "state",
     "symmetry",

@@ -37,7 +37,7 @@ INFO = MethodInfo(
 )
 """What is taken for granted of a foreign method: nothing. It claims no memory, and may do anything to the prompt."""
 
-SDPA = "sdpa"
+SDPA, EAGER = "sdpa", "eager"
 SMOKE = 8
 """Tokens that show whether a method can be fed at all."""
 Copied = TypeVar("Copied")
@@ -126,6 +126,11 @@ class ForeignCache(Foreign):
 
     make: Maker = field(default=lambda home: Cache(layers=[]), compare=False)
 
+    @property
+    def serves_latents(self) -> bool:
+        """It is given whatever the model caches."""
+        return True
+
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Makes one cache, so that what cannot be made is refused before anything runs."""
         runner = CacheRunner(self, loaded)
@@ -141,7 +146,7 @@ class ForeignCache(Foreign):
 
 
 class CacheRunner(RowRunner):
-    """Feeds a transformers cache through its own attention function or sdpa, and transformers' own masks.
+    """Feeds a transformers cache by its own attention function, sdpa or eager, through transformers' own masks.
 
     Keys and values enter in 16 bits whatever the model computes in, as they do in kvcheck's caches. The positions of a
     row are the tokens seen, whatever the cache says that it holds; those of a Batch are what the cache says.
@@ -164,7 +169,7 @@ class CacheRunner(RowRunner):
         cache, chosen = set_up(self.model, lambda: self.method.make(replace(self.home, tokens=tokens)))
         if not self.method.says.attention and chosen != SDPA:
             self.attention = chosen
-        return kind(cache, self.model, attention=self.attention or SDPA)
+        return kind(cache, self.model, attention=self.attention or kernel_of(self.model))
 
     def prefill_row(self, ids: torch.Tensor) -> tuple[Row, torch.Tensor]:
         """A fresh cache for a prompt (1, n)."""
@@ -226,6 +231,11 @@ def fed_together(batch: Batch, ids: torch.Tensor, keep: int) -> torch.Tensor:
     out = forward.feed(batch.model, ids, batch.cache, logits_to_keep=keep, **given)
     batch.seen += ids.shape[1]
     return out.logits
+
+
+def kernel_of(model: PreTrainedModel) -> str:
+    """What a foreign cache attends through: sdpa, but for models with soft caps or sinks, which it would leave out."""
+    return SDPA if getattr(model, "_supports_sdpa", True) else EAGER
 
 
 @contextmanager

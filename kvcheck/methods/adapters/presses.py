@@ -11,7 +11,8 @@ import torch
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from kvcheck.cache import attention
+from kvcheck.cache import attention, kernels
+from kvcheck.cache.kernels import Softmax
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Batch, Row, RowRunner
 from kvcheck.core.errors import MethodUnsupported
@@ -55,6 +56,12 @@ class ForeignPress(Foreign):
     def runner(self, loaded: LoadedModel) -> MethodRunner:
         """Sets the press up on the model. Raises MethodUnsupported with the press's own reason."""
         kvpress.check(self.given, self.press)
+        if loaded.shape.chunk is not None:
+            raise MethodUnsupported(
+                f"{self.given}: attention under a press is causal over all tokens; the model attends in chunks of "
+                f"{loaded.shape.chunk}",
+                "methods of kvcheck's own act on its layers with full attention",
+            )
         try:
             set_up(loaded.model, lambda: getattr(self.press, "post_init_from_model", lambda model: None)(loaded.model))
         except Exception as error:
@@ -207,6 +214,9 @@ def causal(
 ) -> tuple[torch.Tensor, None]:
     """Attention (B, H, q, d) over K columns, the newest of which are the q new ones: row r sees K - q + r + 1."""
     attention.refuse(kwargs, getattr(module, "layer_idx", 0), key.shape[2])
+    if not (softmax := Softmax.of(kwargs)).plain:
+        out = kernels.attend_block(query, key, value, kwargs.get("scaling"), softmax)
+        return out.transpose(1, 2).contiguous(), None
     mask = None if query.shape[2] in (1, key.shape[2]) else _mask(query, key)
     out = torch.nn.functional.scaled_dot_product_attention(
         query,
@@ -228,8 +238,9 @@ def weighing(
     group = query.shape[1] // key.shape[1]
     keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    scores = (query @ keys.transpose(2, 3) * scaling).masked_fill(~_mask(query, key), float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    softmax = Softmax.of(kwargs)
+    scores = softmax.capped(query @ keys.transpose(2, 3) * scaling).masked_fill(~_mask(query, key), float("-inf"))
+    weights = softmax.weights(scores.float()).to(query.dtype)
     return (weights @ values).transpose(1, 2).contiguous(), weights
 
 
