@@ -51,11 +51,13 @@ def check(name: str, spec: str, **drawn: Any) -> None:
     trial(PROPERTIES[name], spec, Draw(**drawn))
 
 
-def trial(one: PropertyTest, spec: str, draw: Draw) -> None:
-    """One trial. Raises Violation, also for an accident of the method."""
+def trial(one: PropertyTest, spec: str, draw: Draw) -> list[str]:
+    """One trial -> remarks. Raises Violation, also for an accident of the method."""
     with torch.inference_mode():
         try:
-            one.check(Subject(spec, draw))
+            subject = Subject(spec, draw)
+            one.check(subject)
+            return subject.remarks
         except (Violation, NotServed):
             raise
         except KvcheckError as error:
@@ -145,6 +147,7 @@ class Search:
         self.reason = ""
         self.left = SHRINKING
         self.once: list[tuple[Draw, str]] = []
+        self.remarks: list[set[str]] = []
 
     def attempt(self, draw: Draw) -> None:
         """One trial, at most once each; when shrinking has had its trials, nothing smaller fails any more."""
@@ -167,7 +170,8 @@ class Search:
             self.smallest, said = self.once[0][0], f"of {held + once}, {said}"
             return PropertyRecord(name, self.spec, FAILS, held + once, said, snippet(self.one, self))
         if held:
-            return PropertyRecord(name, self.spec, HOLDS, held, said)
+            always = sorted(set.intersection(*self.remarks)) if self.remarks else []
+            return PropertyRecord(name, self.spec, HOLDS, held, "; ".join([*([said] if said else []), *always]))
         reason = self.seen.most_common(1)[0][0] if self.seen else "no trial was drawn"
         return PropertyRecord(name, self.spec, UNSERVED, 0, said or reason)
 
@@ -192,7 +196,8 @@ class Search:
     def _failure(self, draw: Draw) -> str | None:
         """Why a trial fails and goes on failing with other tokens, None where it does not."""
         try:
-            trial(self.one, self.spec, draw)
+            remarks = trial(self.one, self.spec, draw)
+            self.remarks.append(set(remarks))
             self.seen["held"] += self.smallest is None
         except NotServed as reason:
             self.seen[str(reason)] += 1

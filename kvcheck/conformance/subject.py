@@ -41,6 +41,7 @@ class Subject:
 
     def __init__(self, spec: str, draw: Draw, model_seed: int = 0) -> None:
         self.spec, self.draw = spec, draw
+        self.remarks: list[str] = []  # what is to be said of the method although the property holds
         self.loaded = small(draw.architecture, model_seed)
         self.shape = ModelShape.of(self.loaded.model.config)
         self.runner = self.new_runner()

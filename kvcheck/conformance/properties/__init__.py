@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from kvcheck.conformance.properties import batching, equivalence, numbers, positions, reading, sizes, state, symmetry
+from kvcheck.conformance.properties import (
+    batching,
+    equivalence,
+    numbers,
+    parameters,
+    positions,
+    reading,
+    sharing,
+    sizes,
+    state,
+    symmetry,
+    turns,
+    weights,
+)
 
-__all__ = ["batching", "equivalence", "numbers", "positions", "reading", "sizes", "state", "symmetry"]
+__all__ = [
+    "batching",
+    "equivalence",
+    "numbers",
+    "parameters",
+    "positions",
+    "reading",
+    "sharing",
+    "sizes",
+    "state",
+    "symmetry",
+    "turns",
+    "weights",
+]
