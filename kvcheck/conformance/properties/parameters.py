@@ -17,6 +17,7 @@ from kvcheck.conformance.subject import NotServed, Subject, fail
 from kvcheck.core.errors import KvcheckError
 from kvcheck.measure.audit import audit
 from kvcheck.measure.memory import held
+from kvcheck.methods import make
 
 Number = bool | int | float
 
@@ -43,8 +44,8 @@ def every_parameter_changes_something(subject: Subject) -> None:
 
     Other parameters that are numbers and change nothing are said; some act on longer texts only.
     """
-    method, ids = subject.method, subject.tokens(LONG + subject.draw.prompt % 64)
-    given = numbers(method)
+    method, ids = make(subject.spec), subject.tokens(LONG + subject.draw.prompt % 64)
+    given, knob = numbers(method), method.info.knob
     if not given:
         raise NotServed("it has no parameter that is a number")
     asis, idle = _effect(subject, method, ids), {}
@@ -61,9 +62,10 @@ def every_parameter_changes_something(subject: Subject) -> None:
         else:
             if tried:
                 idle[name] = f"{name}={value!r}, nor {', '.join(map(repr, tried))},"
-    if method.info.knob in idle:
-        fail(f"neither {idle[method.info.knob]} makes a difference to bytes or answers behind {ids.shape[1]} tokens")
-    subject.remarks += [f"{name} changes nothing on short texts" for name in idle]
+    alone = all(name == knob for name, _ in method.spec.params)  # else another parameter may take its place
+    if knob in idle and alone:
+        fail(f"neither {idle[knob]} makes a difference to bytes or answers behind {ids.shape[1]} tokens")
+    subject.remarks += [f"{name} changes neither bytes nor answers on texts of {LONG} tokens" for name in idle]
 
 
 def _effect(subject: Subject, method: Method, ids: torch.Tensor) -> tuple[list[int], torch.Tensor]:

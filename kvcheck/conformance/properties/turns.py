@@ -132,12 +132,16 @@ def what_is_held_is_true_in_every_turn(subject: Subject) -> None:
     _turns(subject, ids, subject.prefill(ids)[0], "")
 
 
+CHOSEN = 96
+"""Tokens of a prompt of which methods that choose leave some out."""
+
+
 @property_test(skip_reason=other_prompt, share=0.3)
 def promised_tokens_are_held_whatever_the_scores(subject: Subject) -> None:
     """Where scores are tied, all equal, or one token takes all, slots and promised tokens are as declared as ever."""
     for what, arrange in SCORES.items():
         fresh = Subject(subject.spec, subject.draw)
-        ids = fresh.tokens(fresh.draw.prompt)
+        ids = fresh.tokens(CHOSEN + fresh.draw.prompt % CHOSEN)
         with ExitStack() as meanwhile:
             try:
                 ids = arrange(fresh, ids, meanwhile)
