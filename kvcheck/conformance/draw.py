@@ -28,6 +28,11 @@ class Draw:
     steps: int = 1
     cut: int = 0
 
+    def fed(self) -> str:
+        """In words. Some properties make a text longer, and feed more behind it."""
+        parts = f"a prompt of {self.prompt}, a follow-up of {self.block}, {self.steps} one by one"
+        return f"{parts}; rows: {self.rows}; model: small {self.architecture}"
+
     def text(self) -> str:
         """As keyword arguments, those that are not at their default."""
         changed = {each.name: getattr(self, each.name) for each in fields(self)}

@@ -53,6 +53,7 @@ def check(name: str, spec: str, **drawn: Any) -> None:
 
 def trial(one: PropertyTest, spec: str, draw: Draw) -> list[str]:
     """One trial -> remarks. Raises Violation, also for an accident of the method."""
+    subject = None
     with torch.inference_mode():
         try:
             subject = Subject(spec, draw)
@@ -63,9 +64,29 @@ def trial(one: PropertyTest, spec: str, draw: Draw) -> list[str]:
         except KvcheckError as error:
             raise Violation(f"it raised {type(error).__name__}: {error}") from error
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.name} ({where.filename.rpartition('/')[2]}:{where.lineno})"
-            raise Violation(f"it raised {type(error).__name__} in {place}: {error}") from error
+            raise Violation(accident(error, subject)) from error
+
+
+def accident(error: Exception, subject: Subject | None) -> str:
+    """What an exception says: where it was raised, by whom where that is none of ours, and the shapes at hand."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if not any(part in each.filename for part in NOT_OWN)]
+    place = _place(frames[-1])
+    if own and own[-1] is not frames[-1]:
+        place += f", called in {_place(own[-1])}"
+    said = f"it raised {type(error).__name__} in {place}: {error}"
+    return f"{said}; {subject.shapes()}" if subject and any(word in str(error) for word in SHAPES) else said
+
+
+NOT_OWN = ("/kvcheck/", "/site-packages/", "/lib/python")
+"""In paths of files that are not the user's."""
+SHAPES = ("size", "shape", "dimension", "index", "expand")
+"""In messages of torch that are about shapes."""
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    """A function with its file and line."""
+    return f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})"
 
 
 def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
@@ -107,7 +128,8 @@ def _examined(name: str, spec: str, trials: int, seed: int) -> PropertyRecord:
             decide(given(draws(search.architectures, one.longest, one.steps))(search.attempt))
         )()
     except Violation:
-        return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, search.reason, snippet(one, search))
+        reason = f"{search.reason}; fed: {(search.smallest or Draw()).fed()}"
+        return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, reason, snippet(one, search))
     finally:
         torch.set_num_threads(threads)
     return search.record()
@@ -119,6 +141,7 @@ def snippet(one: PropertyTest, search: Search) -> str:
     return (
         "from kvcheck.conformance.runner import check\n\n\n"
         f"def test_{one.name}():\n"
+        f'    """{one.claim}"""\n'
         f'    check("{one.name}", {search.spec!r}{given})\n'
     )
 

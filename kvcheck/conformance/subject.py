@@ -109,6 +109,12 @@ class Subject:
             self.tokens(draw.steps, salt=salt + 2),
         )
 
+    def shapes(self) -> str:
+        """Of the model, in words."""
+        shape = self.shape
+        heads = f"{shape.kv_heads} kv heads for {shape.heads} query heads of dimension {shape.head_dim}"
+        return f"the model has {heads} in each of {shape.layers} layers"
+
     def native(self, cache: FedCache) -> KVCache:
         """The cache, where it is made of kvcheck's layers. Raises NotServed."""
         native = view(cache).native
@@ -156,10 +162,13 @@ def equal(one: Answer, other: Answer, what: str, tolerance: float = TOLERANCE) -
         fail(f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
     if not bool(one.isfinite().all()):
         fail(f"{what}: not finite")
-    spread = float(other.std()) if other.numel() > 1 else 1.0
-    error = float((one - other).abs().max()) if one.numel() else 0.0
-    if error > tolerance * max(spread, 1e-9):
-        fail(f"{what}: they differ by {error / max(spread, 1e-9):.2g} times their spread")
+    spread = max(float(other.std()) if other.numel() > 1 else 1.0, 1e-9)
+    errors = (one - other).abs()
+    if errors.numel() and float(errors.max()) > tolerance * spread:
+        at = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
+        where = f"row {at[0]}, " + (f"token {at[1]} of {one.shape[1]}, " if len(at) > 2 else "")
+        said = f"the logit of {at[-1]} is {float(one[at]):.4g} and should be {float(other[at]):.4g}"
+        fail(f"{what}: they differ by {float(errors.max()) / spread:.2g} times their spread ({where}{said})")
 
 
 def rows_of(results: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:

@@ -96,9 +96,8 @@ def what_is_stored_is_read(subject: Subject) -> None:
             for each, tensor in _stored(owner):
                 if each == name:
                     _overwrite(tensor)
-        answer = wanted
+        answer: torch.Tensor | None = None
         with suppress(Exception):  # whoever cannot go on with other numbers has read them
-            answer = None
             answer = subject.feed(fork, follow)
         if answer is not None and torch.equal(answer, wanted):
             size = sum(tensor.nbytes for owner in _owners(fork) for each, tensor in _stored(owner) if each == name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -41,7 +42,7 @@ def alike_values(subject: Subject) -> None:
         attention.v_proj.bias = Parameter(torch.ones_like(weight[:, 0]), requires_grad=False)
 
 
-def _attentions(subject: Subject) -> list[torch.nn.Module]:
+def _attentions(subject: Subject) -> list[Any]:
     """Of all layers. Raises NotServed for a model whose layers attend by something else."""
     layers = [getattr(layer, "self_attn", None) for layer in subject.loaded.model.get_decoder().layers]
     if None in layers:
