@@ -165,9 +165,9 @@ def equal(one: Answer, other: Answer, what: str, tolerance: float = TOLERANCE) -
     spread = max(float(other.std()) if other.numel() > 1 else 1.0, 1e-9)
     errors = (one - other).abs()
     if errors.numel() and float(errors.max()) > tolerance * spread:
-        at = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
-        where = f"row {at[0]}, " + (f"token {at[1]} of {one.shape[1]}, " if len(at) > 2 else "")
-        said = f"the logit of {at[-1]} is {float(one[at]):.4g} and should be {float(other[at]):.4g}"
+        worst = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
+        where = f"row {worst[0]}, " + (f"token {worst[1]} of {one.shape[1]}, " if len(worst) > 2 else "")
+        said = f"the logit of {worst[-1]} is {float(one[worst]):.4g} and should be {float(other[worst]):.4g}"
         fail(f"{what}: they differ by {float(errors.max()) / spread:.2g} times their spread ({where}{said})")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from kvcheck.cache.full import FullCache
+from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
-from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, equal, fail
 from kvcheck.core.errors import SpecError
+from kvcheck.methods.fp16 import Fp16
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -25,17 +31,56 @@ def everything_held_is_the_full_cache(subject: Subject) -> None:
     except SpecError as error:  # a parameter that was given may not go together with those that hold everything
         raise NotServed(f"{spec} cannot be built: {error.message}") from error
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
-    equal(mine, full, f"{whole.method.spec} and fp16")
+    equal(mine, full, f"{whole.method.spec} and fp16", allowance(subject, mine, full))
+
+
+@dataclass(frozen=True)
+class RoundedAgain(FullCache):
+    """The full cache with a rounding more: that of a method that stores another form of what it is given."""
+
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        """A layer that reads so."""
+        return RoundedLayer(shape, index, self)
+
+
+class RoundedLayer(CacheLayer):
+    """Reads a third of what it stores, rounded to 16 bits, three times."""
+
+    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """All stored keys and values of these rows of the batch, in `dtype`."""
+        keys, values = ((each / 3).to(self.dtype) for each in super().read(rows, torch.float64))
+        return keys.to(dtype) * 3, values.to(dtype) * 3
+
+
+def allowance(subject: Subject, mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:
+    """How far the logits of a method that is exact may be from the full cache's, in spreads.
+
+    TOLERANCE; where it stores keys and values in another form, also what a rounding more makes of this very text.
+    """
+    if subject.method.info.verbatim or apart(mine, full) <= TOLERANCE:
+        return TOLERANCE
+    lives = [subject.life(*subject.texts(), runner=each.runner(subject.loaded)) for each in (RoundedAgain(), Fp16())]
+    return TOLERANCE + 2 * apart(*lives)
+
+
+def apart(mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:
+    """The largest difference, in spreads of the logits that it is of."""
+    return max(float((one - other).abs().max() / other.std()) for one, other in zip(mine, full, strict=True))
 
 
 @property_test(skip_reason=own_prefill)
 def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
     """A method that compresses after the prompt leaves the logits of the prompt as they are."""
     ids = subject.tokens(subject.draw.prompt)
-    equal(subject.prefill(ids)[1], subject.prefill(ids, subject.dense)[1], "the last token of the prompt")
+    mine, full = [subject.prefill(ids)[1]], [subject.prefill(ids, subject.dense)[1]]
+    names = ["the last token of the prompt"]
     if type(subject.runner).prefill is MethodRunner.prefill:
-        mine = subject.feed(subject.runner.build(), ids)
-        equal(mine, subject.feed(subject.dense.build(), ids, subject.dense), "all tokens of the prompt")
+        mine.append(subject.feed(subject.runner.build(), ids))
+        full.append(subject.feed(subject.dense.build(), ids, subject.dense))
+        names.append("all tokens of the prompt")
+    allowed = allowance(subject, mine, full)
+    for name, one, other in zip(names, mine, full, strict=True):
+        equal(one, other, name, allowed)
 
 
 @property_test(skip_reason=own_prefill)
