@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvcheck.conformance.properties import (
+    attending,
     batching,
     equivalence,
     numbers,
@@ -14,10 +15,10 @@ from kvcheck.conformance.properties import (
     state,
     symmetry,
     turns,
-    weights,
 )
 
 __all__ = [
+    "attending",
     "batching",
     "equivalence",
     "numbers",
@@ -29,5 +30,4 @@ __all__ = [
     "state",
     "symmetry",
     "turns",
-    "weights",
 ]
