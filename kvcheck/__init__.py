@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     __version__: str
 
+    from kvcheck.cache.growable import GrowableBuffer
     from kvcheck.cache.kv_cache import KVCache
     from kvcheck.cache.layer import CacheLayer
     from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
@@ -32,6 +33,7 @@ _PUBLIC = {
     "CacheLayer": "cache.layer",
     "CaseId": "core.record",
     "CaseRecord": "core.record",
+    "GrowableBuffer": "cache.growable",
     "KVCache": "cache.kv_cache",
     "KvcheckError": "core.errors",
     "Lossless": "cache.method",
@@ -63,6 +65,7 @@ __all__ = [
     "CacheLayer",
     "CaseId",
     "CaseRecord",
+    "GrowableBuffer",
     "KVCache",
     "KvcheckError",
     "Lossless",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from building import fp16, record, run
 
-from kvcheck.core.record import COSTS, CaseId, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import COSTS, FAILS, HOLDS, CaseId, CaseRecord, LatencyRecord, PropertyRecord, Run, Verdict
 from kvcheck.judging.asked import compared
 from kvcheck.judging.budget import Budget, case_alpha, judge
 from kvcheck.judging.compare import Comparison, compare_runs
@@ -230,3 +230,12 @@ def test_it_fits_a_hundred_columns() -> None:
     after = run(*(record([0.0] * 8, "mine.Method:budget=0.25,window=32,beta=20", task=task * 30) for task in "ab"))
     found = compare_runs(before, after)
     assert max(map(len, comparison.lines(before, after, found))) <= 100
+
+
+def test_runs_of_properties_alone_are_compared_by_them() -> None:
+    good = replace(run(), properties=(PropertyRecord("a_row", "snapkv", HOLDS, 3),))
+    bad = replace(run(), properties=(PropertyRecord("a_row", "snapkv", FAILS, 1, "row 1 differs"),))
+    assert not compare_runs(good, good).fails()
+    assert "properties that held in the first run: 1 hold in the second" in told(good, good)
+    assert compare_runs(good, bad).fails()
+    assert compare_runs(bad, good).fails()  # nothing held that could be compared

@@ -7,6 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kvcheck.conformance.runner import examine
+from kvcheck.core.record import HOLDS
+
+STORED = (
+    "a_slot_holds_the_token_of_its_position",
+    "bytes_are_as_declared",
+    "a_row_of_a_batch_is_as_alone",
+    "forks_do_not_disturb_each_other",
+    "beams_that_are_reordered_go_on_as_their_parents",
+    "a_reset_cache_is_as_a_fresh_one",
+)
+"""Properties that storage of one's own can break."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,3 +44,11 @@ def test_a_wrong_parameter_of_that_method_is_refused_by_name(tmp_path):
     )
     assert done.returncode == 4
     assert "did you mean window?" in done.stdout + done.stderr
+
+
+def test_own_storage_of_the_how_to_keeps_what_every_method_must(tmp_path, monkeypatch):
+    (tmp_path / "my_bytes.py").write_text(blocks("howto/own_method.md", "python")[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in STORED:
+        found = examine(name, "my_bytes.Bytes", 3)
+        assert found.outcome == HOLDS, found

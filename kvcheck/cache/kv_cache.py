@@ -106,5 +106,4 @@ class KVCache(CacheView, Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row, in place."""
-        batch = self.layers[0].positions.shape[0]
-        self.layers = self.select([row for row in range(batch) for _ in range(repeats)]).layers
+        self.layers = self.select([row for row in range(self.layers[0].rows) for _ in range(repeats)]).layers

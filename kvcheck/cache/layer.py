@@ -61,6 +61,7 @@ class CacheLayer(LayerView, CacheLayerMixin):
     v: GrowableBuffer | None
     kept: torch.Tensor | None  # (B, G, m) int32, positions of the slots that the last `keep` kept
     seen: int
+    _fed: int  # rows of the batch that was fed, 0 before the first token
     prompt: int | None
     scaling: float
     _kept_at: int  # tokens seen at the last `keep`; slots behind it are consecutive
@@ -98,7 +99,6 @@ class CacheLayer(LayerView, CacheLayerMixin):
         """Store new tokens (B, G, q, d), already rounded, before they are attended to."""
         if self.k is None or self.v is None:
             self.k, self.v = GrowableBuffer(keys), GrowableBuffer(values)
-            self._own()
         else:
             self.k.append(keys)
             self.v.append(values)
@@ -174,6 +174,9 @@ class CacheLayer(LayerView, CacheLayerMixin):
         self._fits(key_states)
         dtype = self._rounding(key_states.dtype)
         self.write(key_states.to(dtype), value_states.to(dtype))
+        if not self.seen:
+            self._fed = key_states.shape[0]
+            self._own()
         self.seen += key_states.shape[2]
         self._waiting = self.is_initialized = True
         return key_states, value_states
@@ -193,7 +196,10 @@ class CacheLayer(LayerView, CacheLayerMixin):
         return out.transpose(1, 2).contiguous()
 
     def absorb(self, prefilled: Prefilled) -> None:
-        """Take in a whole prompt that was prefilled with the full cache, and compress it. Equals the direct route."""
+        """Take in a whole prompt that was prefilled with the full cache, by `write`, and compress it.
+
+        Equals the direct route: what a method stores otherwise, it stores so here, too.
+        """
         if self.seen:
             raise KvcheckError(f"layer {self.index} holds {self.seen} tokens; only an empty cache can absorb a prompt")
         queries = prefilled.queries
@@ -201,8 +207,9 @@ class CacheLayer(LayerView, CacheLayerMixin):
             raise KvcheckError(f"{self.method.name()} compresses by the prompt's queries, and they were not recorded")
         self._fits(prefilled.keys)
         dtype = self._rounding(prefilled.keys.dtype)
-        self.k, self.v = GrowableBuffer(prefilled.keys.to(dtype)), GrowableBuffer(prefilled.values.to(dtype))
-        self.seen = self.prompt = prefilled.keys.shape[2]
+        self.write(prefilled.keys.to(dtype), prefilled.values.to(dtype))
+        self._fed, self.seen = prefilled.keys.shape[0], prefilled.keys.shape[2]
+        self.prompt = self.seen
         self.scaling = self.shape.head_dim**-0.5 if prefilled.scaling is None else prefilled.scaling
         self.is_initialized = True
         self.compress(queries.to(dtype) if queries is not None and self._needs_queries else torch.empty(0))
@@ -259,10 +266,9 @@ class CacheLayer(LayerView, CacheLayerMixin):
                 f"the cache was built for {self.shape.kv_heads} of {self.shape.head_dim}",
                 "build it with method.build(ModelShape.of(model.config))",
             )
-        if self.k is not None and keys.shape[0] != self.k.tensor.shape[0]:
-            rows = self.k.tensor.shape[0]
+        if self.rows and keys.shape[0] != self.rows:
             raise KvcheckError(
-                f"the cache holds {rows} sequences and was given tokens of {keys.shape[0]}", "use select(rows)"
+                f"the cache holds {self.rows} sequences and was given tokens of {keys.shape[0]}", "use select(rows)"
             )
 
     def _rounding(self, arriving: torch.dtype) -> torch.dtype:
@@ -289,11 +295,15 @@ class CacheLayer(LayerView, CacheLayerMixin):
         return self.v.used if self.v is not None else torch.empty(0)
 
     @property
+    def rows(self) -> int:
+        """Rows of the batch; 0 before the first token."""
+        return self._fed if self.k is None else self.k.tensor.shape[0]  # own storage may have no k
+
+    @property
     def positions(self) -> torch.Tensor:
         """True position of every slot, (B, G, slots) int32, ascending per kv head."""
-        batch = 0 if self.k is None else self.k.tensor.shape[0]
         tail = torch.arange(self._kept_at, self.seen, dtype=torch.int32, device=self.keys.device)
-        tail = tail.expand(batch, self.shape.kv_heads, -1)
+        tail = tail.expand(self.rows, self.shape.kv_heads, -1)
         return tail if self.kept is None else torch.cat([self.kept, tail], dim=2)
 
     @property
@@ -313,12 +323,13 @@ class CacheLayer(LayerView, CacheLayerMixin):
         clone = copy.copy(self)
         for name, value in vars(self).items():
             setattr(clone, name, value if isinstance(value, Shared) else _rows_of(value, rows))
+        clone._fed = len(rows)
         return clone
 
     def reset(self) -> None:
         """Forget everything."""
         self.k = self.v = self.kept = self.prompt = self._held = None
-        self.seen = self._kept_at = 0
+        self.seen = self._fed = self._kept_at = 0
         self.scaling = self.shape.head_dim**-0.5
         self._waiting = self._keeps = self.is_initialized = False
 

@@ -187,6 +187,13 @@ class Method(Shared):
         """Bytes in host memory at that point, exactly: what layers declare in `host`. None: not declared."""
         return 0
 
+    def reads(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...] | None:
+        """Tokens per layer whose keys and values a query head reads, the last of `decoded` ones behind a prompt.
+
+        At least 1 decoded. For methods that read less than they hold; a property counts. None: not declared.
+        """
+        return None
+
     def protected(self, prompt: int) -> frozenset[int] | None:
         """Positions that every kv head must still hold when the prompt has been compressed. None: none promised."""
         return None

@@ -15,6 +15,7 @@ NAMES = (
     "a_later_token_of_the_prompt_never_changes_earlier_logits",
     "the_newest_token_is_seen",
     "what_reads_less_answers_otherwise",
+    "a_query_reads_as_many_tokens_as_declared",
     "what_every_query_asks_for_is_found",
     "what_is_asked_for_later_is_found_too",
     "early_and_late_tokens_rank_alike",
@@ -64,6 +65,7 @@ NAMES = (
     "a_reset_cache_is_as_a_fresh_one",
     "a_saved_cache_goes_on_as_it_was",
     "what_is_taken_back_was_never_there",
+    "every_way_in_leads_to_the_same_by_every_way_out",
     "the_order_of_kv_heads_does_not_matter",
     "where_a_text_begins_does_not_matter",
 )

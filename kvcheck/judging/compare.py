@@ -29,17 +29,20 @@ class Comparison:
     """What came of it.
 
     run: the second run with these verdicts; its failures are the cases that were not compared, with the reason.
-    known: what the cases were judged against, by method and case.key. pairs: (method, its name in the first run).
+    known: what the cases were judged against, by method and case.key. pairs: (method, its name in the first run). held:
+    how many properties hold in both.
     """
 
     run: Run
     known: Mapping[str, Mapping[str, CaseRecord]]
     pairs: tuple[tuple[str, str], ...]
+    held: int
 
     def fails(self, strict: bool = False) -> bool:
         """Whether anything is worse for sure or was not compared; with strict, also where anything is inconclusive."""
         outcomes = {one.outcome for verdicts in self.run.verdicts.values() for one in verdicts}
-        return not outcomes or bool(self.run.failures) or "fail" in outcomes or (strict and "inconclusive" in outcomes)
+        nothing = not outcomes and not self.held
+        return nothing or bool(self.run.failures) or "fail" in outcomes or (strict and "inconclusive" in outcomes)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: f
     limits = limits or {}
     before, after = _alike(before, after), _alike(after, before)
     pairs, failures = _methods(before, after)
-    failures |= _broken(before, after, pairs)
+    held, broken = _properties(before, after, pairs)
+    failures |= broken
     settings = {name: value for name, value in after.header.settings.items() if name != "budget"}
     settings |= {"budget": ",".join(f"{name}={value}" for name, value in limits.items())} if limits else {}
     header = replace(after.header, settings=settings)
@@ -85,7 +89,7 @@ def compare_runs(before: Run, after: Run, limits: Limits | None = None, alpha: f
     run, known = Run(header, (), {}, failures), dict[str, Mapping[str, CaseRecord]]()
     for mine, other in pairs:
         run, known[mine] = _judged(run, _of(before, other), _of(after, mine), full, limits, alpha)
-    return Comparison(run, known, pairs)
+    return Comparison(run, known, pairs, held)
 
 
 def _alike(run: Run, other: Run) -> Run:
@@ -115,14 +119,15 @@ def _methods(before: Run, after: Run) -> tuple[tuple[tuple[str, str], ...], dict
     return tuple((name, name) for name in new if name in old), failures
 
 
-def _broken(before: Run, after: Run, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The properties that held in the first run and fail in the second, with the reason."""
+def _properties(before: Run, after: Run, pairs: Sequence[tuple[str, str]]) -> tuple[int, dict[str, str]]:
+    """How many properties that held in the first run hold in the second, and those that fail there, with the reason."""
     held = {(one.name, one.method) for one in before.properties if one.outcome == HOLDS}
     names = dict(pairs)
-    return {
+    asked = [one for one in after.properties if (one.name, names.get(one.method, one.method)) in held]
+    return sum(one.outcome == HOLDS for one in asked), {
         f"{one.name}|{one.method}": f"a property that held in the first run fails: {one.reason}"
-        for one in after.properties
-        if one.outcome == FAILS and (one.name, names.get(one.method)) in held
+        for one in asked
+        if one.outcome == FAILS
     }
 
 

@@ -134,6 +134,11 @@ class InfLLM(KeepsAll):
         """In host memory: the blocks."""
         return shape.dense_bytes(batch, self.blocks(prompt, decoded) * self.block)
 
+    def reads(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """All that is in no block before the token is taken in, and K blocks."""
+        blocks = self.blocks(prompt, decoded - 1)
+        return (prompt + decoded - (blocks - min(blocks, self.most(prompt))) * self.block,) * shape.layers
+
 
 class InfLayer(retrieve.OffloadLayer):
     """First tokens and window in k and v, blocks in hk and hv.

@@ -80,6 +80,16 @@ class Quest(KeepsAll):
         seen = prompt + decoded
         return shape.dense_bytes(batch, seen) + shape.dense_bytes(batch, -(-seen // self.page))
 
+    def reads(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """K - 1 whole pages and what there is of the newest one; everything in the dense layers.
+
+        From the budget itself, not by `pages`, whose slips it would repeat.
+        """
+        seen, budget = prompt + decoded, checks.tokens(self.budget, prompt, least=1)
+        most = max(FEWEST * self.page, -(-budget // self.page) * self.page)
+        chosen = seen if seen <= most else most - self.page + (seen - 1) % self.page + 1
+        return tuple(seen if index < self.dense_layers else chosen for index in range(shape.layers))
+
 
 class QuestLayer(retrieve.LookupLayer):
     """The full cache with bounds: low, high (B, G, pages, d), of which the last may be of an incomplete page."""

@@ -77,6 +77,11 @@ class RetrievalAttention(KeepsAll):
         away = max(0, prompt + decoded - self.sink - self.width(prompt))
         return shape.layers * batch * shape.kv_heads * away * shape.head_dim * (4 + shape.itemsize)
 
+    def reads(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
+        """Sinks, window, and k of the others."""
+        seen, near = prompt + decoded, self.sink + self.width(prompt)
+        return (min(seen, near) + min(self.most(prompt), max(0, seen - near)),) * shape.layers
+
 
 class RetrievalLayer(retrieve.OffloadLayer):
     """Sinks and window in k and v; the index in hk and hv."""

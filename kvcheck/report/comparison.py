@@ -28,7 +28,9 @@ def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
     names = {mine: _references(mine, other) for mine, other in found.pairs}
     for method in rows.methods(found.run):
         yield from verdict.of_method(found.run, method, names.get(method, NOT_PAIRED))
-    if not found.run.cases:
+    if found.held:
+        yield f"properties that held in the first run: {found.held} hold in the second"
+    elif not found.run.cases:
         yield "nothing was compared: the runs have no case in common"
     yield ""
     for mine, other in found.pairs:

@@ -19,6 +19,8 @@ TOGETHER, MOST = 4, 32
 """Contexts and questions that are sent at a time."""
 DIGITS = 6
 T = TypeVar("T")
+ACTS = "whether the method acts"
+"""What is asked by all log-probabilities beside those of the full cache (kvcheck/judging/acted.py)."""
 FULL_CACHE = "the engine tells the log-probabilities of the answer's tokens only"
 
 
@@ -68,7 +70,7 @@ class WholePrompts:
         if self.memory is None and "memory" not in lacks:
             self.memory = cast("Measures", self.backend).measure_memory(self.method, self.case.length)
         why = {"forks": lacks["fork"], **{name: lacks[name] for name in ("memory", "latency") if name in lacks}}
-        why |= dict.fromkeys(("agree", "kl"), lacks.get("log_probs", FULL_CACHE))
+        why |= dict.fromkeys(("agree", "kl", ACTS), lacks.get("log_probs", FULL_CACHE))
         why |= {"nll": lacks["log_probs"]} if "log_probs" in lacks else {}
         why |= {"compression before the question": "the question is sent with its context"} if self.blind else {}
         return Measured(self.memory, not_measured=tuple(sorted(why.items())))

@@ -167,7 +167,7 @@ def test_log_probabilities_become_nats_per_token() -> None:
         Words().encode(turn.space + turn.expected),
     )
     assert (recorded.nll, recorded.agree, recorded.kl) == (0.5, None, None)
-    assert {"agree", "kl"} <= set(dict(record.not_measured))
+    assert {"agree", "kl", "whether the method acts"} <= set(dict(record.not_measured))
     assert "nll" not in dict(record.not_measured)
 
 

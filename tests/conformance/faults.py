@@ -472,3 +472,32 @@ def faulty(name: str, made: type[CacheLayer]) -> None:
 for _layer in [each for each in list(globals().values()) if isinstance(each, type) and issubclass(each, CacheLayer)]:
     if _layer.__module__ == __name__ and _layer.__name__ not in WRITTEN:
         faulty(_layer.__name__.removesuffix("Layer"), _layer)
+
+
+@dataclass(frozen=True)
+class TwiceThePages(Quest):
+    """The budget is turned into pages of 16 tokens, whatever they are."""
+
+    page: int = 32
+
+    def pages(self, prompt: int) -> int:
+        return 2 * super().pages(prompt)
+
+
+class StaleStepsLayer(CacheLayer):
+    """After a reset, single steps do not see the oldest token."""
+
+    resets = -1
+
+    def reset(self):
+        super().reset()
+        self.resets += 1
+
+    def attention(self, query, keys, values, rows):
+        if self.resets and self.prompt is not None and query.shape[2] == 1:
+            keys, values = keys[:, :, 1:], values[:, :, 1:]
+        return super().attention(query, keys, values, rows)
+
+
+class StaleSteps(Full):
+    made = StaleStepsLayer

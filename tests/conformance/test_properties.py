@@ -9,8 +9,10 @@ import pytest
 from kvcheck.conformance import NAMES, runner
 from kvcheck.conformance.base import PROPERTIES, PropertyTest, names, property_test
 from kvcheck.conformance.draw import Draw
+from kvcheck.conformance.models import CONFIGS
 from kvcheck.conformance.runner import AGAIN, check, examine
 from kvcheck.conformance.subject import Violation
+from kvcheck.conformance.tables import written
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED
 from kvcheck.methods import METHODS
@@ -30,6 +32,7 @@ BREAKS = {
     "a_later_token_of_the_prompt_never_changes_earlier_logits": "faults.NonCausalPrompt",
     "the_newest_token_is_seen": MUTANT + "ForgottenAnswer:of=fp16",
     "what_reads_less_answers_otherwise": "faults.SeesAll",
+    "a_query_reads_as_many_tokens_as_declared": "faults.TwiceThePages",
     "what_every_query_asks_for_is_found": "faults.NewestPages",
     "what_is_asked_for_later_is_found_too": "faults.Uncounted",
     "early_and_late_tokens_rank_alike": "faults.Winner",
@@ -79,6 +82,7 @@ BREAKS = {
     "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
     "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
     "what_is_taken_back_was_never_there": "faults.Cropped",
+    "every_way_in_leads_to_the_same_by_every_way_out": "faults.StaleSteps",
     "the_order_of_kv_heads_does_not_matter": "faults.FirstHead",
     "where_a_text_begins_does_not_matter": "faults.Absolute",
 }
@@ -130,8 +134,10 @@ def test_every_property_says_in_words_what_holds():
         assert one.claim.endswith(".")
 
 
-def test_the_documentation_lists_every_property_and_every_opt_out():
+def test_the_documentation_lists_every_property_to_how_many_it_applies_and_every_opt_out():
+    """`python -m kvcheck.conformance.tables docs/reference/conformance.md` writes the tables anew."""
     page = (Path(__file__).parents[2] / "docs" / "reference" / "conformance.md").read_text("utf-8")
+    assert written(page) == page
     rows = [f"| `{one.name}` | {one.claim} |" for one in PROPERTIES.values()]
     rows += [
         f"| `{name}` | `{one}` | {why} |"
@@ -139,6 +145,10 @@ def test_the_documentation_lists_every_property_and_every_opt_out():
         for one, why in METHODS.get(name).info.exempt.items()
     ]
     assert [row for row in rows if row not in page] == []
+
+
+def test_the_small_models_have_a_layer_more_than_methods_may_leave_as_they_are():
+    assert min(config().num_hidden_layers for config in CONFIGS.values()) > 2
 
 
 def late(subject):

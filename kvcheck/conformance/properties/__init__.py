@@ -15,6 +15,7 @@ from kvcheck.conformance.properties import (
     state,
     symmetry,
     turns,
+    ways,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "state",
     "symmetry",
     "turns",
+    "ways",
 ]

@@ -12,6 +12,7 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.models import OUTLIER
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.conformance.weights import attention_weights
 
 LONG = 640
 """Tokens of a prompt of which no method that reads less than everything reads all."""
@@ -51,6 +52,32 @@ def _life(
     cache, first = subject.prefill(ids, runner)
     fork = cache.select(range(subject.draw.rows))
     return first, subject.feed(fork, follow, runner), subject.one_by_one(cache, steps, runner)
+
+
+def reads_as_much(info: MethodInfo) -> str:
+    """Excuses methods that read what they hold."""
+    return "" if info.stage == Stage.RETRIEVAL else "it does not claim to read less than it holds"
+
+
+@property_test(skip_reason=reads_as_much, share=0.05)
+def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
+    """Behind a long prompt, a token reads the keys and values of as many tokens as the method's `reads` says.
+
+    In every layer and by every query head; counted by which values reach what the layer gives.
+    """
+    length = LONG // 2 + subject.draw.prompt % 64
+    declared = subject.method.reads(subject.shape, length, 1)
+    if declared is None:
+        raise NotServed("it does not declare how many tokens a query reads")
+    ids, token = subject.tokens(length, rows=1), subject.tokens(1, rows=1, salt=1)
+    for index, many in enumerate(declared):
+        counted = (attention_weights(subject, index, ids, token) > 0).sum(dim=1)
+        if bool((counted != many).any()):
+            head = int((counted != many).nonzero()[0])
+            said = (
+                f"layer {index}, query head {head}: the values of {int(counted[head])} tokens of {length + 1} are read"
+            )
+            fail(f"{said}, {many} are declared")
 
 
 def by_place(info: MethodInfo) -> str:

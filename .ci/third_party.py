@@ -1,0 +1,140 @@
+"""Published packages under kvcheck: how much glue each needs, and what comes out -> docs/reference/third_party.md.
+
+    python .ci/third_party.py FOLDER [NAME ...]
+
+Each package is installed by pip, without what it depends on, into a folder of its own under FOLDER, and tried in an own
+process: the quick profile on the embedded model, with all properties. A run file that is there is not made again. The
+page has all packages whose run files are in FOLDER. No module of two packages meets another (several are called
+`turboquant`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reference" / "third_party.md"
+
+
+class Package(NamedTuple):
+    """pip: what is installed. spec: of the method. glue: lines of code between the two, in a module `glue`."""
+
+    pip: str
+    spec: str
+    glue: str = ""
+    note: str = ""
+
+
+PACKAGES = (
+    Package(
+        "turboquant==0.2.0",
+        "glue.TurboQuantCache:bits=4",
+        "import numpy\nnumpy.trapz = numpy.trapezoid\nfrom turboquant.cache import TurboQuantCache\n",
+        "it calls `numpy.trapz`, which numpy 2.4 no longer has",
+    ),
+    Package("turboquant-serve==0.1.2", "turboquant.cache.TurboQuantCache:key_bits=4,value_bits=4"),
+    Package("tqai==0.6.1", "tqai.patch:bits_k=8,bits_v=8,backend=torch"),
+    Package(
+        "nexusquant-kv==0.6.3",
+        "glue.cache:key_bits=3,value_bits=2",
+        "from nexusquant.integrations.quantized_cache import E8QuantizedCache\n\n\n"
+        "def cache(model, key_bits: int = 3, value_bits: int = 2):\n"
+        "    return E8QuantizedCache.from_model(model, key_bits=key_bits, value_bits=value_bits)\n",
+        "it is built by a class method",
+    ),
+    Package("tiny-turboquant==0.18.0", "tiny_turboquant.cache.TinyKVCache:bits=4"),
+    Package("turbokv==0.1.0", "turboquant.cache.TurboQuantCache:nbits=4"),
+    Package(
+        "turboquant-kv==1.0.0",
+        "glue.cache:bits=4.0",
+        "from turboquant.core import TurboQuantProd\nfrom turboquant.hf_cache import turboquant_dynamic_cache\n\n\n"
+        "def cache(model, bits: float = 4.0):\n"
+        "    quantizer = TurboQuantProd(bits=bits, head_dim=model.config.head_dim, device=str(model.device))\n"
+        "    return turboquant_dynamic_cache(model.config, quantizer)\n",
+        "its quantizer is an object of its own",
+    ),
+    Package("turboquant-torch==0.4.0", "turboquant.hf_cache.TurboQuantDynamicCache:bit_width=4"),
+    Package("optimum-quanto==0.2.7", "transformers.quanto:nbits=4"),
+    Package("hqq==0.2.8.post1", "transformers.hqq:nbits=4"),
+)
+
+
+def main(folder: Path, names: list[str]) -> int:
+    """Try what was not tried yet, and write the page."""
+    for package in PACKAGES:
+        name = package.pip.partition("==")[0]
+        if not names or name in names:
+            try_out(package, folder / name)
+    PAGE.write_text("\n".join(page(folder)) + "\n", encoding="utf-8")
+    return 0
+
+
+def try_out(package: Package, folder: Path) -> None:
+    """Install a package and run its method, unless its run file is there."""
+    run = folder / "run.json"
+    if run.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "glue.py").write_text(package.glue, encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "site"), package.pip]
+    subprocess.run(pip, check=True)
+    paths = [str(folder / "site"), str(folder), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--pyargs", "kvcheck.suites"]
+    command += [f"--kv-method={package.spec}", "--kv-profile=quick", f"--kv-json={run}"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("w", encoding="utf-8") as log:
+        done = subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, check=False)
+    print(f"{package.pip}: exit status {done.returncode}", flush=True)
+
+
+def page(folder: Path) -> list[str]:
+    """The page, a row for each run file."""
+    found = [(one, folder / one.pip.partition("==")[0] / "run.json") for one in PACKAGES]
+    rows = [row(one, path) for one, path in found if path.exists()]
+    head = (
+        "package", "method", "glue", "accuracy lost, points", "bytes after the prompt", "after decoding",
+        "properties tried", "held", "failed", "not tried", "fails",
+    )  # fmt: skip
+    before, _, after = PAGE.read_text("utf-8").partition("<!-- table -->\n")
+    _, _, after = after.partition("<!-- end -->\n")
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return [*f"{before}<!-- table -->".splitlines(), *table, "<!-- end -->", *after.splitlines()]
+
+
+def row(package: Package, path: Path) -> list[str]:
+    """What a run file says of a package."""
+    from kvcheck import read_run
+    from kvcheck.core.record import FAILS, HOLDS, RUN
+
+    run = read_run(path)
+    memories = [one.memory for one in run.cases if one.memory is not None]
+    prompt = sum(one.kv_bytes + one.host_bytes for one in memories) / max(1, sum(one.dense_bytes for one in memories))
+    late = [one.end_ratio for one in memories if one.end_ratio is not None]
+    drops = [one for name, found in run.verdicts.items() if name.startswith(f"{RUN}|") for one in found]
+    drop = next((one for one in drops if one.question == "budget"), None)
+    outcomes = Counter(one.outcome for one in run.properties)
+    failed = [f"`{one.name}`" for one in run.properties if one.outcome == FAILS]
+    return [
+        package.pip.replace("==", " "),
+        f"`{package.spec}`",
+        f"{len(package.glue.splitlines())} lines" + (f": {package.note}" if package.note else ""),
+        f"{drop.value:.1f} [{drop.low:.1f}, {drop.high:.1f}]" if drop else "not measured",
+        f"{prompt:.0%}" if memories else "not measured",
+        f"{sum(late) / len(late):.0%}" if late else "not measured",
+        str(outcomes[HOLDS] + outcomes[FAILS]),
+        str(outcomes[HOLDS]),
+        str(outcomes[FAILS]),
+        str(sum(outcomes.values()) - outcomes[HOLDS] - outcomes[FAILS]),
+        ", ".join(failed) or "none",
+    ]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
+    raise SystemExit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))
