@@ -34,10 +34,10 @@ def tables() -> str:
     adapted = sum(not PROPERTIES[name].exemption(INFO) for name in NAMES)
     lines += ["## To whom they apply", ""]
     lines += [
-        f"Of {len(NAMES)} properties, by what {len(infos)} built-in methods declare, each at its defaults: to so many of",
-        "these methods (the last column above), and so many to each of them (below). Of an adapted cache of which nothing is",
-        f"declared, {adapted} apply; those that cannot be tried then say why. Few methods round what they store: the",
-        "properties of `rounding`, and `more_bits_are_nearer`, are theirs.",
+        f"By what they declare, each at its defaults, of {len(infos)} built-in methods; the last column above counts them, and",
+        f"below is to how many of the {len(NAMES)} properties each is held. An adapted cache of which nothing is declared is",
+        f"held to {adapted}; those that cannot be tried say why. Few methods round what they store: the properties of",
+        "`rounding`, and `more_bits_are_nearer`, are theirs.",
         "",
         "| method | apply |",
         "|---|---|",
