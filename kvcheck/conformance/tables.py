@@ -34,10 +34,11 @@ def tables() -> str:
     adapted = sum(not PROPERTIES[name].exemption(INFO) for name in NAMES)
     lines += ["## To whom they apply", ""]
     lines += [
-        f"By what they declare, each at its defaults, of {len(infos)} built-in methods; the last column above counts them, and",
-        f"below is to how many of the {len(NAMES)} properties each is held. An adapted cache of which nothing is declared is",
-        f"held to {adapted}; those that cannot be tried say why. Few methods round what they store: the properties of",
-        "`rounding`, and `more_bits_are_nearer`, are theirs.",
+        f"The last column above counts the built-in methods, of {len(infos)}, each at its defaults,",
+        "to which a property applies by what they declare. Below is how many of the",
+        f"{len(NAMES)} properties apply to each. To an adapted cache of which nothing is declared {adapted} do, and those",
+        "that cannot be tried say why. Few methods round what they store: the properties of `rounding`, and",
+        "`more_bits_are_nearer`, are theirs.",
         "",
         "| method | apply |",
         "|---|---|",
