@@ -180,6 +180,8 @@ class Search:
             if self.smallest is not None:
                 self.left -= 1
             self.known[draw] = self._failure(draw) if self.left >= 0 else None
+        elif self.smallest is None:
+            hypothesis.reject()  # drawn in another way before
         reason = self.known[draw]
         if reason is not None:
             self.smallest, self.reason = draw, reason
@@ -220,7 +222,7 @@ class Search:
         """Why a trial fails and goes on failing with other tokens, None where it does not."""
         try:
             remarks = trial(self.one, self.spec, draw)
-            self.remarks.append(set(remarks))
+            self.remarks.append(set(remarks or ()))
             self.seen["held"] += self.smallest is None
         except NotServed as reason:
             self.seen[str(reason)] += 1

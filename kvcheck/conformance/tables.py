@@ -36,9 +36,9 @@ def tables() -> str:
     lines += [
         f"The last column above counts the built-in methods, of {len(infos)}, each at its defaults,",
         "to which a property applies by what they declare. Below is how many of the",
-        f"{len(NAMES)} properties apply to each. To an adapted cache of which nothing is declared {adapted} do, and those",
-        "that cannot be tried say why. Few methods round what they store: the properties of `rounding`, and",
-        "`more_bits_are_nearer`, are theirs.",
+        f"{len(NAMES)} properties apply to each. To an adapted cache of which nothing is declared {adapted} do,",
+        "and those that cannot be tried say why. Few methods round what they store: the properties",
+        "of `rounding`, and `more_bits_are_nearer`, are theirs.",
         "",
         "| method | apply |",
         "|---|---|",
