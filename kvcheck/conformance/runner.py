@@ -222,7 +222,7 @@ class Search:
         """Why a trial fails and goes on failing with other tokens, None where it does not."""
         try:
             remarks = trial(self.one, self.spec, draw)
-            self.remarks.append(set(remarks or ()))
+            self.remarks.append(set(remarks))
             self.seen["held"] += self.smallest is None
         except NotServed as reason:
             self.seen[str(reason)] += 1

@@ -259,7 +259,7 @@ def test_an_unknown_property_is_refused_with_the_nearest_name():
 
 def drawn(monkeypatch, name, seed):
     found = []
-    monkeypatch.setattr(runner, "trial", lambda one, spec, draw: found.append(draw))
+    monkeypatch.setattr(runner, "trial", lambda one, spec, draw: found.append(draw) or [])
     examine(name, "fp16", 5, seed)
     return found
 
