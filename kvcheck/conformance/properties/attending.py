@@ -13,6 +13,7 @@ from kvcheck.cache.method import Stage
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
+from kvcheck.conformance.properties.positions import NEAR, dense_layers
 from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, absent, equal
 
 
@@ -127,7 +128,7 @@ def the_newest_tokens_are_at_their_distance(subject: Subject) -> None:
     (cache, _), (full, _) = subject.prefill(ids[:, :prompt]), subject.prefill(ids[:, :prompt], subject.dense)
     right = [layers if info.shares_prefill else 0] * prompt  # by token: layers that have read what they should
     lost = absent(cache)
-    compared = False
+    found = []
     for part in ids[:, prompt:].split(sizes[1:], dim=1):
         seen = len(right)
         there = held_in_all_heads(cache, prompt, seen) if lost == absent(cache) else set()
@@ -138,12 +139,33 @@ def the_newest_tokens_are_at_their_distance(subject: Subject) -> None:
             before = right[target] if distance else layers
             right.append(min(layers, 1 + before) if known else 0)
             if right[at] == layers:
-                compared = True
-                equal(
-                    mine[:, at - seen], wanted[:, at - seen], f"token {at}, where each asks for the one {distance} back"
-                )
-    if not compared:
+                found.append((mine[:, at - seen], wanted[:, at - seen], at))
+    if not info.verbatim:
+        expect_true_values(subject, cache, ids)
+    for one, other, at in found:
+        equal(one, other, f"token {at}, where each asks for the one {distance} back")
+    if not found:
         raise NotServed(f"the token {distance} back is not held, or its slots do not know their positions")
+
+
+def expect_true_values(subject: Subject, cache: FedCache, ids: torch.Tensor) -> None:
+    """Raise NotServed unless the first layer holds the values of all these tokens that it holds as they are."""
+    true = dense_layers(subject, ids)[0].values.double()
+    caches = parts(cache)
+    for number, part in enumerate(caches):
+        theirs = true if len(caches) == 1 else true[number : number + 1]
+        known = None if part.opaque else part.method_layers[0].known
+        if known is not None:
+            at = known.positions.long().unsqueeze(-1).expand(-1, -1, -1, theirs.shape[3])
+            mine, theirs = known.read(slice(None), torch.float64)[1], theirs.gather(2, at)
+            mine, theirs = mine[known.valid], theirs[known.valid]
+        else:
+            plain = getattr(next(iter(part.inner.layers), None), "values", None)
+            mine = plain[:, :, : part.seen] if isinstance(plain, torch.Tensor) and plain.dim() == 4 else torch.zeros(0)
+        if mine.shape != theirs.shape:
+            raise NotServed("its slots do not know their positions")
+        if float((mine.double() - theirs).norm()) > NEAR * float(theirs.norm()):
+            raise NotServed("it stores other values than the model's")
 
 
 def asking_back(subject: Subject, distance: int) -> None:
