@@ -11,6 +11,8 @@ from kvcheck.conformance.base import LONGEST
 
 BLOCKS = (8, 16, 32, 64, 128)
 """Sizes around whose multiples windows, groups, pages and chunks have their borders."""
+LONGEST_BLOCK = 70
+"""Tokens of the longest follow-up."""
 MOST = 900
 """Tokens of the prompts of all rows, unless there is one row."""
 
@@ -27,6 +29,11 @@ class Draw:
     block: int = 1
     steps: int = 1
     cut: int = 0
+
+    def fed(self) -> str:
+        """In words. Some properties make a text longer, and feed more behind it."""
+        parts = f"a prompt of {self.prompt}, a follow-up of {self.block}, {self.steps} one by one"
+        return f"{parts}; rows: {self.rows}; model: small {self.architecture}"
 
     def text(self) -> str:
         """As keyword arguments, those that are not at their default."""
@@ -51,16 +58,30 @@ def lengths(longest: int = LONGEST) -> st.SearchStrategy[int]:
 
 def draws(architectures: Sequence[str], longest: int = LONGEST, most_steps: int = 8) -> st.SearchStrategy[Draw]:
     """Trials on these small models."""
-    return st.builds(
-        Draw,
-        architecture=st.sampled_from(list(architectures)),
-        seed=st.integers(0, 99),
-        rows=st.integers(1, 3),
-        prompt=lengths(longest),
-        block=st.one_of(st.integers(1, 9), lengths(70)),
-        steps=st.integers(1, most_steps),
-        cut=st.integers(0, 1000),
-    ).map(affordable)
+    return (
+        st.builds(
+            Draw,
+            architecture=st.sampled_from(list(architectures)),
+            seed=st.integers(0, 99),
+            rows=st.integers(1, 3),
+            prompt=lengths(longest),
+            block=st.one_of(st.integers(1, 9), lengths(LONGEST_BLOCK)),
+            steps=st.integers(1, most_steps),
+            cut=st.integers(0, 1000),
+        )
+        .map(bordering)
+        .map(affordable)
+    )
+
+
+OFTEN = 4
+"""One trial of so many ends a follow-up beside a border."""
+
+
+def bordering(draw: Draw) -> Draw:
+    """Now and then prompt and follow-up together end one token before, at or behind a border of another size."""
+    gap = -draw.prompt % BLOCKS[draw.seed // OFTEN % len(BLOCKS)] + draw.cut % 3 - 1
+    return replace(draw, block=gap) if draw.seed % OFTEN == OFTEN - 1 and 1 <= gap <= LONGEST_BLOCK else draw
 
 
 def affordable(draw: Draw) -> Draw:

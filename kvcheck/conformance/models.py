@@ -36,7 +36,7 @@ BASE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -48,11 +48,12 @@ BASE = {
     "pad_token_id": None,
 }
 """kv heads: as many as the rows that most properties draw, so that mixing the two up goes unnoticed by no shape check
-and shows in the numbers."""
+and shows in the numbers. Layers: one more than the two that methods may leave as they are (Quest), or read to choose by
+(CacheBlend)."""
 
 
 def llama() -> PretrainedConfig:
-    """Two layers, two kv heads."""
+    """Two kv heads."""
     from transformers import LlamaConfig
 
     return LlamaConfig(**BASE)
@@ -62,7 +63,7 @@ def qwen2() -> PretrainedConfig:
     """Biases, one of them an outlier channel of the keys; one kv head per query head."""
     from transformers import Qwen2Config
 
-    return Qwen2Config(**{**BASE, "num_hidden_layers": 3, "num_key_value_heads": 4})
+    return Qwen2Config(**{**BASE, "num_key_value_heads": 4})
 
 
 def mistral() -> PretrainedConfig:
@@ -73,10 +74,11 @@ def mistral() -> PretrainedConfig:
 
 
 def gemma3() -> PretrainedConfig:
-    """Layers with a sliding window between global ones, and norms of queries and keys."""
+    """Layers with a sliding window around a global one, and norms of queries and keys."""
     from transformers import Gemma3TextConfig
 
-    return Gemma3TextConfig(**{**BASE, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]})
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return Gemma3TextConfig(**{**BASE, "sliding_window": 4096, "layer_types": kinds})
 
 
 def scaled() -> PretrainedConfig:

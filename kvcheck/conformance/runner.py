@@ -52,19 +52,42 @@ def check(name: str, spec: str, **drawn: Any) -> None:
     trial(PROPERTIES[name], spec, Draw(**drawn))
 
 
-def trial(one: PropertyTest, spec: str, draw: Draw) -> None:
-    """One trial. Raises Violation, also for an accident of the method."""
+def trial(one: PropertyTest, spec: str, draw: Draw) -> list[str]:
+    """One trial -> remarks. Raises Violation, also for an accident of the method."""
+    subject = None
     with torch.inference_mode():
         try:
-            one.check(Subject(spec, draw))
+            subject = Subject(spec, draw)
+            one.check(subject)
+            return subject.remarks
         except (Violation, NotServed):
             raise
         except KvcheckError as error:
             raise Violation(f"it raised {type(error).__name__}: {error}") from error
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.name} ({where.filename.rpartition('/')[2]}:{where.lineno})"
-            raise Violation(f"it raised {type(error).__name__} in {place}: {error}") from error
+            raise Violation(accident(error, subject)) from error
+
+
+def accident(error: Exception, subject: Subject | None) -> str:
+    """What an exception says: where it was raised, by whom where that is none of ours, and the shapes at hand."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if not any(part in each.filename for part in NOT_OWN)]
+    place = _place(frames[-1])
+    if own and own[-1] is not frames[-1]:
+        place += f", called in {_place(own[-1])}"
+    said = f"it raised {type(error).__name__} in {place}: {error}"
+    return f"{said}; {subject.shapes()}" if subject and any(word in str(error) for word in SHAPES) else said
+
+
+NOT_OWN = ("/kvcheck/", "/site-packages/", "/lib/python")
+"""In paths of files that are not the user's."""
+SHAPES = ("size", "shape", "dimension", "index", "expand")
+"""In messages of torch that are about shapes."""
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    """A function with its file and line."""
+    return f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})"
 
 
 def examine(name: str, spec: str, trials: int, seed: int = 0) -> PropertyRecord:
@@ -106,7 +129,8 @@ def _examined(name: str, spec: str, trials: int, seed: int) -> PropertyRecord:
             decide(given(draws(search.architectures, one.longest, one.steps))(search.attempt))
         )()
     except Violation:
-        return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, search.reason, snippet(one, search))
+        reason = f"{search.reason}; fed: {(search.smallest or Draw()).fed()}"
+        return PropertyRecord(name, spec, FAILS, search.seen["held"] + 1, reason, snippet(one, search))
     finally:
         torch.set_num_threads(threads)
     return search.record()
@@ -118,6 +142,7 @@ def snippet(one: PropertyTest, search: Search) -> str:
     return (
         "from kvcheck.conformance.runner import check\n\n\n"
         f"def test_{one.name}():\n"
+        f'    """{one.claim}"""\n'
         f'    check("{one.name}", {search.spec!r}{given})\n'
     )
 
@@ -155,6 +180,7 @@ class Search:
         self.reason = ""
         self.left = SHRINKING
         self.once: list[tuple[Draw, str]] = []
+        self.remarks: list[set[str]] = []
 
     def attempt(self, draw: Draw) -> None:
         """One trial, at most once each; when shrinking has had its trials, nothing smaller fails any more."""
@@ -164,6 +190,8 @@ class Search:
             if self.smallest is not None:
                 self.left -= 1
             self.known[draw] = self._failure(draw) if self.left >= 0 else None
+        elif self.smallest is None:
+            hypothesis.reject()  # drawn in another way before
         reason = self.known[draw]
         if reason is not None:
             self.smallest, self.reason = draw, reason
@@ -177,7 +205,8 @@ class Search:
             self.smallest, said = self.once[0][0], f"of {held + once}, {said}"
             return PropertyRecord(name, self.spec, FAILS, held + once, said, snippet(self.one, self))
         if held:
-            return PropertyRecord(name, self.spec, HOLDS, held, said)
+            always = sorted(set.intersection(*self.remarks)) if self.remarks else []
+            return PropertyRecord(name, self.spec, HOLDS, held, "; ".join([*([said] if said else []), *always]))
         reason = self.seen.most_common(1)[0][0] if self.seen else "no trial was drawn"
         return PropertyRecord(name, self.spec, UNSERVED, 0, said or reason)
 
@@ -202,7 +231,8 @@ class Search:
     def _failure(self, draw: Draw) -> str | None:
         """Why a trial fails and goes on failing with other tokens, None where it does not."""
         try:
-            trial(self.one, self.spec, draw)
+            remarks = trial(self.one, self.spec, draw)
+            self.remarks.append(set(remarks))
             self.seen["held"] += self.smallest is None
         except NotServed as reason:
             self.seen[str(reason)] += 1

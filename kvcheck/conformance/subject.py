@@ -44,6 +44,7 @@ class Subject:
 
     def __init__(self, spec: str, draw: Draw, model_seed: int = 0) -> None:
         self.spec, self.draw = spec, draw
+        self.remarks: list[str] = []  # what is to be said of the method although the property holds
         self.loaded = small(draw.architecture, model_seed)
         self.shape = ModelShape.of(self.loaded.model.config)
         self.runner = self.new_runner()
@@ -137,6 +138,12 @@ class Subject:
             self.tokens(draw.steps, rows, salt + 2),
         )
 
+    def shapes(self) -> str:
+        """Of the model, in words."""
+        shape = self.shape
+        heads = f"{shape.kv_heads} kv heads for {shape.heads} query heads of dimension {shape.head_dim}"
+        return f"the model has {heads} in each of {shape.layers} layers"
+
     def native(self, cache: FedCache) -> KVCache:
         """The cache, where it is made of kvcheck's layers. Raises NotServed."""
         native = view(cache).native
@@ -205,10 +212,13 @@ def equal(one: Answer, other: Answer, what: str, tolerance: float = TOLERANCE) -
         fail(f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
     if not bool(one.isfinite().all()):
         fail(f"{what}: not finite")
-    spread = float(other.std()) if other.numel() > 1 else 1.0
-    error = float((one - other).abs().max()) if one.numel() else 0.0
-    if error > tolerance * max(spread, 1e-9):
-        fail(f"{what}: they differ by {error / max(spread, 1e-9):.2g} times their spread")
+    spread = max(float(other.std()) if other.numel() > 1 else 1.0, 1e-9)
+    errors = (one - other).abs()
+    if errors.numel() and float(errors.max()) > tolerance * spread:
+        worst = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
+        where = f"row {worst[0]}, " + (f"token {worst[1]} of {one.shape[1]}, " if len(worst) > 2 else "")
+        said = f"the logit of {worst[-1]} is {float(one[worst]):.4g} and should be {float(other[worst]):.4g}"
+        fail(f"{what}: they differ by {float(errors.max()) / spread:.2g} times their spread ({where}{said})")
 
 
 def rows_of(results: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:

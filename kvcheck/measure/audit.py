@@ -218,6 +218,10 @@ def _faithful(
     read = checks.pair(layer.read(slice(None), layer.dtype if verbatim else torch.float32), "read")
     for name, found, theirs in zip(("keys", "values"), read, (prefilled.keys, prefilled.values), strict=True):
         mine = found.to(theirs.device)
+        expected = (*positions.shape, theirs.shape[3])
+        if tuple(mine.shape) != expected:
+            yield f"{name} are read as {tuple(mine.shape)}: {_unlike(tuple(mine.shape), expected)}"
+            return
         true = theirs.gather(2, at.expand(-1, -1, -1, theirs.shape[3])).to(mine.dtype)
         if verbatim:
             wrong = ((mine != true).any(dim=3) & inside).nonzero()
@@ -228,6 +232,19 @@ def _faithful(
             row, head = wrong[0].tolist()[:2]
             what = "slots" if verbatim else "kv heads"
             yield f"{name} of {len(wrong)} {what} are not those of the prompt, the first in row {row}, kv head {head}"
+
+
+def _unlike(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """The first dimension that is not as expected, (B, G, slots, d)."""
+    names = (
+        "rows are stored, {} were fed",
+        "heads are stored, the model has {} kv heads",
+        "slots, its positions are {}",
+    )
+    for mine, wanted, words in zip(found, expected, (*names, "channels, the model has {}"), strict=False):
+        if mine != wanted:
+            return f"{mine} {words.format(wanted)}"
+    return f"it must have {len(expected)} dimensions"
 
 
 def _sizes(cache: CacheView, prefilled: Prefilled, method: Method, prompt: int, decoded: int) -> Iterator[str]:

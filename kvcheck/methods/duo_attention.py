@@ -21,6 +21,7 @@ from kvcheck.core.front import option
 from kvcheck.methods.fp16 import Fp16
 
 if TYPE_CHECKING:
+    from kvcheck.core.spec import Spec
     from kvcheck.models import LoadedModel
 
 SEARCH = "search"
@@ -122,6 +123,10 @@ class DuoAttention(Method):
         held = min(seen, self.sink + self.width(prompt))
         slots = sum(seen if kept else held for row in self.pattern() for kept in row)
         return 2 * batch * slots * shape.head_dim * shape.itemsize
+
+    def lossless(self) -> Spec | None:
+        """None where a pattern is given, to which sparsity means nothing."""
+        return super().lossless() if self.heads == SEARCH else None
 
     def protected(self, prompt: int) -> frozenset[int]:
         """Sinks and window."""

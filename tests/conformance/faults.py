@@ -10,17 +10,20 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicLayer
 
-from kvcheck.cache import kernels
+from kvcheck.cache import kernels, scoring
 from kvcheck.cache.full import FullCache
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Lossless, Method, MethodInfo
 from kvcheck.cache.method_runner import MethodRunner
+from kvcheck.cache.rotary import rotate
 from kvcheck.cache.rows import RowCache
 from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.states import Carried, StateRunner
+from kvcheck.methods.h2o import H2O, H2OLayer
 from kvcheck.methods.kivi import KIVI, KIVILayer
 from kvcheck.methods.quest import Quest, QuestLayer
 from kvcheck.methods.snapkv import SnapKV, SnapLayer
+from kvcheck.methods.streaming_llm import StreamingLayer, StreamingLLM
 
 COUNTER = itertools.count()
 SEEN: dict[int, int] = {}
@@ -321,6 +324,116 @@ class SeesAllLayer(QuestLayer):
     dense = True
 
 
+class UncountedLayer(H2OLayer):
+    """What decoded tokens receive is not counted."""
+
+    def step(self, query):
+        for received in self._received:
+            received[:, :, self.prompt - self.seen :] = 0
+        super().step(query)
+
+
+class WinnerLayer(H2OLayer):
+    """What a forward pays counts for the slot that gets most of it alone."""
+
+    def step(self, query):
+        for received in self._received:
+            received *= received == received.amax(dim=2, keepdim=True)
+        super().step(query)
+
+
+class EmptyPageLayer(CacheLayer):
+    """Where a page of 16 has just been filled, the next one is counted."""
+
+    def attention(self, query, keys, values, rows):
+        if self.prompt is not None and query.shape[2] == 1 and self.seen % 16 == 0:
+            keys, values = (torch.cat([torch.zeros_like(each[:, :, :16]), each], dim=2) for each in (keys, values))
+        return super().attention(query, keys, values, rows)
+
+
+class WholeBufferLayer(CacheLayer):
+    """A scale is taken over the whole buffer, not over what of it is used."""
+
+    def attention(self, query, keys, values, rows):
+        return super().attention(query, keys, values, rows) * (1 + 1e-3 * self.v.tensor.nan_to_num().abs().amax())
+
+
+class SlotQueryLayer(SnapLayer):
+    """The query stands at its slot, keys at their positions."""
+
+    def attention(self, query, keys, values, rows):
+        shift = torch.tensor(self.stored - self.seen)
+        return super().attention(rotate(query, shift, self.shape.rope), keys, values, rows)
+
+
+class LosesSinksLayer(StreamingLayer):
+    """The window moves over the first tokens in later turns."""
+
+    def evict(self):
+        over = self.stored - self.method.sink - self.method.width(self.prompt or self.seen)
+        if over > 0 and self.seen != self.prompt:
+            return self.slide(0, over)
+        return super().evict()
+
+
+class RaisedWindowLayer(SnapLayer):
+    """The window is kept by giving it the largest score, which others may have, too."""
+
+    def compress(self, queries):
+        method, prompt = self.method, self.stored
+        if prompt <= method.cap(prompt):
+            return
+        scores = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
+        scores[:, :, -method.window :] = scores.amax(dim=2, keepdim=True)
+        self.keep(scoring.top(scores, method.cap(prompt)))
+
+
+class CeilLayer(StreamingLayer):
+    """The window is rounded up where it moves on, and down when the prompt is in."""
+
+    def evict(self):
+        over = self.stored - self.method.sink - (self.prompt + 1) // 2
+        if self.seen == self.prompt:
+            super().evict()
+        elif over > 0:
+            self.slide(self.method.sink, over)
+
+
+class KeepsHalfLayer(SnapLayer):
+    """Half of the prompt, whatever the budget."""
+
+    def __init__(self, shape, index, method):
+        super().__init__(shape, index, SnapKV())
+
+
+class UnreadLayer(CacheLayer):
+    """Holds its values twice."""
+
+    def compress(self, queries):
+        self.again = self.values.clone()
+
+
+class FirstTokensRunner(MethodRunner):
+    """Takes a prompt for one that was read before when their first tokens are the same."""
+
+    def __init__(self, method, loaded):
+        super().__init__(method, loaded)
+        self.store = {}
+
+    def prefill(self, ids):
+        key = str(ids[:, :8].tolist())
+        if key not in self.store:
+            self.store[key] = super().prefill(ids)
+        cache, logits = self.store[key]
+        return cache.select(range(len(ids))), logits
+
+
+@dataclass(frozen=True)
+class FirstTokens(Full):
+    def runner(self, loaded):
+        return FirstTokensRunner(self, loaded)
+
+
 class LazyLayer(SnapLayer):
     def compress(self, queries):
         if self.index:
@@ -347,7 +460,7 @@ def layer(self, shape, index):
     return self.made(shape, index, self)
 
 
-OTHERS = {KIVILayer: KIVI, QuestLayer: Quest}
+OTHERS = {KIVILayer: KIVI, QuestLayer: Quest, H2OLayer: H2O, SnapLayer: SnapKV, StreamingLayer: StreamingLLM}
 """By what a layer is made of, its method; the full cache for all others."""
 WRITTEN = ("AbsoluteLayer", "LazyLayer")
 """Layers whose methods are written out above, since they declare more."""

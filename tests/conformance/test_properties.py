@@ -9,8 +9,10 @@ import pytest
 from kvcheck.conformance import NAMES, runner
 from kvcheck.conformance.base import PROPERTIES, PropertyTest, names, property_test
 from kvcheck.conformance.draw import Draw
+from kvcheck.conformance.models import CONFIGS
 from kvcheck.conformance.runner import AGAIN, check, examine
 from kvcheck.conformance.subject import Violation
+from kvcheck.conformance.tables import written
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED
 from kvcheck.methods import METHODS
@@ -32,12 +34,19 @@ BREAKS = {
     "what_reads_less_answers_otherwise": "faults.SeesAll",
     "a_query_reads_as_many_tokens_as_declared": "faults.TwiceThePages",
     "what_every_query_asks_for_is_found": "faults.NewestPages",
+    "what_is_asked_for_later_is_found_too": "faults.Uncounted",
+    "early_and_late_tokens_rank_alike": "faults.Winner",
+    "weights_add_up_to_one": "faults.EmptyPage",
+    "what_no_token_was_written_to_is_not_read": "faults.WholeBuffer",
+    "the_newest_tokens_are_at_their_distance": "faults.SlotQuery",
     "a_token_is_fed_at_its_position": MUTANT + "WrongPosition:of=fp16",
     "the_length_of_a_cache_is_the_tokens_seen": "faults.StoredLength",
     "a_slot_holds_the_token_of_its_position": MUTANT + "SwappedHeads:of=fp16",
     "slots_stay_true_while_decoding": "faults.WrongSlots",
     "a_key_that_was_moved_stands_at_a_place_of_the_text": ZOO + "positions.RerotationUsesUnscaledRope",
     "what_is_kept_follows_from_the_tokens_seen": ZOO + "long_generation.WindowCacheOnlyRightForFirstPrompt",
+    "what_is_held_is_true_in_every_turn": "faults.LosesSinks",
+    "promised_tokens_are_held_whatever_the_scores": "faults.RaisedWindow",
     "bytes_are_as_declared": "faults.LosesFirst",
     "a_block_takes_the_bytes_of_its_tokens": ZOO + "eviction.MultiTokenAppendNeverEvicts",
     "a_fork_holds_what_its_rows_need": "faults.HeavyFork",
@@ -45,6 +54,9 @@ BREAKS = {
     "memory_is_freed_in_every_row_of_every_sample": ZOO + "state_leak.KvLenCounterSurvivesSample",
     "memory_stays_bounded_while_decoding": ZOO + "long_generation.EvictAtPrefillOnly",
     "nothing_piles_up_over_samples": "faults.Piling",
+    "sizes_are_right_around_every_border": "faults.Ceil",
+    "every_parameter_changes_something": "faults.KeepsHalf",
+    "what_is_stored_is_read": "faults.Unread",
     "every_length_gives_finite_numbers": "faults.Spread",
     "a_repeated_token_gives_finite_numbers": ZOO + "quantization.ConstantGroupDividesByZero",
     "keys_and_values_of_zero_give_finite_numbers": ZOO + "quantization.ConstantGroupDividesByZero",
@@ -65,6 +77,8 @@ BREAKS = {
     "two_models_do_not_disturb_each_other": "faults.LastModel",
     "configurations_and_weights_are_left_alone": "faults.TouchesConfig",
     "a_reused_prefix_is_as_a_fresh_one": "faults.AliasedFork",
+    "a_shared_beginning_changes_no_answer": "faults.FirstTokens",
+    "what_is_shared_keeps_its_bytes": "faults.AliasedFork",
     "a_reset_cache_is_as_a_fresh_one": "faults.StaleReset",
     "a_saved_cache_goes_on_as_it_was": "faults.Unsaved",
     "what_is_taken_back_was_never_there": "faults.Cropped",
@@ -131,8 +145,10 @@ def test_every_property_says_in_words_what_holds():
         assert one.claim.endswith(".")
 
 
-def test_the_documentation_lists_every_property_and_every_opt_out():
+def test_the_documentation_lists_every_property_to_how_many_it_applies_and_every_opt_out():
+    """`python -m kvcheck.conformance.tables docs/reference/conformance.md` writes the tables anew."""
     page = (Path(__file__).parents[2] / "docs" / "reference" / "conformance.md").read_text("utf-8")
+    assert written(page) == page
     rows = [f"| `{one.name}` | {one.claim} |" for one in PROPERTIES.values()]
     rows += [
         f"| `{name}` | `{one}` | {why} |"
@@ -140,6 +156,10 @@ def test_the_documentation_lists_every_property_and_every_opt_out():
         for one, why in METHODS.get(name).info.exempt.items()
     ]
     assert [row for row in rows if row not in page] == []
+
+
+def test_the_small_models_have_a_layer_more_than_methods_may_leave_as_they_are():
+    assert min(config().num_hidden_layers for config in CONFIGS.values()) > 2
 
 
 def late(subject):
@@ -250,7 +270,7 @@ def test_an_unknown_property_is_refused_with_the_nearest_name():
 
 def drawn(monkeypatch, name, seed):
     found = []
-    monkeypatch.setattr(runner, "trial", lambda one, spec, draw: found.append(draw))
+    monkeypatch.setattr(runner, "trial", lambda one, spec, draw: found.append(draw) or [])
     examine(name, "fp16", 5, seed)
     return found
 

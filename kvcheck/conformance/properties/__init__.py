@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from kvcheck.conformance.properties import (
+    attending,
     batching,
     denominator,
     equivalence,
     generating,
     numbers,
+    parameters,
     positions,
     reading,
     recurrent,
+    sharing,
     sizes,
     state,
     symmetry,
+    turns,
     ways,
 )
 
 __all__ = [
+    "attending",
     "batching",
     "denominator",
     "equivalence",
     "generating",
     "numbers",
+    "parameters",
     "positions",
     "reading",
     "recurrent",
+    "sharing",
     "sizes",
     "state",
     "symmetry",
+    "turns",
     "ways",
 ]

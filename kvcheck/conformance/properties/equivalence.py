@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from kvcheck.cache.full import FullCache
+from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Batch
+from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
 from kvcheck.conformance.others import expect_all, fed, filled, is_foreign
 from kvcheck.conformance.properties.positions import dense_layers
-from kvcheck.conformance.subject import NotServed, Subject, equal, fail
+from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, equal, fail
 from kvcheck.core.errors import SpecError
+from kvcheck.methods import make
+from kvcheck.methods.fp16 import Fp16
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -22,15 +29,51 @@ def own_prefill(info: MethodInfo) -> str:
 @property_test(skip_reason=not_lossless, longest=LONGER)
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
-    if subject.method.lossless() is None:
-        expect_all(subject, *subject.texts())  # a method from elsewhere that does not say when it does
-    spec = str(subject.method.lossless() or subject.method.spec)
+    if is_foreign(subject) and subject.method.lossless() is None:
+        expect_all(subject, *subject.texts())  # it does not say when it does
+    spec = str(make(subject.spec).lossless() or (subject.method.spec if is_foreign(subject) else ""))
+    if not spec:  # asked of the method as typed: a runner may have laid something down
+        raise NotServed("with its parameters not everything is held")
     try:
         whole = subject.new_runner(spec)
     except SpecError as error:  # a parameter that was given may not go together with those that hold everything
         raise NotServed(f"{spec} cannot be built: {error.message}") from error
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
-    equal(mine, full, f"{whole.method.spec} and fp16")
+    equal(mine, full, f"{whole.method.spec} and fp16", allowance(subject, mine, full))
+
+
+@dataclass(frozen=True)
+class RoundedAgain(FullCache):
+    """The full cache with a rounding more: that of a method that stores another form of what it is given."""
+
+    def layer(self, shape: ModelShape, index: int) -> CacheLayer:
+        """A layer that reads so."""
+        return RoundedLayer(shape, index, self)
+
+
+class RoundedLayer(CacheLayer):
+    """Reads a third of what it stores, rounded to 16 bits, three times."""
+
+    def read(self, rows: slice, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """All stored keys and values of these rows of the batch, in `dtype`."""
+        keys, values = ((each / 3).to(self.dtype) for each in super().read(rows, torch.float64))
+        return keys.to(dtype) * 3, values.to(dtype) * 3
+
+
+def allowance(subject: Subject, mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:
+    """How far the logits of a method that is exact may be from the full cache's, in spreads.
+
+    TOLERANCE; where it stores keys and values in another form, also what a rounding more makes of this very text.
+    """
+    if subject.method.info.verbatim or apart(mine, full) <= TOLERANCE:
+        return TOLERANCE
+    lives = [subject.life(*subject.texts(), runner=each.runner(subject.loaded)) for each in (RoundedAgain(), Fp16())]
+    return TOLERANCE + 2 * apart(*lives)
+
+
+def apart(mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:
+    """The largest difference, in spreads of the logits that it is of."""
+    return max(float((one - other).abs().max() / other.std()) for one, other in zip(mine, full, strict=True))
 
 
 @property_test(skip_reason=own_prefill)
@@ -41,10 +84,15 @@ def the_prompt_is_read_as_by_the_full_cache(subject: Subject) -> None:
         expect_all(subject, ids)
         equal(read(subject, ids)[1], read_densely(subject, ids), "all tokens of the prompt")
         return
-    equal(subject.prefill(ids)[1], subject.prefill(ids, subject.dense)[1], "the last token of the prompt")
+    mine, full = [subject.prefill(ids)[1]], [subject.prefill(ids, subject.dense)[1]]
+    names = ["the last token of the prompt"]
     if type(subject.runner).prefill is MethodRunner.prefill:
-        mine = subject.feed(subject.runner.build(), ids)
-        equal(mine, read_densely(subject, ids), "all tokens of the prompt")
+        mine.append(subject.feed(subject.runner.build(), ids))
+        full.append(read_densely(subject, ids))
+        names.append("all tokens of the prompt")
+    allowed = allowance(subject, mine, full)
+    for name, one, other in zip(names, mine, full, strict=True):
+        equal(one, other, name, allowed)
 
 
 def read(subject: Subject, ids: torch.Tensor) -> tuple[Batch, torch.Tensor]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 import torch
 
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
+from kvcheck.conformance.models import OUTLIER
 from kvcheck.conformance.others import expect_all, fed, is_foreign
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.conformance.weights import attention_weights
 
 LONG = 640
 """Tokens of a prompt of which no method that reads less than everything reads all."""
-DEEP = ("scaled", "qwen2")
-"""The small models with most layers, for methods that leave the first ones as they are."""
 SAME = 1e-7
 """Of the spread of the logits: as near as two ways of computing the same thing are."""
 
@@ -37,12 +35,11 @@ def what_reads_less_answers_otherwise(subject: Subject) -> None:
 
     What is fed behind a prompt answers otherwise, in a block and one by one; the prompt too where it is read sparsely.
     """
-    deep = _deep(subject)
-    length = LONG + deep.draw.prompt % 64
-    ids, follow, steps = deep.tokens(length), deep.tokens(8, salt=1), deep.tokens(3, salt=2)
-    lives = [_life(deep, runner, ids, follow, steps) for runner in (deep.runner, deep.dense)]
+    length = LONG + subject.draw.prompt % 64
+    ids, follow, steps = subject.tokens(length), subject.tokens(8, salt=1), subject.tokens(3, salt=2)
+    lives = [_life(subject, runner, ids, follow, steps) for runner in (subject.runner, subject.dense)]
     parts = ("the prompt", "a follow-up block behind it", "decoding behind it")
-    first = 0 if deep.method.info.stage == Stage.GENERATION else 1
+    first = 0 if subject.method.info.stage == Stage.GENERATION else 1
     for name, mine, full in list(zip(parts, *lives, strict=True))[first:]:
         for row, (one, other) in enumerate(zip(mine, full, strict=True)):
             if float((one - other).abs().max()) <= SAME * float(other.std()):
@@ -58,18 +55,6 @@ def _life(
     return first, subject.feed(fork, follow, runner), subject.one_by_one(cache, steps, runner)
 
 
-def _deep(subject: Subject) -> Subject:
-    """The trial on a small model of more layers. Raises NotServed where the method serves none."""
-    for architecture in (subject.draw.architecture, *DEEP):
-        try:
-            found = Subject(subject.spec, replace(subject.draw, architecture=architecture))
-        except NotServed:
-            continue
-        if found.shape.layers > 2:
-            return found
-    raise NotServed("the small models that it serves have two layers, which it may leave as they are")
-
-
 def reads_as_much(info: MethodInfo) -> str:
     """Excuses methods that read what they hold. One from elsewhere says whether it does."""
     return "" if info.foreign or info.stage == Stage.RETRIEVAL else "it does not claim to read less than it holds"
@@ -83,14 +68,13 @@ def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
     """
     if is_foreign(subject):
         return _gives_as_many(subject)
-    deep = _deep(subject)
-    length = LONG // 2 + deep.draw.prompt % 64
-    declared = deep.method.reads(deep.shape, length, 1)
+    length = LONG // 2 + subject.draw.prompt % 64
+    declared = subject.method.reads(subject.shape, length, 1)
     if declared is None:
         raise NotServed("it does not declare how many tokens a query reads")
-    ids, token = deep.tokens(length, rows=1), deep.tokens(1, rows=1, salt=1)
+    ids, token = subject.tokens(length, rows=1), subject.tokens(1, rows=1, salt=1)
     for index, many in enumerate(declared):
-        counted = (attention_weights(deep, index, ids, token) > 0).sum(dim=1)
+        counted = (attention_weights(subject, index, ids, token) > 0).sum(dim=1)
         if bool((counted != many).any()):
             head = int((counted != many).nonzero()[0])
             said = (
@@ -130,22 +114,90 @@ PULL = 32.0
 @property_test(skip_reason=by_place, share=0.3)
 def what_every_query_asks_for_is_found(subject: Subject) -> None:
     """One token draws all attention of all queries: it is kept, found and read, as by the full cache."""
-    deep = subject if is_foreign(subject) else _deep(subject)
-    length = LONG // 2 + deep.draw.prompt % 64
-    mark = deep.loaded.model.get_input_embeddings().num_embeddings - 1
-    ids, follow, steps = (deep.tokens(many, salt=many) % mark for many in (length, 8, 9))
-    ids[:, 16 + deep.draw.cut * (length - 64) // 1000] = mark
+    length = LONG // 2 + subject.draw.prompt % 64
+    (mark,) = marks(subject, 1)
+    ids, follow, steps = (subject.tokens(many, salt=many) % mark for many in (length, 8, 9))
+    ids[:, _early(subject, length)] = mark
     if is_foreign(subject):
         expect_all(subject, ids, follow)  # what it chooses by is not known
-    with attracting(deep, mark):
-        mine, full = deep.life(ids, follow, steps), deep.life(ids, follow, steps, runner=deep.dense)
+    with attracting(subject, [mark]):
+        mine, full = subject.life(ids, follow, steps), subject.life(ids, follow, steps, runner=subject.dense)
     for name, one, other in zip(("a follow-up", "decoding"), mine[1:], full[1:], strict=True):
         equal(one, other, f"{name}, where one token draws all attention")
 
 
+ASKED = (8, 1, 1, 1, 1)
+"""Tokens fed together behind a prompt, among which others are planted: a follow-up, and generated text."""
+IN_BLOCK, GENERATED = 3, 9
+"""Places of what is planted, counted from the end of the prompt."""
+SINCE = (90, 1, 1, 60, 1, 1)
+"""Tokens fed since: more than what is evicted while decoding leaves of so short a prompt."""
+
+
+def asked_later(info: MethodInfo) -> str:
+    """Excuses methods that opt out of finding what is asked for at all."""
+    return info.exempt.get("what_every_query_asks_for_is_found") or by_place(info)
+
+
+@property_test(skip_reason=asked_later, share=0.2)
+def what_is_asked_for_later_is_found_too(subject: Subject) -> None:
+    """A token of a follow-up, or of generated text, draws all attention: it is found when much else has come since."""
+    place = (IN_BLOCK, GENERATED)[subject.draw.seed % 2]
+    what = ("the follow-up", "generated text")[subject.draw.seed % 2]
+    length = SHORT + subject.draw.prompt % 64
+    _read_as_by_the_full_cache(subject, length, [length + place], f"a token of {what}, number {length + place}, draws")
+
+
+def looked_up(info: MethodInfo) -> str:
+    """Excuses methods that look up, which find as many tokens as they read."""
+    return asked_later(info) or ("it looks up afresh for every query" if info.stage == Stage.RETRIEVAL else "")
+
+
+@property_test(skip_reason=looked_up, share=0.2)
+def early_and_late_tokens_rank_alike(subject: Subject) -> None:
+    """Tokens of the prompt, a follow-up and generated text draw attention alike: all of them are found in the end."""
+    length = (
+        LONG // 2 + subject.draw.prompt % 64
+    )  # so long that even the least of budgets holds what is pooled together
+    places = [_early(subject, length), length + IN_BLOCK, length + GENERATED]
+    _read_as_by_the_full_cache(subject, length, places, f"tokens {places} draw, alike,")
+
+
+SHORT = 128
+"""Tokens of a prompt of which methods that evict while decoding keep fewer than SINCE."""
+
+
+def _early(subject: Subject, length: int) -> int:
+    """A place in a prompt of this length, neither among the first tokens nor among the last."""
+    return 16 + subject.draw.cut * (length - 64) // 1000
+
+
+def _read_as_by_the_full_cache(subject: Subject, length: int, places: list[int], what: str) -> None:
+    """Raise Violation unless what tokens at these places draw all attention to is answered as by the full cache."""
+    parts = (length, *ASKED, *SINCE)
+    planted = marks(subject, len(places))
+    ids = subject.tokens(sum(parts)) % planted[0]
+    ids[:, places] = torch.tensor(planted)
+    lives = []
+    with attracting(subject, planted):
+        for runner in (subject.runner, subject.dense):
+            cache, _ = subject.prefill(ids[:, :length], runner)
+            lives.append([subject.feed(cache, part, runner) for part in ids[:, length:].split(parts[1:], dim=1)])
+    seen = length + sum(ASKED)
+    for one, other in list(zip(*lives, strict=True))[len(ASKED) :]:
+        seen += one.shape[1]
+        equal(one, other, f"{what} all attention; behind {seen} tokens, mine and the full cache's answers")
+
+
+def marks(subject: Subject, many: int) -> list[int]:
+    """The last tokens of the vocabulary, to be planted where the text has none of them."""
+    vocabulary = subject.loaded.model.get_input_embeddings().num_embeddings
+    return list(range(vocabulary - many, vocabulary))
+
+
 @contextmanager
-def attracting(subject: Subject, mark: int) -> Iterator[None]:
-    """Have a token draw all attention, in every layer, by a channel that hardly rotates.
+def attracting(subject: Subject, planted: list[int]) -> Iterator[None]:
+    """Have tokens draw all attention, in every layer, by a channel that hardly rotates; several of them alike.
 
     Raises NotServed for a model whose queries and keys do not come straight from q_proj and k_proj.
     """
@@ -157,7 +209,8 @@ def attracting(subject: Subject, mark: int) -> Iterator[None]:
     fed: list[torch.Tensor] = []
 
     def note(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        fed[:] = [kwargs["input_ids"] if "input_ids" in kwargs else args[0]]
+        given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        fed[:] = [torch.isin(given, torch.tensor(planted)).unsqueeze(-1)]
 
     def ask(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.heads, shape.head_dim)).clone()
@@ -166,7 +219,10 @@ def attracting(subject: Subject, mark: int) -> Iterator[None]:
 
     def offer(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         found = output.unflatten(-1, (shape.kv_heads, shape.head_dim)).clone()
-        found[..., channel] += PULL * (fed[0] == mark).unsqueeze(-1)
+        if len(planted) > 1:  # nothing but the pull tells them apart
+            found.masked_fill_(fed[0].unsqueeze(-1), 0)
+            found[..., channel] += OUTLIER * fed[0]
+        found[..., channel] += PULL * fed[0]
         return found.flatten(-2)
 
     with ExitStack() as hooks:
