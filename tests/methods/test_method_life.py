@@ -32,6 +32,8 @@ SPECS = (
     "kivi:group=8,residual=16,bits=4",
     "tova:budget=32",
     "tova:budget=0.3",
+    "turboquant",
+    "turboquant:bits=3,sketch=true,recent=16",
     "fp8",
     "fp8:scale=token",
     "think:recent=8",
