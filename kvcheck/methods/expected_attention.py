@@ -69,7 +69,7 @@ class ExpectedAttention(Method):
         if isinstance(self.budget, int) and self.sink >= self.budget:
             raise SpecError(
                 f"{name}: sink={self.sink} leaves nothing to choose in a budget of {self.budget} tokens",
-                f"type {option('methods')}={name}:budget={self.sink + 1} or more",
+                f"type {option('methods')}={name}:budget={self.budget},sink={self.budget - 1}",
             )
 
     def check(self, shape: ModelShape) -> None:

@@ -26,9 +26,9 @@ class RKV(Method):
     """Keep C slots per layer and kv head, chosen again whenever `buffer` tokens have come, by attention and redundancy.
 
     budget: C, window included: a share of the prompt (0.5; C = floor(0.5 p), at least window + 1; fixed when the prompt
-    is in) or a number of tokens. buffer: b, tokens that are let in between two choices (128). window: w, the newest
-    tokens, which stay, and the queries that vote (8). kernel: of the max pooling of the votes (7). weight: λ (0.07, as
-    in the code; the paper 0.1).
+    is in) or a number of tokens. buffer: b, tokens that are let in between two choices, likewise (0.125, at least
+    window; official 128 tokens). window: w, the newest tokens, which stay, and the queries that vote (8). kernel: of
+    the max pooling of the votes (7). weight: λ (0.07, as in the code; the paper 0.1).
 
     Chosen when the prompt is in, where it has more than C tokens, and whenever C + b slots are held. Of n slots the
     newest w stay, and of the others the C - w with the highest λ·A - (1 - λ)·R. A: scores of the last w queries, the
@@ -37,8 +37,8 @@ class RKV(Method):
     above 0.5, the copy to be kept (the first slot where there is none, as in the code); softmax over the n slots. Keys
     are compared as they are stored, post-RoPE. Tokens that a block brings beyond the last border are let in.
 
-    Bytes, with m = min(p, C) + decoded: 2·L·B·G·s·d·2, s = m while m < C + b, else C + (m - C) mod b. The last w
-    queries, 2·L·B·H·w·d, are kept beside, and are bookkeeping. Errors: SpecError for values out of range.
+    Bytes, with m = min(p, C) + decoded: 2·L·B·G·s·d·2, s = m while m < C + b, else C + (m - C) mod b; and those of the
+    last w queries, which are kept beside: L·B·H·min(n, w)·d·2. Errors: SpecError for values out of range.
     Differences from the official code: the choice follows the slots that are held (its serving code the number of
     decoded tokens; its Hugging Face code every so many steps, or a line break); kept tokens are in order; ties go to
     the older token; in float32.
@@ -48,7 +48,8 @@ class RKV(Method):
         summary="keeps what recent queries look at and what is no repetition, chosen again while decoding",
         stage=Stage.COMPRESSION,
         paper="arXiv 2505.24133",
-        formula="2·L·B·G·s·d·2, s = m while m < C + b, else C + (m - C) mod b, with m = min(p, C) + decoded",
+        formula="2·L·B·G·s·d·2 + L·B·H·min(n, w)·d·2, s = m while m < C + b, else C + (m - C) mod b, with "
+        "m = min(p, C) + decoded",
         knob="budget",
         evicts_in_decode=True,
         needs=("queries",),
@@ -58,7 +59,7 @@ class RKV(Method):
     )
 
     budget: float | int = 0.5
-    buffer: int = 128
+    buffer: float | int = 0.125
     window: int = 8
     kernel: int = 7
     weight: float = 0.07
@@ -70,7 +71,12 @@ class RKV(Method):
         checks.whole(name, "window", self.window, 1, 8)
         checks.whole(name, "kernel", self.kernel, 1, 7)
         checks.share(name, "weight", self.weight, 0, 1, 0.07)
-        checks.whole(name, "buffer", self.buffer, self.window, 128)
+        checks.budget(name, "buffer", self.buffer)
+        if isinstance(self.buffer, int) and self.buffer < self.window:
+            raise SpecError(
+                f"{name}: buffer={self.buffer} is smaller than the window of {self.window} queries that vote",
+                f"type {option('methods')}={name}:buffer={self.window}",
+            )
         if self.kernel % 2 == 0:
             raise SpecError(
                 f"{name}: kernel={self.kernel} is even; pooling around a token needs an odd one",
@@ -86,15 +92,25 @@ class RKV(Method):
         """C for a prompt of this length."""
         return checks.tokens(self.budget, prompt, least=self.window + 1)
 
+    def let_in(self, prompt: int) -> int:
+        """b for a prompt of this length."""
+        return checks.tokens(self.buffer, prompt, least=self.window)
+
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that chooses after the prompt and while decoding."""
         return RKVLayer(shape, index, self)
 
     def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
         """s in every layer."""
-        cap = self.cap(prompt)
+        cap, buffer = self.cap(prompt), self.let_in(prompt)
         come = min(prompt, cap) + decoded
-        return (come if come < cap + self.buffer else cap + (come - cap) % self.buffer,) * shape.layers
+        return (come if come < cap + buffer else cap + (come - cap) % buffer,) * shape.layers
+
+    def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
+        """Slots, and the last w queries."""
+        asked = shape.layers * batch * shape.heads * min(prompt + decoded, self.window)
+        slots = sum(self.slots(shape, prompt, decoded))
+        return slots * shape.token_bytes(batch) + asked * shape.head_dim * shape.itemsize
 
     def protected(self, prompt: int) -> frozenset[int]:
         """The window, or all of a short prompt."""
@@ -104,7 +120,6 @@ class RKV(Method):
 class RKVLayer(CacheLayer):
     """asked (B, H, up to w, d): the newest queries."""
 
-    meta = ("kept", "asked")
     method: RKV
 
     def reset(self) -> None:
@@ -124,9 +139,10 @@ class RKVLayer(CacheLayer):
         if self.asked is None:
             raise KvcheckError("no query is known yet: the prompt is not in")
         method, known = self.method, torch.cat([self.asked, query.to(self.asked.dtype)], dim=2)
-        over = self.stored - method.cap(self.prompt or self.seen)
-        if over >= method.buffer:
-            later = over % method.buffer
+        prompt = self.prompt or self.seen
+        over, buffer = self.stored - method.cap(prompt), method.let_in(prompt)
+        if over >= buffer:
+            later = over % buffer
             self.choose(known[:, :, : known.shape[2] - later][:, :, -method.window :], later)
         self.asked = known[:, :, -method.window :].clone()
 
