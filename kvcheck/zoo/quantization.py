@@ -10,20 +10,14 @@ import torch
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.quantize import Packed
 from kvcheck.cache.shape import ModelShape
+from kvcheck.cache.turned import Turned
 from kvcheck.methods.flexgen import FlexGen, FlexGenLayer
 from kvcheck.methods.fp8 import FORMAT, FP8, LARGEST, Floats, FP8Layer
 from kvcheck.methods.kivi import KIVI, KIVILayer
+from kvcheck.methods.turboquant import TurboQuantLayer
 from kvcheck.zoo.base import bug, used_by
 from kvcheck.zoo.counterparts.calibrated import Calibrated, PlainLayer
-from kvcheck.zoo.counterparts.turbo import (
-    MixTurbo,
-    Turbo,
-    TurboLayer,
-    Turned,
-    TurnedMadeLayer,
-    TurnedReadLayer,
-    centroids,
-)
+from kvcheck.zoo.counterparts.turbo import MixTurbo, Turbo, TurnedMadeLayer, TurnedReadLayer
 
 
 class DefaultGroupPacked(Packed):
@@ -110,9 +104,9 @@ class WholeBlocks(Turned):
 class Narrow(Turned):
     """Turned, with a codebook that is too narrow."""
 
-    def centroids(self) -> tuple[float, ...]:
+    def centroids(self, size: int) -> tuple[float, ...]:
         """Those of a smaller standard deviation."""
-        return tuple(0.65 * each for each in centroids(self.bits))
+        return tuple(0.65 * each for each in super().centroids(size))
 
 
 @bug("prefill-quantized-despite-residual", "https://github.com/huggingface/transformers/issues/34189")
@@ -309,12 +303,14 @@ class TailBlockTruncated(Turbo):
 
 
 @used_by(TailBlockTruncated)
-class WholeBlocksLayer(TurboLayer):
+class WholeBlocksLayer(TurboQuantLayer):
     """Stores whole blocks."""
 
-    def store(self) -> Turned:
+    method: Turbo
+
+    def store(self, sketch: bool) -> Turned:
         """An empty store."""
-        store = WholeBlocks(self.method.bits, self.method.blocks(self.shape.head_dim), self.index)
+        store = WholeBlocks(self.method.bits, self.method.blocks(self.shape.head_dim), self.index, sketch)
         store.block = self.method.block
         return store
 
@@ -329,12 +325,12 @@ class CodebookFittedToWrongVariance(Turbo):
 
 
 @used_by(CodebookFittedToWrongVariance)
-class NarrowLayer(TurboLayer):
+class NarrowLayer(TurboQuantLayer):
     """Stores with the narrow codebook."""
 
-    def store(self) -> Turned:
+    def store(self, sketch: bool) -> Turned:
         """An empty store."""
-        return Narrow(self.method.bits, self.method.blocks(self.shape.head_dim), self.index)
+        return Narrow(self.method.bits, self.method.blocks(self.shape.head_dim), self.index, sketch)
 
 
 @bug("shared-layer-uses-own-quant-params", "https://github.com/Alberto-Codes/turboquant-vllm/issues/79")

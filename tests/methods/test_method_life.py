@@ -32,6 +32,16 @@ SPECS = (
     "kivi:group=8,residual=16,bits=4",
     "tova:budget=32",
     "tova:budget=0.3",
+    "turboquant",
+    "expected_attention:budget=32",
+    "adakv:budget=32,window=8",
+    "chunkkv:budget=32,window=8",
+    "r_kv:budget=32,buffer=16",
+    "r_kv:budget=0.4,buffer=8,window=4",
+    "chunkkv:budget=0.4,window=8,chunk=7",
+    "adakv:budget=0.4,window=8,floor=0.0",
+    "expected_attention:budget=0.4,sink=2,covariance=false",
+    "turboquant:bits=3,sketch=true,recent=16",
     "fp8",
     "fp8:scale=token",
     "think:recent=8",
@@ -57,12 +67,9 @@ SPECS = (
     "inf_llm:init=4,local=20,block=8,retrieved=16,exc=7",
     "inf_llm:init=0,local=0.2,block=4,retrieved=0.2,representatives=2,exc=16",
 )
-ONCE = tuple(
-    spec
-    for spec in SPECS
-    if spec.startswith(("fp16", "snapkv", "pyramidkv", "a_shape", "tri_shape", "minference", "quest", "retrieval"))
-    and "+" not in spec
-)
+DENSE_BEHIND = ("fp16", "snapkv", "pyramidkv", "adakv", "chunkkv", "expected_attention", "a_shape", "tri_shape")
+READ_LESS = ("minference", "quest", "retrieval")
+ONCE = tuple(spec for spec in SPECS if spec.startswith((*DENSE_BEHIND, *READ_LESS)) and "+" not in spec)
 every_method = pytest.mark.parametrize("text", SPECS)
 dense_prefill = pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.shares_prefill])
 BOUNDARIES = (1, W - 1, W, W + 1, C - 1, C, C + 1, 4 * C + 3)
@@ -223,7 +230,7 @@ def test_a_follow_up_block_answers_as_token_by_token_and_takes_the_true_position
     assert torch.equal(whole, told)
 
 
-LOOKUP = ("quest", "retrieval_attention", "inf_llm", "corm")  # their slots are found by their place
+LOOKUP = ("quest", "retrieval_attention", "inf_llm", "corm", "adakv")  # their slots are found by their place
 
 
 @pytest.mark.parametrize("text", [text for text in SPECS if make(text).info.verbatim and not text.startswith(LOOKUP)])

@@ -120,7 +120,7 @@ def test_what_is_evicted_is_folded_into_what_is_kept() -> None:
 def test_a_block_that_fills_no_byte_is_refused() -> None:
     with pytest.raises(MethodUnsupported, match="whole bytes"):
         make(f"{T}.turbo.Turbo:block=7").build(SHAPE)
-    with pytest.raises(SpecError, match="bits=3"):
-        make(f"{T}.turbo.Turbo:bits=3")
+    with pytest.raises(SpecError, match="bits=5"):
+        make(f"{T}.turbo.Turbo:bits=5")
     with pytest.raises(MethodUnsupported, match="rotates"):
         make(f"{T}.long_rope.LongRope").build(ModelShape(2, 4, 2, 8))
