@@ -72,7 +72,7 @@ def test_a_foreign_method_is_taken_to_need_all_heads() -> None:
 
 
 def test_a_method_that_needs_all_heads_is_refused_in_parts() -> None:
-    loaded = SimpleNamespace(team=SimpleNamespace(size=2), states=None)
+    loaded = SimpleNamespace(team=SimpleNamespace(size=2), states=None, shape=ModelShape(2, 4, 2, 8))
     serve(make("snapkv"), loaded)
     with pytest.raises(MethodUnsupported, match=r"tova cannot have its heads in 2 processes: all heads of a layer"):
         serve(make("tova"), loaded)
