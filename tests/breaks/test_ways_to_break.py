@@ -47,9 +47,7 @@ def session(make_fake: Callable[[], Foreign]) -> tuple[Foreign, Result]:
     """One session: many methods that break, each in a way of its own, one before them and one behind that do not."""
     fake = make_fake()
     fake.behave(**dict(zip(METHODS, WAYS, strict=False)))
-    return fake, fake.check(
-        "--kv-method=fp16", *(f"--kv-method={name}" for name in [*METHODS[: len(WAYS)], "tri_shape"])
-    )
+    return fake, fake.check("--kv-method=fp16", *(f"--kv-method={name}" for name in [*METHODS[: len(WAYS)], LAST]))
 
 
 def broken(way: str) -> str:
@@ -71,9 +69,7 @@ def test_the_methods_beside_them_are_judged_as_if_alone(session: tuple[Foreign, 
 
 def test_every_method_was_tried_once(session: tuple[Foreign, Result]) -> None:
     fake, _ = session
-    assert sorted(line.partition("|")[2] for line in fake.tried()) == sorted(
-        ["fp16", "tri_shape", *METHODS[: len(WAYS)]]
-    )
+    assert sorted(line.partition("|")[2] for line in fake.tried()) == sorted(["fp16", LAST, *METHODS[: len(WAYS)]])
 
 
 def test_the_reports_say_failed(session: tuple[Foreign, Result]) -> None:
