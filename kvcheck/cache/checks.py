@@ -54,6 +54,34 @@ def budget(method: str, name: str, value: object) -> None:
         )
 
 
+def room(method: str, budget: float | int, window: int) -> None:
+    """Raise SpecError where a window of tokens that stay leaves nothing to choose in a budget that is a number."""
+    if isinstance(budget, int) and window >= budget:
+        raise SpecError(
+            f"{method}: window={window} leaves nothing to choose in a budget of {budget} tokens",
+            f"type {option('methods')}={method}:budget={budget},window={max(1, budget // 2)}",
+        )
+
+
+def odd(method: str, kernel: int) -> None:
+    """Raise SpecError unless a kernel has a middle."""
+    if kernel % 2 == 0:
+        raise SpecError(
+            f"{method}: kernel={kernel} is even; pooling around a token needs an odd one",
+            f"type {option('methods')}={method}:kernel={kernel + 1}",
+        )
+
+
+def rotation(method: str, needs: str, rope: tuple[float, ...] | None) -> None:
+    """Raise MethodUnsupported for a model whose keys cannot be moved or un-rotated. rope: of its ModelShape."""
+    if rope is None:
+        raise MethodUnsupported(
+            f"{method}: {needs}, and how this model rotates them is not known, depends on the length of the text, or "
+            "scales them",
+            "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
+        )
+
+
 def tokens(value: float | int, prompt: int, least: int) -> int:
     """Slots that a budget means for a prompt: an int as it is, a float its share of the prompt, rounded down.
 

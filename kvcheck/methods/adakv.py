@@ -59,7 +59,7 @@ class AdaKV(SnapKV):
         """A layer that compresses once, after the prompt."""
         return AdaLayer(shape, index, self)
 
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> None:  # type: ignore[override]
+    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> None:
         """Not per kv head."""
 
     def kv_bytes(self, shape: ModelShape, batch: int, prompt: int, decoded: int) -> int:
@@ -75,13 +75,11 @@ class AdaLayer(RaggedLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """Keep the best of the prefix, and the window of every head."""
         method, prompt = self.method, self.stored
-        if prompt <= method.cap(prompt):
+        votes = method.votes(self, queries)
+        if votes is None:
             return
-        prefix = prompt - method.window
-        scores = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
-        scores = scoring.pool(scores[:, :, :prefix], method.kernel, method.pooling)
-        wanted = torch.ones(*scores.shape[:2], prompt, dtype=torch.bool, device=scores.device)
-        wanted[:, :, :prefix] = shared(scores, method.cap(prompt) - method.window, method.floor)
+        wanted = torch.ones(*votes.shape[:2], prompt, dtype=torch.bool, device=votes.device)
+        wanted[:, :, : votes.shape[2]] = shared(votes, method.cap(prompt) - method.window, method.floor)
         self.keep_where(wanted)
 
 

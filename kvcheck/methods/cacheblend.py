@@ -16,7 +16,7 @@ from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import KvcheckError, MethodUnsupported
+from kvcheck.core.errors import KvcheckError
 from kvcheck.methods.fp16 import Fp16
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ class CacheBlend(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """Keys must be rotatable."""
-        if shape.rope is None:
-            raise MethodUnsupported(
-                "cacheblend: moves keys to other positions, and how this model rotates them is not known, depends on "
-                "the length of the text, or scales them",
-                "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
-            )
+        checks.rotation(self.name(), "moves keys to other positions", shape.rope)
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A full cache layer that can be given a prompt with holes."""

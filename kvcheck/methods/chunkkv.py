@@ -10,14 +10,13 @@ from torch.nn.functional import pad
 
 from kvcheck.cache import checks, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import SpecError
-from kvcheck.core.front import option
+from kvcheck.cache.voting import WindowVote
 
 
 @dataclass(frozen=True)
-class ChunkKV(Method):
+class ChunkKV(WindowVote):
     """After the prompt of p tokens, keep whole chunks of it: those that its last queries attend to most.
 
     budget: C, window included: a share of the prompt (0.5; C = floor(0.5 p), at least window + 1) or a number of
@@ -48,38 +47,16 @@ class ChunkKV(Method):
         cross_head="the heads of a layer vote together",
     )
 
-    budget: float | int = 0.5
-    window: int = 32
     chunk: int = 10
 
     def __post_init__(self) -> None:
         """Raise SpecError for values out of range."""
-        name = self.name()
-        checks.budget(name, "budget", self.budget)
-        checks.whole(name, "window", self.window, 1, 32)
-        checks.whole(name, "chunk", self.chunk, 1, 10)
-        if isinstance(self.budget, int) and self.window >= self.budget:
-            raise SpecError(
-                f"{name}: window={self.window} leaves nothing to choose in a budget of {self.budget} tokens",
-                f"type {option('methods')}={name}:budget={self.budget},window={max(1, self.budget // 2)}",
-            )
-
-    def cap(self, prompt: int) -> int:
-        """C: slots per layer and kv head for a prompt of this length."""
-        return checks.tokens(self.budget, prompt, least=self.window + 1)
+        super().__post_init__()
+        checks.whole(self.name(), "chunk", self.chunk, 1, 10)
 
     def layer(self, shape: ModelShape, index: int) -> CacheLayer:
         """A layer that compresses once, after the prompt."""
         return ChunkLayer(shape, index, self)
-
-    def slots(self, shape: ModelShape, prompt: int, decoded: int) -> tuple[int, ...]:
-        """min(p, C) and everything decoded."""
-        return (min(prompt, self.cap(prompt)) + decoded,) * shape.layers
-
-    def protected(self, prompt: int) -> frozenset[int]:
-        """The window, or all of a short prompt."""
-        first = 0 if prompt <= self.cap(prompt) else prompt - self.window
-        return frozenset(range(first, prompt))
 
 
 class ChunkLayer(CacheLayer):
@@ -90,13 +67,12 @@ class ChunkLayer(CacheLayer):
     def compress(self, queries: torch.Tensor) -> None:
         """Keep the best chunks of the prefix and the window."""
         method, prompt = self.method, self.stored
-        if prompt <= method.cap(prompt):
+        votes = method.votes(self, queries)
+        if votes is None:
             return
-        prefix = prompt - method.window
-        votes = scoring.window_scores(queries[:, :, -method.window :], self.keys, self.scaling)
-        scores = by_chunk(votes[:, :, :prefix].sum(dim=1), method.chunk)
+        scores = by_chunk(votes.sum(dim=1), method.chunk)
         chosen = scoring.top(scores, method.cap(prompt) - method.window)  # of a chunk, the first tokens come first
-        window = torch.arange(prefix, prompt, device=chosen.device).expand(len(chosen), -1)
+        window = torch.arange(prompt - method.window, prompt, device=chosen.device).expand(len(chosen), -1)
         self.keep(torch.cat([chosen, window], dim=1).unsqueeze(1).expand(-1, self.shape.kv_heads, -1))
 
 

@@ -12,7 +12,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.rotary import unrotate
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 
 
@@ -74,12 +74,7 @@ class ExpectedAttention(Method):
 
     def check(self, shape: ModelShape) -> None:
         """Queries must be un-rotatable."""
-        if shape.rope is None:
-            raise MethodUnsupported(
-                "expected_attention: needs queries without their rotation, and how this model rotates them is not "
-                "known, depends on the length of the text, or scales them",
-                "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
-            )
+        checks.rotation(self.name(), "needs queries without their rotation", shape.rope)
 
     def cap(self, prompt: int) -> int:
         """C: slots per layer and kv head for a prompt of this length."""

@@ -15,7 +15,7 @@ from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.rotary import rotate, unrotate
 from kvcheck.cache.shape import ModelShape
-from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.front import option
 
 
@@ -101,12 +101,7 @@ class InfLLM(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """Keys must be un-rotatable."""
-        if shape.rope is None:
-            raise MethodUnsupported(
-                "inf_llm: needs keys without their rotation, and how this model rotates them is not known, depends on "
-                "the length of the text, or scales them",
-                "use a model such as llama, mistral or qwen2 with default, linear or llama3 RoPE",
-            )
+        checks.rotation(self.name(), "needs keys without their rotation", shape.rope)
 
     def width(self, prompt: int) -> int:
         """W for a prompt of this length."""

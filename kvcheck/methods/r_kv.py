@@ -77,16 +77,8 @@ class RKV(Method):
                 f"{name}: buffer={self.buffer} is smaller than the window of {self.window} queries that vote",
                 f"type {option('methods')}={name}:buffer={self.window}",
             )
-        if self.kernel % 2 == 0:
-            raise SpecError(
-                f"{name}: kernel={self.kernel} is even; pooling around a token needs an odd one",
-                f"type {option('methods')}={name}:kernel={self.kernel + 1}",
-            )
-        if isinstance(self.budget, int) and self.window >= self.budget:
-            raise SpecError(
-                f"{name}: window={self.window} leaves nothing to choose in a budget of {self.budget} tokens",
-                f"type {option('methods')}={name}:budget={self.budget},window={max(1, self.budget // 2)}",
-            )
+        checks.odd(name, self.kernel)
+        checks.room(name, self.budget, self.window)
 
     def cap(self, prompt: int) -> int:
         """C for a prompt of this length."""
