@@ -65,13 +65,14 @@ class Softmax(Shared):
     def weights(self, scores: torch.Tensor) -> torch.Tensor:
         """Capped and masked scores (B, H, q, c) -> weights of the tokens; each row sees one at least."""
         weights = scores.softmax(dim=-1)
-        return weights if self.sinks is None else weights * self.share(scores.logsumexp(dim=-1, keepdim=True))
+        return weights if self.sinks is None else self.less_sinks(weights, scores.logsumexp(dim=-1, keepdim=True))
 
-    def share(self, log_sum: torch.Tensor) -> torch.Tensor:
-        """What the sinks leave to tokens whose scores have this log-sum (B, H, q, 1) -> the same shape, up to 1."""
-        if self.sinks is None:
-            return torch.ones_like(log_sum)
-        return (log_sum - self.sinks.to(log_sum).view(-1, 1, 1)).sigmoid()
+    def less_sinks(self, given: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
+        """Weights of tokens, or what these mix, (B, H, q, …) by the share that the sinks leave to tokens.
+
+        log_sum (B, H, q, 1): of the tokens' scores. Without sinks, what is given: a step has nothing more to do.
+        """
+        return given if self.sinks is None else given * (log_sum - self.sinks.to(log_sum).view(-1, 1, 1)).sigmoid()
 
 
 PLAIN = Softmax()
@@ -165,14 +166,12 @@ def attend_by(
     size = max(1, chunk(query.device) // (batch * heads * columns))
     for start in range(0, rows, size):
         some = slice(start, min(start + size, rows))
-        count, end = some.stop - some.start, columns if mask is not None else columns - rows + some.stop
-        seen = (
-            visible(count, end, None, query.device)
-            if mask is None
-            else mask
-            if mask.shape[-2] == 1
-            else mask[..., some, :]
-        )
+        count = some.stop - some.start
+        if mask is None:
+            end = columns - rows + some.stop
+            seen = visible(count, end, None, query.device)
+        else:
+            end, seen = columns, mask if mask.shape[-2] == 1 else mask[..., some, :]
         grouped = scaled[:, :, some].reshape(batch, kv_heads, -1, dim)
         scores = torch.matmul(grouped, keys[:, :, :end].transpose(2, 3)).view(batch, heads, count, end)
         weights = softmax.weights(softmax.capped(scores).masked_fill(~seen, -torch.inf))

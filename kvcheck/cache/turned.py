@@ -68,7 +68,7 @@ class Turned:
         size, device = block.shape[-1], block.device
         norms = block.norm(dim=-1, keepdim=True).clamp(max=torch.finfo(torch.float16).max).half()
         turned = block / norms.float().clamp(min=1e-12) @ rotation(size, self.seed, device).T * size**0.5
-        table = torch.tensor(self.centroids(size), device=device)
+        table = on_device(self.centroids(size), device)
         codes = torch.bucketize(turned, (table[1:] + table[:-1]) / 2)
         packed = _packed(codes.to(torch.uint8), FIELDS[self.bits])
         if not self.sketch:
@@ -95,7 +95,8 @@ class Turned:
 
     def _directions(self, packed: torch.Tensor, size: int, left: torch.Tensor | None, seed: int) -> torch.Tensor:
         """Directions (..., m) of packed codes, of norm about 1. left: norms of what the codes leave over."""
-        table, device = torch.tensor(self.centroids(size), device=packed.device), packed.device
+        device = packed.device
+        table = on_device(self.centroids(size), device)
         found = table[_unpacked(packed, size, FIELDS[self.bits])] / size**0.5
         if left is not None:
             signs = _unpacked(packed[..., size * self.bits // 8 :], size, (1,)).float() * 2 - 1
@@ -153,6 +154,13 @@ def projection(size: int, seed: int, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         source = torch.Generator().manual_seed(1000 * size + seed + 1_000_000_007)
         return torch.randn(size, size, generator=source).to(device)
+
+
+@lru_cache(maxsize=64)
+def on_device(table: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """The table (2^bits,) where it is looked up: once, since a copy to the device in every step is waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(table, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -126,7 +126,7 @@ class RetrievalLayer(retrieve.OffloadLayer):
         near = self.near(query)
         far = self.far(query.cpu())
         out, log_sum = near if far is None else retrieve.merge(near, (far[0].to(query.device), far[1].to(query.device)))
-        return out * self.softmax.share(log_sum)
+        return self.softmax.less_sinks(out, log_sum)
 
     def near(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to the sinks and to each row's window -> (B, H, q, d), log-sums (B, H, q, 1)."""
