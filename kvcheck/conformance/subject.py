@@ -15,7 +15,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.cache.view import FedCache, parts, view
 from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
-from kvcheck.core.errors import MethodUnsupported
+from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.methods import make
 from kvcheck.methods.adapters.foreign import SMOKE, BatchRunner, Foreign
 from kvcheck.methods.adapters.presses import PressedTogether
@@ -58,6 +58,19 @@ class Subject:
             return method.runner(self.loaded)
         except MethodUnsupported as error:
             raise NotServed(str(error)) from error
+
+    def lossless_runner(self) -> MethodRunner:
+        """The method with what holds everything laid over its parameters, as typed: a runner may have chosen others.
+
+        Raises NotServed where there is none.
+        """
+        spec = make(self.spec).lossless()
+        if spec is None:
+            raise NotServed("with its parameters not everything is held")
+        try:
+            return self.new_runner(str(spec))
+        except SpecError as error:  # a parameter that was given may not go together with those that hold everything
+            raise NotServed(f"{spec} cannot be built: {error.message}") from error
 
     @cached_property
     def dense(self) -> MethodRunner:

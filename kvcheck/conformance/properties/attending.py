@@ -13,7 +13,8 @@ from kvcheck.cache.method import Stage
 from kvcheck.cache.rotary import rotate
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
-from kvcheck.conformance.properties.positions import NEAR, dense_layers
+from kvcheck.conformance.others import NEAR
+from kvcheck.conformance.properties.positions import dense_layers
 from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, absent, equal
 
 

@@ -10,8 +10,6 @@ from dataclasses import replace
 from kvcheck.conformance.base import LONGEST, not_lossless, other_prompt, property_test
 from kvcheck.conformance.models import DENOMINATORS
 from kvcheck.conformance.subject import NotServed, Subject, equal
-from kvcheck.core.errors import SpecError
-from kvcheck.methods import make
 
 ALL = 1e4
 """A sink that takes all of the attention."""
@@ -42,10 +40,6 @@ def caps_and_sinks_are_those_of_the_model(subject: Subject) -> None:
         subject = _on(subject, kinds[first])
     except NotServed:
         subject = _on(subject, kinds[1 - first])
-    spec = str(make(subject.spec).lossless())  # as typed: a search for heads has then found what may be dropped
-    try:
-        whole = subject.new_runner(spec)
-    except SpecError as error:
-        raise NotServed(f"{spec} cannot be built: {error.message}") from error
+    whole = subject.lossless_runner()
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16")

@@ -16,8 +16,6 @@ from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, propert
 from kvcheck.conformance.others import expect_all, fed, filled, is_foreign
 from kvcheck.conformance.properties.positions import dense_layers
 from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, equal, fail
-from kvcheck.core.errors import SpecError
-from kvcheck.methods import make
 from kvcheck.methods.fp16 import Fp16
 
 
@@ -31,13 +29,9 @@ def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
     if is_foreign(subject) and subject.method.lossless() is None:
         expect_all(subject, *subject.texts())  # it does not say when it does
-    spec = str(make(subject.spec).lossless() or (subject.method.spec if is_foreign(subject) else ""))
-    if not spec:  # asked of the method as typed: a runner may have laid something down
-        raise NotServed("with its parameters not everything is held")
-    try:
-        whole = subject.new_runner(spec)
-    except SpecError as error:  # a parameter that was given may not go together with those that hold everything
-        raise NotServed(f"{spec} cannot be built: {error.message}") from error
+        whole = subject.new_runner()
+    else:
+        whole = subject.lossless_runner()
     mine, full = subject.life(*subject.texts(), runner=whole), subject.life(*subject.texts(), runner=subject.dense)
     equal(mine, full, f"{whole.method.spec} and fp16", allowance(subject, mine, full))
 

@@ -15,13 +15,10 @@ from kvcheck.cache.rows import Batch
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
-from kvcheck.conformance.others import fed, is_foreign, layers_of, owner, places, plain_layers, updates
+from kvcheck.conformance.others import NEAR, fed, is_foreign, layers_of, owner, places, plain_layers, updates
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
 from kvcheck.models.rotary import rotaries
-
-NEAR = 4e-3
-"""Of the norm of a stored vector: eight times the rounding to 16 bits."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -66,35 +66,29 @@ def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
 
     In every layer and by every query head; counted by which values reach what the layer gives.
     """
-    if is_foreign(subject):
-        return _gives_as_many(subject)
     length = LONG // 2 + subject.draw.prompt % 64
     declared = subject.method.reads(subject.shape, length, 1)
     if declared is None:
         raise NotServed("it does not declare how many tokens a query reads")
     ids, token = subject.tokens(length, rows=1), subject.tokens(1, rows=1, salt=1)
+    if is_foreign(subject):
+        return _gives_as_many(subject, declared, ids, token)
     for index, many in enumerate(declared):
         counted = (attention_weights(subject, index, ids, token) > 0).sum(dim=1)
         if bool((counted != many).any()):
             head = int((counted != many).nonzero()[0])
-            said = (
-                f"layer {index}, query head {head}: the values of {int(counted[head])} tokens of {length + 1} are read"
-            )
-            fail(f"{said}, {many} are declared")
+            said = f"the values of {int(counted[head])} tokens of {length + 1} are read, {many} are declared"
+            fail(f"layer {index}, query head {head}: {said}")
     return None
 
 
-def _gives_as_many(subject: Subject) -> None:
+def _gives_as_many(subject: Subject, declared: Sequence[int], ids: torch.Tensor, token: torch.Tensor) -> None:
     """The same of a foreign cache: as many as its `update` gives to be attended to."""
-    length = LONG // 2 + subject.draw.prompt % 64
-    declared = subject.method.reads(subject.shape, length, 1)
-    if declared is None:
-        raise NotServed("it does not declare how many tokens a query reads")
-    _, found, _ = fed(subject, subject.tokens(length, rows=1), subject.tokens(1, rows=1, salt=1))
+    _, found, _ = fed(subject, ids, token)
     for index, many in enumerate(declared):
         read = found[index].read if index in found else None
         if read is not None and read[0].shape[2] != many:
-            fail(f"layer {index} gives {read[0].shape[2]} tokens of {length + 1} to be read, {many} are declared")
+            fail(f"layer {index} gives {read[0].shape[2]} tokens of {ids.shape[1] + 1} to be read, {many} are declared")
 
 
 def by_place(info: MethodInfo) -> str:
@@ -156,9 +150,7 @@ def looked_up(info: MethodInfo) -> str:
 @property_test(skip_reason=looked_up, share=0.2)
 def early_and_late_tokens_rank_alike(subject: Subject) -> None:
     """Tokens of the prompt, a follow-up and generated text draw attention alike: all of them are found in the end."""
-    length = (
-        LONG // 2 + subject.draw.prompt % 64
-    )  # so long that even the least of budgets holds what is pooled together
+    length = LONG // 2 + subject.draw.prompt % 64  # so long that the least of budgets holds what is pooled together
     places = [_early(subject, length), length + IN_BLOCK, length + GENERATED]
     _read_as_by_the_full_cache(subject, length, places, f"tokens {places} draw, alike,")
 

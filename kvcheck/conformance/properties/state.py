@@ -155,16 +155,16 @@ def a_saved_cache_goes_on_as_it_was(subject: Subject) -> None:
     ids, follow, steps = subject.texts()
     cache, _ = subject.prefill(ids)
     subject.feed(cache, follow)
-    copies = [("copied", _copied(cache))]
-    copies += [] if view(cache).native is None else [("saved and loaded", _saved(cache))]
+    copies = [("copied", copied(cache))]
+    copies += [] if view(cache).native is None else [("saved and loaded", saved(cache))]
     copies += [("saved and loaded by its own verbs", kept) for kept in _own_files(cache)]
     wanted = subject.one_by_one(cache, steps)
-    for how, copied in copies:
-        if not torch.equal(subject.one_by_one(copied, steps), wanted):
+    for how, other in copies:
+        if not torch.equal(subject.one_by_one(other, steps), wanted):
             fail(f"a cache that was {how} answers otherwise")
 
 
-def _copied(cache: FedCache) -> FedCache:
+def copied(cache: FedCache) -> FedCache:
     """A deep copy; of rows that are kept apart, as those are copied."""
     rows = view(cache).rows
     return copy.deepcopy(cache) if rows is None else cache.select(range(len(rows)))
@@ -191,7 +191,7 @@ def _own_files(cache: FedCache) -> list[FedCache]:
     return [RowCache(back)]
 
 
-def _saved(cache: FedCache) -> FedCache:
+def saved(cache: FedCache) -> FedCache:
     """Through torch.save and torch.load."""
     file = io.BytesIO()
     torch.save(cache, file)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Callable
 
 import torch
 
 from kvcheck.cache.kv_cache import KVCache
 from kvcheck.cache.method_runner import MethodRunner
-from kvcheck.cache.view import FedCache, view
+from kvcheck.cache.view import FedCache
 from kvcheck.conformance.base import property_test
+from kvcheck.conformance.others import verb
 from kvcheck.conformance.properties.positions import dense_layers
+from kvcheck.conformance.properties.state import copied, saved
 from kvcheck.conformance.subject import NotServed, Subject, equal
 
 Way = Callable[[Subject, torch.Tensor], FedCache]
@@ -61,10 +61,8 @@ def reset(subject: Subject, ids: torch.Tensor) -> KVCache:
     """Fed into a cache that held another text."""
     cache = _fresh(subject)
     subject.feed(cache, subject.tokens(subject.draw.block, salt=90))
-    try:
+    with verb(cache, "reset"):
         cache.reset()
-    except NotImplementedError as error:
-        raise NotServed(f"it cannot be reset: {error}") from error
     subject.feed(cache, ids)
     return cache
 
@@ -76,18 +74,14 @@ def _fresh(subject: Subject) -> KVCache:
     return subject.native(subject.runner.build())
 
 
-def saved(subject: Subject, ids: torch.Tensor) -> FedCache:
+def _saved(subject: Subject, ids: torch.Tensor) -> FedCache:
     """Through torch.save and torch.load."""
-    cache, file = subject.native(subject.prefill(ids)[0]), io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+    return saved(subject.native(subject.prefill(ids)[0]))
 
 
-def copied(subject: Subject, ids: torch.Tensor) -> FedCache:
+def _copied(subject: Subject, ids: torch.Tensor) -> FedCache:
     """By copy.deepcopy, where the rows of a cache are together."""
-    cache = subject.prefill(ids)[0]
-    return copy.deepcopy(cache) if view(cache).rows is None else cache.select(range(subject.draw.rows))
+    return copied(subject.prefill(ids)[0])
 
 
 def taken_out(subject: Subject, ids: torch.Tensor) -> FedCache:
@@ -100,7 +94,7 @@ WAYS_IN: dict[str, Way] = {
     "fed in two pieces": in_pieces,
     "handed over": handed_over,
     "fed into a cache that was reset": reset,
-    "saved and loaded": saved,
-    "copied": copied,
+    "saved and loaded": _saved,
+    "copied": _copied,
     "fed in a larger batch": taken_out,
 }

@@ -67,7 +67,7 @@ IF_OPEN = (TOKENS, DTYPE)
 def adapt(spec: Spec, found: object) -> Method:
     """A method made of what the name of a spec leads to. Raises SpecError for what cannot be recognised."""
     if isinstance(found, type) and issubclass(found, Cache) and not issubclass(found, CacheLayerMixin):
-        return _of_class(spec, found, _cached)
+        return _of_class(spec, found, lambda calling: calling)
     if isinstance(found, type) and issubclass(found, CacheLayerMixin) and not inspect.isabstract(found):
         return _of_class(spec, found, _layered)
     if isinstance(found, type):
@@ -88,13 +88,11 @@ def adapt(spec: Spec, found: object) -> Method:
     return ForeignCall(spec, info=info, says=says, call=call)
 
 
-def _of_class(
-    spec: Spec, found: Callable[..., Any], make: Callable[[Callable[[Home], Any], Home], Cache]
-) -> ForeignCache:
+def _of_class(spec: Spec, found: Callable[..., Any], maker: Callable[[Callable[[Home], Any]], Maker]) -> ForeignCache:
     """A cache of a user's class, or of layers of it."""
     calling = _calling(found, _given(spec, found))
     info, says = declared.read(spec, found, INFO)
-    return ForeignCache(spec, info=info, says=says, make=lambda home: make(calling, home))
+    return ForeignCache(spec, info=info, says=says, make=maker(calling))
 
 
 @dataclass(frozen=True)
@@ -239,15 +237,14 @@ def _calling(factory: Callable[..., T], given: Mapping[str, Value], first: bool 
     return call
 
 
-def _cached(calling: Callable[[Home], Cache], home: Home) -> Cache:
-    """A cache of a user's class."""
-    return calling(home)
+def _layered(calling: Callable[[Home], CacheLayerMixin]) -> Maker:
+    """Makes a cache whose layers are all of a user's class."""
 
+    def make(home: Home) -> Cache:
+        layers = home.model.config.get_text_config().num_hidden_layers
+        return Cache(layers=[calling(replace(home, layer=index)) for index in range(layers)])
 
-def _layered(calling: Callable[[Home], CacheLayerMixin], home: Home) -> Cache:
-    """A cache whose layers are all of a user's class."""
-    layers = home.model.config.get_text_config().num_hidden_layers
-    return Cache(layers=[calling(replace(home, layer=index)) for index in range(layers)])
+    return make
 
 
 def _names(kind: type) -> set[str]:
