@@ -15,6 +15,7 @@ from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
 from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
+from kvcheck.models import names
 
 HEAVY = ("false-positives", "prompt", "speed")
 """Commands that run torch in this process."""
@@ -155,12 +156,22 @@ def _doctor(given: argparse.Namespace) -> int:
     show(f"  {_model(folder)}" for folder in models)
     if not models:
         print("  none: this installation lacks its fixtures; pip install --force-reinstall kvcheck")
+    print("pretrained models")
+    show(f"  {name:<18} {_installed(name)}" for name in names.PACKAGED)
     print("baselines")
     store = own_store()
     show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
     problems = store.verify()
     show(f"  {path}: {reason}" for path, reason in problems)
     return OK if healthy and models and not problems else REGRESSION
+
+
+def _installed(name: str) -> str:
+    """Where a model of a package lies, or the command that installs it."""
+    try:
+        return str(names.find(name).gguf)
+    except KvcheckError as error:
+        return f"{error.message}; {error.hint}"
 
 
 def _torch() -> bool:

@@ -117,6 +117,7 @@ def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
     """What the rows are measured on, and how."""
     import kvcheck
     from kvcheck.core import env
+    from kvcheck.store.baselines import ModelId
 
     commit, dirty = env.git_state(Path.cwd())
     settings = {"rounds": str(plan.rounds), "batch": str(plan.batch), "roofline": roofline}
@@ -130,7 +131,7 @@ def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
         packages=env.packages(),
         machine=env.machine(plan.settings.device),
         model=session.fingerprint,
-        model_name=session.model_name,
+        model_name=ModelId.of(session.model_name, session.fingerprint).name,
         settings=settings,
     )
 

@@ -114,8 +114,8 @@ def expect_plain(path: str | Path) -> os.stat_result:
 
 
 @contextmanager
-def one_writer(folder: str) -> Iterator[None]:
-    """While one process or thread is here, others that come for the same folder wait, WAIT seconds at most.
+def one_writer(folder: str, wait: float = WAIT) -> Iterator[None]:
+    """While one process or thread is here, others that come for the same folder wait, `wait` seconds at most.
 
     The lock is a file of its own that only one can create, so that it holds on file systems without flock, too; one
     that a killed process of this machine has left is taken over. Raises BaselineError where it cannot be had.
@@ -125,11 +125,11 @@ def one_writer(folder: str) -> Iterator[None]:
     lock = os.path.join(folder, LOCK)
     try:
         os.makedirs(folder, exist_ok=True)
-        held = SoftFileLock(lock, timeout=WAIT)
+        held = SoftFileLock(lock, timeout=wait)
         held.acquire()
     except Timeout as error:
         raise BaselineError(
-            f"nothing was written to {folder}: another process has held {lock} for {WAIT:g} s",
+            f"nothing was written to {folder}: another process has held {lock} for {wait:g} s",
             "wait for it and try again; where nobody records there any more, remove that file",
         ) from error
     except (OSError, NotImplementedError) as error:

@@ -197,11 +197,18 @@ def _encoder(folder: str, rope: str, trusted: bool) -> Encoder:
 
 
 def _folder(typed: str) -> Path | None:
-    """Where a model lies: embedded, a folder, or fetched from the Hub before."""
-    from kvcheck.models import EMBEDDED
+    """Where a model lies: embedded, in a package, a GGUF file, a folder, or fetched from the Hub before."""
+    from kvcheck.models.names import EMBEDDED, GGUF, PACKAGED
 
     if typed in EMBEDDED:
         return bundle("fixtures") / typed
+    if typed in PACKAGED or typed.lower().endswith(GGUF):
+        from kvcheck.models.loading import located
+
+        try:
+            return Path(located(typed).path)
+        except SpecError as error:
+            raise NotVerified(error.message, error.hint) from error
     if (path := Path(typed).expanduser()).is_dir():
         return path
     if typed.count("/") != 1 or typed.startswith((".", "/", "~")):

@@ -1,7 +1,7 @@
 """What a model is, in sixteen hex digits: configuration, weights, tokenizer, preprocessor, and what ends an answer.
 
 A baseline belongs to one fingerprint. It is taken from the files, so it does not depend on the device, on the dtype
-of the run, on the folder, or on how the weights are split into files.
+of the run, on the folder, or on how the weights are split into files. Of a GGUF file it is that file alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ WHOLE = 256 * 1024**2
 """Weights up to this many bytes are hashed in full; of larger ones, three extracts of every tensor."""
 EXTRACT = 16 * 1024
 
+ORIGIN = "gguf.sha256"
+"""In a folder that was unpacked from a GGUF file (kvcheck.models.gguf): the file's hash."""
 _VOLATILE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
 _ENDS = {"tokenizer_config.json": ("bos_token", "eos_token"), "generation_config.json": ("eos_token_id",)}
 """What opens a prompt and ends an answer."""
@@ -31,11 +33,14 @@ def fingerprint(folder: Path, *, rope: str = "", code: bool = False) -> str:
     beside it are run, and count.
     """
     digest = hashlib.sha256()
-    digest.update(_config(folder / "config.json"))
-    digest.update(_weights(folder))
-    digest.update(_files(folder, _TOKENIZER))
-    digest.update(_ends(folder))
-    digest.update(_files(folder, IMAGES))
+    if (folder / ORIGIN).is_file():  # whichever transformers unpacked it
+        digest.update(_files(folder, [ORIGIN]))
+    else:
+        digest.update(_config(folder / "config.json"))
+        digest.update(_weights(folder))
+        digest.update(_files(folder, _TOKENIZER))
+        digest.update(_ends(folder))
+        digest.update(_files(folder, IMAGES))
     if rope:
         digest.update(f"rope {rope}".encode())
     if code:

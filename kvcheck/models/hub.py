@@ -52,7 +52,8 @@ def unreadable(name: str, local: bool, error: Exception) -> SpecError:
     elif "a `model_type` key" in text:
         reason = "it has no config.json that names an architecture"
         hint = (
-            "adapters (LoRA) and GGUF files alone are none: give the model that save_pretrained wrote, adapters merged"
+            "adapters (LoRA) alone are none: give the model that save_pretrained wrote, adapters merged; of GGUF, name "
+            "the file"
         )
     elif isinstance(error, ImportError):
         hint = "install what it names"

@@ -14,7 +14,7 @@ from kvcheck.cache import forward
 from kvcheck.cache.full import FULL
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.front import option
-from kvcheck.models import hub, names, parallel, rope, synthetic, vision
+from kvcheck.models import gguf, hub, names, parallel, rope, synthetic, vision
 from kvcheck.models.encoder import Encoder
 from kvcheck.models.fingerprint import fingerprint
 from kvcheck.models.names import Source
@@ -94,7 +94,8 @@ class LoadedModel:
 def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USUAL) -> LoadedModel:
     """Load model and tokenizer.
 
-    name: an embedded model ("mini"), a folder, a hub id ("owner/model"), or "random:SHAPE" (kvcheck.models.synthetic).
+    name: an embedded model ("mini"), one in a package ("smollm2"), a folder, a GGUF file, a hub id ("owner/model"), or
+    "random:SHAPE" (kvcheck.models.synthetic).
     dtype: what the model computes in. Raises SpecError for a name that leads nowhere or files that cannot be read,
     MethodUnsupported for an architecture that has no KV cache or does not use transformers' attention interface, or
     that cannot be shared out over the processes.
@@ -102,7 +103,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, how: Loading = USU
     if synthetic.is_random(name):
         _expect_usual(name, how)
         return _synthetic(name, device, dtype)
-    source = names.find(name)
+    source = located(name)
     from kvcheck.models import probing
 
     model, encoder, limit = _read(source, dtype, how)
@@ -158,11 +159,18 @@ def encoder_of(name: str, how: Loading = USUAL) -> tuple[Encoder, int | None]:
     random = synthetic.is_random(name)
     if random:
         _expect_usual(name, how)
-    source = names.find(name)
+    source = located(name)
     with _reading(source):
         config, limit = _config(source, how)
         tokenizer = _tokenizer(source, how)
         return Encoder(tokenizer, slots=vision.Slots.of(name, config, tokenizer)), None if random else limit
+
+
+def located(name: str) -> Source:
+    """Where a model lies, as a folder or a hub id. Raises SpecError."""
+    source = names.find(name)
+    with _reading(source):
+        return gguf.unpacked(source)
 
 
 @contextmanager

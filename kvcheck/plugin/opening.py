@@ -21,6 +21,7 @@ from kvcheck.models import names
 from kvcheck.plugin import cases, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State, in_place, of
 from kvcheck.runner.case import driven
+from kvcheck.store.baselines import ModelId
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import Engine
@@ -169,7 +170,7 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
         packages=env.packages(),
         machine=machine,
         model=model["fingerprint"],
-        model_name=model["name"],
+        model_name=ModelId.of(model["name"], model["fingerprint"]).name,
         settings=settings.texts(),
         sources=sources.of_methods(settings.methods) | sources.of_plugins(config),
     )

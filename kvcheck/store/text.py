@@ -62,12 +62,12 @@ class ModelId:
         """The model that was asked for by this text: "mini" and hub ids ("owner/model") are names as they stand.
 
         A path (absolute, from ".", "~" or of several folders) leads elsewhere on every machine, so it gives its last
-        part and eight digits of the fingerprint: "/data/tiny" is "tiny-3f2a1b9c" for everybody.
+        part and eight digits of the fingerprint: "/data/tiny" is "tiny-3f2a1b9c" for everybody. Reports call it so.
         """
         if typed[:1] not in (".", "~", "/") and "\\" not in typed and typed.count("/") < 2:
             return cls(typed, fingerprint)
         last = typed.replace("\\", "/").rstrip("/").rpartition("/")[2].lstrip(".~")
-        return cls(f"{last or 'model'}-{fingerprint[:8]}", fingerprint)
+        return cls("-".join(filter(None, (last or "model", fingerprint[:8]))), fingerprint)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,14 @@ def test_a_run_file_says_what_is_needed_to_judge_it_later(recorded: Run, repo: p
     assert {verdict.question for verdict in run.verdicts[f"{run.cases[0].case}|snapkv"]} == {"budget"}
 
 
+def test_reports_name_a_model_and_not_the_folder_that_it_lies_in_here(run: Run, repo: pytest.Pytester) -> None:
+    conftest = repo.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace('model_name = "fake"', 'model_name = "/home/me/models/tiny"'))
+    result = run("--kv-method=fp16", "--kv-json=run.json")
+    result.stdout.fnmatch_lines(["*fp16 on tiny-fake0000: *"])
+    assert "/home/me" not in (repo.path / "run.json").read_text("utf-8")
+
+
 def test_a_worker_that_dies_loses_nothing_that_finished(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
     behave({"snapkv": {"multi_hop": "die"}})
     options = ("--kv-tasks=kv,multi_hop", "--kv-modes=single", "--kv-lengths=512", "--kv-n=8")
