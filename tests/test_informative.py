@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -258,3 +259,51 @@ def test_a_verdict_comes_back_from_a_run_file() -> None:
     verdicts: tuple[Verdict, ...] = judge(one, full(FLOOR), None, Budget(drop=2.0))
     measured = replace(run(one), verdicts={rows.key(one): verdicts})
     assert run_from_json(run_to_json(measured)) == measured
+
+
+class TestNothingAsked:
+    """Cases without scores, in which the likelihood of the text is all that is measured."""
+
+    @staticmethod
+    def silent(method: str, nll: float, kl: float | None = None) -> CaseRecord:
+        one = record(
+            [0.0] * 12, method, nll=nll, task="completion/prose", not_measured=(("accuracy", "nothing is asked"),)
+        )
+        turns = ((replace(turn, kl=kl, answer="") for turn in sample.turns) for sample in one.samples)
+        return replace(one, samples=tuple(replace(s, turns=tuple(t)) for s, t in zip(one.samples, turns, strict=True)))
+
+    def found(
+        self, own: CaseRecord | None = None, kl: float = 0.0, **limits: float | None
+    ) -> dict[str, dict[str, str]]:
+        limits = {"kl" if name == "kl_limit" else name: value for name, value in limits.items()}
+        now, then = self.silent("snapkv", 2.0, kl), self.silent("fp16", 2.0)
+        verdicts = judge_pooled([Compared(now, then, own, own is None, why_not(then))], Budget(**limits), 0.05)
+        return {scope: {one.question: one.outcome for one in some} for scope, some in verdicts.items()}
+
+    def test_no_loss_of_accuracy_can_show_there(self) -> None:
+        assert why_not(self.silent("fp16", 2.0)) == "no accuracy: nothing is asked"
+
+    def test_that_is_known_without_a_record_of_fp16(self) -> None:
+        own = self.silent("snapkv", 2.0)
+        verdicts = judge(own, None, own, Budget(drop=None), against="self")
+        assert [(one.question, one.outcome) for one in verdicts][:2] == [
+            ("informative", NOT_INFORMATIVE), ("drift", "pass")
+        ]  # fmt: skip
+
+    def test_a_run_of_it_alone_without_a_limit_fails(self) -> None:
+        assert self.found() == {RUN: {"informative": "fail"}}
+
+    @pytest.mark.parametrize(("kl", "outcome"), [(0.001, "pass"), (0.5, "fail")])
+    def test_a_limit_on_the_likelihood_is_judged_in_its_place(self, kl: float, outcome: str) -> None:
+        assert self.found(kl=kl, kl_limit=0.05)[RUN] == {"kl": outcome}
+
+    def test_its_own_record_is_held_to_by_drift(self) -> None:
+        assert self.found(self.silent("snapkv", 2.0), drop=None)[RUN] == {"drift": "pass"}
+        assert self.found(self.silent("snapkv", 1.0), drop=None)[RUN] == {"drift": "fail"}
+
+    def test_reports_show_no_accuracy(self) -> None:
+        one, then = self.silent("snapkv", 2.0, 0.0), self.silent("fp16", 2.0)
+        shown = "\n".join(terminal.lines(run(one), {then.case.key: then}))
+        assert re.search("  completion/prose +no answers", shown)
+        assert "0.000" not in shown.partition("KV bytes")[0]
+        assert rows.pool("all", run(one), [one], {then.case.key: then}).after is None

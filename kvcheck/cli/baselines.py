@@ -35,8 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action.add_argument(
         "--model", action="append", default=[], metavar="PATH", help="where a model lies whose name does not say it"
     )
-    options.add(action, "data", "compat")
-    action.set_defaults(spell=options.spelling(("data", "compat")))
+    options.add(action, "data", "text", "compat")
+    action.set_defaults(spell=options.spelling(("data", "text", "compat")))
     record.add(actions)
     _add_push(actions)
 
@@ -82,7 +82,7 @@ def _verify(given: argparse.Namespace) -> int:
     from kvcheck.store.baselines import open_place, places
     from kvcheck.store.reader import problems
 
-    settings, unknown = options.check(vars(given), ("data", "compat")), dict[str, list[str]]()
+    settings, unknown = options.check(vars(given), ("data", "text", "compat")), dict[str, list[str]]()
     readings = list(graded_again(own_store(given.baselines).readings(), settings, unknown, given.model))
     found = problems(readings)
     roots = [open_place(place).root for place in places(given.baselines)] if given.baselines is not None else []

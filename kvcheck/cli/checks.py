@@ -14,7 +14,7 @@ from kvcheck.core.escape import plain
 from kvcheck.core.record import MODES
 
 OK, REGRESSION, ERROR = 0, 1, 2
-PROMPT = ("model", "data", "compat", "chat", "history", "rope", "trust_remote_code")
+PROMPT = ("model", "data", "text", "compat", "chat", "history", "rope", "trust_remote_code")
 """Options of `kvcheck prompt` that are pytest's."""
 
 
@@ -103,7 +103,7 @@ def _prompt(given: argparse.Namespace) -> int:
     if given.index < 0 or given.length < 1:
         raise KvcheckError("--index is a number from 0 up, --length from 1 up", "kvcheck prompt kv --length 512")
     settings = options.check(vars(given), PROMPT)
-    version = find(given.task, given.data).info.version
+    version = find(given.task, given.data, text=settings.text).info.version
     case = CaseId(given.task, version, given.mode, given.length, given.seed, given.index + 1)
     task = find_task(case, settings)
     encoder, limit = encoder_of(settings.model, Loading(settings.rope, bool(settings.trust_remote_code)))

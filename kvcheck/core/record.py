@@ -19,6 +19,8 @@ COSTS = "latency"
 FREES, EXCEEDS, LOSSLESS = "frees", "exceeds", "lossless"
 CLAIMS = (FREES, EXCEEDS, LOSSLESS)
 """What a method may claim: to hold less than fp16, to hold more, to give its answers; see MemoryRecord.claims."""
+ACCURACY = "accuracy"
+"""The name in CaseRecord.not_measured where nothing is asked: there are no scores then, see CaseRecord.scored."""
 IDLE = "compression"
 """The name in CaseRecord.not_measured where a method that frees memory has nothing to do at this length."""
 Clock = Annotated[int, integer(0, 10**6)]
@@ -32,6 +34,7 @@ CAPABILITIES = (
     "needle",
     "multi_task",
     "long_generation",
+    "language_modelling",
 )
 
 _CASE = re.compile(
@@ -259,6 +262,12 @@ class CaseRecord:
     not_measured: Pairs = ()
     switches: Pairs = ()
     inputs: Pairs = ()
+
+    @property
+    def scored(self) -> bool:
+        """Whether its answers have scores. Where nothing is asked they are 0 and mean nothing: the likelihood of the
+        reference text alone is measured."""
+        return ACCURACY not in dict(self.not_measured)
 
     @property
     def accuracy(self) -> float:

@@ -28,7 +28,7 @@ MODES = ("single", "multi_turn", "multi_request")
 TIMEOUT = 1800.0
 ROUNDS, BATCH = 9, 8
 """Of a measurement of latency: rounds that are timed, and sequences that are decoded together at most."""
-PROMPTS = ("data", "compat", "chat", "history")
+PROMPTS = ("data", "text", "compat", "chat", "history")
 """Settings of what a model is shown, in a header where they are not at their default."""
 KERNELS = {
     "math": "MATH",
@@ -89,9 +89,10 @@ class Settings:
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
-    no such place. compat: keep the slips of their code. chat: "task" (prompts go into the model's chat template where
-    the benchmark does so and the model has one), "yes" or "no". history: what stands before a later question: "task"
-    (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
+    no such place. text: a file of natural text, "" for the one that ships. compat: keep the slips of their code.
+    chat: "task" (prompts go into the model's chat template where the benchmark does so and the model has one), "yes" or
+    "no". history: what stands before a later question: "task" (as the benchmark has it), the model's "own" answers or
+    the "gold" ones. rope: in place of the model's own, such as
     "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention. trust_remote_code: the model
     whose own code may run, "" for none.
     """
@@ -177,6 +178,12 @@ class Settings:
         None,
         "where public benchmarks are read: hub, or a folder; they are tasks such as longbench/qasper",
         "hub|PATH",
+    )
+    text: str = declared(
+        "",
+        "a file of natural text (UTF-8) for completion/prose and completion/echo (default: the one that ships)",
+        "FILE",
+        values.text_file,
     )
     compat: bool = _switch("score public benchmarks with the slips of their own code")
     chat: str = declared(

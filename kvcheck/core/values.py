@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from kvcheck.core.errors import SpecError, did_you_mean
 from kvcheck.core.formats import Json
@@ -23,6 +25,29 @@ def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise SpecError(f"expected a text, not {value!r}", "give a value, or leave the option out")
     return value.strip()
+
+
+def text_file(value: object) -> str:
+    """The path of a text in UTF-8."""
+    found = text(value)
+    utf8_text(Path(found).expanduser())
+    return found
+
+
+def utf8_text(path: Path) -> str:
+    """What is in a file of UTF-8, its line breaks as `\\n`. Raises SpecError."""
+    try:
+        found = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror or error}", "give a file of natural text") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}",
+            f"iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > text.txt",
+        ) from None
+    if not found.strip():
+        raise SpecError(f"{path} is empty", "give a file of natural text")
+    return found
 
 
 def flag(value: object) -> bool:

@@ -12,7 +12,7 @@ from kvcheck.core.front import command, option
 from kvcheck.core.record import CaseId, CaseRecord, LatencyRecord, Verdict
 from kvcheck.core.settings import AGAINST
 from kvcheck.core.spec import read_pair, write_value
-from kvcheck.judging.informative import left_out, why_not
+from kvcheck.judging.informative import left_out, why_not_here
 from kvcheck.judging.pairing import expect_contexts, pair, record_command
 from kvcheck.judging.questions import (
     DriftRule,
@@ -144,7 +144,7 @@ def judge(
         raise SpecError(f"unknown {option('against')} {against!r}", did_you_mean(against, AGAINST))
     verdicts: list[Verdict] = []
     missing = own is None and against != "fp16"
-    why = why_not(fp16) if why is None else why
+    why = why_not_here(record, fp16) if why is None else why
     rule = rule or DriftRule()
     alpha = _of_each(alpha, fp16, own, budget, against)
     if against != "self" or own is None:
@@ -224,7 +224,7 @@ def sequential(
     A certain pass goes on: its contexts are part of the run, which has more to ask. Anytime-valid: it may be asked
     after every block, and `judge` on the stopped record gives the same answer.
     """
-    if not so_far.samples or why_not(fp16):
+    if not so_far.samples or why_not_here(so_far, fp16):
         return False
     limits, alpha = [], _of_each(alpha, fp16, own, budget, against)
     if own is not None and against != "fp16":

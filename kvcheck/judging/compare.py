@@ -14,7 +14,7 @@ from kvcheck.core.record import COSTS, FAILS, HOLDS, RUN, CaseRecord, Run, Verdi
 from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
-from kvcheck.judging.informative import why_not
+from kvcheck.judging.informative import why_not_here
 from kvcheck.judging.pairing import pair
 from kvcheck.judging.pooled import AGAINST_FP16, judge_pooled
 from kvcheck.judging.questions import judge_bytes
@@ -62,7 +62,7 @@ class _Two:
     @property
     def why(self) -> str:
         """Why the case is not informative: by fp16's record, or by that which is taken for it."""
-        return why_not(self.fp16)
+        return why_not_here(self.record, self.fp16)
 
     def references(self, limits: Limits) -> tuple[CaseRecord | None, CaseRecord | None, str]:
         """(fp16, own, against): what the record of the first run stands for.

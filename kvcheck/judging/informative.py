@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from kvcheck.core.front import option
-from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, TurnRecord, Verdict
+from kvcheck.core.record import ACCURACY, NOT_INFORMATIVE, CaseRecord, TurnRecord, Verdict
 from kvcheck.judging import stats
 from kvcheck.store.lines import SCORE_DIGITS
 
@@ -36,6 +36,8 @@ def why_not(fp16: CaseRecord | None) -> str:
     had the full score counts as 0: so many may be cut that the others alone are surely above chance.
     fp16: or the record that is taken for it, where two runs are compared.
     """
+    if fp16 is not None and not fp16.scored:
+        return f"no accuracy: {dict(fp16.not_measured)[ACCURACY]}"
     turns = [turn for sample in fp16.samples for turn in sample.turns] if fp16 is not None else []
     if fp16 is None or not turns:
         return ""
@@ -52,6 +54,11 @@ def why_not(fp16: CaseRecord | None) -> str:
         f"a guess scores {fp16.chance:.3f} (p = {p:.2g})"
     )
     return f"{floor}; {limited}" if cut else floor
+
+
+def why_not_here(record: CaseRecord, fp16: CaseRecord | None) -> str:
+    """The same of a case that was just measured: where nothing is asked, it says so itself."""
+    return why_not(fp16 if record.scored else record)
 
 
 def _guessed(reference: CaseRecord) -> float:
@@ -86,6 +93,8 @@ def nothing(cases: Iterable[tuple[CaseRecord, CaseRecord | None, str]]) -> Verdi
     few = f"fp16 may be above chance by luck (p > {level:.2g}), as one of {len(found)} cases"
     named = [f"{one.case.task} {one.case.mode} {one.case.length}: {why or few}" for one, _, why in found[:NAMED]]
     more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    if not all(one.scored for one, _, _ in found):
+        named.append(f"where nothing is asked, a limit can be told from: {option('budget', 'kl=0.01')}")
     remedy = f"another task, length or model, or more contexts of fp16 ({option('n')}, {option('record')}=changed)"
     reason = "\n    ".join(["no case can show a loss of accuracy", *named, *more, remedy])
     return Verdict(QUESTION, "fail", 0, 0, 0, 1, len(found), reason=reason)

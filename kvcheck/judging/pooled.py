@@ -284,7 +284,7 @@ def judge_pooled(
     )
     found: dict[str, tuple[Verdict, ...]] = {}
     nothing = informative.nothing((one.record, one.fp16, one.why) for one in cases if _asks_scores(one, budget))
-    if nothing is not None:
+    if nothing is not None and not any(_told_by_likelihood(one, budget) for one in cases):
         found[RUN] = (nothing,)
     rejects = {id(test): p <= alpha for test, p in zip(tests, adjusted, strict=True)}
     for test in every:
@@ -295,6 +295,12 @@ def judge_pooled(
 
 def _asks_scores(one: Compared, budget: Budget) -> bool:
     return one.own is not None or (one.fp16 is not None and one.drop and budget.drop is not None)
+
+
+def _told_by_likelihood(one: Compared, budget: Budget) -> bool:
+    """Whether a case that has no scores is held to something all the same: its own record, or a limit on its drift."""
+    limits = [getattr(budget, name) for name in ("nll", "agree", "kl")]
+    return not one.record.scored and (one.own is not None or (one.fp16 is not None and limits != [None] * 3))
 
 
 def every_test(

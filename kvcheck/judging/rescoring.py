@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
+from kvcheck.core.front import option
 from kvcheck.core.paths import bundle
 from kvcheck.core.record import COSTS, CaseId, CaseRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
@@ -61,12 +62,16 @@ class Rescorer:
         """The task of a record, over the data that it was recorded with. Raises NotVerified."""
         case, settings = record.case, self.settings
         try:
-            task = find(case.task, settings.data, settings.compat, alone=case.mode == "multi_request")
+            task = find(
+                case.task, settings.data, settings.compat, alone=case.mode == "multi_request", text=settings.text
+            )
             facts, recorded = task.facts, dict(record.switches)
         except KvcheckError as error:
             raise NotVerified(error.message, error.hint) from error
         if task.info.version != case.version:
             raise NotVerified(f"the task {case.task} is at version {task.info.version} here")
+        if recorded.get("text", "") != task.text:
+            raise NotVerified(f"{case.task} was recorded with another text", f"{option('text')}=FILE says which")
         for name, here in facts.items():
             if recorded.get(name) != here:
                 raise NotVerified(f"{name} of {case.task} is {recorded.get(name)} there and {here} here")
@@ -128,7 +133,7 @@ def graded_again(
 def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
     """What is not as the task declares it."""
     info, case, memory = task.info, record.case, record.memory
-    for name in ("capability", "binary", "chance"):
+    for name in ("capability", "binary", "chance", "scored"):
         declared, recorded = getattr(info, name), getattr(record, name)
         if declared != recorded:
             yield f"{name} is {recorded}, and {declared} of the task {case.task}"
@@ -144,7 +149,9 @@ def _declared(record: CaseRecord, task: Task) -> Iterator[str]:
 
 def _graded(turn: TurnRecord, asked: Turn) -> Iterator[str]:
     """What is not as the question has it, the score first."""
-    score = _score(asked.metric, turn.answer, asked.references, asked.options)
+    score = _score(asked.metric, turn.answer, asked.references, asked.options) if asked.max_new_tokens else 0.0
+    if turn.answer and not asked.max_new_tokens:
+        yield "there is an answer, and nothing is asked"
     if abs(score - turn.score) > NEAR:
         yield f"the score is {turn.score:g}, and {asked.metric} gives the answer {score:g}"
     if turn.subtask != asked.subtask:

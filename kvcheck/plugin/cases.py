@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck.core.errors import KvcheckError
+from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.escape import plain
+from kvcheck.core.front import option
 from kvcheck.core.record import CAPABILITIES, MODES, CaseId
 from kvcheck.models import synthetic
 
@@ -29,8 +30,13 @@ def cases(settings: Settings, capability: str | None) -> list[CaseId]:
         return []
 
     chosen = (settings.profile, settings.lengths, settings.tasks, settings.modes, settings.contexts)
-    place = partial(find, data=settings.data, compat=settings.compat)
+    place = partial(find, data=settings.data, compat=settings.compat, text=settings.text)
     found = profiles.cases(*chosen, capability, settings.seed, place)
+    if settings.text and capability is None and not any(place(case.task).text for case in found):
+        raise SpecError(
+            f"{option('text')}: no case of this run reads a text",
+            f"{option('tasks', 'completion/prose,completion/echo')}, or leave {option('text')} out",
+        )
     return sorted(found, key=lambda case: (case.task, case.version, case.length, MODES.index(case.mode), case.n))
 
 

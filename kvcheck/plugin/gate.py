@@ -20,6 +20,7 @@ from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
+from kvcheck.report.rows import drift
 from kvcheck.report.text import plural
 from kvcheck.store.baselines import ModelId, Store, open_store
 from kvcheck.store.reader import About
@@ -172,11 +173,18 @@ class Gate:
     def look(self, record: CaseRecord) -> tuple[str, bool]:
         """(verdict so far in words, may the case stop): asked after every block of contexts."""
         fp16, own = self.references(record.case, record.method)
-        accuracy = f"accuracy {record.accuracy:.2f}"
+        accuracy = so_far(record)
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
         stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.against)
         return f"{accuracy}, {'it loses too much' if stop else 'going on'}", stop
+
+
+def so_far(record: CaseRecord) -> str:
+    """What a case has shown after a block, in words."""
+    if record.scored:
+        return f"accuracy {record.accuracy:.2f}"
+    return f"nll {drift([record]).get('nll', 0.0):.3f}"
 
 
 GATE: pytest.StashKey[Gate] = pytest.StashKey()

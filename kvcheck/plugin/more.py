@@ -19,7 +19,7 @@ from kvcheck.core.record import RUN, CaseId, CaseRecord, Verdict
 from kvcheck.judging.pooled import AGAINST_FP16
 from kvcheck.plugin import opening, state
 from kvcheck.plugin.case import Measuring, progress
-from kvcheck.plugin.gate import Gate
+from kvcheck.plugin.gate import Gate, so_far
 from kvcheck.plugin.item import attempt
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
@@ -110,4 +110,4 @@ class More:
         return ended
 
     def _look(self, record: CaseRecord) -> tuple[str, bool]:
-        return f"accuracy {record.accuracy:.2f}", False
+        return so_far(record), False

@@ -60,9 +60,10 @@ def in_full(found: Settings) -> Settings:
     data, stores = found.data, found.baselines
     if data not in (None, "hub"):
         data = os.path.abspath(os.path.expanduser(str(data)))
+    text = os.path.abspath(os.path.expanduser(found.text)) if found.text else ""
     if stores is not None:
         stores = ",".join(one if "://" in one else os.path.abspath(one) for one in stores.split(","))
-    return replace(found, data=data, baselines=stores)
+    return replace(found, data=data, text=text, baselines=stores)
 
 
 def refuse_forked(config: pytest.Config) -> None:

@@ -132,8 +132,9 @@ def _properties(record: CaseRecord, fp16: CaseRecord | None, verdicts: Sequence[
     yield "case", str(record.case)
     yield "method", record.method
     yield "model", record.model
-    yield "accuracy", f"{record.accuracy:.4f}"
-    if fp16 is not None:
+    if record.scored:
+        yield "accuracy", f"{record.accuracy:.4f}"
+    if fp16 is not None and record.scored:
         yield "fp16_accuracy", f"{fp16.accuracy:.4f}"
     if record.memory is not None:
         yield "kv_ratio", f"{record.memory.ratio:.4f}"

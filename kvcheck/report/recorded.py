@@ -63,7 +63,7 @@ def summary(spec: str, cases: list[CaseRecord]) -> Recorded:
 
     accuracy = {}
     for capability in CAPABILITIES:
-        scores = [case.accuracy for case in cases if case.capability == capability]
+        scores = [case.accuracy for case in cases if case.capability == capability and case.scored]
         if scores:
             accuracy[capability] = sum(scores) / len(scores)
     ratios = sorted(case.memory.ratio for case in cases if case.memory is not None)

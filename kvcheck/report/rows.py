@@ -28,7 +28,8 @@ References = Mapping[str, CaseRecord]
 class Row:
     """Cases pooled: a capability, a task, a mode or a length.
 
-    before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known.
+    before, after: mean accuracy of fp16 and of the method on the same contexts; None where fp16 is not known, and both
+    where nothing is asked.
     drop with its interval in points. outcomes: cases by outcome ("pass", "fail", "inconclusive", "error",
     NOT_INFORMATIVE). Cases that are not informative count among these alone, as in the verdicts on several cases.
     floor: none is informative; the means are theirs then, and there is no drop.
@@ -109,7 +110,7 @@ def why_not(run: Run, record: CaseRecord) -> str:
 
 def informative(run: Run, records: Iterable[CaseRecord]) -> list[CaseRecord]:
     """The records that can show a loss of accuracy."""
-    return [record for record in records if not why_not(run, record)]
+    return [record for record in records if record.scored and not why_not(run, record)]
 
 
 def outcomes(run: Run, records: Iterable[CaseRecord]) -> dict[str, int]:
@@ -159,11 +160,13 @@ def pairs(record: CaseRecord, known: References) -> list[tuple[SampleRecord, Sam
 
 def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References) -> Row:
     """One row for several cases, with an interval over all contexts of those that are informative."""
-    counted = outcomes(run, records)
+    counted, every = outcomes(run, records), records
     shown = informative(run, records)
-    floor, records = not shown, shown or records
+    floor, records = not shown, shown or [record for record in records if record.scored]
+    if not records:
+        return Row(label, None, None, None, None, None, counted, n_of(every), 0.0, floor=True)
     both = [pair for record in records for pair in pairs(record, known)]
-    n = sum(len(record.samples) for record in records)
+    n = n_of(records)
     chance = sum(record.chance for record in records) / len(records)
     if not both or len(both) < n:
         after = sum(record.accuracy for record in records) / len(records)
@@ -173,6 +176,11 @@ def pool(label: str, run: Run, records: Sequence[CaseRecord], known: References)
         return Row(label, before, after, None, None, None, counted, n, chance, floor=True)
     alone = all(known.get(record.case.key) is record for record in records)
     return Row(label, before, after, (before - after) * 100, low, high, counted, n, chance, identical(both), alone)
+
+
+def n_of(records: Iterable[CaseRecord]) -> int:
+    """Their contexts."""
+    return sum(len(record.samples) for record in records)
 
 
 def drops(records: Iterable[CaseRecord], known: References) -> tuple[float, float, float, float]:

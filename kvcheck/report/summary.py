@@ -48,8 +48,9 @@ def _cells(row: Row, indent: str = "") -> tuple[str, ...]:
     before, after = (_score(value) for value in (row.before, row.after))
     drop = "" if row.drop is None else points(row.drop)
     sure = NOT_INFORMATIVE if row.floor else between(row.low, row.high, row.identical)
+    both = "no answers" if row.after is None else f"{before} -> {after}"
     return (
-        indent + row.label, f"{before} -> {after}", drop, sure, outcome_text(row), str(row.n), f"{row.chance:.2f}"
+        indent + row.label, both, drop, sure, outcome_text(row), str(row.n), f"{row.chance:.2f}"
     )  # fmt: skip
 
 

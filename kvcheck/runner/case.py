@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, cast
 
 from kvcheck.core.errors import KvcheckError, MethodUnsupported, SpecError
 from kvcheck.core.front import option
-from kvcheck.core.record import CLEAR, CaseId, CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, TurnRecord
+from kvcheck.core.record import (
+    ACCURACY,
+    CLEAR,
+    CaseId,
+    CaseRecord,
+    LatencyRecord,
+    MemoryRecord,
+    SampleRecord,
+    TurnRecord,
+)
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import Spec
 from kvcheck.runner.modes import Block, alike
@@ -29,6 +38,7 @@ Progress = Callable[[int, int], None]
 
 OFFERS = {"fork": "work", "log_probs": "log_probs", "memory": "measure_memory", "latency": "measure_latency"}
 """What a backend may lack, and the method that offers it."""
+NOTHING_ASKED = "nothing is asked: nll, agree and kl alone are measured"
 KEPT = 4096
 """Samples that are remembered."""
 
@@ -37,7 +47,7 @@ def find_task(case: CaseId, settings: Settings) -> Task:
     """The task of a case. Raises SpecError for an unknown one, another version, or a mode that it does not have."""
     from kvcheck.tasks import find
 
-    task = find(case.task, settings.data, settings.compat, alone=case.mode == "multi_request")
+    task = find(case.task, settings.data, settings.compat, alone=case.mode == "multi_request", text=settings.text)
     if task.info.version != case.version:
         raise SpecError(f"{case}: the task {case.task} is at version {task.info.version}", "record the baseline again")
     if case.mode not in task.info.modes:
@@ -131,7 +141,9 @@ class Runner:
         if key not in self.samples:
             if len(self.samples) >= KEPT:
                 self.samples.clear()
-            self.samples[key] = task.generate(case.seed, index, case.length, self.backend.encoder)
+            sample = task.generate(case.seed, index, case.length, self.backend.encoder)
+            _expect_asked(sample, task)
+            self.samples[key] = sample
         return self.samples[key]
 
     def _work(self, case: CaseId, method_spec: str) -> AbstractContextManager[Work]:
@@ -150,7 +162,11 @@ class Runner:
     def _switches(self, task: Task, prompter: Prompter) -> tuple[tuple[str, str], ...]:
         """What decides the scores of a public benchmark; of a task of our own, only what is not as usual."""
         chat = prompter.chat.digest
-        found = [("chat", chat)] * bool(chat) + [("history", "gold")] * prompter.gold
+        found = (
+            [("chat", chat)] * bool(chat)
+            + [("history", "gold")] * prompter.gold
+            + [("text", task.text)] * bool(task.text)
+        )
         if not task.facts:
             return tuple(found)
         usual = {"chat": "no", "history": "own", "decoding": self.backend.decoding}
@@ -174,7 +190,7 @@ class Runner:
             samples=tuple(replace(sample, weight=measured.weights.get(sample.index)) for sample in done),
             memory=memory,
             stopped="all samples" if len(done) == case.n else CLEAR,
-            not_measured=measured.not_measured,
+            not_measured=(*((ACCURACY, NOTHING_ASKED) for _ in range(not info.scored)), *measured.not_measured),
             switches=self._switches(task, prompter),
             inputs=prompter.inputs,
         )
@@ -199,6 +215,16 @@ def _expect_able(backend: Backend) -> None:
         raise SpecError(
             f"{name} has no {', '.join(missing)}",
             "kvcheck/backends/base.py says what it must have; what it cannot do, `lacks` names with the reason",
+        )
+
+
+def _expect_asked(sample: Sample, task: Task) -> None:
+    """Raise KvcheckError where a task asks nothing and says that its answers are graded, or the other way round."""
+    if any(bool(turn.max_new_tokens) != task.info.scored for turn in sample.turns):
+        raise KvcheckError(
+            f"{sample.task}: TaskInfo.scored is {task.info.scored}, and a turn has max_new_tokens="
+            f"{next(t.max_new_tokens for t in sample.turns if bool(t.max_new_tokens) != task.info.scored)}",
+            "0 for every turn of a task that asks nothing (scored=False), 1 or more for every other",
         )
 
 
@@ -228,6 +254,13 @@ def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
     from kvcheck.tasks.metrics import score
 
     turn, drift = sample.turns[question.turn], question.drift
+    if not turn.max_new_tokens:
+        if drift.nll is None:
+            raise KvcheckError(
+                f"{sample.task} measures how likely its text is, and the engine gives no log-probabilities",
+                f"{option('tasks')} with a task that asks something",
+            )
+        return TurnRecord(0.0, "", turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl)
     answer, ended = prompter.answer(turn, question)
     graded = score(turn.metric, answer, turn.references, turn.options)
     return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl, ended)

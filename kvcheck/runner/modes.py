@@ -71,6 +71,8 @@ class Block:
         for question, drift in zip(group.questions, self.contexts.drift(group), strict=True):
             question.drift = drift
         goes_on = self.prompter.case.mode == "multi_turn" and any(map(self._goes_on, group.questions))
+        if not any(question.limit for question in group.questions):  # nothing is asked
+            return list(self._following(group)) if goes_on else []
         # the model's own answers are no part of a conversation with gold ones
         before = self.contexts.fork(group) if goes_on and self.prompter.gold else None
         ended = self.contexts.generate(group, keep=goes_on and before is None)

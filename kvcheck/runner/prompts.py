@@ -151,7 +151,8 @@ class Prompter:
 
         parts = [_cutting()]
         for turn in self._turns(sample):
-            rule = (turn.metric, of_metric(turn.metric), turn.options, turn.stop, turn.lead, turn.space)
+            code = of_metric(turn.metric) if turn.max_new_tokens else ""
+            rule = (turn.metric, code, turn.options, turn.stop, turn.lead, turn.space)
             parts.append(repr((*rule, turn.max_new_tokens)))
         return prompt_digest(*parts)
 
@@ -257,5 +258,7 @@ def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:
             question = question if after is None else after
         parts.append((f"turn {at + 1}, {len(question.ids)} tokens", text(question.ids)))
         expected = f"graded by {turn.metric} against {list(turn.references)}, at most {turn.max_new_tokens} tokens"
+        if not turn.max_new_tokens:
+            expected = f"{len(question.reference)} tokens of which the likelihood is measured; nothing is generated"
         parts.append((f"answer {at + 1}, {expected}", text(question.reference)))
     return parts

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from kvcheck.tasks.benchmarks import Benchmarks
 
 HELPERS = frozenset(
-    ("base", "benchmarks", "filling", "image_needle", "images", "lexicon", "metrics", "profiles", "ruler")
+    ("base", "benchmarks", "completion", "filling", "image_needle", "images", "lexicon", "metrics", "profiles", "ruler")
 )
 FAMILIES = {
+    "completion": "kvcheck.tasks.completion",
     "ruler": "kvcheck.tasks.ruler",
     "passkey": "kvcheck.tasks.benchmarks.passkey",
     "image_needle": "kvcheck.tasks.image_needle",
@@ -54,13 +55,19 @@ TASKS: Registry[Task] = Registry(
 )
 
 
-def find(name: str, data: str | None = None, compat: bool = False, alone: bool = False) -> Task:
-    """The task of that name. Nothing is read before its first sample.
+def find(name: str, data: str | None = None, compat: bool = False, alone: bool = False, text: str = "") -> Task:
+    """The task of that name. Nothing is read before its first sample, but for a text of the user's.
 
     data: where public data sets are read, "hub" or a folder. compat: with the slips of their code. alone: contexts will
-    be encoded without a question (multi_request). Raises SpecError for an unknown name, and for a missing place.
+    be encoded without a question (multi_request). text: the user's file, for tasks over a natural text.
+    Raises SpecError for an unknown name, and for a missing place.
     """
     family = name.partition("/")[0]
+    if text and family == "completion":
+        from kvcheck.tasks.completion import of_file
+
+        if name in of_file(text):
+            return of_file(text)[name]
     if "/" not in name or family not in PUBLIC:
         return TASKS.get(name)
     if name not in members(family):

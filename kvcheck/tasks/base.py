@@ -31,6 +31,7 @@ class Turn:
     evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
     lead: the beginning of the answer, where the benchmark gives it: right behind the question, under a chat template
     behind the assistant's header. stop: strings that end an answer, which is cut before them.
+    max_new_tokens: 0 where nothing is asked (TaskInfo.scored): the reference is text that goes on behind the question.
     """
 
     question: str
@@ -86,6 +87,7 @@ class TaskInfo:
     exact: contexts have `length` tokens; False: at most so many, as the rows of a data set have. words: `length` counts
     words, and contexts have as many tokens as that takes (exact is False). history: what stands before a later question
     of a conversation, the model's "own" answers or the "gold" ones. most: samples that there are, 0 for any number.
+    scored: False where no question is answered and graded: the likelihood of the references is all that is measured.
     """
 
     name: str
@@ -100,6 +102,7 @@ class TaskInfo:
     words: bool = False
     history: str = "own"
     most: int = 0
+    scored: bool = True
 
 
 class Generate(Protocol):
@@ -119,6 +122,11 @@ class Task:
 
     info: TaskInfo
     generate: Generate
+
+    @property
+    def text(self) -> str:
+        """Digest of the user's text that its samples are drawn from, "" where what is shipped is enough."""
+        return ""
 
     @property
     def facts(self) -> dict[str, str]:

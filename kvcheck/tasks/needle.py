@@ -56,14 +56,19 @@ def needle_64(order: Order) -> Draft:
 @task("needle_multi", "needle", True, 1e-7, "four 7-digit needles", lengths=LENGTHS)
 def needle_multi(order: Order) -> Draft:
     """Four needles with 7-digit keys, asked one by one."""
+    context, asked = needles(order)
+    return context, tuple(needle_turn(name, key, needle_text(name, key), context) for name, key in asked)
+
+
+def needles(order: Order) -> tuple[Composed, list[tuple[str, str]]]:
+    """A context with as many needles as there are questions and three decoys; (name, key) of those to ask."""
     rng = order.rng()
     names = identifiers(rng, lexicon.OBJECTS)
     asked = [(next(names), digits(rng, 7)) for _ in range(order.turns)]
     units = [Unit(needle_text(*pair), depth) for pair, depth in zip(asked, strata(rng, order.turns), strict=True)]
     units += [Unit(needle_text(next(names), digits(rng, 7))) for _ in range(DECOYS)]
     others = noise(rng, order.index % 2 == 1)
-    context = order.compose("Read the text and answer. Text:", units, others, rng)
-    return context, tuple(needle_turn(name, key, needle_text(name, key), context) for name, key in asked)
+    return order.compose("Read the text and answer. Text:", units, others, rng), asked
 
 
 TASKS = (needle, needle_64, needle_multi)

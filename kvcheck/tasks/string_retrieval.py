@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from kvcheck.tasks import lexicon
-from kvcheck.tasks.filling import Draft, Order, Unit, blend, digits, identifiers, noise, strata, task
+from kvcheck.tasks.filling import Composed, Draft, Order, Unit, blend, digits, identifiers, noise, strata, task
 
 DECOYS = 3
 
@@ -13,6 +13,17 @@ DECOYS = 3
 @task("kv", "string_retrieval", True, 1e-8, "random key-value pairs", lengths=(512, 1024, 2048, 4096))
 def kv(order: Order) -> Draft:
     """Random pairs `otter47 maple12=83056190;`; every asked key has three decoys that share half of it."""
+    context, asked = pairs(order)
+    return context, tuple(
+        context.turn(
+            f"\nQuestion: What is the value of {key}? Answer: {key}=", (value,), 8, "substring", fact, space=""
+        )
+        for key, value, fact in asked
+    )
+
+
+def pairs(order: Order) -> tuple[Composed, list[tuple[str, str, str]]]:
+    """The context of `kv`; (key, value, how it stands there) of the pairs to ask."""
     rng = order.rng()
     names = identifiers(rng)
     asked, units = [], []
@@ -30,13 +41,7 @@ def kv(order: Order) -> Draft:
         return f" {next(names)} {next(names)}={digits(rng, 8)};"
 
     others = blend(rng, record, noise(rng, order.index % 4 > 1), 1.0 if order.index % 2 else 0.5)
-    context = order.compose("Read the text and answer. Numbers:", units, others, rng)
-    return context, tuple(
-        context.turn(
-            f"\nQuestion: What is the value of {key}? Answer: {key}=", (value,), 8, "substring", fact, space=""
-        )
-        for key, value, fact in asked
-    )
+    return order.compose("Read the text and answer. Numbers:", units, others, rng), asked
 
 
 @task(

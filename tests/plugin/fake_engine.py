@@ -157,6 +157,8 @@ class FakeSession:
         digest = prompt_digest(case.key, str(index))
         answer = "right" if score == 1 else "wrong"
         turn = TurnRecord(score, answer, depth=0.25, nll=0.5 - score / 4, agree=1.0, kl=0.0)
+        if not TASKS.get(case.task).info.scored:  # nothing is asked: what is lost shows in the likelihood alone
+            turn = TurnRecord(0.0, "", nll=2.0 - score / 4, agree=score, kl=1.0 - score)
         return SampleRecord(index, digest, (turn,) * turns, fed=self.behaviour.get("fed"))
 
     def _record(self, case, method, samples):
@@ -164,10 +166,11 @@ class FakeSession:
         held = 1000 if method == "fp16" else 500
         memory = MemoryRecord(held, 1000, 0, case.length * held / 1000, case.length, 4, 4)
         aware = case.mode != "multi_request"
+        silent = (("accuracy", "nothing is asked"),) * (not info.scored)
         stopped = "all samples" if len(samples) == case.n else "verdict clear"
         return CaseRecord(
             case, method, self.fingerprint, info.capability, aware, info.binary, info.chance, tuple(samples), memory,
-            (), stopped, inputs=tuple(sorted(self.behaviour.get("inputs", {}).items())),
+            (), stopped, silent, inputs=tuple(sorted(self.behaviour.get("inputs", {}).items())),
         )  # fmt: skip
 
     def measure_memory(self, method_spec, length):

@@ -21,7 +21,8 @@ def test_every_profile_asks_every_task(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_covers_every_capability_and_mode(profile):
     found = cases(profile)
-    assert {TASKS.get(case.task).info.capability for case in found} == set(CAPABILITIES)
+    held = {TASKS.get(case.task).info.capability for case in found}
+    assert held == {*CAPABILITIES} - {"language_modelling"}  # of tasks that are asked for by name
     assert {case.mode for case in found} == set(MODES)
 
 
