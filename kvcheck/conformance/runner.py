@@ -26,7 +26,7 @@ from kvcheck.methods import make
 from kvcheck.methods.adapters.foreign import Foreign, smoke
 from kvcheck.report.text import plural
 
-TRIALS = {"quick": 5, "default": 8, "full": 60}
+TRIALS = {"quick": 5, "real": 5, "default": 8, "full": 60}
 """Trials of a property, by profile, beside the simplest one, which Hypothesis always tries first."""
 AGAIN = 1009
 """Added to the seed for the second opinion on a failure."""

@@ -15,7 +15,7 @@ from kvcheck.core import values
 from kvcheck.core.values import Check
 
 T = TypeVar("T")
-PROFILES = ("quick", "default", "full")
+PROFILES = ("quick", "default", "full", "real")
 AGAINST = ("fp16", "self", "both")
 RECORD = ("new", "changed", "all")
 QUERY_AWARE = ("mode", "yes", "no")
@@ -106,7 +106,7 @@ class Settings:
     )
     model: str = declared("mini", "embedded model, path or hub id (default: mini)", "NAME")
     profile: str = declared(
-        "default", "how much is measured: quick, default or full", "PROFILE", values.choice(PROFILES)
+        "default", "how much is measured: quick, default, full, or real (for pretrained models)", "PROFILE", values.choice(PROFILES)
     )
     lengths: tuple[int, ...] = declared(
         (), "context lengths in tokens, such as 512,2048", "N,…", values.integers(64, 10**8), "length"

@@ -53,11 +53,12 @@ def register_markers(config: pytest.Config, settings: Settings) -> None:
     """Register every marker that an item of this session can carry, so that --strict-markers holds."""
     if not settings.methods or settings.zoo:
         return
-    lengths = {case.length for case in _cases_or_none(settings)} | set(settings.lengths)
+    found = _cases_or_none(settings)
+    lengths = {case.length for case in found} | set(settings.lengths)
     from kvcheck.tasks import TASKS
 
     lines = [f"{name}: a case of this capability" for name in CAPABILITIES]
-    tasks = dict.fromkeys((*TASKS.names(), *settings.tasks))
+    tasks = dict.fromkeys((*TASKS.names(), *settings.tasks, *(case.task for case in found)))
     lines += [f"{name}: a case of this task" for name in tasks if name not in CAPABILITIES]
     lines += [f"{name}: a case in this mode" for name in MODES]
     lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]

@@ -12,18 +12,38 @@ from kvcheck.core.record import CAPABILITIES, MODES
 from kvcheck.tasks import TASKS, find
 from kvcheck.tasks.profiles import PROFILES, cases
 
+USUAL = [name for name, one in PROFILES.items() if not one.parts]
 
-@pytest.mark.parametrize("profile", PROFILES)
+
+@pytest.mark.parametrize("profile", USUAL)
 def test_every_profile_asks_every_task(profile):
     assert {case.task for case in cases(profile)} == set(TASKS.names())
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", USUAL)
 def test_every_profile_covers_every_capability_and_mode(profile):
     found = cases(profile)
     held = {TASKS.get(case.task).info.capability for case in found}
     assert held == {*CAPABILITIES} - {"language_modelling"}  # of tasks that are asked for by name
     assert {case.mode for case in found} == set(MODES)
+
+
+def test_the_profile_for_pretrained_models_runs_what_each_of_them_can():
+    found = [(case.task, case.mode, case.length, case.n) for case in cases("real")]
+    assert found == [
+        ("needle_multi", "multi_turn", 512, 8),
+        ("needle_multi", "multi_request", 512, 8),
+        ("completion/kv", "multi_request", 512, 8),
+        ("completion/echo", "multi_request", 512, 8),
+        ("completion/echo", "multi_request", 1024, 4),
+        ("completion/prose", "single", 512, 16),
+        ("completion/prose", "single", 2048, 4),
+    ]
+
+
+def test_it_is_narrowed_like_the_others():
+    asked = cases("real", lengths=[256], tasks=["completion/echo", "kv"], n=2)
+    assert {(case.task, case.length, case.n) for case in asked} == {("completion/echo", 256, 2), ("kv", 256, 2)}
 
 
 def test_only_the_full_profile_runs_single_beside_multi_turn():
