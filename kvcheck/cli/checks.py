@@ -14,7 +14,7 @@ from kvcheck.core.escape import plain
 from kvcheck.core.record import MODES
 
 OK, REGRESSION, ERROR = 0, 1, 2
-PROMPT = ("model", "data", "text", "compat", "chat", "history", "rope", "trust_remote_code")
+PROMPT = ("model", "data", "text", "compat", "chat", "think", "history", "rope", "trust_remote_code")
 """Options of `kvcheck prompt` that are pytest's."""
 
 

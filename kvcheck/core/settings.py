@@ -28,7 +28,7 @@ MODES = ("single", "multi_turn", "multi_request")
 TIMEOUT = 1800.0
 ROUNDS, BATCH = 9, 8
 """Of a measurement of latency: rounds that are timed, and sequences that are decoded together at most."""
-PROMPTS = ("data", "text", "compat", "chat", "history")
+PROMPTS = ("data", "text", "compat", "chat", "think", "history")
 """Settings of what a model is shown, in a header where they are not at their default."""
 KERNELS = {
     "math": "MATH",
@@ -91,8 +91,8 @@ class Settings:
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
     no such place. text: a file of natural text, "" for the one that ships. compat: keep the slips of their code.
     chat: "task" (prompts go into the model's chat template where the benchmark does so and the model has one), "yes" or
-    "no". history: what stands before a later question: "task" (as the benchmark has it), the model's "own" answers or
-    the "gold" ones. rope: in place of the model's own, such as
+    "no". think: tokens before an answer, which are no part of it. history: what stands before a later question: "task"
+    (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
     "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention. trust_remote_code: the model
     whose own code may run, "" for none.
     """
@@ -191,6 +191,12 @@ class Settings:
         "chat template of the model: task (as the benchmark does), yes or no (default: task)",
         "WHEN",
         values.choice(CHAT),
+    )
+    think: int = declared(
+        0,
+        "tokens that a model may think before its answer; they are cut at the closing tag (</think>) (default: 0)",
+        "N",
+        values.integer(0, 10**6),
     )
     history: str = declared(
         "task",

@@ -42,7 +42,7 @@ def why_not(fp16: CaseRecord | None) -> str:
     if fp16 is None or not turns:
         return ""
     scores = [round(turn.score, SCORE_DIGITS) for turn in turns]
-    chance, cut = max(fp16.chance, LEAST), sum(map(_cut, turns))
+    chance, cut = max(fp16.chance, LEAST), sum(map(unfinished, turns))
     p = _guessed(fp16)
     if p <= LEVEL:
         return ""
@@ -64,11 +64,11 @@ def why_not_here(record: CaseRecord, fp16: CaseRecord | None) -> str:
 def _guessed(reference: CaseRecord) -> float:
     """One-sided p-value of "above chance"; answers that were cut count as 0."""
     turns = [turn for sample in reference.samples for turn in sample.turns]
-    whole = tuple(0.0 if _cut(turn) else round(turn.score, SCORE_DIGITS) for turn in turns) or (0.0,)
+    whole = tuple(0.0 if unfinished(turn) else round(turn.score, SCORE_DIGITS) for turn in turns) or (0.0,)
     return _p(whole, max(reference.chance, LEAST))
 
 
-def _cut(turn: TurnRecord) -> bool:
+def unfinished(turn: TurnRecord) -> bool:
     """Whether the limit of new tokens cut an answer that is not fully right. Not known of old records: then not."""
     return turn.ended is False and turn.score < 1
 

@@ -23,7 +23,9 @@ def plain(run: Run, method: str, known: References, shown: Callable[[str], str] 
     share = sum(one.kv_bytes for one in found) / sum(one.dense_bytes for one in found) if found else None
     held = "" if share is None else f" It holds {share:.0%} of the KV bytes of fp16{_away(found)}."
     if not any(record.scored for record in records):
-        return f"{name}: nothing is asked here, so what it gives up against fp16 shows in nll, agree and KL alone.{held}"
+        return (
+            f"{name}: nothing is asked here, so what it gives up against fp16 shows in nll, agree and KL alone.{held}"
+        )
     if whole.floor:
         return f"{name}: no case here is informative, so what is given up against fp16 cannot show.{held}"
     if whole.drop is None or whole.low is None or whole.high is None:

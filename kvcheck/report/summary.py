@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from kvcheck.core.front import option
 from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.judging.informative import unfinished
 from kvcheck.report import rows
 from kvcheck.report.rows import References, Row
 from kvcheck.report.table import Table
 from kvcheck.report.text import between, interval, plural, points, seconds, size
 
 HEAD = ("drop", "95% interval", "cases", "n", "chance")
+NAMED = 3
+"""Tasks that a line names."""
 ALIGN, MOST = "<<><<>>", {0: 24, 4: 24}
 
 
@@ -115,6 +118,7 @@ def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
         for one in record.latency:
             ratio, before, after = latency_texts(one)
             yield f"{one.what:<12} {ratio} at {one.length} tokens ({before} -> {after}, {one.rounds} rounds)"
+    yield from _unfinished(records)
     found = rows.drift(records)
     words = {"nll": "nll {:.3f} nats per token", "agree": "top-1 agreement {:.1%}", "kl": "KL to fp16 {:.4f} nats"}
     if found:
@@ -122,6 +126,20 @@ def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
     own = own_record_text(*rows.own_record(run, records))
     if own:
         yield f"own record   {own}"
+
+
+def _unfinished(records: Sequence[CaseRecord]) -> Iterator[str]:
+    """How many answers never ended, in the tasks where that is: they may be right further on."""
+    found: dict[str, int] = {}
+    for record in records:
+        turns = [turn for sample in record.samples for turn in sample.turns]
+        if cut := sum(map(unfinished, turns)):
+            found[record.case.task] = found.get(record.case.task, 0) + cut
+    if found:
+        asked = sum(len(sample.turns) for record in records if record.scored for sample in record.samples)
+        most = sorted(found.items(), key=lambda pair: -pair[1])[:NAMED]
+        named = ", ".join(f"{task} {count}" for task, count in most) + ", …" * (len(found) > NAMED)
+        yield f"unfinished   {sum(found.values())} of {plural(asked, 'answer')}, cut by the token limit: {named}"
 
 
 def memory_lines(records: Sequence[CaseRecord]) -> Iterator[str]:

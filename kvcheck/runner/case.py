@@ -167,6 +167,7 @@ class Runner:
             + [("history", "gold")] * prompter.gold
             + [("text", task.text)] * bool(task.text)
         )
+        found += [("think", str(prompter.think))] * bool(prompter.think)
         if not task.facts:
             return tuple(found)
         usual = {"chat": "no", "history": "own", "decoding": self.backend.decoding}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
@@ -28,11 +29,28 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
 
 
 @cache
-def _cutting() -> str:
-    """Digest of the code of `cut`."""
+def _cutting(rule: Callable[..., object]) -> str:
+    """Digest of the code of a rule by which answers are cut."""
     from kvcheck.tasks.metrics.digest import of_code
 
-    return of_code(cut)
+    return of_code(rule)
+
+
+THOUGHTS = ("think", "thinking", "thought", "reasoning")
+"""Tags that models think in."""
+_CLOSED = re.compile(rf"</(?:{'|'.join(THOUGHTS)})>\s*")
+_OPENED = re.compile(rf"<(?:{'|'.join(THOUGHTS)})>")
+
+
+def thought(text: str, asked: str) -> str | None:
+    """What a thinking model answers: what stands behind the closing tag. asked: what it was shown.
+
+    None where it began to think, or was made to, and never came to an end; all of a text without any thoughts.
+    """
+    if closed := _CLOSED.search(text):
+        return text[closed.end() :]
+    begun = _OPENED.match(text.lstrip()) or (_OPENED.search(asked[-40:]) and not _CLOSED.search(asked[-40:]))
+    return None if begun else text
 
 
 class Prompter:
@@ -40,7 +58,7 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
-    words: the length counts words (TaskInfo.words).
+    words: the length counts words (TaskInfo.words). think: tokens before an answer, which are no part of it.
     openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice. Under a chat
     template the first is the template's to write.
 
@@ -50,10 +68,10 @@ class Prompter:
 
     def __init__(
         self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
-        exact: bool = True, openings: int = 1, words: bool = False,
+        exact: bool = True, openings: int = 1, words: bool = False, think: int = 0,
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
-        self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
+        self.chat, self.gold, self.exact, self.words, self.think = chat, gold, exact, words, think
         self.opening = encoder.bos * (openings - bool(chat.tail))
         self._seams: dict[str, tuple[list[int], list[tuple[int, ...]]]] = {}
 
@@ -101,14 +119,19 @@ class Prompter:
         return tuple(encode(text))
 
     def asked(self, turn: Turn) -> str:
-        """The text of a question, up to where its answer begins."""
-        return self.chat.message(turn.question) + self.chat.tail + turn.lead
+        """The text of a question, up to where its answer begins, or the thoughts before it."""
+        question, lead = self._messages(turn)
+        return self.chat.message(question) + self.chat.tail + lead
+
+    def _messages(self, turn: Turn) -> tuple[str, str]:
+        """(the end of the user's message, the beginning of the model's). Who thinks first begins by itself."""
+        return turn.apart if self.chat.tail and not self.think else (turn.question, turn.lead)
 
     def first(self, sample: Sample, row: int, turn: int) -> Question:
         """The question `turn` asked right after the context."""
         asked = sample.turns[turn]
         ids = self._seam(sample)[1][turn]
-        return Question(row, turn, ids, self.reference(asked), asked.max_new_tokens)
+        return Question(row, turn, ids, self.reference(asked), self._limit(asked))
 
     def following(self, sample: Sample, question: Question) -> Question | None:
         """The next turn of a conversation, None after the last one."""
@@ -122,8 +145,8 @@ class Prompter:
         text, answer = self._joint(sample) + text, self.space(before) + _expected(before)
         if self.gold:
             ids = self._behind(self.asked(before), answer + text)
-            return question.instead(turn, ids, self.reference(asked), asked.max_new_tokens)
-        return question.next(turn, self._behind(answer, text), self.reference(asked), asked.max_new_tokens)
+            return question.instead(turn, ids, self.reference(asked), self._limit(asked))
+        return question.next(turn, self._behind(answer, text), self.reference(asked), self._limit(asked))
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
@@ -149,11 +172,13 @@ class Prompter:
         """Digest of what makes scores of the answers: the metrics with their code, and how an answer is cut."""
         from kvcheck.tasks.metrics.digest import of_metric
 
-        parts = [_cutting()]
+        parts = [_cutting(cut)]
         for turn in self._turns(sample):
             code = of_metric(turn.metric) if turn.max_new_tokens else ""
             rule = (turn.metric, code, turn.options, turn.stop, turn.lead, turn.space)
             parts.append(repr((*rule, turn.max_new_tokens)))
+        if self.think:
+            parts += [str(self.think), _cutting(thought)]
         return prompt_digest(*parts)
 
     @property
@@ -167,14 +192,26 @@ class Prompter:
     def answer(self, turn: Turn, question: Question) -> tuple[str, bool]:
         """(text, ended) of an answer: without the space that stands between question and answer, up to a stop string.
 
+        Without what a model thought first, where it may; "" where its thoughts had no end.
         ended: an end token or a stop string closed it; else the limit of new tokens cut it.
         """
-        text, stopped = cut(self.encoder.decode(question.answer).removeprefix(self.space(turn)), turn.stop)
-        return text, stopped or question.ended
+        said, ended = (
+            self._said(turn, question) if self.think else (self.encoder.decode(question.answer), question.ended)
+        )
+        text, stopped = cut(said.removeprefix(self.space(turn)), turn.stop)
+        return text, stopped or ended
+
+    def _said(self, turn: Turn, question: Question) -> tuple[str, bool]:
+        """(text, ended) of what stands behind the thoughts, of as many tokens as an answer may have."""
+        text = thought(self.encoder.decode(question.answer), self.asked(turn))
+        ids = self.encoder.encode(text or "")
+        if len(ids) > turn.max_new_tokens:
+            return self.encoder.decode(ids[: turn.max_new_tokens]), False
+        return text or "", question.ended and text is not None
 
     def space(self, turn: Turn) -> str:
         """What stands before an answer: nothing where it begins an assistant's message."""
-        return "" if self.chat.tail and not turn.lead else turn.space
+        return "" if self.chat.tail and not self._messages(turn)[1] else turn.space
 
     def _joint(self, sample: Sample) -> str:
         """What stands between an answer and the next question."""
@@ -200,7 +237,11 @@ class Prompter:
     def _answer_tokens(self, turn: Turn) -> int:
         """Tokens that an answer may take: the model's, or the gold one that stands in its place."""
         gold = len(self.encoder.encode(self.space(turn) + turn.expected)) if self.gold else 0
-        return max(turn.max_new_tokens, gold)
+        return max(self._limit(turn), gold)
+
+    def _limit(self, turn: Turn) -> int:
+        """Tokens that may be generated: none where nothing is asked."""
+        return turn.max_new_tokens + self.think if turn.max_new_tokens else 0
 
     def _turns(self, sample: Sample) -> tuple[Turn, ...]:
         """The turns that the mode asks: `single` asks the first question only."""
@@ -232,7 +273,8 @@ def prompter(
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
-    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
+    about = task.info.exact, openings, task.info.words, settings.think
+    return Prompter(encoder, case, max_length, chat, gold, *about)
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

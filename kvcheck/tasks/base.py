@@ -31,6 +31,8 @@ class Turn:
     evidence: (start, end) character spans in the context that the answer needs. depth: their mean relative position.
     lead: the beginning of the answer, where the benchmark gives it: right behind the question, under a chat template
     behind the assistant's header. stop: strings that end an answer, which is cut before them.
+    mark: what stands in the question before its lead-in (" Answer: "), "" where there is none. Under a chat template,
+    which has a header for that, the mark goes, and the lead-in stands behind the header: see `apart`.
     max_new_tokens: 0 where nothing is asked (TaskInfo.scored): the reference is text that goes on behind the question.
     """
 
@@ -46,6 +48,17 @@ class Turn:
     target: str = ""
     lead: str = ""
     stop: tuple[str, ...] = ()
+    mark: str = field(default="", repr=False)
+
+    @property
+    def apart(self) -> tuple[str, str]:
+        """(question, beginning of the answer) as a chat template has them, in two messages.
+
+        >>> Turn("Who? Answer: It is", ("Ann",), 4, "exact", mark=" Answer: ").apart
+        ('Who?', 'It is')
+        """
+        question, mark, begun = self.question.rpartition(self.mark or "\0")
+        return (question, begun + self.lead) if mark else (self.question, self.lead)
 
     @property
     def expected(self) -> str:

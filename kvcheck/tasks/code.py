@@ -38,6 +38,7 @@ def function_turn(described: str, source: str, unit: str, context: Composed, poo
         unit,
         options=pool,
         subtask="function",
+        mark="\n",
     )
 
 
@@ -105,7 +106,7 @@ def code_completion(order: Order) -> Draft:
     others = blend(rng, record, comments(rng, order.index % 2 == 1), 0.5)
     context = order.compose("# Read the functions", units, others, rng)
     return context, tuple(
-        context.turn(f"\n# Complete the call\n{name}(", (rest,), 8, "code_sim", unit, space="")
+        context.turn(f"\n# Complete the call\n{name}(", (rest,), 8, "code_sim", unit, space="", mark="\n")
         for name, rest, unit in asked
     )
 

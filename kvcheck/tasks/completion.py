@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -166,8 +166,8 @@ def _echo(text: Text, order: Order) -> Draft:
     for sentence in asked:
         answer = " ".join(sentence.split()[GIVEN : GIVEN + ASKED]).rstrip(".,;")
         room = len(order.tokenizer.encode(f" {answer}")) + 2
-        turn = context.turn(f"\n\n{beginning(sentence)}", (answer,), room, "substring", f" {sentence}")
-        turns.append(replace(turn, stop=("\n",)))
+        asks = f"\n\n{beginning(sentence)}"
+        turns.append(context.turn(asks, (answer,), room, "substring", f" {sentence}", stop=("\n",), mark="\n\n"))
     return context, turns
 
 
@@ -184,15 +184,11 @@ def _shuffled(sentences: tuple[str, ...], rng: random.Random) -> Iterator[str]:
 def needle(order: Order) -> Draft:
     """As needle_multi, but that the sentence with the code is begun, and nothing is asked."""
     context, asked = needles(order)
-    return context, [
-        replace(
-            context.turn(
-                f"\nThe code of {name} is", (key,), len(key) // 2 + 6, "passkey_exact", needle_text(name, key)
-            ),
-            stop=(".", "\n"),
-        )
-        for name, key in asked
-    ]
+    turns = []
+    for name, key in asked:
+        begun, fact, room = f"\nThe code of {name} is", needle_text(name, key), len(key) // 2 + 6
+        turns.append(context.turn(begun, (key,), room, "passkey_exact", fact, stop=(".", "\n"), mark="\n"))
+    return context, turns
 
 
 @task("completion/kv", "string_retrieval", True, 1e-8, "random key-value pairs, without a question", lengths=LENGTHS)
@@ -200,7 +196,7 @@ def kv(order: Order) -> Draft:
     """As kv, but that the pair is begun, and nothing is asked."""
     context, asked = pairs(order)
     return context, [
-        replace(context.turn(f"\n{key}=", (value,), 8, "substring", fact, space=""), stop=(";", "\n"))
+        context.turn(f"\n{key}=", (value,), 8, "substring", fact, space="", stop=(";", "\n"), mark="\n")
         for key, value, fact in asked
     ]
 

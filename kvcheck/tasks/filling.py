@@ -14,6 +14,8 @@ from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 
 VERSION = 1
+ANSWER = " Answer: "
+"""What stands before the lead-in of an answer, see Turn.mark."""
 MAX_ROUNDS = 60
 
 
@@ -57,10 +59,13 @@ class Composed:
         options: tuple[str, ...] = (),
         space: str = " ",
         target: str = "",
+        stop: tuple[str, ...] = (),
+        mark: str = ANSWER,
     ) -> Turn:
         """A question whose evidence are these units."""
         found = self.evidence(*units), self.depth(*units)
-        return Turn(question, references, max_new_tokens, metric, *found, subtask, options, space, target)
+        about = (*found, subtask, options, space, target)
+        return Turn(question, references, max_new_tokens, metric, *about, stop=stop, mark=mark)
 
 
 Draft = tuple[Composed, Sequence[Turn]]

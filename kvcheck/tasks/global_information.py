@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kvcheck.tasks import lexicon
 from kvcheck.tasks.base import Turn
-from kvcheck.tasks.filling import Composed, Draft, Order, Unit, blend, identifiers, noise, strata, task
+from kvcheck.tasks.filling import ANSWER, Composed, Draft, Order, Unit, blend, identifiers, noise, strata, task
 
 POINTS = 3
 MARGIN = 4
@@ -34,6 +34,7 @@ def many_shot(order: Order) -> Draft:
             (types[cue],),
             4,
             "exact",
+            mark=ANSWER,
         )
         for cue in rng.sample(cues, min(order.turns, len(cues)))
     )
@@ -54,7 +55,7 @@ def few_shot(order: Order) -> Draft:
     asked = held[: order.turns]
     context = order.compose("Read the text and answer. Groups:", shots, noise(rng, order.index % 2 == 1), rng)
     return context, tuple(
-        Turn(f"\nQuestion: Which group is the {thing}? Answer: {thing} group", (label,), 4, "exact")
+        Turn(f"\nQuestion: Which group is the {thing}? Answer: {thing} group", (label,), 4, "exact", mark=ANSWER)
         for thing, label in asked
     )
 
@@ -106,6 +107,7 @@ def summary_turn(name: str, points: list[str], context: Composed) -> Turn:
         "rouge_lsum",
         *points,
         subtask="summary",
+        mark=" Summary: ",
     )
 
 

@@ -37,6 +37,7 @@ def path_trace(order: Order) -> Draft:
         0.5,
         options=("to", "end"),
         target="to " + " to ".join((*trace, "end")),
+        mark=": ",
     )
     return context, (turn,)
 

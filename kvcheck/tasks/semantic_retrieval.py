@@ -189,7 +189,9 @@ def qa_zh(order: Order) -> Draft:
     others = blend(rng, record, _zh_noise(rng, order.index % 2 == 1), 0.4)
     context = order.compose("请阅读下面的文字。", units, others, rng)
     return context, tuple(
-        context.turn(f"\n问题：{name}住在哪里？回答：{name}住在", (city,), 4, "f1_zh_chars", text, space="")
+        context.turn(
+            f"\n问题：{name}住在哪里？回答：{name}住在", (city,), 4, "f1_zh_chars", text, space="", mark="回答："
+        )
         for name, city, text in asked
     )
 

@@ -159,8 +159,11 @@ def test_under_a_chat_template_prompts_are_what_the_template_gives(tmp_path: Pat
     encoder, _ = encoder_of(str(tokenizer_of(tmp_path / "own", KINDS[kind], template)))
     asking, sample = asked(encoder, "multi_request", chat="yes")
     for at, turn in enumerate(sample.turns):
-        message = [{"role": "user", "content": sample.context + turn.question}]
-        own = encoder.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True)["input_ids"]
+        question, lead = turn.apart
+        assert lead.endswith("=")
+        message = [{"role": "user", "content": sample.context + question}]
+        text = encoder.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        own = encoder.tokenizer(text + lead, add_special_tokens=False).input_ids
         assert [*asking.context(sample), *asking.first(sample, 0, at).ids] == own
 
 
