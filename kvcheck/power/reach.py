@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord, prompt_digest
+from kvcheck.core.record import ACCURACY, CaseId, CaseRecord, SampleRecord, TurnRecord, prompt_digest
 from kvcheck.judging.budget import Budget, case_alpha, judge
+from kvcheck.judging.informative import why_not
 from kvcheck.judging.pooled import Compared, every_test
 from kvcheck.power.judging import ALPHA
 from kvcheck.tasks import find, profiles
@@ -24,6 +25,8 @@ ENOUGH = 8
 """Contexts per case that are tried first: where they can fail a test, more of them can."""
 WORST = 20.0
 """Nats per token."""
+NOTHING = ((ACCURACY, "nothing is asked"),)
+"""What is not measured in a case without scores."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def reach(profile: str) -> Iterator[Reach]:
     level = case_alpha(ALPHA, len(cases))
     for case in cases:
         turns = 1 if case.mode == "single" else 3
-        for question, asked in _of_a_case(case.n, turns, level).items():
+        for question, asked in _of_a_case(case.n, turns, level, find(case.task).info.scored).items():
             yield Reach(profile, "case", case.key, question, case.n, level, None, asked, True)
     few = [replace(case, n=min(case.n, ENOUGH)) for case in cases]
     for name in (*QUESTIONS, "own"):
@@ -62,10 +65,13 @@ def reach(profile: str) -> Iterator[Reach]:
 
 
 @lru_cache(maxsize=256)
-def _of_a_case(n: int, turns: int, level: float) -> dict[str, bool]:
-    """By question of `judge`: whether it can fail."""
+def _of_a_case(n: int, turns: int, level: float, scored: bool) -> dict[str, bool]:
+    """By question of `judge`: whether it can fail. scored: its answers are."""
     case = CaseId("kv", 1, "single", 512, 0, n)
     now, then = worst(case, "string_retrieval", turns), best(case, "string_retrieval", turns)
+    if not scored:
+        now, then = (replace(one, not_measured=NOTHING) for one in (now, then))
+        return {one.question: one.outcome == "fail" for one in judge(now, None, then, _only(""), level, "self")[1:]}
     found = {}
     for one in judge(now, replace(then, method="fp16"), None, _only("drop"), level, "fp16"):
         found[one.question] = one.outcome == "fail"
@@ -91,7 +97,8 @@ def _together(cases: list[CaseId], name: str) -> Iterator[Reach]:
     run = []
     for case in cases:
         now, then = (of(case, _capability(case), 1) for of in (worst, best))
-        run.append(Compared(now, None, then) if name == "own" else Compared(now, then, None))
+        why = why_not(then)
+        run.append(Compared(now, None, then, why=why) if name == "own" else Compared(now, then, None, why=why))
     for test in every_test(run, budget):
         kind, _, _ = test.scope.partition(" ")
         allowed = ALPHA * test.share
@@ -118,7 +125,8 @@ def worst(case: CaseId, capability: str, turns: int) -> CaseRecord:
 def _record(case: CaseId, capability: str, turn: TurnRecord, turns: int) -> CaseRecord:
     digest = prompt_digest(case.key)
     samples = tuple(SampleRecord(at, digest, (turn,) * turns) for at in range(case.n))
-    return CaseRecord(case, "method", "f00d", capability, True, True, 0.0, samples)
+    missing = () if find(case.task).info.scored else NOTHING
+    return CaseRecord(case, "method", "f00d", capability, True, True, 0.0, samples, not_measured=missing)
 
 
 def _scores(record: CaseRecord) -> CaseRecord:

@@ -48,8 +48,8 @@ PROFILES = {
         parts={
             "completion/prose": Part({512: 16, 2048: 4}, ("single",)),
             "completion/echo": Part({512: 8, 1024: 4}),
-            "needle_multi": Part({512: 8}, ("multi_request", "multi_turn")),
-            "completion/kv": Part({512: 8}),
+            "needle_multi": Part({512: 10}, ("multi_request", "multi_turn")),
+            "completion/kv": Part({512: 10}),
         },
     ),
 }
