@@ -90,7 +90,7 @@ def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: in
     return round(slots * SHAPE.token_bytes(rows)) if found is None else found
 
 
-ELSEWHERE = {"cacheblend", "cake", "duo_attention", "llmlingua2", "mixattention"}
+ELSEWHERE = {"cacheblend", "cake", "duo_attention", "kvzip", "llmlingua2", "mixattention"}
 """Methods that need a runner or act on the text, each with a test file of its own."""
 
 
