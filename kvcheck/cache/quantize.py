@@ -8,7 +8,7 @@ every value lies within scale / 2 of what is read back; a constant group is read
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BITS = (2, 4, 8)  # widths that divide a byte
+FIELDS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,)}
+"""A code of so many bits is stored as fields of these widths, the lowest bits first: each divides a byte."""
 
 
 def quantize(values: torch.Tensor, bits: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Quantize the groups that lie along `dim` -> codes (uint8, one per value), scale, low (float16, `dim` removed)."""
     wide, levels = values.float(), 2**bits - 1
     low = wide.amin(dim, keepdim=True).half()
-    exact = (wide.amax(dim, keepdim=True) - low.float()).clamp(min=0) / levels
-    scale = exact.half()
-    scale = torch.where(scale.float() < exact, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # next float16
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = step(wide.amax(dim, keepdim=True) - low.float(), levels)
     codes = ((wide - low.float()) / scale.float()).round_().clamp_(0, levels).to(torch.uint8)
     return codes, scale.squeeze(dim), low.squeeze(dim)
+
+
+def step(span: torch.Tensor, levels: int) -> torch.Tensor:
+    """The float16 step of which `levels` cover a span: rounded up, so that they do. 1 where the span is 0 or less."""
+    exact = span.clamp(min=0) / levels
+    scale = exact.half()
+    scale = torch.where(scale.float() < exact, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # next float16
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -50,6 +57,33 @@ def unpack(packed: torch.Tensor, bits: int, out: torch.Tensor) -> None:
     for lane in range(last + 1):
         moved = packed >> lane * bits if lane else packed
         lanes[..., lane, :] = moved & (2**bits - 1) if lane < last else moved  # nothing is left of the last one
+
+
+def pack_fields(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """(..., m) codes -> (..., m·bits/8) bytes, field by field (see FIELDS)."""
+    parts, low = [], 0
+    for width in FIELDS[bits]:
+        field = codes >> low & (2**width - 1)
+        parts.append(pack(field.unflatten(-1, (8 // width, -1)), width))
+        low += width
+    return torch.cat(parts, dim=-1)
+
+
+def unpack_fields(packed: torch.Tensor, size: int, bits: int) -> torch.Tensor:
+    """The codes (..., m) int64 of `pack_fields`; bytes behind them are left alone."""
+    codes = torch.zeros(*packed.shape[:-1], size, dtype=torch.long, device=packed.device)
+    start = low = 0
+    for width in FIELDS[bits]:
+        field = torch.empty(codes.shape, dtype=torch.uint8, device=packed.device)
+        unpack(packed[..., start : start + size * width // 8], width, field)
+        codes |= field.long() << low
+        start, low = start + size * width // 8, low + width
+    return codes
+
+
+def fills_bytes(bits: int, sizes: Iterable[int]) -> bool:
+    """Whether the codes of blocks of these sizes fill whole bytes, field by field."""
+    return all(size * width % 8 == 0 for size in sizes for width in FIELDS[bits])
 
 
 class Packed:

@@ -16,19 +16,10 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache.growable import GrowableBuffer, appended
-from kvcheck.cache.quantize import pack, unpack
+from kvcheck.cache.quantize import pack_fields, unpack_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-FIELDS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,)}
-"""A code of so many bits is stored as fields of these widths, the lowest bits first: each divides a byte."""
-
-
-def fills_bytes(bits: int, sketch: bool, sizes: tuple[int, ...]) -> bool:
-    """Whether the codes, and the signs of a sketch, of blocks of these sizes fill whole bytes."""
-    widths = (*FIELDS[bits - sketch], *(1,) * sketch)
-    return all(size * width % 8 == 0 for size in sizes for width in widths)
 
 
 class Turned:
@@ -70,13 +61,13 @@ class Turned:
         turned = block / norms.float().clamp(min=1e-12) @ rotation(size, self.seed, device).T * size**0.5
         table = on_device(self.centroids(size), device)
         codes = torch.bucketize(turned, (table[1:] + table[:-1]) / 2)
-        packed = _packed(codes.to(torch.uint8), FIELDS[self.bits])
+        packed = pack_fields(codes.to(torch.uint8), self.bits)
         if not self.sketch:
             return packed, norms, norms[..., :0]
         left = (turned - table[codes]) / size**0.5
         signs = left @ projection(size, self.seed, device).T >= 0
         left_norms = left.norm(dim=-1, keepdim=True).half()
-        return torch.cat([packed, _packed(signs.to(torch.uint8), (1,))], dim=-1), norms, left_norms
+        return torch.cat([packed, pack_fields(signs.to(torch.uint8), 1)], dim=-1), norms, left_norms
 
     def read(self, rows: slice, out: torch.Tensor, heads: slice = slice(None)) -> None:
         """Write the tokens of these rows of the batch and kv heads into out (b, g, T, d), float32."""
@@ -97,9 +88,9 @@ class Turned:
         """Directions (..., m) of packed codes, of norm about 1. left: norms of what the codes leave over."""
         device = packed.device
         table = on_device(self.centroids(size), device)
-        found = table[_unpacked(packed, size, FIELDS[self.bits])] / size**0.5
+        found = table[unpack_fields(packed, size, self.bits)] / size**0.5
         if left is not None:
-            signs = _unpacked(packed[..., size * self.bits // 8 :], size, (1,)).float() * 2 - 1
+            signs = unpack_fields(packed[..., size * self.bits // 8 :], size, 1).float() * 2 - 1
             found += signs @ projection(size, seed, device) * left * (math.sqrt(math.pi / 2) / size)
         return found @ rotation(size, seed, device)
 
@@ -115,28 +106,6 @@ class Turned:
         if self.codes is not None and self.norms is not None:
             selected.codes, selected.norms = self.codes.select(rows), self.norms.select(rows)
         return selected
-
-
-def _packed(codes: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
-    """(..., m) codes -> (..., m·bits/8) bytes, field by field."""
-    parts, low = [], 0
-    for width in widths:
-        field = codes >> low & (2**width - 1)
-        parts.append(pack(field.unflatten(-1, (8 // width, -1)), width))
-        low += width
-    return torch.cat(parts, dim=-1)
-
-
-def _unpacked(packed: torch.Tensor, size: int, widths: tuple[int, ...]) -> torch.Tensor:
-    """The codes (..., m) int64 of `_packed`; bytes behind them are left alone."""
-    codes = torch.zeros(*packed.shape[:-1], size, dtype=torch.long, device=packed.device)
-    start = low = 0
-    for width in widths:
-        field = torch.empty(codes.shape, dtype=torch.uint8, device=packed.device)
-        unpack(packed[..., start : start + size * width // 8], width, field)
-        codes |= field.long() << low
-        start, low = start + size * width // 8, low + width
-    return codes
 
 
 @lru_cache(maxsize=512)

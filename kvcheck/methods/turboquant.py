@@ -10,9 +10,9 @@ from kvcheck.cache import checks
 from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method import Lossless, MethodInfo, Stage
-from kvcheck.cache.quantize import QuantLayer
+from kvcheck.cache.quantize import QuantLayer, fills_bytes
 from kvcheck.cache.shape import ModelShape
-from kvcheck.cache.turned import Turned, fills_bytes
+from kvcheck.cache.turned import Turned
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.front import option
 
@@ -70,7 +70,8 @@ class TurboQuant(KeepsAll):
 
     def check(self, shape: ModelShape) -> None:
         """Codes and signs must fill whole bytes."""
-        if not fills_bytes(self.bits, self.sketch, self.blocks(shape.head_dim)):
+        widths = (self.bits - self.sketch, *(1,) * self.sketch)
+        if not all(fills_bytes(width, self.blocks(shape.head_dim)) for width in widths):
             raise MethodUnsupported(
                 f"{self.spec}: the {self.bits} bits of each of {shape.head_dim} channels do not fill whole bytes",
                 f"a head_dim that is a multiple of 8 will do, or {option('methods')}={self.name()}:bits=4 for an even "

@@ -18,7 +18,7 @@ from kvcheck.models import LoadedModel, load
 
 SHAPE = ModelShape(layers=2, heads=4, kv_heads=2, head_dim=32, rope=tuple(10_000 ** (-at / 16) for at in range(16)))
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-OWN_RUNNER = {"cacheblend", "cake", "duo_attention", "llmlingua2", "look_m", "mixattention"}
+OWN_RUNNER = {"cacheblend", "cake", "duo_attention", "kvzip", "llmlingua2", "look_m", "mixattention"}
 MORE = ("kivi:bits=4", "fp8:scale=token", "snapkv+kivi:bits=4", "look_m:text_prior=false", "quest:dense_layers=0")
 CHANGED = {
     "flexgen": "flexgen:group=32",

@@ -33,6 +33,9 @@ SPECS = (
     "tova:budget=32",
     "tova:budget=0.3",
     "turboquant",
+    "kvquant",
+    "kvquant:bits=4,group=8,outliers=0.25,sink=0",
+    "kvquant:bits=2,group=4,outliers=0.0,sink=3,recent=10",
     "expected_attention:budget=32",
     "adakv:budget=32,window=8",
     "chunkkv:budget=32,window=8",
@@ -56,6 +59,7 @@ SPECS = (
     "look_m:text_prior=false,heavy=0.2,recent=0.2,merge=average",
     "snapkv:budget=32,window=8+kivi:group=4,residual=16",
     "pyramidkv:budget=32,window=8+flexgen:group=8",
+    "snapkv:budget=32,window=8+kvquant:group=8",
     "a_shape:n_init=4,n_local=8",
     "tri_shape:n_local=0.2,n_last=8",
     "minference",
@@ -86,7 +90,7 @@ def declared(method: Method, cache: KVCache, rows: int, prompt: int, decoded: in
     return round(slots * SHAPE.token_bytes(rows)) if found is None else found
 
 
-ELSEWHERE = {"cacheblend", "cake", "duo_attention", "llmlingua2", "mixattention"}
+ELSEWHERE = {"cacheblend", "cake", "duo_attention", "kvzip", "llmlingua2", "mixattention"}
 """Methods that need a runner or act on the text, each with a test file of its own."""
 
 

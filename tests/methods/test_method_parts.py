@@ -62,7 +62,7 @@ def test_a_method_that_claims_so_reads_in_parts_what_it_reads_as_a_whole(name: s
     assert same != bool(method.cross_head()), f"in parts it differs by {(whole - parts).abs().max()}"
 
 
-@pytest.mark.parametrize("spec", ["cacheblend", "duo_attention", "mixattention", "cake"])
+@pytest.mark.parametrize("spec", ["cacheblend", "duo_attention", "mixattention", "cake", "kvzip"])
 def test_a_method_with_a_runner_of_its_own_that_needs_all_heads_says_why(spec: str) -> None:
     assert make(spec).cross_head()
 

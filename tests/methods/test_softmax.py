@@ -23,6 +23,7 @@ SINKS = torch.tensor([-1.0, 0.5, 2.0, 4.0])
 SPECS = [
     "fp16", "snapkv:budget=20,window=4", "pyramidkv:budget=20,window=4", "streaming_llm:window=12,sink=2",
     "h2o:budget=16", "tova:budget=16", "kivi:group=32,residual=32", "flexgen:group=32", "fp8",
+    "kvquant", "kvquant:group=8",
     "quest:page=4,budget=8,dense_layers=0", "retrieval_attention:sink=2,window=8,top_k=6",
     "inf_llm:init=2,local=8,block=4,retrieved=8,representatives=2,exc=4", "a_shape:n_init=2,n_local=8",
     "tri_shape:n_init=2,n_local=8,n_last=4", "minference:vertical=6,slash=8,block=4,last_q=8",
