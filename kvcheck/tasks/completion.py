@@ -5,7 +5,7 @@ question is left out, and a model that was never taught to answer can be graded:
 
 - completion/prose: how likely the next 64 tokens of a natural text are, behind a long context of it. No answer.
 - completion/echo: a sentence of the context is begun again, and must be gone on with.
-- completion/needle, completion/kv: needle_multi and kv without their question.
+- completion/needle, completion/kv, completion/many_shot: needle_multi, kv and many_shot without their question.
 
 The text of the first two is what ships in fixtures/prose, the same bytes everywhere, or a file of the user's.
 """
@@ -26,6 +26,7 @@ from kvcheck.core.record import prompt_digest
 from kvcheck.core.values import utf8_text
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer, Turn
 from kvcheck.tasks.filling import VERSION, Draft, Order, Unit, sample_rng, strata, task
+from kvcheck.tasks.global_information import shots
 from kvcheck.tasks.needle import needle_text, needles
 from kvcheck.tasks.string_retrieval import pairs
 
@@ -201,6 +202,16 @@ def kv(order: Order) -> Draft:
     ]
 
 
+@task("completion/many_shot", "global_information", True, 1 / 6, "in-context classification, without a question")
+def many_shot(order: Order) -> Draft:
+    """As many_shot, but that a case is begun, and nothing is asked."""
+    context, asked = shots(order)
+    return context, [
+        Turn(f"\n{colour} {cue} type", (label,), 4, "exact", stop=(";", "\n"), mark="\n")
+        for colour, cue, label in asked
+    ]
+
+
 @dataclass(frozen=True)
 class TextTask(Task):
     """A task over a natural text."""
@@ -235,4 +246,4 @@ def of_file(path: str) -> dict[str, Task]:
     return {one.info.name: one for one in over(Text(Path(path).expanduser()))}
 
 
-TASKS = (*over(Text()), needle, kv)
+TASKS = (*over(Text()), needle, kv, many_shot)

@@ -16,6 +16,21 @@ MARGIN = 4
 @task("many_shot", "global_information", True, 1 / 6, "in-context classification by a known cue")
 def many_shot(order: Order) -> Draft:
     """In-context classification: the animal decides the type, by a mapping drawn for this context."""
+    context, asked = shots(order)
+    return context, tuple(
+        Turn(
+            f"\nQuestion: Which type is the {cue}? Answer: {colour} {cue} type",
+            (label,),
+            4,
+            "exact",
+            mark=ANSWER,
+        )
+        for colour, cue, label in asked
+    )
+
+
+def shots(order: Order) -> tuple[Composed, list[tuple[str, str, str]]]:
+    """The context of `many_shot`; (colour, animal, its type) of those to ask."""
     rng = order.rng()
     labels = rng.sample(lexicon.LABELS, 6)
     cues = rng.sample(lexicon.ANIMALS, 12)
@@ -26,18 +41,10 @@ def many_shot(order: Order) -> Draft:
         return f" {rng.randrange(100):02d} {rng.choice(lexicon.COLORS)} {cue} type {types[cue]};"
 
     others = blend(rng, record, noise(rng, order.index % 4 > 1), 1.0 if order.index % 2 else 0.5)
-    shots = [Unit(record(cue)) for cue in cues for _ in range(2)]
-    context = order.compose("Read the text and answer. Cases:", shots, others, rng)
-    return context, tuple(
-        Turn(
-            f"\nQuestion: Which type is the {cue}? Answer: {rng.choice(lexicon.COLORS)} {cue} type",
-            (types[cue],),
-            4,
-            "exact",
-            mark=ANSWER,
-        )
-        for cue in rng.sample(cues, min(order.turns, len(cues)))
-    )
+    shown = [Unit(record(cue)) for cue in cues for _ in range(2)]
+    context = order.compose("Read the text and answer. Cases:", shown, others, rng)
+    asked = rng.sample(cues, min(order.turns, len(cues)))
+    return context, [(rng.choice(lexicon.COLORS), cue, types[cue]) for cue in asked]
 
 
 @task("few_shot", "global_information", True, 1 / 4, "in-context classification of a new thing")

@@ -17,8 +17,9 @@ from kvcheck.tasks.completion import ASKED, GIVEN, NEXT, Text, beginning
 from kvcheck.tasks.metrics import score
 from kvcheck.tasks.profiles import PROFILES, cases
 
-NAMES = ("completion/prose", "completion/echo", "completion/needle", "completion/kv")
-ANSWERED = NAMES[1:]
+NAMES = ("completion/prose", "completion/echo", "completion/needle", "completion/kv", "completion/many_shot")
+ANSWERED = NAMES[1:4]
+"""Those with an answer that stands at one place of the context."""
 SHIPPED = bundle("fixtures") / "prose" / "text.txt"
 
 
@@ -59,7 +60,7 @@ def test_two_seeds_give_different_samples(name, tokenizer):
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    list(zip(NAMES, ("fd2bc7d45850", "805baf677dd3", "a6d36b8935ff", "3fcbc9ebc862"), strict=True)),
+    list(zip(NAMES, ("fd2bc7d45850", "805baf677dd3", "a6d36b8935ff", "3fcbc9ebc862", "f26f6d979268"), strict=True)),
 )
 def test_the_same_seed_gives_the_same_bytes_on_every_machine(name, digest, tokenizer):
     sample = find(name).generate(0, 0, 512, tokenizer)
@@ -93,10 +94,19 @@ def test_what_is_begun_lies_at_depths_all_over_the_context(name, tokenizer):
     assert depths[-1] > 0.9
 
 
-@pytest.mark.parametrize(("name", "more"), [("completion/needle", ". The"), ("completion/kv", "; saw61")])
+@pytest.mark.parametrize(
+    ("name", "more"), [("completion/needle", ". The"), ("completion/kv", "; saw61"), ("completion/many_shot", "; 0")]
+)
 def test_a_model_that_goes_on_behind_the_answer_is_right(name, more, tokenizer):
     turn = samples(name, tokenizer, 1)[0].turns[0]
     assert cut(turn.expected + more, turn.stop) == (turn.expected, True)
+
+
+def test_a_class_is_that_of_every_case_with_this_animal(tokenizer):
+    for sample in samples("completion/many_shot", tokenizer):
+        for turn in sample.turns:
+            animal = turn.question.split()[1]
+            assert set(re.findall(rf" {animal} type (\w+);", sample.context)) == {turn.expected}
 
 
 class TestProse:
