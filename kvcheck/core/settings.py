@@ -106,7 +106,10 @@ class Settings:
     )
     model: str = declared("mini", "embedded model, path or hub id (default: mini)", "NAME")
     profile: str = declared(
-        "default", "how much is measured: quick, default, full, or real (for pretrained models)", "PROFILE", values.choice(PROFILES)
+        "default",
+        "how much is measured: quick, default, full, or real (for pretrained models)",
+        "PROFILE",
+        values.choice(PROFILES),
     )
     lengths: tuple[int, ...] = declared(
         (), "context lengths in tokens, such as 512,2048", "N,…", values.integers(64, 10**8), "length"
