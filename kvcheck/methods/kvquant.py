@@ -165,8 +165,8 @@ class Split:
         """Values (b, g, T, d) as (b, g, blocks, tokens of a block, d)."""
         return values.unflatten(2, (-1, self.group or 1))
 
-    def append(self, values: torch.Tensor) -> None:
-        """Store tokens (B, G, t, d); where there is a group, t is a multiple of it."""
+    def append(self, values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Store tokens (B, G, t, d), and outliers in this dtype; where there is a group, t is a multiple of it."""
         blocks, bits = self._blocks(values.float()), self.method.bits
         ordered, order = blocks.sort(dim=self.dim)
         size = blocks.shape[self.dim]
@@ -177,7 +177,7 @@ class Split:
         codes = torch.bucketize((blocks - low.float()) / scale.float(), (table[1:] + table[:-1]) / 2)
         packed = pack_fields(codes.to(torch.uint8).flatten(2, 3), bits)
         places = torch.cat([order.narrow(self.dim, 0, ends), order.narrow(self.dim, size - ends, ends)], dim=self.dim)
-        outliers = self._blocks(values).gather(self.dim, places)
+        outliers = blocks.gather(self.dim, places).to(dtype or values.dtype)
         parts = (packed, scale, low, outliers, places.to(place(size)))
         before: list[GrowableBuffer | None] = [*self.buffers] or [None] * len(parts)
         self.buffers = [appended(buffer, part) for buffer, part in zip(before, parts, strict=True)]
@@ -222,8 +222,8 @@ class KVQuantLayer(QuantLayer):
         sink = self.method.sink
         keys, values = self.due(self.k.length, self.v.length)
         if keys:
-            found, done = self.k.used[:, :, sink : sink + keys], sink + self.kq.length
-            self.kq.append(unrotate(found, self.places(done, done + keys), self.shape.rope or ()))
+            found, done = self.k.used[:, :, sink : sink + keys].float(), sink + self.kq.length
+            self.kq.append(unrotate(found, self.places(done, done + keys), self.shape.rope or ()), self.dtype)
             self.k.slide(sink, keys)
         if values:
             self.vq.append(self.v.used[:, :, sink : sink + values])

@@ -44,14 +44,14 @@ def coded(group: list[float], bits: int, share: float) -> list[float]:
 
 
 def turned(vector: list[float], position: int, back: bool = False) -> list[float]:
-    """A key turned to its position, or back from it (and rounded, as it is stored), channel pair by channel pair."""
+    """A key turned to its position, or back from it channel pair by channel pair."""
     pairs, out = len(vector) // 2, list(vector)
     for pair in range(pairs):
         angle = position * ROPE[pair] * (-1 if back else 1)
         one, other = vector[pair], vector[pair + pairs]
         out[pair] = one * math.cos(angle) - other * math.sin(angle)
         out[pair + pairs] = other * math.cos(angle) + one * math.sin(angle)
-    return [half(value) for value in out] if back else out
+    return out
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
