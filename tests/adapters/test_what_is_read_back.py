@@ -48,6 +48,20 @@ def test_a_cache_that_keeps_something_else_is_not_asked_for_what_it_never_promis
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "what_every_query_asks_for_is_found",
+        "what_is_asked_for_later_is_found_too",
+        "early_and_late_tokens_rank_alike",
+    ],
+)
+def test_a_cache_that_keeps_the_newest_is_not_asked_for_what_it_dropped(name):
+    with pytest.raises(NotServed, match="it does not keep all that it is fed as it came in"):
+        check(name, "transformers.sliding_window:window=24", **SIZES)
+    check(name, "other_caches.Right", **SIZES)
+
+
+@pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
         ("a_query_reads_as_many_tokens_as_declared", "ReadsTheNewest", "ReadsMoreThanItSays"),

@@ -170,6 +170,8 @@ def _read_as_by_the_full_cache(subject: Subject, length: int, places: list[int],
     planted = marks(subject, len(places))
     ids = subject.tokens(sum(parts)) % planted[0]
     ids[:, places] = torch.tensor(planted)
+    if is_foreign(subject):
+        expect_all(subject, ids[:, :length], ids[:, length:])  # what it chooses by is not known
     lives = []
     with attracting(subject, planted):
         for runner in (subject.runner, subject.dense):
