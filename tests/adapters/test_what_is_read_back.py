@@ -47,6 +47,13 @@ def test_a_cache_that_keeps_something_else_is_not_asked_for_what_it_never_promis
         check(name, "other_caches.LengthOfSlots", **{**SIZES, "prompt": 60})
 
 
+@pytest.mark.parametrize("name", ["a_slot_holds_the_token_of_its_position", "slots_stay_true_while_decoding"])
+def test_what_a_press_leaves_in_the_cache_is_looked_at(name):
+    check(name, "other_caches.RowZeroForAll", **SIZES)
+    with pytest.raises(Violation, match="and another value"):
+        check(name, "other_caches.OtherValues", **SIZES)
+
+
 @pytest.mark.parametrize(
     "name",
     [
