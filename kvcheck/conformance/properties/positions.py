@@ -161,16 +161,17 @@ def _slots(subject: Subject, *texts: torch.Tensor) -> Iterator[tuple[int, Pair, 
     A press acts on a cache that nobody has before the prompt is in. What went into that is what the full cache has: in
     all layers behind a prompt, later only in the first, which does not depend on what was answered before.
     """
+    cache: FedCache
     if isinstance(subject.runner, CacheRunner):
-        batch, found, _ = fed(subject, *texts)
+        cache, found, _ = fed(subject, *texts)
         true = {index: one.whole for index, one in found.items()}
     else:
-        batch, _ = subject.prefill(texts[0], subject.together)
+        cache, _ = subject.prefill(texts[0], subject.together)
         for text in texts[1:]:
-            subject.feed(batch, text, subject.together)
+            subject.feed(cache, text, subject.together)
         layers = dense_layers(subject, torch.cat(texts, dim=1))[: 1 if len(texts) > 1 else None]
         true = {index: (layer.keys, layer.values) for index, layer in enumerate(layers)}
-    for index, held in enumerate(plain_layers(batch)):
+    for index, held in enumerate(plain_layers(cache)):
         if held is not None and index in true:
             yield index, held, true[index]
 
