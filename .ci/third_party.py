@@ -15,7 +15,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvcheck.core.record import PropertyRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "third_party.md"
@@ -98,7 +103,7 @@ def page(folder: Path) -> list[str]:
     rows = [row(one, path) for one, path in found if path.exists()]
     head = (
         "package", "method", "glue", "accuracy lost, points", "bytes after the prompt", "after decoding",
-        "properties tried", "held", "failed", "not tried", "fails",
+        "properties tried", "held", "failed", "not tried", "true batch", "fails",
     )  # fmt: skip
     before, _, after = PAGE.read_text("utf-8").partition("<!-- table -->\n")
     _, _, after = after.partition("<!-- end -->\n")
@@ -130,8 +135,34 @@ def row(package: Package, path: Path) -> list[str]:
         str(outcomes[HOLDS]),
         str(outcomes[FAILS]),
         str(sum(outcomes.values()) - outcomes[HOLDS] - outcomes[FAILS]),
+        true_batch(run.properties),
         ", ".join(failed) or "none",
     ]
+
+
+ALONE = "a_row_of_a_batch_is_as_alone"
+BATCH = (
+    ALONE,
+    "permuted_rows_give_permuted_answers",
+    "rows_that_finish_early_leave_the_others_alone",
+    "beams_that_are_reordered_go_on_as_their_parents",
+    "rows_can_be_repeated_and_taken_out_in_place",
+)
+"""The properties that feed several rows into one cache and change them by its own verbs."""
+
+
+def true_batch(properties: Iterable[PropertyRecord]) -> str:
+    """What became of several rows in one cache of the class, which is tried by its own verbs."""
+    from kvcheck.core.record import FAILS, HOLDS, UNSERVED
+
+    found = {one.name: one for one in properties if one.name in BATCH}
+    outcomes = Counter(one.outcome for one in found.values())
+    alone = found.get(ALONE)
+    if outcomes[FAILS]:
+        return f"failed ({outcomes[FAILS]})"
+    if alone is not None and alone.outcome == UNSERVED and "knows no batch of rows" in alone.reason:
+        return "rows are the fallback"
+    return f"held by its own verbs ({outcomes[HOLDS]})" if outcomes[HOLDS] else "not tried"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from building import fp16, memory, record
 from kvcheck.core.errors import MethodFailed, MissingBaseline, NotComparable, SpecError
 from kvcheck.core.record import CaseRecord, LatencyRecord, MemoryRecord, SampleRecord, Verdict, Weight
 from kvcheck.judging.budget import CASES, Budget, case_alpha, judge, sequential
+from kvcheck.store.text import ModelId, decode, encode
 
 
 def verdict(question: str, verdicts: tuple[Verdict, ...]) -> Verdict:
@@ -218,7 +219,7 @@ class TestDrift:
 def weighed(held: list[int], ends: list[tuple[int, int]] | None = None) -> CaseRecord:
     """A method without a formula of its bytes, that held this in its contexts; ends: (bytes, tokens) after decoding."""
     mine = record([1.0] * len(held))
-    weights = [Weight(kv, 50.0) for kv in held]
+    weights = [Weight(kv, 50.0, seen=100) for kv in held]
     mean = replace(memory(round(sum(held) / len(held))), declared=False)
     if ends is not None:
         both = zip(weights, ends, strict=True)
@@ -227,6 +228,12 @@ def weighed(held: list[int], ends: list[tuple[int, int]] | None = None) -> CaseR
         mean = replace(mean, end_kv_bytes=kv, end_dense_bytes=10 * seen, end_host_bytes=0, end_seen=seen)
     samples = (replace(one, weight=weight) for one, weight in zip(mine.samples, weights, strict=True))
     return replace(mine, samples=tuple(samples), memory=mean)
+
+
+def answering(text: str, mine: CaseRecord) -> CaseRecord:
+    """The record with this answer everywhere."""
+    samples = (replace(one, turns=tuple(replace(turn, answer=text) for turn in one.turns)) for one in mine.samples)
+    return replace(mine, samples=tuple(samples))
 
 
 def later(kv_bytes: int, end: int, seen: int = 100, claims: str = "") -> MemoryRecord:
@@ -329,6 +336,27 @@ class TestBytes:
         for ends, outcome in (([(650, 110), (450, 110)], "pass"), ([(651, 110), (449, 110)], "fail")):
             mine = weighed([600, 400], ends=ends)
             assert verdict("bytes", judge(mine, fp16(), own, Budget())).outcome == outcome
+
+    def test_another_answer_may_stand_where_more_is_held_before_it_is_evicted_from(self) -> None:
+        own = answering("north", weighed([600, 400], ends=[(700, 116), (450, 105)]))
+        for held, outcome in ((500, "pass"), (511, "fail")):  # 10 bytes a token at fp16's size, 10 tokens decoded
+            mine = answering("south", weighed([600, 400], ends=[(700, 116), (held, 110)]))
+            assert verdict("bytes", judge(mine, fp16(), own, Budget())).outcome == outcome
+        fewer = answering("south", weighed([600, 400], ends=[(700, 116), (440, 104)]))
+        assert verdict("bytes", judge(fewer, fp16(), own, Budget())).outcome == "pass"
+        shorter = answering("south", weighed([600, 400], ends=[(740, 114), (450, 105)]))
+        assert verdict("bytes", judge(shorter, fp16(), own, Budget())).outcome == "pass"
+
+    def test_what_a_method_with_a_formula_held_after_decoding_is_read_back_and_compared_on_the_same_contexts(
+        self,
+    ) -> None:
+        own = weighed([500] * 4, ends=[(520, 102), (560, 106), (500, 110), (540, 114)])
+        own = replace(own, memory=replace(own.memory, declared=True))
+        own = decode(encode(own, None), own.method, ModelId("mini", own.model), None, "a file")
+        for ends, outcome in (([(520, 102), (560, 106)], "pass"), ([(520, 102), (580, 106)], "fail")):
+            found = verdict("bytes", judge(weighed([500, 500], ends=ends), fp16(), own, Budget()))
+            assert found.outcome == outcome
+        assert "after decoding 550 bytes now; 540 recorded (more)" in found.reason
 
     def test_an_unmeasured_cache_cannot_pass(self) -> None:
         mine = replace(lossy(0), memory=None, not_measured=(("memory", "served model"),))

@@ -17,8 +17,8 @@ from kvcheck.conformance.draw import Draw
 from kvcheck.conformance.models import small
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.methods import make
-from kvcheck.methods.adapters.foreign import SMOKE, BatchRunner, Foreign
-from kvcheck.methods.adapters.presses import PressedTogether
+from kvcheck.methods.adapters.foreign import SMOKE, BatchRunner, CacheRunner, Foreign
+from kvcheck.methods.adapters.presses import PressedTogether, PressRunner
 from kvcheck.methods.fp16 import Fp16
 
 TOLERANCE = 2e-3
@@ -80,8 +80,7 @@ class Subject:
     @cached_property
     def together(self) -> MethodRunner:
         """What feeds several rows in one cache. A method from elsewhere drives that by the verbs of its own cache."""
-        whole = getattr(self.runner, "together", None)
-        return self.runner if whole is None else whole()
+        return self.runner.together() if isinstance(self.runner, (CacheRunner, PressRunner)) else self.runner
 
     @property
     def several(self) -> int:

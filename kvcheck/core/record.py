@@ -128,10 +128,10 @@ class Weight:
 class SampleRecord:
     """One context and its turns. digest identifies the context and all of its questions and references.
 
-    weight: what it held, None where that was not measured; a baseline has it for methods without a formula of their
-    bytes (MemoryRecord.declared). fed: digest of the token ids that it became, those of its questions and references
-    too. graded: digest of what makes a score of an answer: metrics with their code, stop strings, token limits. None
-    where that is not known; records of which both know it, and differ, are not compared.
+    weight: what it held, None where that was not measured, and in baselines of before where the method has a formula of
+    its bytes (MemoryRecord.declared). fed: digest of the token ids that it became, those of its questions and
+    references too. graded: digest of what makes a score of an answer: metrics with their code, stop strings, token
+    limits. None where that is not known; records of which both know it, and differ, are not compared.
     """
 
     index: Annotated[int, integer(0, 10**6)]
@@ -152,8 +152,7 @@ class MemoryRecord:
     host_bytes: what the method holds in host memory instead of on the device, not in kv_bytes.
     peak_bytes: peak device memory, on top of the model, of one context from an empty cache and one decoded token, where
     the device can tell (CUDA), else None.
-    declared: the method has a formula of its bytes. Where it has none they depend on the text, and are compared context
-    by context.
+    declared: the method has a formula of its bytes. Where it has none they depend on the text.
     end_kv_bytes, end_dense_bytes, end_host_bytes, end_seen: the same behind the last decoded token of an answer (mean
     over the answers of the contexts), all None where that was not measured, as in records of before.
     elsewhere_bytes: what every prompt leaves outside of its cache, in kv_bytes and end_kv_bytes.

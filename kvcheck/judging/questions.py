@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -193,9 +194,9 @@ def judge_bytes(record: CaseRecord, own: CaseRecord | None, limit: float | None)
     is in, and behind the last decoded token.
 
     Bytes are deterministic, so there is no interval, and on the recorded contexts fewer are a change too: a slot that
-    should have been kept is gone. Where they depend on the text, they are recorded context by context and compared on
-    the contexts that were measured. Else a mean over other contexts than the record's is compared as a ratio within
-    0.5 %, because questions differ in length; there only more bytes fail.
+    should have been kept is gone. They are recorded context by context and compared on the contexts that were measured.
+    Of a record of before, that has them as a mean over other contexts, the ratio is compared within 0.5 %, because
+    questions differ in length; there only more bytes fail.
     """
     memory = record.memory
     allowed = memory is None or (limit is not None and limit >= 1)
@@ -258,9 +259,18 @@ def _more_than_fp16(memory: MemoryRecord) -> Iterator[str]:
 
 def _weights(record: CaseRecord, own: CaseRecord) -> list[tuple[Weight, Weight]]:
     """(now, then) of every context of the record; [] where what one of them held is not known on both sides."""
-    theirs = {sample.index: sample.weight for sample in own.samples}
-    pairs = [(sample.weight, theirs.get(sample.index)) for sample in record.samples]
-    known = [(now, then) for now, then in pairs if now is not None and then is not None]
+    return [weights for _, weights in _weighed(record, own)]
+
+
+def _weighed(record: CaseRecord, own: CaseRecord) -> list[tuple[bool, tuple[Weight, Weight]]]:
+    """The same, with whether the answers are."""
+    theirs = {sample.index: sample for sample in own.samples}
+    pairs = [(mine, theirs.get(mine.index)) for mine in record.samples]
+    known = [
+        (_answers(mine) == _answers(other), (mine.weight, other.weight))
+        for mine, other in pairs
+        if other is not None and mine.weight is not None and other.weight is not None
+    ]
     return known if len(known) == len(pairs) else []
 
 
@@ -275,9 +285,16 @@ def _recorded(record: CaseRecord, own: CaseRecord) -> MemoryRecord | None:
     weights = [then for _, then in _weights(record, own)]
     if own.memory is None or record.memory is None or not weights:
         return own.memory
-    caches = sum(one.caches for one in weights)
+    caches, ends = sum(one.caches for one in weights), sum(one.ends for one in weights)
     kv, slots = (sum(sizes) / caches for sizes in zip(*((one.kv, one.kept) for one in weights), strict=True))
-    return replace(own.memory, kv_bytes=round(kv), kept=round(slots, 2), dense_bytes=record.memory.dense_bytes)
+    found = replace(own.memory, kv_bytes=round(kv), kept=round(slots, 2), dense_bytes=record.memory.dense_bytes)
+    if not ends or own.memory.end_dense_bytes is None or not own.memory.end_seen:
+        return found
+    size, seen = (
+        round(sum(sums) / ends) for sums in zip(*((one.end_kv, one.end_seen) for one in weights), strict=True)
+    )
+    dense = round(own.memory.end_dense_bytes * seen / own.memory.end_seen)
+    return replace(found, end_kv_bytes=size, end_dense_bytes=dense, end_seen=seen)
 
 
 def memory_change(record: CaseRecord, other: CaseRecord) -> int:
@@ -302,9 +319,9 @@ def memory_change(record: CaseRecord, other: CaseRecord) -> int:
 def end_change(record: CaseRecord, own: CaseRecord) -> int:
     """1 when more is held after decoding than in the method's own record, -1 when less, 0 when the same or not known.
 
-    Other answers are of other lengths. So only the same ones on the same contexts are compared to the byte; else more
-    is what the additional tokens do not explain, each at fp16's size: in a context, or where the contexts are not known
-    one by one, of their mean beyond 0.5 %.
+    Only the same answers on the same contexts are compared to the byte, as others are of other lengths (`_later`).
+    Where the contexts are not known one by one, more is what additional tokens at fp16's size do not explain, of their
+    mean beyond 0.5 %.
     """
     now, then = record.memory, own.memory
     if now is None or now.end_kv_bytes is None or now.end_dense_bytes is None or now.end_seen is None:
@@ -312,26 +329,33 @@ def end_change(record: CaseRecord, own: CaseRecord) -> int:
     if then is None or then.end_kv_bytes is None or then.end_seen is None:
         return 0
     token = now.end_dense_bytes / now.end_seen
-    weights = [(a, b) for a, b in _weights(record, own) if a.ends and b.ends == a.ends]
-    if weights and len(weights) == len(record.samples):
-        changes = [_later(a.end_kv, a.end_seen, b.end_kv, b.end_seen, token) for a, b in weights]
+    both = [(same, a, b) for same, (a, b) in _weighed(record, own) if a.ends and b.ends == a.ends]
+    if both and len(both) == len(record.samples):
+        changes = [_later(*one, token) for one in both]
         return max(changes) or min(changes)
-    if _same_answers(record, own):
+    if all(_answers(one) == _answers(other) for one, other in zip_longest(record.samples, own.samples)):
         return _sign(now.end_kv_bytes, then.end_kv_bytes)
-    return max(0, _later(now.end_kv_bytes, now.end_seen, then.end_kv_bytes, then.end_seen, token, 0.005))
+    explained = token * max(0, now.end_seen - then.end_seen) + 0.005 * then.end_kv_bytes
+    return int(now.end_kv_bytes - then.end_kv_bytes > explained)
 
 
-def _later(now: int, seen: int, then: int, before: int, token: float, slack: float = 0.0) -> int:
-    """The sign of a change in bytes from `then` behind `before` tokens to `now` behind `seen`."""
-    if seen == before and not slack:
-        return _sign(now, then)
-    return int(now - then > token * max(0, seen - before) + slack * then)
+def _later(same: bool, now: Weight, then: Weight, token: float) -> int:
+    """The sign of a change in what one context held behind its answers. same: they are the recorded ones.
+
+    Others are of other lengths, and what is held may go down with a token, where a method evicts or quantizes while it
+    decodes. So there more is only what neither the additional tokens nor all that were decoded explain, each at fp16's
+    size (token).
+    """
+    if same and now.end_seen == then.end_seen:
+        return _sign(now.end_kv, then.end_kv)
+    longer = then.end_kv + token * max(0, now.end_seen - then.end_seen)
+    whole = now.kv * now.ends / now.caches + token * max(0, now.end_seen - now.seen * now.ends / now.caches)
+    return int(now.end_kv > max(longer, whole))
 
 
-def _same_answers(record: CaseRecord, own: CaseRecord) -> bool:
-    """Whether the two records have the same contexts, and the same answers to them."""
-    both = ({one.index: [turn.answer for turn in one.turns] for one in each.samples} for each in (record, own))
-    return next(both) == next(both)
+def _answers(sample: SampleRecord | None) -> tuple[int, list[str]] | None:
+    """A context by its index, and its answers."""
+    return None if sample is None else (sample.index, [turn.answer for turn in sample.turns])
 
 
 def _sign(now: float, then: float) -> int:

@@ -17,9 +17,10 @@ Scores of right/wrong turns stand together (1101), others are separated by comma
 are in thousandths, one per turn; "-" stands for a column that was not measured.
 JSON holds the answers, depths and subtasks of the turns. A file of another method leaves out what it shares with the
 fp16 record named by `base` (a digest of fp16's prompts and answers): only differing answers are there, by turn, as
-text, or as [characters shared with the start of fp16's answer, the rest]. Where the method has no formula of its bytes,
-`held` is what the context took: [bytes of keys and values, slots], and the number of caches where there were several;
-`end` what it took after decoding: [bytes, tokens seen, answers], the first two as sums over the answers.
+text, or as [characters shared with the start of fp16's answer, the rest]. `held` is what the context took: [bytes of
+keys and values, slots], and the number of caches where there were several; `end` what it took after decoding: [bytes,
+tokens seen, answers], the first two as sums over the answers. In records of before only methods without a formula have
+them.
 `cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
 other answers ended; without it that is not known.
 
@@ -209,11 +210,12 @@ def encode(record: CaseRecord, fp16: CaseRecord | None) -> StoredCase:
     theirs = {sample.index: sample for sample in base.samples} if base is not None else {}
     ordered = sorted(record.samples, key=lambda sample: sample.index)
     meta |= {name: found for name in DIGESTS if (found := _digests(ordered, name)) is not None}
-    weighed = record.memory is not None and not record.memory.declared
     ended = all(turn.ended is not None for sample in ordered for turn in sample.turns)
     if ended:
         meta["ended"] = True
-    lines = tuple(write_sample(sample, theirs.get(sample.index), weighed, ended) for sample in ordered)
+    lines = tuple(
+        write_sample(sample, theirs.get(sample.index), record.memory is not None, ended) for sample in ordered
+    )
     return StoredCase(record.case, meta, lines)
 
 

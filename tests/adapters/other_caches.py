@@ -373,7 +373,18 @@ class RowZeroForAll:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         layer = cache.layers[module.layer_idx]
         kept = layer.keys[0].norm(dim=-1).mean(0).topk(max(1, layer.keys.shape[2] // 2)).indices.sort().values
-        layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+        layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, self.of_values(kept)]
+
+    def of_values(self, kept):
+        """The tokens whose values are kept."""
+        return kept
+
+
+class OtherValues(RowZeroForAll):
+    """A press that keeps the values of other tokens than the keys."""
+
+    def of_values(self, kept):
+        return (kept + 1) % (int(kept.max()) + 1)
 
 
 # -- what is said beside the code --------------------------------------------------------------------------------------

@@ -47,6 +47,27 @@ def test_a_cache_that_keeps_something_else_is_not_asked_for_what_it_never_promis
         check(name, "other_caches.LengthOfSlots", **{**SIZES, "prompt": 60})
 
 
+@pytest.mark.parametrize("name", ["a_slot_holds_the_token_of_its_position", "slots_stay_true_while_decoding"])
+def test_what_a_press_leaves_in_the_cache_is_looked_at(name):
+    check(name, "other_caches.RowZeroForAll", **SIZES)
+    with pytest.raises(Violation, match="and another value"):
+        check(name, "other_caches.OtherValues", **SIZES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "what_every_query_asks_for_is_found",
+        "what_is_asked_for_later_is_found_too",
+        "early_and_late_tokens_rank_alike",
+    ],
+)
+def test_a_cache_that_keeps_the_newest_is_not_asked_for_what_it_dropped(name):
+    with pytest.raises(NotServed, match="it does not keep all that it is fed as it came in"):
+        check(name, "transformers.sliding_window:window=24", **SIZES)
+    check(name, "other_caches.Right", **SIZES)
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [

@@ -15,9 +15,10 @@ from kvcheck.cache.rows import Batch
 from kvcheck.cache.shape import Prefilled
 from kvcheck.cache.view import FedCache, parts
 from kvcheck.conformance.base import LONGER, other_prompt, property_test
-from kvcheck.conformance.others import NEAR, fed, is_foreign, layers_of, owner, places, plain_layers, updates
+from kvcheck.conformance.others import NEAR, Pair, fed, is_foreign, layers_of, owner, places, plain_layers, updates
 from kvcheck.conformance.subject import NotServed, Subject, fail, foreign_rows
 from kvcheck.measure.audit import audit
+from kvcheck.methods.adapters.foreign import CacheRunner
 from kvcheck.models.rotary import rotaries
 
 
@@ -145,16 +146,34 @@ def expect_true_slots(subject: Subject, *texts: torch.Tensor) -> None:
     A slot is that of the token whose key it holds; then it must hold that token's value, or one nearer to it than zero
     is, and no other slot may hold the same token.
     """
-    batch, found, _ = fed(subject, *texts)
     told = 0
-    for index, held in enumerate(plain_layers(batch)):
-        if held is None or index not in found:
-            continue
-        positions = places(held[0], found[index].whole[0])
+    for index, held, true in _slots(subject, *texts):
+        positions = places(held[0], true[0])
         told += int((positions >= 0).sum())
-        _of_their_tokens(held[1], found[index].whole[1], positions, index)
+        _of_their_tokens(held[1], true[1], positions, index)
     if not told:
         raise NotServed("its slots do not hold the keys of tokens as they came in")
+
+
+def _slots(subject: Subject, *texts: torch.Tensor) -> Iterator[tuple[int, Pair, Pair]]:
+    """(layer, what a foreign cache holds in it behind these texts, what went into it), where it holds plain tensors.
+
+    A press acts on a cache that nobody has before the prompt is in. What went into that is what the full cache has: in
+    all layers behind a prompt, later only in the first, which does not depend on what was answered before.
+    """
+    cache: FedCache
+    if isinstance(subject.runner, CacheRunner):
+        cache, found, _ = fed(subject, *texts)
+        true = {index: one.whole for index, one in found.items()}
+    else:
+        cache, _ = subject.prefill(texts[0], subject.together)
+        for text in texts[1:]:
+            subject.feed(cache, text, subject.together)
+        layers = dense_layers(subject, torch.cat(texts, dim=1))[: 1 if len(texts) > 1 else None]
+        true = {index: (layer.keys, layer.values) for index, layer in enumerate(layers)}
+    for index, held in enumerate(plain_layers(cache)):
+        if held is not None and index in true:
+            yield index, held, true[index]
 
 
 def _of_their_tokens(values: torch.Tensor, true: torch.Tensor, positions: torch.Tensor, index: int) -> None:

@@ -66,7 +66,7 @@ def a_query_reads_as_many_tokens_as_declared(subject: Subject) -> None:
 
     In every layer and by every query head; counted by which values reach what the layer gives.
     """
-    length = LONG // 2 + subject.draw.prompt % 64
+    length = LONG + subject.draw.prompt % 64  # so long that a share of it is more than the fewest pages
     declared = subject.method.reads(subject.shape, length, 1)
     if declared is None:
         raise NotServed("it does not declare how many tokens a query reads")
@@ -170,6 +170,8 @@ def _read_as_by_the_full_cache(subject: Subject, length: int, places: list[int],
     planted = marks(subject, len(places))
     ids = subject.tokens(sum(parts)) % planted[0]
     ids[:, places] = torch.tensor(planted)
+    if is_foreign(subject):
+        expect_all(subject, ids[:, :length], ids[:, length:])  # what it chooses by is not known
     lives = []
     with attracting(subject, planted):
         for runner in (subject.runner, subject.dense):
