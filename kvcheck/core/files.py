@@ -114,15 +114,15 @@ def expect_plain(path: str | Path) -> os.stat_result:
 
 
 @contextmanager
-def one_writer(folder: str, wait: float = WAIT) -> Iterator[None]:
-    """While one process or thread is here, others that come for the same folder wait, `wait` seconds at most.
+def one_writer(folder: str, wait: float | None = None) -> Iterator[None]:
+    """While one process or thread is here, others that come for the same folder wait, WAIT seconds at most, or `wait`.
 
     The lock is a file of its own that only one can create, so that it holds on file systems without flock, too; one
     that a killed process of this machine has left is taken over. Raises BaselineError where it cannot be had.
     """
     from filelock import SoftFileLock, Timeout
 
-    lock = os.path.join(folder, LOCK)
+    lock, wait = os.path.join(folder, LOCK), WAIT if wait is None else wait
     try:
         os.makedirs(folder, exist_ok=True)
         held = SoftFileLock(lock, timeout=wait)

@@ -58,7 +58,7 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
-    words: the length counts words (TaskInfo.words). think: tokens before an answer, which are no part of it.
+    words: the length counts words (TaskInfo.words). think: tokens before an answer, no part of it; none unless set.
     openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice. Under a chat
     template the first is the template's to write.
 
@@ -66,12 +66,14 @@ class Prompter:
     has by itself: one that reaches over the seam, such as ".\\n", is the question's.
     """
 
+    think = 0
+
     def __init__(
         self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
-        exact: bool = True, openings: int = 1, words: bool = False, think: int = 0,
+        exact: bool = True, openings: int = 1, words: bool = False,
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
-        self.chat, self.gold, self.exact, self.words, self.think = chat, gold, exact, words, think
+        self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
         self.opening = encoder.bos * (openings - bool(chat.tail))
         self._seams: dict[str, tuple[list[int], list[tuple[int, ...]]]] = {}
 
@@ -273,8 +275,9 @@ def prompter(
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
-    about = task.info.exact, openings, task.info.words, settings.think
-    return Prompter(encoder, case, max_length, chat, gold, *about)
+    found = Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
+    found.think = settings.think
+    return found
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

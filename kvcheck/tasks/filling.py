@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
@@ -59,13 +60,12 @@ class Composed:
         options: tuple[str, ...] = (),
         space: str = " ",
         target: str = "",
-        stop: tuple[str, ...] = (),
-        mark: str = ANSWER,
+        **more: Any,
     ) -> Turn:
-        """A question whose evidence are these units."""
+        """A question whose evidence are these units. more: further fields of Turn; mark is ANSWER unless given."""
         found = self.evidence(*units), self.depth(*units)
         about = (*found, subtask, options, space, target)
-        return Turn(question, references, max_new_tokens, metric, *about, stop=stop, mark=mark)
+        return Turn(question, references, max_new_tokens, metric, *about, **{"mark": ANSWER, **more})
 
 
 Draft = tuple[Composed, Sequence[Turn]]
