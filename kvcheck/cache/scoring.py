@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import avg_pool1d, max_pool1d
 
@@ -31,15 +33,25 @@ def column_sums(
         each = zip(queries.split(1), keys.split(1), strict=True)
         return torch.cat([column_sums(query, key, scaling, past, rows) for query, key in each])
     keys = keys.float()
+    sums = keys.new_zeros(keys.shape[:3])
+    for weights in in_blocks(queries, keys, scaling, past, rows):
+        sums[:, :, : weights.shape[-1]] += weights.sum(dim=(2, 3))
+    return sums
+
+
+def in_blocks(
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, past: int, rows: int | None = None
+) -> Iterator[torch.Tensor]:
+    """The weights (B, G, group, some rows, what the last of them sees) of q causal queries, `rows` of them at once.
+
+    queries (B, H, q, d), keys (B, G, past + q, d). rows: None for as many as WEIGHTS allows.
+    """
     if rows is None:
         budget = WEIGHTS.get(keys.device.type, WEIGHTS["cuda"])
         rows = max(1, budget // (queries.shape[0] * queries.shape[1] * keys.shape[2]))
-    sums = keys.new_zeros(keys.shape[:3])
     for start in range(0, queries.shape[2], rows):
         block = queries[:, :, start : start + rows]
-        seen = past + start + block.shape[2]
-        sums[:, :, :seen] += probabilities(block, keys[:, :, :seen], scaling, past + start).sum(dim=(2, 3))
-    return sums
+        yield probabilities(block, keys[:, :, : past + start + block.shape[2]], scaling, past + start)
 
 
 def pool(scores: torch.Tensor, kernel: int, how: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kvcheck.core.errors import KvcheckError, did_you_mean
@@ -27,3 +28,8 @@ def bundle(name: str) -> Path:
 def user_baselines(rootdir: Path) -> Path:
     """Where recording goes when nothing else is said: `.kvcheck/baselines` under the user's root folder."""
     return rootdir / ".kvcheck" / "baselines"
+
+
+def cache_folder(name: str) -> Path:
+    """Where what was fetched or unpacked is kept: $KVCHECK_CACHE, else ~/.cache/kvcheck, below it the folder `name`."""
+    return Path(os.environ.get("KVCHECK_CACHE") or Path.home() / ".cache" / "kvcheck") / name

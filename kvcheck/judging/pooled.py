@@ -299,8 +299,8 @@ def _asks_scores(one: Compared, budget: Budget) -> bool:
 
 def _told_by_likelihood(one: Compared, budget: Budget) -> bool:
     """Whether a case that has no scores is held to something all the same: its own record, or a limit on its drift."""
-    limits = [getattr(budget, name) for name in ("nll", "agree", "kl")]
-    return not one.record.scored and (one.own is not None or (one.fp16 is not None and limits != [None] * 3))
+    limited = any(getattr(budget, name) is not None for name in AGAINST_FP16 if name != "drop")
+    return not one.record.scored and (one.own is not None or (one.fp16 is not None and limited))
 
 
 def every_test(

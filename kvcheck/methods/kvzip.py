@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import pad
 
 from kvcheck.cache import checks, scoring
-from kvcheck.cache.kernels import probabilities
 from kvcheck.cache.kv_cache import CacheLayer, KVCache
 from kvcheck.cache.method import Lossless, Method, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
@@ -221,16 +220,10 @@ def most(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Ten
 
     queries (B, H, q, d), keys (B, G, n + q, d), of which the last q are the queries' own.
     """
-    batch, heads, count, _ = queries.shape
-    past = keys.shape[2] - count
-    budget = scoring.WEIGHTS.get(keys.device.type, scoring.WEIGHTS["cuda"])
-    rows = max(1, budget // (batch * heads * keys.shape[2]))
+    past = keys.shape[2] - queries.shape[2]
     found = torch.zeros(*keys.shape[:2], past, device=keys.device)
-    for start in range(0, count, rows):
-        block = queries[:, :, start : start + rows]
-        seen = keys[:, :, : past + start + block.shape[2]]
-        weights = probabilities(block, seen, scaling, past + start)[..., :past]
-        found = torch.maximum(found, weights.amax(dim=(2, 3)))
+    for weights in scoring.in_blocks(queries, keys, scaling, past):
+        found = torch.maximum(found, weights[..., :past].amax(dim=(2, 3)))
     return found
 
 

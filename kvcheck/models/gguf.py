@@ -1,7 +1,7 @@
 """GGUF files: unpacked once to a folder that save_pretrained writes, dequantized, and read like any other from then on.
 
-The folder lies in the cache of the Hugging Face hub's user, where models are expected and room is made for them. It is
-named by the file's hash and by the transformers that unpacked it, and is there whole or not at all.
+The folder lies in kvcheck's cache. It is named by the file's hash and by the transformers that unpacked it, and is
+there whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.files import one_writer
+from kvcheck.core.paths import cache_folder
 from kvcheck.models.fingerprint import ORIGIN
 from kvcheck.models.names import Source, sha256
 
@@ -39,10 +40,9 @@ def unpacked(source: Source) -> Source:
 
 def _folder(file: Path) -> Path:
     """Where a file is unpacked to."""
-    from huggingface_hub.constants import HF_HOME
     from transformers import __version__
 
-    return Path(HF_HOME) / "kvcheck" / f"{file.stem}-{sha256(file)[:16]}-transformers-{__version__}"
+    return cache_folder("models") / f"{file.stem}-{sha256(file)[:16]}-transformers-{__version__}"
 
 
 def _unpack(file: Path, folder: Path) -> None:
@@ -65,7 +65,8 @@ def _unpack(file: Path, folder: Path) -> None:
         if error.errno is None:  # transformers' own word for what it cannot read
             raise
         raise SpecError(
-            f"{file.name} cannot be unpacked to {folder.parent}: {error.strerror}", "HF_HOME=FOLDER names another place"
+            f"{file.name} cannot be unpacked to {folder.parent}: {error.strerror}",
+            "KVCHECK_CACHE=FOLDER names another place",
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

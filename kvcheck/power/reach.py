@@ -15,6 +15,7 @@ from kvcheck.judging.budget import Budget, case_alpha, judge
 from kvcheck.judging.informative import why_not
 from kvcheck.judging.pooled import Compared, every_test
 from kvcheck.power.judging import ALPHA
+from kvcheck.runner.case import NOTHING_ASKED
 from kvcheck.tasks import find, profiles
 
 LIMITS = Budget(drop=2.0, nll=0.05, agree=0.95, kl=0.05)
@@ -25,7 +26,7 @@ ENOUGH = 8
 """Contexts per case that are tried first: where they can fail a test, more of them can."""
 WORST = 20.0
 """Nats per token."""
-NOTHING = ((ACCURACY, "nothing is asked"),)
+NOTHING = ((ACCURACY, NOTHING_ASKED),)
 """What is not measured in a case without scores."""
 
 

@@ -162,11 +162,8 @@ class Runner:
     def _switches(self, task: Task, prompter: Prompter) -> tuple[tuple[str, str], ...]:
         """What decides the scores of a public benchmark; of a task of our own, only what is not as usual."""
         chat = prompter.chat.digest
-        found = (
-            [("chat", chat)] * bool(chat)
-            + [("history", "gold")] * prompter.gold
-            + [("text", task.text)] * bool(task.text)
-        )
+        found = [("chat", chat)] * bool(chat) + [("history", "gold")] * prompter.gold
+        found += [("text", task.text)] * bool(task.text)
         found += [("think", str(prompter.think))] * bool(prompter.think)
         if not task.facts:
             return tuple(found)
@@ -191,7 +188,7 @@ class Runner:
             samples=tuple(replace(sample, weight=measured.weights.get(sample.index)) for sample in done),
             memory=memory,
             stopped="all samples" if len(done) == case.n else CLEAR,
-            not_measured=(*((ACCURACY, NOTHING_ASKED) for _ in range(not info.scored)), *measured.not_measured),
+            not_measured=(*[(ACCURACY, NOTHING_ASKED)] * (not info.scored), *measured.not_measured),
             switches=self._switches(task, prompter),
             inputs=prompter.inputs,
         )
@@ -221,10 +218,10 @@ def _expect_able(backend: Backend) -> None:
 
 def _expect_asked(sample: Sample, task: Task) -> None:
     """Raise KvcheckError where a task asks nothing and says that its answers are graded, or the other way round."""
-    if any(bool(turn.max_new_tokens) != task.info.scored for turn in sample.turns):
+    limits = [turn.max_new_tokens for turn in sample.turns if bool(turn.max_new_tokens) != task.info.scored]
+    if limits:
         raise KvcheckError(
-            f"{sample.task}: TaskInfo.scored is {task.info.scored}, and a turn has max_new_tokens="
-            f"{next(t.max_new_tokens for t in sample.turns if bool(t.max_new_tokens) != task.info.scored)}",
+            f"{sample.task}: TaskInfo.scored is {task.info.scored}, and a turn has max_new_tokens={limits[0]}",
             "0 for every turn of a task that asks nothing (scored=False), 1 or more for every other",
         )
 

@@ -20,6 +20,7 @@ class Chat:
     """The text before the first user message, behind a user message (up to where the answer begins), and between an
     answer and the next user message. A BOS is in `head` where the template writes one, and nothing else adds it.
     trims: the template takes white space off the ends of a message, as those of Llama 3 and Gemma do. bos: its text.
+    think: tokens that the model has before its answer, which are no part of it, with a template or without.
     """
 
     head: str = ""
@@ -27,12 +28,13 @@ class Chat:
     again: str = ""
     trims: bool = False
     bos: str = ""
+    think: int = 0
 
     @property
     def digest(self) -> str:
         """Identifies the template in a record, "" where nothing is put around a text.
 
-        Not by its BOS: how prompts begin is recorded beside it.
+        Not by its BOS, nor by thoughts: how prompts begin, and what is thought, is recorded beside it.
         """
         parts = (self.head.removeprefix(self.bos), self.tail, self.again, *(["trims"] * self.trims))
         return sha256("\x1f".join(parts).encode()).hexdigest()[:12] if self.tail else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from kvcheck.core.errors import ContextTooLong, KvcheckError
@@ -58,7 +59,7 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
-    words: the length counts words (TaskInfo.words). think: tokens before an answer, no part of it; none unless set.
+    words: the length counts words (TaskInfo.words).
     openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice. Under a chat
     template the first is the template's to write.
 
@@ -66,14 +67,13 @@ class Prompter:
     has by itself: one that reaches over the seam, such as ".\\n", is the question's.
     """
 
-    think = 0
-
     def __init__(
         self, encoder: Encoder, case: CaseId, max_length: int | None, chat: Chat = PLAIN, gold: bool = False,
         exact: bool = True, openings: int = 1, words: bool = False,
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
         self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
+        self.think = chat.think
         self.opening = encoder.bos * (openings - bool(chat.tail))
         self._seams: dict[str, tuple[list[int], list[tuple[int, ...]]]] = {}
 
@@ -271,13 +271,11 @@ def prompter(
     tokenizer = getattr(encoder, "tokenizer", None)
     has = bool(getattr(tokenizer, "chat_template", None))
     wanted = settings.chat == "yes" or (settings.chat == "task" and sample.chat and has)  # a base model has none
-    chat = Chat.of(tokenizer) if wanted else PLAIN
+    chat = replace(Chat.of(tokenizer) if wanted else PLAIN, think=settings.think)
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
-    found = Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
-    found.think = settings.think
-    return found
+    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

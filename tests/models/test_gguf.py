@@ -83,8 +83,8 @@ def file(tmp_path_factory: pytest.TempPathFactory, model: Any) -> Path:
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where models are unpacked to: one place for all tests."""
-    place = tmp_path_factory.getbasetemp() / "hf-home"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(place))
+    place = tmp_path_factory.getbasetemp() / "unpacked"
+    monkeypatch.setenv("KVCHECK_CACHE", str(place))
     return place
 
 
@@ -119,7 +119,7 @@ def test_what_could_not_be_unpacked_leaves_no_folder(tmp_path: Path, home: Path)
     broken.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(SpecError, match="broken"):
         load(str(broken), CPU, torch.float32)
-    assert not [path for path in (home / "kvcheck").iterdir() if "broken" in path.name or "unpacking" in path.name]
+    assert not [path for path in (home / "models").iterdir() if "broken" in path.name or "unpacking" in path.name]
 
 
 @pytest.mark.parametrize(

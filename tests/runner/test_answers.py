@@ -33,9 +33,7 @@ class Letters:
 
 
 def prompts(chat: Chat = CHAT, think: int = 0, room: int | None = None) -> Prompter:
-    found = Prompter(Letters(), CaseId("toy", 1, "multi_turn", 7, 0, 1), room, chat)
-    found.think = think
-    return found
+    return Prompter(Letters(), CaseId("toy", 1, "multi_turn", 7, 0, 1), room, replace(chat, think=think))
 
 
 def said(asking: Prompter, text: str, ended: bool = True, turn: Turn = TURN) -> tuple[str, bool]:

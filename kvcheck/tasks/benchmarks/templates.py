@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import urllib.request
 import warnings
 from contextlib import suppress
@@ -20,6 +19,7 @@ from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.files import write_atomically
 from kvcheck.core.formats import Json
 from kvcheck.core.front import option
+from kvcheck.core.paths import cache_folder
 from kvcheck.tasks.base import Turn
 from kvcheck.tasks.benchmarks.base import DataSet, Draft, Job, Source, Upstream, space_after
 
@@ -77,7 +77,7 @@ def _local(upstream: Upstream, data_set: DataSet, source: Source) -> tuple[str, 
 
 def _remote(upstream: Upstream) -> tuple[str, str] | None:
     """The pinned file from the cache or from GitHub; None with a warning where there is no network."""
-    cached = cache_folder() / upstream.sha256 / Path(upstream.path).name
+    cached = cache_folder("templates") / upstream.sha256 / Path(upstream.path).name
     if cached.is_file() and hashlib.sha256(cached.read_bytes()).hexdigest() == upstream.sha256:
         return pinned_name(upstream), cached.read_text("utf-8")
     url = f"https://raw.githubusercontent.com/{upstream.repository}/{upstream.commit}/{upstream.path}"
@@ -100,11 +100,6 @@ def _download(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=SECONDS) as answer:
         data: bytes = answer.read()
     return data
-
-
-def cache_folder() -> Path:
-    """Where upstream template files are kept: $KVCHECK_CACHE, else ~/.cache/kvcheck, below it `templates`."""
-    return Path(os.environ.get("KVCHECK_CACHE") or Path.home() / ".cache" / "kvcheck") / "templates"
 
 
 def _pick(text: str, upstream: Upstream, data_set: DataSet, name: str) -> str:

@@ -113,7 +113,7 @@ def test_the_pinned_file_is_named_by_its_commit_wherever_it_lies(folder, monkeyp
     assert local == remote
     assert local.name == "THUDM/LongBench@2e00731f8d0b:LongBench/config/dataset2prompt.json"
     monkeypatch.undo()
-    assert templates.cache_folder()
+    assert templates.cache_folder("templates")
 
 
 def test_a_downloaded_template_is_kept(monkeypatch):
