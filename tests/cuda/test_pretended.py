@@ -52,7 +52,7 @@ ACROSS = (
 )  # fmt: skip
 IN_MODES = ("snapkv", "kivi:bits=4", "offload")
 ON_HOST = {"offload": {"cpu"}, "inf_llm": {"cpu", "cuda"}, "retrieval_attention": {"cpu", "cuda"}}
-PACKED = ("adakv", "corm", "duo_attention", "kvmerger", "look_m", "mixattention")
+PACKED = ("adakv", "corm", "duo_attention", "kvmerger", "kvzip", "look_m", "mixattention")
 """Their steps have masks."""
 PROMPT, FED = 150, 8
 
