@@ -21,7 +21,7 @@ No torch is imported here at run time; `build` imports it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvcheck.cache.shape import ModelShape, Shared
 from kvcheck.core.errors import MethodUnsupported, SpecError, did_you_mean
-from kvcheck.core.record import CLAIMS, EXCEEDS, FREES, LOSSLESS
+from kvcheck.core.record import CLAIMS, EXCEEDS, FREES, LOSSLESS, NEARLY
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +93,11 @@ class MethodInfo:
     is, and what differs from that. formula: the bytes that `kv_bytes` computes, with L layers, B rows, H query heads, G
     kv heads of dimension d, and n tokens of which p were the prompt. refuses: the models that `check` refuses, "" where
     none. latents: what it does where a model caches a latent in place of keys and values (MLA, see ModelShape.latent),
-    "" where it cannot serve that. lossless: when every answer is that of the full cache. cross_head: why what it does
-    to one kv head depends on the others of the model, None where it does not, so that the heads may lie in several
-    processes. exempt: properties of kvcheck.conformance that do not hold by design, and why. foreign: it is not made of
-    kvcheck's layers; where it declares nothing, what its cache holds is looked at.
+    "" where it cannot serve that. lossless: when every answer is that of the full cache. nearly: when it is nearly so,
+    by rounding alone: KL from fp16 is then held to a limit of the model (kvcheck/judging/limits.py). cross_head: why
+    what it does to one kv head depends on the others of the model, None where it does not, so that the heads may lie in
+    several processes. exempt: properties of kvcheck.conformance that do not hold by design, and why. foreign: it is not
+    made of kvcheck's layers; where it declares nothing, what its cache holds is looked at.
     Errors: SpecError for a name or a form that was taken before.
     """
 
@@ -114,6 +115,7 @@ class MethodInfo:
     refuses: str = ""
     latents: str = ""
     lossless: Lossless = Lossless.NEVER
+    nearly: Lossless = Lossless.NEVER
     cross_head: str | None = None
     exempt: Mapping[str, str] = field(default_factory=dict)
     exceeds: str = ""
@@ -127,8 +129,9 @@ class MethodInfo:
 
     def __post_init__(self) -> None:
         """Take the text of a stage. Raises SpecError for the former forms of lossless and exempt."""
-        if not isinstance(self.lossless, Lossless):
-            raise SpecError(f"lossless={self.lossless!r} is no Lossless", "write Lossless.ALWAYS, or Lossless.at(…)")
+        for name in ("lossless", "nearly"):
+            if not isinstance(value := getattr(self, name), Lossless):
+                raise SpecError(f"{name}={value!r} is no Lossless", "write Lossless.ALWAYS, or Lossless.at(…)")
         if not isinstance(self.exempt, Mapping):
             raise SpecError(f"exempt={self.exempt!r} is no mapping", "write exempt={property: why it does not hold}")
         if self.stage in tuple(Stage):
@@ -225,23 +228,33 @@ class Method(Shared):
 
         None where there is none.
         """
+        return self._laid(self.info.lossless)
+
+    def _laid(self, when: Lossless) -> Spec | None:
+        """This method's spec with those parameters laid over it, None where there are none."""
         from kvcheck.core.spec import Spec
 
-        parameters = self.info.lossless.parameters
-        if parameters is None:
+        if when.parameters is None:
             return None
-        laid = Spec.parse(f"{self.name()}:{parameters}".rstrip(":")).params
+        laid = Spec.parse(f"{self.name()}:{when.parameters}".rstrip(":")).params
         return replace(self.spec, params=tuple((dict(self.spec.params) | dict(laid)).items()))
 
     def claims(self) -> tuple[str, ...]:
         """What it declares of its bytes and answers, of kvcheck.core.record.CLAIMS."""
         info = self.info
-        whole = info.lossless == Lossless.ALWAYS
-        if info.lossless.parameters:
-            with suppress(SpecError):  # a class that no spec can name has only its defaults
-                whole = self.lossless() == self.spec
-        said = {FREES: info.frees_memory, EXCEEDS: bool(info.exceeds), LOSSLESS: whole}
+        said = {FREES: info.frees_memory, EXCEEDS: bool(info.exceeds)}
+        said |= {LOSSLESS: self._is(info.lossless, self.lossless), NEARLY: self._is(info.nearly, self._nearly)}
         return tuple(claim for claim in CLAIMS if said[claim])
+
+    def _nearly(self) -> Spec | None:
+        return self._laid(self.info.nearly)
+
+    def _is(self, when: Lossless, spec: Callable[[], Spec | None]) -> bool:
+        """Whether it has the parameters with which it is that."""
+        if when.parameters:
+            with suppress(SpecError):  # a class that no spec can name has only its defaults
+                return spec() == self.spec
+        return when == Lossless.ALWAYS
 
     def cross_head(self) -> str | None:
         """Why its heads cannot lie in several processes (see MethodInfo.cross_head), None where they can."""

@@ -16,9 +16,10 @@ LONGEST = 10**7
 """Tokens of a context. Nobody's model has as many."""
 COSTS = "latency"
 """The capability of a record without samples, see `cost_record`."""
-FREES, EXCEEDS, LOSSLESS = "frees", "exceeds", "lossless"
-CLAIMS = (FREES, EXCEEDS, LOSSLESS)
-"""What a method may claim: to hold less than fp16, to hold more, to give its answers; see MemoryRecord.claims."""
+FREES, EXCEEDS, LOSSLESS, NEARLY = "frees", "exceeds", "lossless", "nearly"
+CLAIMS = (FREES, EXCEEDS, LOSSLESS, NEARLY)
+"""What a method may claim: to hold less than fp16, to hold more, to give its answers, or nearly; see MemoryRecord."""
+_CLAIM = f"({'|'.join(CLAIMS)})"
 ACCURACY = "accuracy"
 """The name in CaseRecord.not_measured where nothing is asked: there are no scores then, see CaseRecord.scored."""
 IDLE = "compression"
@@ -159,7 +160,7 @@ class MemoryRecord:
     apart: how far a log-probability of any token is at most from the full cache's, over the reference answers of the
     case; None where that was not measured, and in baselines.
     claims: what the method declares, of CLAIMS: that it holds less than fp16 ("frees") or more ("exceeds"), that every
-    answer is fp16's ("lossless"). None where it is not known.
+    answer is fp16's ("lossless") or nearly so ("nearly"). None where it is not known.
     """
 
     kv_bytes: Bytes
@@ -178,7 +179,7 @@ class MemoryRecord:
     end_seen: Annotated[int, integer(1, 2 * LONGEST)] | None = None
     elsewhere_bytes: Bytes = 0
     apart: Nats | None = None
-    claims: Annotated[str, pattern(r"|(exceeds|frees|lossless)(,(exceeds|frees|lossless))*", "claims")] | None = None
+    claims: Annotated[str, pattern(f"|{_CLAIM}(,{_CLAIM})*", "claims")] | None = None
 
     @property
     def ratio(self) -> float:
@@ -307,6 +308,8 @@ CLEAR = "verdict clear"
 RUN = "run"
 """The scope of a verdict on all cases of a method; the others are "capability NAME" and "task NAME"."""
 SCOPE_KINDS = (RUN, "capability", "task")
+AGAINST_OWN = {"regression": "scores", "drift": "nll", "divergence": "KL"}
+"""The questions against the method's own record, and what they are of."""
 AS_RECORDED = "as recorded"
 """The reason of a "regression" verdict where nothing moved."""
 NOT_INFORMATIVE = "not informative"
@@ -319,8 +322,9 @@ RECORDED_NOW = "recorded now: later runs are held to it"
 class Verdict:
     """The answer to one question about one case.
 
-    question: "budget" (against fp16), "regression" (against the method's own record), "bytes", "ttft", "tpot",
-    "nll", "agree", "kl"; of a run "informative" and "acted", too. outcome: "pass", "fail", "inconclusive" or
+    question: "budget" (against fp16), "regression", "drift" and "divergence" (scores, nll and KL against the method's
+    own record), "lossless" (KL from fp16 of a method that claims to be), "bytes", "ttft", "tpot", "nll", "agree", "kl";
+    of a run "informative" and "acted", too. outcome: "pass", "fail", "inconclusive" or
     NOT_INFORMATIVE. value with its interval [low, high] and limit are in the unit of the question: points of accuracy
     for drops, a ratio for bytes and latency.
     n: contexts judged; lost, won: contexts that got worse and better. detectable: the smallest drop in points that

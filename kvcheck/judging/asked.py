@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kvcheck.core.record import CaseRecord
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.informative import why_not_here
+from kvcheck.judging.limits import lossless
 from kvcheck.judging.pooled import Compared
 
 
@@ -35,4 +36,4 @@ def compared(
     why = why_not_here(record, fp16) if why is None else why
     asked = against != "self" or own is None
     own = None if against == "fp16" else own
-    return Compared(record, fp16 if asked else None, own, budget.drop is not None, why)
+    return Compared(record, fp16 if asked else None, own, budget.drop is not None, why, lossless(record))

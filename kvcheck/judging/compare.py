@@ -16,7 +16,8 @@ from kvcheck.judging.asked import budget_of, compared
 from kvcheck.judging.budget import Budget, case_alpha, judge, judge_ratios
 from kvcheck.judging.informative import why_not_here
 from kvcheck.judging.pairing import pair
-from kvcheck.judging.pooled import AGAINST_FP16, judge_pooled
+from kvcheck.judging.pooled import judge_pooled
+from kvcheck.judging.pools import AGAINST_FP16
 from kvcheck.judging.questions import judge_bytes
 
 Limits = Mapping[str, float | None]

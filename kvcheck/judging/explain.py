@@ -6,7 +6,7 @@ import math
 
 from kvcheck.core import front
 from kvcheck.core.front import words
-from kvcheck.core.record import CaseRecord, Verdict
+from kvcheck.core.record import AGAINST_OWN, CaseRecord, Verdict
 
 _POINTS = ("budget", "regression")
 _NAMES = {
@@ -88,7 +88,7 @@ def _remedies(verdict: Verdict, record: CaseRecord, command: str) -> list[str]:
     look = f"look: {command} {words(tasks=case.task, modes=case.mode, lengths=case.length)}"
     if verdict.outcome == "inconclusive":
         return [f"more samples: {command} {words(tasks=case.task, n=4 * case.n)}"]
-    if verdict.question in ("regression", "drift") or "recorded" in verdict.reason:
+    if verdict.question in AGAINST_OWN or "recorded" in verdict.reason:
         return [look, f"accept, if the change is meant: {command} {words(record='changed')}"]
     unit = {"budget": "drop"}.get(verdict.question, verdict.question)
     return [look, f"accept, if this price is right: {command} {words(budget=f'{unit}={bearable(verdict)}')}"]

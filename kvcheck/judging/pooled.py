@@ -17,21 +17,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvcheck.core.record import AS_RECORDED, RUN, CaseId, CaseRecord, SampleRecord, TurnRecord, Verdict
+from kvcheck.core.record import AS_RECORDED, RUN, CaseId, CaseRecord, TurnRecord, Verdict
 from kvcheck.judging import informative, stats
 from kvcheck.judging.budget import Budget
-from kvcheck.judging.pairing import identical, pair, score
+from kvcheck.judging.pairing import identical
+from kvcheck.judging.pools import AGAINST_FP16, LEVEL, Losses, Pool, drops, measured, over_turns
 from kvcheck.judging.questions import DriftRule, context_drift
 
-Array = NDArray[np.float64]
-
-QUESTIONS = {"budget": 0.55, "regression": 0.2, "drift": 0.05}
+QUESTIONS = {"budget": 0.5, "regression": 0.15, "drift": 0.05, "divergence": 0.05, "lossless": 0.05}
 """Share of alpha for the pooled tests of each question, where all are asked; the rest is that of the cases (CASES)."""
 SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
@@ -39,8 +36,6 @@ IDENTICAL = "identical answers"
 """The reason of a drop where no answer differs."""
 COVERED = 0.8
 """Share of a run's uncertainty of which more contexts are taken at a time; the rest costs more than it tells."""
-LEVEL = 0.05
-"""1 - the level of the intervals that are shown."""
 FAILS_AT = LEVEL * QUESTIONS["budget"] * SCOPES["run"]
 """About the level at which a run fails."""
 
@@ -49,6 +44,8 @@ FAILS_AT = LEVEL * QUESTIONS["budget"] * SCOPES["run"]
 class Compared:
     """A record with what it is judged against; None for what is not there. drop: whether the loss of accuracy against
     fp16 is asked about. why: the case is not informative (kvcheck/judging/informative.py), its scores are left out.
+    lossless: KL from fp16, in nats, that a method which calls itself lossless, or nearly so, may have here
+    (kvcheck/judging/limits.py).
     """
 
     record: CaseRecord
@@ -56,198 +53,7 @@ class Compared:
     own: CaseRecord | None
     drop: bool = True
     why: str = ""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The paired contexts of several cases, (record, now, then) each."""
-
-    contexts: Sequence[tuple[CaseRecord, SampleRecord, SampleRecord]]
-
-    @classmethod
-    def of(cls, cases: Iterable[tuple[CaseRecord, CaseRecord]], whose: str) -> Pool:
-        """Pair the contexts of each (record, reference). Raises as `pair` does."""
-        return cls([(record, now, then) for record, other in cases for now, then in pair(record, other, whose)])
-
-    def __len__(self) -> int:
-        return len(self.contexts)
-
-    @cached_property
-    def pairs(self) -> list[tuple[SampleRecord, SampleRecord]]:
-        return [(now, then) for _, now, then in self.contexts]
-
-    @cached_property
-    def drops(self) -> list[float]:
-        """The reference's score minus the method's, per context."""
-        return [score(then) - score(now) for now, then in self.pairs]
-
-    @cached_property
-    def clusters(self) -> list[tuple[str, int, int, int]]:
-        """The context that each was drawn as, whatever the mode in which it is asked."""
-        return [(one.case.task, one.case.length, one.case.seed, now.index) for one, now, _ in self.contexts]
-
-    @cached_property
-    def strata(self) -> list[tuple[str, int]]:
-        return [name[:2] for name in self.clusters]
-
-    @cached_property
-    def weights(self) -> list[float]:
-        """Of each context; 1 where its task, mode and length were measured under one seed."""
-        names = [(one.case.task, one.case.mode, one.case.length) for one, _, _ in self.contexts]
-        seeds = [one.case.seed for one, _, _ in self.contexts]
-        first: dict[Hashable, int] = {}
-        for name, seed in zip(names, seeds, strict=True):
-            first[name] = min(seed, first.get(name, seed))
-        every = Counter(names)
-        once = Counter(name for name, seed in zip(names, seeds, strict=True) if seed == first[name])
-        return [once[name] / every[name] for name in names]
-
-    def by_cluster(self, values: Sequence[float]) -> list[float]:
-        """The sum of the values of each cluster."""
-        sums: dict[object, float] = {}
-        for name, value in zip(self.clusters, values, strict=True):
-            sums[name] = sums.get(name, 0.0) + value
-        return list(sums.values())
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What contexts lose against fp16, above 0 is worse, with the ends of its range.
-
-    weights: of the values, above 0. limit: in the unit of the values; shown: from there to the unit of the verdict.
-    bounded: the ends are known beforehand, not the largest values seen.
-    """
-
-    values: Sequence[float]
-    weights: Sequence[float]
-    clusters: Sequence[Hashable]
-    strata: Sequence[Hashable]
-    lowest: float
-    highest: float
-    limit: float
-    shown: Callable[[float], float] = float
-    bounded: bool = True
-
-    @property
-    def mean(self) -> float:
-        return float(np.average(self.values, weights=self.weights))
-
-    def interval(self, alpha: float) -> tuple[float, float]:
-        """Of the mean."""
-        return stats.stratified_interval(
-            self._weighed,
-            self.clusters,
-            self.strata,
-            alpha,
-            lowest=self.lowest * self._top,
-            highest=self.highest * self._top,
-        )
-
-    def p(self) -> float:
-        """One-sided p-value of "the mean is above the limit"."""
-        return stats.stratified_p(self._weighed, self.clusters, self.strata, self.limit, lowest=self.lowest * self._top)
-
-    @cached_property
-    def _shares(self) -> Array:
-        """The weights, 1 on average."""
-        found = np.asarray(self.weights, dtype=float)
-        return found / found.mean()
-
-    @property
-    def _weighed(self) -> Array:
-        """Values whose plain mean is the weighted one."""
-        return self._shares * np.asarray(self.values, dtype=float)
-
-    @property
-    def _top(self) -> float:
-        """The largest weight: a guard stands for a context that has it."""
-        return float(self._shares.max())
-
-    def uncertainty(self) -> dict[Hashable, float]:
-        """Of each stratum, what its clusters add to the variance of the mean, in one unit for all.
-
-        A stratum of few contexts that happen to be alike is not known to have no variance: one cluster that varies as
-        all do is counted in.
-        """
-        inside = dict(zip(self.clusters, self.strata, strict=True))
-        data, names = stats.cluster(self._weighed, self.clusters)
-        groups: dict[Hashable, list[float]] = {}
-        for name, value in zip(names, data, strict=True):
-            groups.setdefault(inside[name], []).append(float(value))
-        squares = {name: float(np.var(values)) * len(values) for name, values in groups.items()}
-        usual = sum(squares.values()) / len(data) or 1.0
-        return {name: len(values) * (squares[name] + usual) / (len(values) + 1) for name, values in groups.items()}
-
-    def least(self) -> float:
-        """Where every context loses all that it can: the guard must weigh so much that the mean is at the limit."""
-        if not self.bounded:  # however much is lost, a guard as far on the other side must weigh as much
-            return max(stats.FINEST, 0.5 ** len(set(self.clusters)) if self.lowest < 0 else 0.0)
-        if self.highest <= self.limit:
-            return 1.0
-        guard = (self.highest - self.limit) / (self.highest - self.lowest)
-        return max(stats.FINEST, float((1 - guard) ** len(set(self.clusters))))
-
-
-def _drops(pool: Pool, limit: float) -> Losses:
-    """Points of accuracy: no more can be lost than fp16 has, nor gained than it lacks."""
-    mean = float(np.average([score(then) for _, then in pool.pairs], weights=pool.weights))
-    return Losses(
-        pool.drops, pool.weights, pool.clusters, pool.strata, mean - 1, mean, limit / 100, lambda share: 100 * share
-    )
-
-
-def drop_interval(pool: Pool) -> tuple[float, float]:
-    """Interval of the mean drop in points, as the verdicts have it."""
-    low, high = _drops(pool, 0.0).interval(LEVEL)
-    return 100 * low, 100 * high
-
-
-def _turns(pool: Pool, of: Callable[[TurnRecord, TurnRecord], float | None]) -> tuple[list[int], list[float]]:
-    """(places, means over turns) of the contexts in which it was measured."""
-    found = {}
-    for at, (now, then) in enumerate(pool.pairs):
-        turns = [of(a, b) for a, b in zip(now.turns, then.turns, strict=True)]
-        known = [value for value in turns if value is not None]
-        if known:
-            found[at] = sum(known) / len(known)
-    return list(found), list(found.values())
-
-
-def _rise(pool: Pool, limit: float) -> Losses | None:
-    """Of the reference answers' nll."""
-    places, values = _turns(pool, lambda a, b: None if a.nll is None or b.nll is None else a.nll - b.nll)
-    most = max((abs(value) for value in values), default=0.0)
-    return _measured(pool, places, values, -most, most, limit)
-
-
-def _divergence(pool: Pool, limit: float) -> Losses | None:
-    places, values = _turns(pool, lambda a, b: a.kl)
-    return _measured(pool, places, values, 0.0, max(values, default=0.0), limit)
-
-
-def _disagreement(pool: Pool, limit: float) -> Losses | None:
-    places, values = _turns(pool, lambda a, b: None if a.agree is None else 1 - a.agree)
-    found = _measured(pool, places, values, 0.0, 1.0, 1 - limit)
-    return None if found is None else replace(found, shown=lambda share: 1 - share, bounded=True)
-
-
-def _measured(
-    pool: Pool, places: Sequence[int], values: Sequence[float], lowest: float, highest: float, limit: float
-) -> Losses | None:
-    if not values:
-        return None
-    weights = [pool.weights[at] for at in places]
-    clusters, strata = ([names[at] for at in places] for names in (pool.clusters, pool.strata))
-    return Losses(values, weights, clusters, strata, lowest, highest, limit, bounded=False)
-
-
-AGAINST_FP16: dict[str, Callable[[Pool, float], Losses | None]] = {
-    "drop": _drops,
-    "nll": _rise,
-    "agree": _disagreement,
-    "kl": _divergence,
-}
-"""The limits of a budget that all contexts together are held to."""
+    lossless: float | None = None
 
 
 @dataclass(frozen=True)
@@ -345,17 +151,32 @@ def _tests(
     for name, limit in limits.items():
         if pool := _beside(cases, name):
             yield from _limit(scope, share * QUESTIONS["budget"] / len(limits), pool, name, limit, level)
+    if held := [one for one in cases if one.lossless is not None]:
+        yield from _lossless(scope, share * QUESTIONS["lossless"], held, level)
     if own:
         pool, scored = (Pool.of(pairs, own[0][0].method) for pairs in (own, told))
         if scored:
             yield _scores(scope, share * QUESTIONS["regression"], scored, rule, level)
         yield from _drift(scope, share * QUESTIONS["drift"], pool, rule, level)
+        yield from _divergence(scope, share * QUESTIONS["divergence"], pool, rule, level)
 
 
 def _beside(cases: Iterable[Compared], name: str) -> Pool:
     """The contexts of which a limit against fp16 is asked."""
     asked = (one for one in cases if name != "drop" or (one.drop and not one.why))
     return Pool.of(((one.record, one.fp16) for one in asked if one.fp16 is not None), "fp16")
+
+
+def _lossless(scope: str, share: float, cases: Sequence[Compared], level: float) -> Iterator[Test]:
+    """Is a method that calls itself lossless, or nearly so, as near to fp16 as that means on this model?"""
+    pairs = [(one.record, other) for one in cases if (other := one.fp16 or one.own) is not None]
+    limit = max(one.lossless or 0.0 for one in cases)
+    for test in _limit(scope, share, Pool.of(pairs, "fp16"), "kl", limit, level):
+        yield replace(test, question="lossless", verdict=_renamed(test.verdict, "lossless"))
+
+
+def _renamed(verdict: Callable[[bool], Verdict], question: str) -> Callable[[bool], Verdict]:
+    return lambda rejects: replace(verdict(rejects), question=question)
 
 
 def _limit(scope: str, share: float, pool: Pool, name: str, limit: float, level: float) -> Iterator[Test]:
@@ -448,7 +269,7 @@ def _scores(scope: str, share: float, pool: Pool, rule: DriftRule, level: float)
 
     Where that is not shown, they pass if they are the same, or if the interval lies within what other hardware flips.
     """
-    losses = _drops(pool, rule.points)
+    losses = drops(pool, rule.points)
     low, high = losses.interval(level)
     mean = losses.mean
     lost, won = stats.count_changes(pool.drops)
@@ -498,3 +319,36 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) 
 
     least = 2 * float(stats.tail(len(drawn), len(drawn), noise))
     yield Test(scope, p, min(1.0, least), "drift", share, verdict)
+
+
+def _divergence(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Iterator[Test]:
+    """Is the method farther from the full cache than in its own record: is its KL more than `times` that of the record?
+
+    The value is the mean KL now; the limit is what the record allows. Where KL was measured in no context, nothing is
+    said.
+    """
+    places, values = over_turns(pool, lambda a, b: None if a.kl is None or b.kl is None else a.kl - rule.times * b.kl)
+    most = max((abs(value) for value in values), default=0.0)
+    beyond = measured(pool, places, values, -most, most, rule.kl)
+    if beyond is None:
+        return
+    then = measured(pool, *over_turns(pool, lambda a, b: None if a.kl is None else b.kl), 0.0, most, 0.0)
+    recorded = rule.times * then.mean if then is not None else 0.0
+    low, high = beyond.interval(level)
+    mean, p = beyond.mean, beyond.p()
+    moved = any(_moved(a, b, rule) for now, then in pool.pairs for a, b in zip(now.turns, then.turns, strict=True))
+    worse, better = stats.count_changes(values)
+
+    def verdict(rejects: bool) -> Verdict:
+        outcome = "fail" if rejects else "pass" if high <= rule.kl or not moved else "inconclusive"
+        reason = f"more than {rule.times:g} times that of the record: p = {p:.2g}" if moved else AS_RECORDED
+        value, lower, upper = (max(0.0, recorded + one) for one in (mean, low, high))
+        limit, counts = recorded + rule.kl, (len(values), worse, better)
+        return Verdict("divergence", outcome, value, lower, upper, limit, *counts, reason=reason)
+
+    yield Test(scope, p, beyond.least(), "divergence", share, verdict)
+
+
+def _moved(now: TurnRecord, then: TurnRecord, rule: DriftRule) -> bool:
+    """Whether KL is another than recorded, by more than float noise and the rounding of records."""
+    return now.kl is not None and then.kl is not None and abs(now.kl - then.kl) > rule.kl + rule.share * then.kl

@@ -40,6 +40,8 @@ class DriftRule:
     its changed turns. It is broken when it is worse by more than `broken` nats per token on average: other hardware
     moves at most `noise` of all contexts that far. `margin`: a smaller mean worsening, in nats per token, never fails.
     points: the drop of the scores that other hardware may cause, by flipping answers that were close.
+    times, kl: the mean KL from the full cache may be `times` the recorded one and `kl` nats more, which is what keys
+    and values of 16 bits and sums in another order make of it.
     """
 
     nats: float = 0.02
@@ -48,6 +50,8 @@ class DriftRule:
     broken: float = 0.5
     noise: float = 1 / 2000
     points: float = 2.0
+    times: float = 1.5
+    kl: float = 0.001
 
 
 def drop_interval(record: CaseRecord, other: CaseRecord, pairs: Pairs, alpha: float) -> tuple[float, float]:

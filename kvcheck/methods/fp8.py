@@ -13,7 +13,7 @@ from kvcheck.cache import checks
 from kvcheck.cache.full import KeepsAll
 from kvcheck.cache.growable import GrowableBuffer, appended
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.method import MethodInfo, Stage
+from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.quantize import QuantLayer
 from kvcheck.cache.shape import ModelShape
 
@@ -50,6 +50,7 @@ class FP8(KeepsAll):
         variant="e4m3 with a scale per row and kv head, frozen after the prompt; saturates",
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then rounded"},
         latents="rounds the latent and the rotated part of the keys, each with its own scale",
+        nearly=Lossless.ALWAYS,
     )
 
     scale: str = "head"

@@ -42,6 +42,7 @@ class KIVI(KeepsAll):
         verbatim=False,
         variant="generated tokens are quantized too (official; SCBench leaves them in 16 bits); packed",
         lossless=Lossless.at("residual=102400"),
+        nearly=Lossless.at("bits=4"),
         exempt={"a_block_is_its_tokens_one_by_one": "a block is attended to whole, then quantized"},
         latents="quantizes the latent as it does keys, their rotated part as values; the group must divide both widths",
     )

@@ -16,7 +16,7 @@ import pytest
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import RUN, CaseId, CaseRecord, Verdict
-from kvcheck.judging.pooled import AGAINST_FP16
+from kvcheck.judging.pools import AGAINST_FP16
 from kvcheck.plugin import opening, state
 from kvcheck.plugin.case import Measuring, progress
 from kvcheck.plugin.gate import Gate, so_far

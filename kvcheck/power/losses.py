@@ -20,6 +20,7 @@ class Loss:
 
     share: the chance that what `unit` says is lost. rises: nats per token, one drawn for each lost answer and added
     to its nll; without any, a lost answer keeps its nll. nll: nats per token by which every answer gets less likely.
+    kl: by which every KL from fp16 is multiplied.
     """
 
     share: float = 0.0
@@ -27,6 +28,7 @@ class Loss:
     scope: str = ""
     rises: tuple[float, ...] = ()
     nll: float = 0.0
+    kl: float = 1.0
 
     def taking(self, points: float, accuracy: float, rises: tuple[float, ...] = ()) -> Loss:
         """The same with the share that lowers a mean score of `accuracy`, in [0, 1], by `points`; at most all of it."""
@@ -39,7 +41,7 @@ class Loss:
 
     def apply(self, records: Sequence[CaseRecord], rng: np.random.Generator) -> list[CaseRecord]:
         """The records of a run with the loss in them."""
-        if not self.share and not self.nll:
+        if not self.share and not self.nll and self.kl == 1:
             return list(records)
         gone: dict[tuple[str, int, int, int], bool] = {}
 
@@ -71,4 +73,5 @@ class Loss:
         if nll is not None:
             rise = self.rises[int(rng.integers(len(self.rises)))] if gone and turn.score > 0 and self.rises else 0.0
             nll = max(0.0, nll + self.nll + rise)
-        return replace(turn, score=0.0, answer="", nll=nll) if gone else replace(turn, nll=nll)
+        moved = replace(turn, nll=nll, kl=None if turn.kl is None else self.kl * turn.kl)
+        return replace(moved, score=0.0, answer="") if gone else moved

@@ -58,7 +58,7 @@ def reach(profile: str) -> Iterator[Reach]:
         for question, asked in _of_a_case(case.n, turns, level, find(case.task).info.scored).items():
             yield Reach(profile, "case", case.key, question, case.n, level, None, asked, True)
     few = [replace(case, n=min(case.n, ENOUGH)) for case in cases]
-    for name in (*QUESTIONS, "own"):
+    for name in (*QUESTIONS, "lossless", "own"):
         found = list(_together(few, name))
         if not all(one.can_fail for one in found):
             found = list(_together(cases, name))
@@ -99,7 +99,9 @@ def _together(cases: list[CaseId], name: str) -> Iterator[Reach]:
     for case in cases:
         now, then = (of(case, _capability(case), 1) for of in (worst, best))
         why = why_not(then)
-        run.append(Compared(now, None, then, why=why) if name == "own" else Compared(now, then, None, why=why))
+        own = Compared(now, None, then, why=why)
+        beside = Compared(now, then, None, why=why, lossless=LIMITS.kl if name == "lossless" else None)
+        run.append(own if name == "own" else beside)
     for test in every_test(run, budget):
         kind, _, _ = test.scope.partition(" ")
         allowed = ALPHA * test.share

@@ -52,8 +52,8 @@ class Recorded:
 
     @cached_property
     def scores_alone(self) -> Recorded:
-        """The same without any nll, so that the scores alone must tell."""
-        return replace(self, records={name: _without_nll(one) for name, one in self.records.items()})
+        """The same without any nll and KL, so that the scores alone must tell."""
+        return replace(self, records={name: _scores_alone(one) for name, one in self.records.items()})
 
     @cached_property
     def quick(self) -> Recorded:
@@ -73,6 +73,11 @@ class Recorded:
             return tuple(case for case in self.cases if self.pair("fp16", case)[1].capability == name)
         return tuple(case for case in self.cases if kind != "task" or case.task == name)
 
+    def divergence(self, method: str) -> float:
+        """Mean KL from fp16, in nats, over the turns in which it was measured; 0 where it was in none."""
+        found = [now.kl for now, _ in self.turns(method) if now.kl is not None]
+        return float(np.mean(found)) if found else 0.0
+
     def accuracy(self, method: str, scope: str = "") -> float:
         """Mean score of the contexts of a scope, in [0, 1]."""
         means = [
@@ -82,8 +87,10 @@ class Recorded:
         return sum(mean * n for mean, n in means) / sum(n for _, n in means)
 
 
-def _without_nll(record: CaseRecord) -> CaseRecord:
-    samples = (replace(one, turns=tuple(replace(turn, nll=None) for turn in one.turns)) for one in record.samples)
+def _scores_alone(record: CaseRecord) -> CaseRecord:
+    samples = (
+        replace(one, turns=tuple(replace(turn, nll=None, kl=None) for turn in one.turns)) for one in record.samples
+    )
     return replace(record, samples=tuple(samples))
 
 

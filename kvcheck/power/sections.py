@@ -21,6 +21,8 @@ from kvcheck.power.runs import Outcome, Setup, Simulation
 from kvcheck.power.tables import Table
 
 FP16 = ("fp16",)
+FAR = 0.01
+"""Nats of KL from fp16 from which on a method is one whose doubled KL is to be seen."""
 LARGE = 100
 """Contexts of a capability whose loss of 20 points is to be seen."""
 
@@ -41,6 +43,7 @@ def figures(recorded: Recorded) -> list[Figure]:
     budget = "budget 2, scores alone"
     new = Setup(own=False, nll=False, methods=FP16)
     known = Setup()
+    farther = replace(known, methods=tuple(name for name in recorded.methods if recorded.divergence(name) >= FAR))
     tasks, capabilities = recorded.scopes("task"), recorded.scopes("capability")
     single, moved = replace(new, points=20.0), replace(known, loss=Loss(nll=0.5), scopes=capabilities)
     rows = [
@@ -51,6 +54,7 @@ def figures(recorded: Recorded) -> list[Figure]:
         Figure("2 points, evenly", "own record, with nll", replace(known, points=2.0), 4, 0.99),
         Figure("nll +0.1 everywhere", "own record", replace(known, loss=Loss(nll=0.1)), 4, 0.99),
         Figure("nll +0.5 in one capability", "own record", moved, 4, 0.99),
+        Figure("KL from fp16 doubled, all else as it was", "own record", replace(farther, loss=Loss(kl=2.0)), 4, 0.95),
         Figure("quick profile: 15 points, evenly", budget, replace(new, points=15.0, quick=True), 4, 0.95),
         Figure(
             "quick profile: 15 points, evenly",

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvcheck.core.escape import plain
 from kvcheck.core.front import command, option
-from kvcheck.core.record import RUN, CaseRecord, Verdict, context_score
+from kvcheck.core.record import AGAINST_OWN, RUN, CaseRecord, Verdict, context_score
 from kvcheck.judging.explain import bearable, explain, headline
 from kvcheck.report import verdict
 from kvcheck.report.text import interval
 
-OF_THE_RUN = {"budget", "regression", "drift"}
+OF_THE_RUN = {"budget", *AGAINST_OWN}
 """Questions that all cases of a method together are asked, too."""
 ANSWER = 60
 """Characters of an answer that are shown."""
@@ -83,8 +83,10 @@ def _where(scope: str, question: str, found: Mapping[str, Sequence[Verdict]]) ->
 def _remedy(method: str, one: Verdict) -> str:
     if one.outcome == "inconclusive":
         return f"more contexts: {command(method, n='auto')}"
-    if one.question in ("regression", "drift"):
+    if one.question in AGAINST_OWN:
         return f"accept, if the change is meant: {command(method, record='changed')}"
+    if one.question == "lossless":
+        return f"a method that claims less is held to less (MethodInfo.lossless, nearly): {command(method)}"
     name = {"budget": "drop"}.get(one.question, one.question)
     return f"accept, if this price is right: {command(method, budget=f'{name}={bearable(one)}')}"
 

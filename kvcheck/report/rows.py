@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcheck.core.record import (
+    AGAINST_OWN,
     AS_RECORDED,
     CAPABILITIES,
     MODES,
@@ -185,16 +186,16 @@ def n_of(records: Iterable[CaseRecord]) -> int:
 
 def drops(records: Iterable[CaseRecord], known: References) -> tuple[float, float, float, float]:
     """(fp16, method, low, high): accuracies, and the interval of the drop in points, as the verdicts have them."""
-    from kvcheck.judging import pooled
+    from kvcheck.judging import pools
 
     both = ((record, then, now) for record in records for then, now in pairs(record, known))
-    pool = pooled.Pool([(record, now, then) for record, then, now in both])
+    pool = pools.Pool([(record, now, then) for record, then, now in both])
     share, whole = pool.weights, sum(pool.weights)
     before, after = (
         sum(weight * context_score(pair[side]) for weight, pair in zip(share, pool.pairs, strict=True)) / whole
         for side in (1, 0)
     )
-    return before, after, *pooled.drop_interval(pool)
+    return before, after, *pools.drop_interval(pool)
 
 
 def by_capability(run: Run, records: Sequence[CaseRecord], known: References) -> list[tuple[Row, list[Row]]]:
@@ -283,13 +284,9 @@ def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]
     return found
 
 
-_OWN = ("regression", "drift")
-"""The questions against the method's own record; of a case that is not informative, the second alone."""
-
-
 def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
     """(repeated, changed, worse): cases judged against the method's own record; changed are not clearly worse."""
-    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question in _OWN]
+    verdicts = [one for record in records for one in run.verdicts.get(key(record), ()) if one.question in AGAINST_OWN]
     worse = sum(one.outcome == "fail" for one in verdicts)
     repeated = sum(_repeated(run.verdicts.get(key(record), ())) for record in records)
     return repeated, len(verdicts) - repeated - worse, worse
@@ -298,7 +295,7 @@ def own_record(run: Run, records: Iterable[CaseRecord]) -> tuple[int, int, int]:
 def _repeated(verdicts: Iterable[Verdict]) -> bool:
     """Whether nothing moved against the method's own record: no score, no drift, no byte."""
     found = {one.question: one for one in verdicts}
-    own, size = next((found[name] for name in _OWN if name in found), None), found.get("bytes")
+    own, size = next((found[name] for name in AGAINST_OWN if name in found), None), found.get("bytes")
     return own is not None and own.reason == AS_RECORDED and (size is None or size.outcome == "pass")
 
 

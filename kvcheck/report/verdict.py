@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kvcheck.core.front import option
 from kvcheck.core.record import (
+    AGAINST_OWN,
     AS_RECORDED,
     FAILS,
     HOLDS,
@@ -211,7 +212,7 @@ def _numbers(verdicts: Sequence[Verdict], run: Run, others: References) -> list[
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))
     ]
     same = [one.question for one in verdicts if one.reason == AS_RECORDED]
-    what = " and ".join({"regression": "scores", "drift": "nll"}.get(question, question) for question in same)
+    what = " and ".join(AGAINST_OWN.get(question, question) for question in same)
     return parts + ([f"{what} as in {others.own}"] if same else [])
 
 
@@ -241,6 +242,8 @@ def _estimate(verdict: Verdict, others: References) -> str:
     named = {
         "drift": (f"nll {verdict.value:+.3f} nats per token against {others.own}", 3),
         "nll": (f"nll {verdict.value:+.3f} nats per token against {others.fp16}", 3),
+        "divergence": (f"KL from fp16 {verdict.value:.4f} nats", 4),
+        "lossless": (f"KL from fp16 {verdict.value:.4f} nats", 4),
         "kl": (f"KL divergence from fp16 {verdict.value:.4f} nats", 4),
         "agree": (f"top-1 agreement with fp16 {verdict.value:.3f}", 3),
     }
@@ -250,7 +253,11 @@ def _estimate(verdict: Verdict, others: References) -> str:
 
 def _limit(verdict: Verdict, settings: Mapping[str, str], others: References) -> str:
     """The limit and where it comes from."""
-    if verdict.question in ("regression", "drift"):
+    if verdict.question == "divergence":
+        return f"allowed {verdict.limit:.4f} (by {others.own})"
+    if verdict.question == "lossless":
+        return f"allowed {verdict.limit:g} (what lossless, or nearly so, means on this model)"
+    if verdict.question in AGAINST_OWN:
         noise = "more than" if verdict.outcome == FAIL else f"of which {verdict.limit:g} may be"
         return f"{noise} the noise of other hardware (limit: {others.own})"
     given = [part.partition("=")[0] for part in settings.get("budget", "").split(",")]
@@ -264,9 +271,11 @@ def short(verdict: Verdict) -> str:
     if verdict.question in IN_WORDS:
         return number(verdict, {})
     scale = 1 if verdict.question in ("budget", "regression") else 3
-    what = {"budget": "drop", "regression": "drop", "drift": "nll"}.get(verdict.question, verdict.question)
+    what = {"budget": "drop", "regression": "drop", "lossless": "KL"}.get(
+        verdict.question, AGAINST_OWN.get(verdict.question, verdict.question)
+    )
     unit = " points" if scale == 1 else ""
-    limit = " vs own record" if verdict.question in ("regression", "drift") else f", allowed {verdict.limit:g}"
+    limit = " vs own record" if verdict.question in AGAINST_OWN else f", allowed {verdict.limit:g}"
     value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit} {interval(verdict.low, verdict.high, scale)}"
     start = f"{verdict.outcome}: " if verdict.outcome == INCONCLUSIVE else ""
     return f"{start}{what} {value}{limit}"

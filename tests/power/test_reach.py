@@ -6,7 +6,7 @@ import pytest
 
 from kvcheck.power.reach import PROFILES, QUESTIONS, Reach, reach
 
-ASKED = ("budget", "nll", "agree", "kl", "regression", "drift")
+ASKED = ("budget", "nll", "agree", "kl", "lossless", "regression", "drift", "divergence")
 OF_A_CASE = {"budget", "regression (scores)", "regression (drift)"}
 
 

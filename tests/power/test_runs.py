@@ -89,7 +89,7 @@ class TestRuns:
         assert here[0][5] == simulate(recorded, kinds[0][0], 5, 3)
 
     def test_a_method_with_a_record_is_judged_against_that_alone(self, recorded: Recorded) -> None:
-        for own, questions in ((True, {"regression", "drift"}), (False, {"budget"})):
+        for own, questions in ((True, {"regression", "drift", "divergence"}), (False, {"budget"})):
             found = simulate(recorded, Setup(own=own), 1, 0).judged.pooled["run"]
             assert {one.question for one in found} == questions
 

@@ -30,6 +30,7 @@ OF_INFO: dict[str, type | tuple[type, ...]] = {
     "evicts_in_decode": bool,
     "exempt": Mapping,
     "lossless": (str, Lossless),
+    "nearly": (str, Lossless),
 }
 """Fields of MethodInfo that may be declared."""
 BESIDE: dict[str, type | tuple[type, ...]] = {
@@ -74,8 +75,9 @@ def read(spec: Spec, found: object, usual: MethodInfo) -> tuple[MethodInfo, Decl
     for name, value in given.items():
         _expect(spec, str(name), value)
     fields = {name: value for name, value in given.items() if name in OF_INFO}
-    if "lossless" in fields:
-        fields["lossless"] = _lossless(fields["lossless"])
+    for name in ("lossless", "nearly"):
+        if name in fields:
+            fields[name] = _lossless(fields[name])
     beside = {name: value for name, value in given.items() if name in BESIDE}
     if "rounding" in beside:
         beside["rounding"] = tuple(float(each) for each in beside["rounding"])
@@ -108,8 +110,8 @@ def _expect(spec: Spec, name: str, value: object) -> None:
             "reads": "a function (shape, prompt, decoded)",
             "rounding": "two numbers, of keys and of values",
             "exempt": "a dict {property: why}",
-            "lossless": f'"{ALWAYS}", "{NEVER}" or parameters such as "bits=16"',
         }
+        wanted |= dict.fromkeys(("lossless", "nearly"), f'"{ALWAYS}", "{NEVER}" or parameters such as "bits=16"')
         right = wanted.get(name, "true or false" if known[name] is bool else "a text")
         raise SpecError(f"{spec.name}.{ATTRIBUTE}: {name}={value!r} is not {right}", f"give {right}")
 
