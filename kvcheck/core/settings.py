@@ -158,9 +158,9 @@ class Settings:
     record_in_ci: bool = _switch("allow recording where CI is set")
     against: str = declared(
         "both",
-        "judge against fp16, self (the stored record) or both (default: both)",
+        "judge against fp16, self (the stored record) or both (default: both); or against the stored record of another "
+        "method, its spec",
         "WHAT",
-        values.choice(AGAINST),
     )
     budget: Mapping[str, float | None] = declared(
         {}, "limits, such as drop=2,bytes=0.30,ttft=1.2,tpot=1.2", "KEY=X,…", values.limits
@@ -220,6 +220,16 @@ class Settings:
     resume: str | None = declared(
         None, "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"
     )
+
+    @property
+    def asks(self) -> str:
+        """Of AGAINST: which questions are asked."""
+        return self.against if self.against in AGAINST else "both"
+
+    @property
+    def rival(self) -> str | None:
+        """The spec of the method whose record stands in for the method's own, None for none."""
+        return None if self.against in AGAINST else self.against
 
     @property
     def contexts(self) -> int | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.core.errors import MissingBaseline
+from kvcheck.core.front import command
 from kvcheck.core.record import RECORDED_NOW, RUN, CaseId, CaseRecord, Run, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.judging.acted import judge_acted
@@ -71,17 +73,19 @@ class Gate:
     def budget(self, case: CaseId, method: str) -> Budget:
         """What a method may cost. The contexts of a further seed are asked what the others are."""
         _, own = self.references(replace(case, seed=self.settings.seed), method)
-        return budget_of(self.settings.budget, own, self.settings.against)
+        return budget_of(self.settings.budget, own, self.settings.asks)
 
     def references(self, case: CaseId, method: str) -> tuple[CaseRecord | None, CaseRecord | None]:
-        """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored.
+        """(fp16, own): the stored records, and as fp16 the one of this session where none of that size is stored. own
+        is that of another method where --kv-against names one.
 
         A case that is about to be recorded anew is not held against the record that it replaces, nor are the other
         methods of that session against an fp16 record that is being replaced. fp16 itself is then its own reference.
         """
-        against, writes = self.settings.against, self.settings.record
+        against, writes = self.settings.asks, self.settings.record
         renews = writes in ("changed", "all")
-        own = None if against == "fp16" or renews else self.store.get(self.model, method, case)
+        name = method if method == "fp16" else self.settings.rival or method
+        own = None if against == "fp16" or renews else self.store.get(self.model, name, case)
         fp16 = self.store.get(self.model, "fp16", case)
         if method == "fp16" and not writes:
             return fp16, own
@@ -95,8 +99,13 @@ class Gate:
         fp16 without a record is measured all the same: it stands in for it when other methods of the session come.
         """
         fp16, own = self.references(case, method)
+        rival = self.settings.rival
+        if rival is not None and method != "fp16" and own is None:
+            raise MissingBaseline(
+                f"no record of {rival} for {case} on this model", f"record it: {command(rival, record='new')}"
+            )
         if method != "fp16" and not self._first(own):
-            expect_records(case, fp16, own, self.budget(case, method), self.settings.against)
+            expect_records(case, fp16, own, self.budget(case, method), self.settings.asks)
 
     def judge(self, record: CaseRecord) -> Judged:
         """All verdicts on a record. Raises MissingBaseline, NotComparable, MethodFailed."""
@@ -111,13 +120,13 @@ class Gate:
             own=record if first else own,
             budget=self.budget(record.case, record.method),
             alpha=self.alpha,
-            against=self.settings.against,
+            against=self.settings.asks,
         )
         if first:
             verdicts = tuple(
                 replace(one, reason=RECORDED_NOW) if one.question == "regression" else one for one in verdicts
             )
-        if own is None and self.settings.against != "fp16" and not self.settings.record:
+        if own is None and self.settings.asks != "fp16" and not self.settings.record:
             reason = "no stored record of this method (--kv-record=new writes one)"
             told = dict.fromkeys((*record.not_measured, ("regression", reason)))  # once, also where it was resumed
             record = replace(record, not_measured=tuple(told))
@@ -144,16 +153,16 @@ class Gate:
     def _compared(self, record: CaseRecord) -> Compared:
         fp16, own = self.references(record.case, record.method)
         own = record if self._first(own) else own
-        return compared(record, fp16, own, self.budget(record.case, record.method), self.settings.against)
+        return compared(record, fp16, own, self.budget(record.case, record.method), self.settings.asks)
 
     def _first(self, own: CaseRecord | None) -> bool:
         """Whether a method that is to be held to its own record alone is being recorded: it is its own reference."""
-        return own is None and self.settings.against == "self" and bool(self.settings.record)
+        return own is None and self.settings.asks == "self" and bool(self.settings.record)
 
     def _where(self, record: CaseRecord, fp16: CaseRecord | None, own: CaseRecord | None) -> str:
         """The files that the record was compared with."""
         names = ["fp16"] if fp16 is not None else []
-        names += [record.method] if own is not None and record.method != "fp16" else []
+        names += [own.method] if own is not None and record.method != "fp16" else []
         files = (self.store.source(self.model, name, record.case) for name in names)
         return ", ".join(shown(file, self._root) for file in files if file) or "the records of this session"
 
@@ -176,7 +185,7 @@ class Gate:
         accuracy = so_far(record)
         if self.settings.record or (fp16 is None and own is None):
             return accuracy, False
-        stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.against)
+        stop = sequential(record, fp16, own, self.budget(record.case, record.method), self.alpha, self.settings.asks)
         return f"{accuracy}, {'it loses too much' if stop else 'going on'}", stop
 
 

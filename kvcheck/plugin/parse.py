@@ -16,7 +16,7 @@ from kvcheck.core.errors import KvcheckError, SpecError, did_you_mean
 from kvcheck.core.formats import read_toml
 from kvcheck.core.front import option
 from kvcheck.core.record import CAPABILITIES, MODES
-from kvcheck.core.settings import OPTIONS, Settings
+from kvcheck.core.settings import AGAINST, OPTIONS, Settings
 from kvcheck.core.values import Check
 
 TABLE = "[tool.kvcheck]"
@@ -179,5 +179,15 @@ def rope(text: str) -> str:
     return rope.canonical(text)
 
 
-ABOVE: dict[str, Check] = {"methods": method, "tasks": tasks, "budget": budget, "rope": rope}
+def against(text: str) -> str:
+    """What a method is judged against: one of AGAINST, or the spec of a method. Raises SpecError."""
+    from kvcheck.methods import METHODS
+
+    known = (*AGAINST, *METHODS.names())
+    if text not in known and not set(text) & set(".:+"):
+        raise SpecError(f"unknown value {text!r}", did_you_mean(text, known))
+    return text if text in AGAINST else method(text)
+
+
+ABOVE: dict[str, Check] = {"methods": method, "tasks": tasks, "budget": budget, "rope": rope, "against": against}
 """Options that name what lives above core, with the rest of their checks."""

@@ -7,7 +7,7 @@ asked of single cases alone by the worst of them. Whatever failed anywhere makes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvcheck.core.front import option
 from kvcheck.core.record import (
@@ -23,6 +23,7 @@ from kvcheck.core.record import (
     Verdict,
     is_scope,
 )
+from kvcheck.core.settings import AGAINST
 from kvcheck.judging.informative import QUESTION as INFORMATIVE
 from kvcheck.judging.pooled import IDENTICAL, settled_by
 from kvcheck.report import rows
@@ -213,11 +214,18 @@ def _numbers(verdicts: Sequence[Verdict], run: Run, others: References) -> list[
     ]
     same = [one.question for one in verdicts if one.reason == AS_RECORDED]
     what = " and ".join(AGAINST_OWN.get(question, question) for question in same)
-    return parts + ([f"{what} as in {others.own}"] if same else [])
+    return parts + ([f"{what} as in {_named(run.header.settings, others).own}"] if same else [])
+
+
+def _named(settings: Mapping[str, str], others: References) -> References:
+    """What the references of a run are called, where it was held to the record of another method."""
+    against = settings.get("against", AGAINST[0])
+    return replace(GATE, own=f"the record of {against}") if others is GATE and against not in AGAINST else others
 
 
 def number(verdict: Verdict, settings: Mapping[str, str], others: References = GATE) -> str:
     """A verdict on many contexts: the estimate, its interval, the limit and its origin; words where it has none."""
+    others = _named(settings, others)
     if verdict.question in IN_WORDS:
         return IN_WORDS[verdict.question] + verdict.reason.partition("\n")[0]
     return f"{_estimate(verdict, others)}, {_limit(verdict, settings, others)}"
