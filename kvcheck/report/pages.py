@@ -9,7 +9,7 @@ from pathlib import Path
 from kvcheck.core.files import write_atomically
 from kvcheck.core.spec import flag
 from kvcheck.report.catalogue import describe, wrapped_parameters
-from kvcheck.report.recorded import Recorded, of_name, shown
+from kvcheck.report.recorded import MODELS, Recorded, of_name, shown
 
 HEAD = "<!-- written by `kvcheck methods --pages`; do not edit -->"
 
@@ -34,11 +34,14 @@ def index(names: tuple[str, ...]) -> Iterator[str]:
     yield "Bytes are the measured share of fp16's KV bytes on the embedded model, at the default parameters;"
     yield "where those have no record, at the ones that are named."
     yield ""
-    yield "| method | stage | KV bytes | what it does | paper |"
-    yield "|---|---|---|---|---|"
+    yield "KL from fp16 in nats, mean over the recorded cases of the embedded model and of a pretrained one."
+    yield ""
+    yield "| method | stage | KV bytes | KL, `mini` | KL, `smollm2` | what it does | paper |"
+    yield "|---|---|---|---|---|---|---|"
     for name in names:
         found = describe(name, METHODS.origins()[name])
-        yield f"| [`{name}`]({name}.md) | {found.stage} | {_held(name)} | {found.summary} | {found.paper} |"
+        far = " | ".join(one.kl_text if (one := shown(name, model)) else "" for model in MODELS)
+        yield f"| [`{name}`]({name}.md) | {found.stage} | {_held(name)} | {far} | {found.summary} | {found.paper} |"
 
 
 def _held(name: str) -> str:
@@ -85,19 +88,22 @@ def page(name: str) -> Iterator[str]:
     if info.variant:
         yield f"- which form this is: {info.variant}"
     yield ""
-    yield from measured(of_name(name))
+    for model in MODELS:
+        yield from measured(model, of_name(name, model))
 
 
-def measured(found: list[Recorded]) -> Iterator[str]:
-    """Accuracy by capability beside fp16, and bytes."""
-    yield "## On the embedded model"
+def measured(model: str, found: list[Recorded]) -> Iterator[str]:
+    """Accuracy by capability beside fp16, KL and bytes."""
+    yield f"## On `{model}`"
     yield ""
     if not found:
         yield "Not recorded."
+        yield ""
         return
-    fp16 = of_name("fp16")
+    fp16 = of_name("fp16", model)
     columns = [*(one for one in fp16 if one not in found), *found]
-    yield "Recorded at the default profile: accuracy by capability, first and last turn of multi-turn mode, KV bytes."
+    yield f"Recorded on {MODELS[model]}: accuracy by capability, first and last turn of multi-turn mode, KL from fp16"
+    yield "in nats, KV bytes as a share of fp16's."
     yield ""
     yield "| | " + " | ".join(f"`{one.spec}`" for one in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
@@ -106,4 +112,6 @@ def measured(found: list[Recorded]) -> Iterator[str]:
         yield f"| {capability.replace('_', ' ')} | " + " | ".join(cells) + " |"
     for label, at in (("first turn", 0), ("last turn", -1)):
         yield f"| {label} | " + " | ".join(f"{one.turns[at]:.2f}" if one.turns else "" for one in columns) + " |"
+    yield "| KL from fp16 | " + " | ".join(one.kl_text for one in columns) + " |"
     yield "| KV bytes | " + " | ".join(one.bytes_text for one in columns) + " |"
+    yield ""

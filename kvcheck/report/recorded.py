@@ -1,4 +1,4 @@
-"""What the shipped records say of the built-in methods on the embedded model: accuracy by capability, and bytes."""
+"""What the shipped records say of the built-in methods, by model: accuracy by capability, KL from fp16, and bytes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from functools import lru_cache
 
 from kvcheck.core.record import CAPABILITIES, CaseRecord
 
-MODEL = "mini"
+MODELS = {
+    "mini": "the embedded model, default profile",
+    "smollm2": "SmolLM2-135M, a pretrained model (`--kv-model smollm2`), profile `real`",
+}
+"""The models that methods are shown on, by the name of their records."""
 
 
 @dataclass(frozen=True)
 class Recorded:
     """The records of one spec. accuracy: by capability, mean over the cases; turns: by turn, in multi-turn mode.
 
-    least, most: KV bytes as a share of fp16's, over the cases; None where they were not measured.
+    kl: from fp16, in nats, mean over the cases. least, most: KV bytes as a share of fp16's, over the cases. None where
+    they were not measured.
     """
 
     spec: str
     accuracy: dict[str, float]
     turns: tuple[float, ...]
+    kl: float | None
     least: float | None
     most: float | None
 
@@ -31,41 +37,48 @@ class Recorded:
         ends = dict.fromkeys(f"{end:.2f}" for end in (self.least, self.most))
         return "-".join(ends)
 
+    @property
+    def kl_text(self) -> str:
+        """ "0.004"; empty without a measurement."""
+        return "" if self.kl is None else f"{self.kl:.3f}"
 
-@lru_cache(maxsize=1)
-def recorded() -> dict[str, Recorded]:
-    """Every shipped record of the embedded model, by spec; fp16 first."""
+
+@lru_cache(maxsize=len(MODELS))
+def recorded(model: str = "mini") -> dict[str, Recorded]:
+    """Every shipped record on a model, by spec; fp16 first."""
     from kvcheck.core.paths import bundle
     from kvcheck.store.baselines import open_store
 
     store = open_store(bundle("baselines"))
     found = {}
     for entry in store.entries():
-        if entry.model.name == MODEL:
+        if entry.model.name == model:
             cases = (store.get(entry.model, entry.method, case) for case in entry.cases)
             found[entry.method] = summary(entry.method, [case for case in cases if case is not None])
     return dict(sorted(found.items(), key=lambda pair: (pair[0] != "fp16", pair[0])))
 
 
-def of_name(name: str) -> list[Recorded]:
+def of_name(name: str, model: str = "mini") -> list[Recorded]:
     """The records of a method in all its recorded settings, the default first."""
-    return [one for spec, one in recorded().items() if spec.partition(":")[0] == name]
+    return [one for spec, one in recorded(model).items() if spec.partition(":")[0] == name]
 
 
-def shown(name: str) -> Recorded | None:
+def shown(name: str, model: str = "mini") -> Recorded | None:
     """What stands for a method in one line: its default, the first recorded setting of a default without a record."""
-    return next(iter(of_name(name)), None)
+    return next(iter(of_name(name, model)), None)
 
 
 def summary(spec: str, cases: list[CaseRecord]) -> Recorded:
     """Pool the cases of one method."""
-    from kvcheck.report.rows import turns
+    from kvcheck.report.rows import drift, turns
 
     accuracy = {}
     for capability in CAPABILITIES:
         scores = [case.accuracy for case in cases if case.capability == capability and case.scored]
         if scores:
             accuracy[capability] = sum(scores) / len(scores)
+    divergences = [kl for case in cases if (kl := drift([case]).get("kl")) is not None]
+    kl = sum(divergences) / len(divergences) if divergences else None
     ratios = sorted(case.memory.ratio for case in cases if case.memory is not None)
     least, most = (ratios[0], ratios[-1]) if ratios else (None, None)
-    return Recorded(spec, accuracy, tuple(turns(cases)), least, most)
+    return Recorded(spec, accuracy, tuple(turns(cases)), kl, least, most)
