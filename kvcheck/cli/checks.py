@@ -1,4 +1,5 @@
-"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power. `speed` has its own module."""
+"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer. `speed` has its own
+module."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ PROMPT = ("model", "data", "text", "compat", "chat", "think", "history", "rope",
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands of this module."""
-    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt):
+    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer):
         each(commands)
 
 
@@ -78,6 +79,12 @@ def _add_power(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     power.add_argument("--json", metavar="PATH", help="write the figures there")
     power.add_argument("--md", metavar="PATH", help="write the report there as Markdown")
     power.set_defaults(run=_power)
+
+
+def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("transfer", help="does a verdict on the embedded model hold on a pretrained one?")
+    parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
+    parser.set_defaults(run=_transfer)
 
 
 def show(lines: Iterable[str]) -> None:
@@ -149,6 +156,20 @@ def _zoo(given: argparse.Namespace) -> int:
 def run_pytest(arguments: Sequence[str]) -> int:
     """What pytest exits with, in a process of its own: a method that ends it does not end this one with status 0."""
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+
+
+def _transfer(given: argparse.Namespace) -> int:
+    """Of the shipped records."""
+    from kvcheck.core.files import write_atomically
+    from kvcheck.report import transfer
+    from kvcheck.report.recorded import MODELS
+
+    models = tuple(MODELS)
+    found = transfer.methods(models)
+    show(transfer.text(models, found))
+    if given.md:
+        write_atomically(given.md, "\n".join(transfer.markdown(models, found)) + "\n")
+    return OK
 
 
 def _false_positives(given: argparse.Namespace) -> int:
