@@ -1,5 +1,5 @@
-"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer. `speed` has its own
-module."""
+"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer, phenomena.
+`speed` has its own module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT = ("model", "data", "text", "compat", "chat", "think", "history", "rope",
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands of this module."""
-    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer):
+    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer, _add_phenomena):
         each(commands)
 
 
@@ -85,6 +85,15 @@ def _add_transfer(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = commands.add_parser("transfer", help="does a verdict on the embedded model hold on a pretrained one?")
     parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
     parser.set_defaults(run=_transfer)
+
+
+def _add_phenomena(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("phenomena", help="which faults of a cache can a model show at all?")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="repeatable (default: mini)")
+    parser.add_argument("--contexts", type=int, default=4, help="per task (default 4)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
+    parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
+    parser.set_defaults(run=_phenomena)
 
 
 def show(lines: Iterable[str]) -> None:
@@ -169,6 +178,38 @@ def _transfer(given: argparse.Namespace) -> int:
     show(transfer.text(models, found))
     if given.md:
         write_atomically(given.md, "\n".join(transfer.markdown(models, found)) + "\n")
+    return OK
+
+
+def _phenomena(given: argparse.Namespace) -> int:
+    """On every model in turn."""
+    from kvcheck.backends.transformers import Session
+    from kvcheck.core.files import write_atomically
+    from kvcheck.core.settings import Settings
+    from kvcheck.report import phenomena as report
+    from kvcheck.runner.case import driven
+    from kvcheck.zoo import phenomena
+
+    if given.contexts < 1 or given.length < 1:
+        raise KvcheckError(
+            "--contexts and --length are numbers from 1 up", "kvcheck phenomena --contexts 4 --length 512"
+        )
+    found = []
+    for model in given.model or ["mini"]:
+        session = Session.open(settings := Settings(model=model))
+        seen = []
+        for one in phenomena.measure(driven(session, settings), given.contexts, given.length):
+            seen.append(one)
+            progress(f"{model}: {one.task}, {phenomena.CHANGES[one.change][0]}: KL {one.kl:.4f}", True)
+        found.append(
+            report.Looked(model, phenomena.anatomy(session.loaded, phenomena.prose(session, given.length)), seen)
+        )
+    words = {name: text for name, (text, _) in phenomena.CHANGES.items()}
+    show(report.text(found, words))
+    if given.md:
+        typed = " ".join(f"--model {one.model}" for one in found)
+        how = f"{given.contexts} contexts of {given.length} tokens each: `kvcheck phenomena {typed}`."
+        write_atomically(given.md, "\n".join(report.markdown(found, words, how)) + "\n")
     return OK
 
 
