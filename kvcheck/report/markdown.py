@@ -15,12 +15,12 @@ def lines(run: Run, stored: References | None = None, *, finished: bool = True) 
     """The summary of a run as Markdown. finished: whether all that was selected has run."""
     known = rows.references(run, stored)
     header = run.header
-    yield f"## kvcheck: {_outcome(run, finished)}"
+    yield f"## kvcheck: {outcome(run, finished)}"
     yield ""
     for method in verdict.judged(run):
         first, *rest = verdict.said(run, verdict.standing(run, method))
         yield f"- **{first[0]}**: {code(method)}: {escape(first[1])}"
-        yield from (f"  - **{outcome}**: {escape(text)}" for outcome, text in rest)
+        yield from (f"  - **{word}**: {escape(text)}" for word, text in rest)
     yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)
@@ -43,7 +43,7 @@ def commit(header: RunHeader) -> str:
     return f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
 
 
-def _outcome(run: Run, finished: bool) -> str:
+def outcome(run: Run, finished: bool = True) -> str:
     """In one word. What is inconclusive for one method has not passed."""
     if _failed(run):
         return "failed"
