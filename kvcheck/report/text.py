@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 WIDTH = 100
 """Columns that a report may use."""
@@ -72,6 +72,16 @@ def wrap(text: str, indent: str = "  ", width: int = WIDTH) -> Iterator[str]:
     import textwrap
 
     yield from textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as in a sentence.
+
+    >>> listed(["scores"]), listed(["scores", "nll", "KL"])
+    ('scores', 'scores, nll and KL')
+    """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def plural(count: int, word: str) -> str:

@@ -27,7 +27,7 @@ from kvcheck.core.settings import AGAINST
 from kvcheck.judging.informative import QUESTION as INFORMATIVE
 from kvcheck.judging.pooled import IDENTICAL, settled_by
 from kvcheck.report import rows
-from kvcheck.report.text import interval, plural, points, wrap
+from kvcheck.report.text import interval, listed, plural, points, wrap
 
 PASS, FAIL, INCONCLUSIVE, OPEN = "pass", "fail", "inconclusive", "not judged"
 IN_WORDS = {INFORMATIVE: "", "acted": "not shown to act: "}
@@ -213,8 +213,10 @@ def _numbers(verdicts: Sequence[Verdict], run: Run, others: References) -> list[
         number(one, run.header.settings, others) for one in sorted(moved, key=lambda one: order.index(one.outcome))
     ]
     same = [one.question for one in verdicts if one.reason == AS_RECORDED]
-    what = " and ".join(AGAINST_OWN.get(question, question) for question in same)
-    return parts + ([f"{what} as in {_named(run.header.settings, others).own}"] if same else [])
+    if same:
+        what = listed([AGAINST_OWN.get(question, question) for question in same])
+        parts.append(f"{what} as in {_named(run.header.settings, others).own}")
+    return parts
 
 
 def _named(settings: Mapping[str, str], others: References) -> References:

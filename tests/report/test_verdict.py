@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from building import fp16, record, run
 
-from kvcheck.core.record import AS_RECORDED, RECORDED_NOW, PropertyRecord, Run, Verdict
+from kvcheck.core.record import AGAINST_OWN, AS_RECORDED, RECORDED_NOW, PropertyRecord, Run, Verdict
 from kvcheck.judging.pooled import IDENTICAL
 from kvcheck.plugin.collector import colour
 from kvcheck.report import markdown, rows, terminal, verdict
@@ -91,10 +91,10 @@ def test_whatever_failed_makes_the_method_fail(what: dict[str, object]) -> None:
 
 
 def test_what_repeats_its_own_record_is_said_once() -> None:
-    own = tuple(Verdict(name, "pass", 0.0, 0.0, 0.0, 2.0, 32, reason=AS_RECORDED) for name in ("regression", "drift"))
+    own = tuple(Verdict(name, "pass", 0.0, 0.0, 0.0, 2.0, 32, reason=AS_RECORDED) for name in AGAINST_OWN)
     found = measured(own[0])
     text = first(replace(found, verdicts={f"run|{METHOD}": own}))
-    assert "mini: scores and nll as in its own record, over 32 contexts" in text
+    assert "mini: scores, nll and KL as in its own record, over 32 contexts" in text
 
 
 def test_answers_that_are_those_of_fp16_have_no_interval() -> None:
