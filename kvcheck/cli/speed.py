@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     options.add(speed, "model", default=model, help=f"embedded model, path or hub id (default: {model})")
     speed.add_argument("--methods", required=True, metavar="SPECS", help="such as fp16,snapkv:budget=0.25,kivi:bits=4")
     speed.add_argument("--lengths", default=LENGTHS, help=f"tokens of context (default {LENGTHS})")
-    speed.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed, after one that is not (default {ROUNDS})")
+    speed.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed rounds, after one warm-up (default {ROUNDS})")
     speed.add_argument(
         "--batch", type=int, default=BATCH, help=f"sequences decoded together, as far as they fit (default {BATCH})"
     )

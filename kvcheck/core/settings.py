@@ -89,10 +89,10 @@ class Settings:
     record: which baselines may be written, None means none. timeout: seconds per case, 0 means no limit.
     resume: a run file whose cases are not run again. findings: run the findings of the papers.
     zoo: bugs or families of kvcheck.zoo, or "all". data: where public benchmarks are read, "hub" or a folder; None for
-    no such place. text: a file of natural text, "" for the one that ships. compat: keep the slips of their code.
-    chat: "task" (prompts go into the model's chat template where the benchmark does so and the model has one), "yes" or
-    "no". think: tokens before an answer, which are no part of it. history: what stands before a later question: "task"
-    (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
+    no such place. text: a file of natural text, "" for the one that ships. compat: reproduce known bugs of the sets'
+    official scorers. chat: "task" (prompts go into the model's chat template where the benchmark does so and the model
+    has one), "yes" or "no". think: tokens before an answer, which are no part of it. history: what stands before a
+    later question: "task" (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
     "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention. trust_remote_code: the model
     whose own code may run, "" for none.
     """
@@ -188,7 +188,7 @@ class Settings:
         "FILE",
         values.text_file,
     )
-    compat: bool = _switch("score public benchmarks with the slips of their own code")
+    compat: bool = _switch("reproduce known bugs of the official scorers of public benchmarks")
     chat: str = declared(
         "task",
         "chat template of the model: task (as the benchmark does), yes or no (default: task)",

@@ -24,6 +24,13 @@ def headline(verdict: Verdict) -> str:
     """One line: what was measured, its interval, the limit, the outcome."""
     if verdict.question == "acted":
         return f"{'not shown to act' if verdict.outcome == 'fail' else 'acted'}: {verdict.value:.4g} of fp16's bytes"
+    outcome = verdict.outcome.upper()
+    fails = verdict.outcome == "fail"
+    if fails and verdict.question == "regression" and verdict.low <= verdict.limit:
+        drop = f"{verdict.value:.1f} points [{verdict.low:.1f}, {verdict.high:.1f}]"
+        return f"regression by {verdict.reason.partition(';')[0]} (accuracy drop {drop}, not significant)   {outcome}"
+    if fails and verdict.question == "bytes" and "recorded" in verdict.reason and "allowed" not in verdict.reason:
+        return f"KV bytes changed: {verdict.limit:.4g} of fp16's recorded, {verdict.value:.4g} now   {outcome}"
     if verdict.question in _POINTS:
         what = "accuracy drop against fp16" if verdict.question == "budget" else "accuracy drop against its own record"
         numbers = f"{verdict.value:.1f} points [{verdict.low:.1f}, {verdict.high:.1f}]"
@@ -34,7 +41,7 @@ def headline(verdict: Verdict) -> str:
         if verdict.low != verdict.high:
             numbers += f" [{verdict.low:.4g}, {verdict.high:.4g}]"
         limit = f"   {'at least' if verdict.question == 'agree' else 'allowed'} {verdict.limit:.4g}"
-    return f"{what}: {numbers}{limit}   {verdict.outcome.upper()}"
+    return f"{what}: {numbers}{limit}   {outcome}"
 
 
 def explain(

@@ -15,7 +15,7 @@ def recording_in_ci(settings: Settings) -> None:
     """In CI a baseline is written only where that was asked for by a second option."""
     if settings.record and os.environ.get("CI") and not settings.record_in_ci:
         raise SpecError(
-            f"{option('record', settings.record)} is off where CI is set: a job must not move its own goalposts",
+            f"{option('record', settings.record)} is off where CI is set: CI may not overwrite its own baselines",
             f"to record here on purpose, add {option('record_in_ci')}",
             option="record_in_ci",
         )

@@ -175,9 +175,11 @@ def latency_texts(one: LatencyRecord) -> tuple[str, str, str]:
 
 
 def own_record_text(repeated: int, changed: int, worse: int) -> str:
-    """ "repeated in 80 cases, changed but not clearly worse in 2"; empty without a record."""
-    counted = ((repeated, "repeated"), (changed, "changed but not clearly worse"), (worse, "worse"))
-    return ", ".join(f"{words} in {plural(number, 'case')}" for number, words in counted if number)
+    """ "identical in 80 of 82 cases, changed but not clearly worse in 2"; empty without a record."""
+    counted = ((repeated, "identical"), (changed, "changed but not clearly worse"), (worse, "worse"))
+    first, *more = [f"{words} in {number}" for number, words in counted if number] or [""]
+    total = plural(repeated + changed + worse, "case")
+    return ", ".join([f"{first} of {total}", *more]) if first else ""
 
 
 def not_informative(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:

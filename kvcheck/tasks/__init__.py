@@ -58,7 +58,7 @@ TASKS: Registry[Task] = Registry(
 def find(name: str, data: str | None = None, compat: bool = False, alone: bool = False, text: str = "") -> Task:
     """The task of that name. Nothing is read before its first sample, but for a text of the user's.
 
-    data: where public data sets are read, "hub" or a folder. compat: with the slips of their code. alone: contexts will
+    data: where public data sets are read, "hub" or a folder. compat: with known bugs of the sets. alone: contexts will
     be encoded without a question (multi_request). text: the user's file, for tasks over a natural text.
     Raises SpecError for an unknown name, and for a missing place.
     """

@@ -73,7 +73,7 @@ def test_a_checkpoint_is_recorded_listed_verified_published_and_judged(do: Do, t
         "a model of random weights shows nothing, and its case repeats its record"
     )
     assert "fp16 is not surely above chance" in judged.stdout
-    assert "own record   repeated in 1 case" in judged.stdout
+    assert "own record   identical in 1 of 1 case" in judged.stdout
 
 
 def test_recording_exits_as_pytest_does(do: Do, tmp_path: Path) -> None:

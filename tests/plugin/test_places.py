@@ -82,4 +82,4 @@ def test_what_a_folder_holds_is_promoted_to_the_shared_store(
     assert main(["baselines", "push", "--from", "own", "--to", shared]) == 0
     shutil.rmtree(repo.path / "own")
     again = recorded(*ONE, f"--kv-baselines=own,{shared}")
-    again.stdout.fnmatch_lines(["*own record*repeated in 1 case*"])
+    again.stdout.fnmatch_lines(["*own record*identical in 1 of 1 case*"])

@@ -132,7 +132,7 @@ def test_a_report_says_how_each_turn_went(run: Run, report: object) -> None:
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
 def test_a_report_says_how_the_method_stands_to_its_own_record(run: Run, report: object) -> None:
     text = "\n".join(report.lines(run))  # type: ignore[attr-defined]
-    assert "repeated in 10 cases, changed but not clearly worse in 2 cases, worse in 2 cases" in text
+    assert "identical in 10 of 14 cases, changed but not clearly worse in 2, worse in 2" in text
 
 
 def test_turns_bytes_latency_drift_and_chance_are_shown(run: Run) -> None:

@@ -48,7 +48,7 @@ def known(name: str) -> DataSet:
 def benchmark_tasks(source: str, compat: bool = False, scdq: bool = False) -> Benchmarks:
     """The tasks over `source`: "hub", or the path of a folder. Raises SpecError for a path that is no folder.
 
-    compat: with the slips of the benchmarks' own code, to compare with published numbers. scdq: SCBench's form for
+    compat: with the known bugs of the official scorers, to compare with published numbers. scdq: SCBench's form for
     contexts that are encoded alone (multi-request); it changes where the context is cut, and with `compat` more.
 
     >>> benchmark_tasks("hub").get("longbench/qasper").info.capability

@@ -57,7 +57,7 @@ class Upstream:
 class Job:
     """What a builder is told beside the row: the template, and in which form the row is wanted.
 
-    compat: with the slips of the benchmark's code. scdq: the context is to be encoded alone, before any question.
+    compat: with the known bugs of its official scorer. scdq: the context is to be encoded alone, before any question.
     turns: at most so many, 0 for all. pool: gives the functions that are asked about in a repository (RepoQA).
     """
 
@@ -101,7 +101,7 @@ class DataSet:
     columns: the expected ones and the type of their values. answer: the column that must not be empty, "" for none.
     build: (row, job) -> what is asked about a row; of a grid, (all texts as one row, job, spot). strings: columns
     whose values are read as strings whatever the file holds (lists of strings with a leading "*").
-    count: rows of the whole set. metric, metric_compat: graded by; the second one has the slips of the benchmark's
+    count: rows of the whole set. metric, metric_compat: graded by; the second one has the known bugs of the benchmark's
     code, "" where there are none. key: the template's name in the upstream file. where: (column, value) that
     its rows have. turns_compat: questions per row that the official script asks, 0 for all. depths: of a grid over all
     texts, whose `count` prompts are those of one length; 0 where every row is a prompt. words: lengths count words.
