@@ -92,9 +92,9 @@ class Settings:
     no such place. text: a file of natural text, "" for the one that ships. compat: reproduce known bugs of the sets'
     official scorers. chat: "task" (prompts go into the model's chat template where the benchmark does so and the model
     has one), "yes" or "no". think: tokens before an answer, which are no part of it. history: what stands before a
-    later question: "task" (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of the model's own, such as
-    "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention. trust_remote_code: the model
-    whose own code may run, "" for none.
+    later question: "task" (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of
+    the model's own, such as "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention.
+    trust_remote_code: the model whose own code may run, "" for none.
     """
 
     methods: tuple[str, ...] = declared(
