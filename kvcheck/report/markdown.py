@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import FAILS, Run, RunHeader
-from kvcheck.report import conformance, findings, rows, statement, summary, verdict, zoo
+from kvcheck.report import conformance, findings, overview, rows, statement, summary, verdict, zoo
 from kvcheck.report.rows import References
 
 
-def lines(run: Run, stored: References | None = None, *, finished: bool = True) -> Iterator[str]:
-    """The summary of a run as Markdown. finished: whether all that was selected has run."""
+def lines(run: Run, stored: References | None = None, *, finished: bool = True, sort: str = "") -> Iterator[str]:
+    """The summary of a run as Markdown. finished: whether all that was selected has run. sort: as in the terminal."""
     known = rows.references(run, stored)
     header = run.header
-    yield f"## kvcheck: {_outcome(run, finished)}"
+    yield f"## kvcheck: {outcome(run, finished)}"
     yield ""
     for method in verdict.judged(run):
         first, *rest = verdict.said(run, verdict.standing(run, method))
         yield f"- **{first[0]}**: {code(method)}: {escape(first[1])}"
-        yield from (f"  - **{outcome}**: {escape(text)}" for outcome, text in rest)
+        yield from (f"  - **{one}**: {escape(text)}" for one, text in rest)
     yield ""
+    methods = overview.ordered(overview.of(run, known), sort)
+    if len(methods) > 1:
+        yield from overview.table(methods).markdown()
+        yield from (f"- {escape(line)}" for line in overview.legend(methods))
+        yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)
     yield from conformance.markdown(run.properties)
@@ -43,7 +48,7 @@ def commit(header: RunHeader) -> str:
     return f"{header.git[:12]}{' with local changes' if header.dirty else ''}" if header.git else "not in git"
 
 
-def _outcome(run: Run, finished: bool) -> str:
+def outcome(run: Run, finished: bool) -> str:
     """In one word. What is inconclusive for one method has not passed."""
     if _failed(run):
         return "failed"

@@ -26,7 +26,7 @@ SHORT = {
 }
 """Capabilities as heads of narrow columns."""
 TIMED = ("ttft", "tpot")
-NO_RECORD, SAME, NO, YES, OPEN = "no record", "the same", "no", "worse", "inconclusive"
+NO_RECORD, SAME, NO, YES, OPEN = "no record", "as recorded", "no", "worse", "inconclusive"
 """Whether a method is worse than its own record."""
 
 
@@ -143,14 +143,17 @@ def of(run: Run, known: References) -> list[Line]:
 
 
 def ordered(lines: Iterable[Line], by: str) -> list[Line]:
-    """Best first; "" leaves them as they are. Raises SpecError."""
+    """Best first; "": those that fail, then those that are not settled, else as they are. Raises SpecError."""
     lines = list(lines)
+    worst = (verdict.FAIL, verdict.INCONCLUSIVE)
     keys = ("method", "drop", "accuracy", "bytes", *TIMED, *CAPABILITIES)
     if by == "method":
         return sorted(lines, key=lambda line: line.method)
     if by and by not in keys:
         raise SpecError(f"--sort={by}: there is no such column", did_you_mean(by, keys))
-    return sorted(lines, key=lambda line: line.sort_key(by)) if by else lines
+    if by:
+        return sorted(lines, key=lambda line: line.sort_key(by))
+    return sorted(lines, key=lambda line: worst.index(line.standing.outcome) if line.standing.outcome in worst else 2)
 
 
 def capabilities(lines: Sequence[Line]) -> list[str]:
@@ -160,13 +163,22 @@ def capabilities(lines: Sequence[Line]) -> list[str]:
 
 
 def table(lines: Sequence[Line]) -> Table:
-    """Method x capability with bytes, a row per method. Accuracies are the method's own."""
+    """A row per method: what it gives up and holds, then its accuracy by capability."""
+    first, second = narrow(lines)
+    body = [(*one, *two[1:]) for one, two in zip(first.rows, second.rows, strict=True)]
+    return Table((*first.head, *second.head[1:]), first.align + second.align[1:], body, first.most)
+
+
+def narrow(lines: Sequence[Line]) -> tuple[Table, Table]:
+    """The same as two tables, for a terminal: what a method gives up and holds; its accuracy by capability."""
     names = capabilities(lines)
     timed = [what for what in TIMED if any(line.latency(what) for line in lines)]
-    head = ("method", "", "drop", "95% interval", "allowed", "bytes", *timed)
-    body = [(*_cells(line, timed), *(score(line.capabilities.get(name)) for name in names)) for line in lines]
-    heads = (*head, *(SHORT.get(name, name) for name in names))
-    return Table(heads, "<<><>>" + ">" * (len(timed) + len(names)), body, {0: 22})
+    head = ("method", "verdict", "drop", "95% interval", "allowed", "bytes", *timed, "n")
+    body = [(*_cells(line, timed), str(line.contexts)) for line in lines]
+    scores = [(Code(line.method), *(score(line.capabilities.get(name)) for name in names)) for line in lines]
+    heads = ("accuracy", *(SHORT.get(name, name) for name in names))
+    first = Table(head, "<<><<>" + ">" * (len(timed) + 1), body, {0: 22})
+    return first, Table(heads, "<" + ">" * len(names), scores, {0: 22})
 
 
 def _cells(line: Line, timed: Sequence[str]) -> tuple[str, ...]:
@@ -191,7 +203,7 @@ def score(row: Row | None) -> str:
 
 def legend(lines: Sequence[Line]) -> Iterator[str]:
     """What the columns mean, and where the limits come from."""
-    yield "drop: points of accuracy against fp16; bytes: KV bytes as a share of fp16's; then accuracy by capability"
+    yield "drop: points of accuracy against fp16; bytes: KV bytes as a share of fp16's; n: contexts"
     origins = {gap.origin for line in lines if (gap := line.gap) and gap.allowed is not None}
     if origins:
         yield f"allowed: {', '.join(sorted(origins))}"
@@ -241,11 +253,6 @@ def _held(line: Line, name: str) -> dict[str, object]:
         timed = line.latency(what) if name == "all" else None
         found |= {f"{what}_seconds": timed and timed.seconds, f"{what}_ratio": timed and timed.ratio}
     return found
-
-
-def own_text(line: Line) -> str:
-    """The answer to "worse than its record?" in a sentence's end."""
-    return {NO_RECORD: "no record of its own", SAME: "no: as recorded", NO: "no", YES: "yes", OPEN: "not clear"}[line.own]
 
 
 def held_text(line: Line) -> str:
