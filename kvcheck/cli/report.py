@@ -53,11 +53,11 @@ def _report(given: argparse.Namespace) -> int:
     lines = overview.ordered((line for run, known in runs for line in overview.of(run, known)), given.sort)
     written = [_html(given, runs)] if given.html else []
     written += _tables(given, lines)
-    if written:
+    if given.md or not written:
+        for run, known in runs:
+            show(_text(given, run, known))
+    else:
         show(written)
-        return OK
-    for run, known in runs:
-        show(_text(given, run, known))
     return OK
 
 

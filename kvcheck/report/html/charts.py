@@ -69,7 +69,7 @@ def accuracy_and_bytes(methods: Sequence[Line]) -> Chart | None:
             continue
         gap, before = line.gap, row.before
         low, high = (before - gap.high / 100, before - gap.low / 100) if gap and before is not None else (None, None)
-        kind = "ref" if line.method == "fp16" else ""
+        kind = "ref" if line.method == "fp16" else "host" if line.host else ""
         spots.append(Point(short(line.method, NAME), share, row.after, low, high, kind))
         sure = "" if gap is None else interval(gap.low, gap.high)
         drop = "" if gap is None else points(gap.drop)
@@ -83,7 +83,7 @@ def accuracy_and_bytes(methods: Sequence[Line]) -> Chart | None:
     plot = scatter("Accuracy against KV bytes", tells, spots, "KV bytes as a share of fp16's", "accuracy")
     note = "Up and to the left is better. Filled: on the Pareto front. Bars: 95% intervals of the drop against fp16."
     if any(line.host for line in methods):
-        note += " What lies in host memory is not counted in these bytes."
+        note += " Dashed: it keeps more in host memory, which these bytes leave out; no part of the front."
     if len({row.n for _, _, row in found}) > 1:
         note += " Not all methods were measured on the same contexts."
     return Chart("accuracy", plot, Table(head, "<>><>>", body), note)

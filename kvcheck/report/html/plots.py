@@ -142,7 +142,7 @@ def scatter(title: str, tells: str, points: Sequence[Point], x_title: str, y_tit
     x = Scale(0.0, max(1.02, *(one.x * 1.04 for one in points)), frame[0], frame[2])
     ends = [end for one in points for end in (one.y, one.low, one.high) if end is not None]
     y = Scale(*around(ends, 0.0, 1.02), frame[3], frame[1])
-    best = front(points)
+    best = front([one for one in points if one.kind != "host"])
     placed = [(one, x(one.x), y(one.y)) for one in points]
     taken = [(left - 4, top - 4, left + 4, top + 4) for _, left, top in placed]
     marks = []
