@@ -77,7 +77,7 @@ def test_a_page_says_how_the_run_went(recorded: Run, repo: pytest.Pytester) -> N
     recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-html=page.html")
     page = (repo.path / "page.html").read_text("utf-8")
     assert "<code>snapkv</code>" in page
-    assert '<span class="badge pass">pass</span>' in page
+    assert "answers identical to those of fp16 so far" in page, "as the terminal says"
 
 
 def test_a_file_that_is_no_page_is_not_overwritten(run: Run, repo: pytest.Pytester) -> None:

@@ -301,7 +301,7 @@ def _over_lengths(
     ]
     texts = {float(length): f"{length:,}" for length in lengths}
     tells = f"{title} of {len(series)} methods at {len(lengths)} lengths."
-    plot = lines(title, tells, series, "tokens of context", unit, x_texts=texts, least=least)
+    plot = lines(title, tells, series, "tokens of context", unit, x_texts=texts, least=least, zero=True)
     if plot is None:
         return None
     shown = told or (lambda value: f"{value:.{digits}f}")

@@ -110,7 +110,8 @@ class Part:
         """(case, the line that says most, everything) of what failed without a verdict."""
         found = rows.errors(self.line.run)
         mine = [(name, text) for name, text in found.items() if name.endswith(f"|{self.line.method}")]
-        return [(name.rpartition("|")[0], rows.reason(text), text[:LONGEST]) for name, text in mine[:LISTED]]
+        end = f"|{self.line.method}"
+        return [(name.removesuffix(end), rows.reason(text), text[:LONGEST]) for name, text in mine[:LISTED]]
 
     @cached_property
     def properties(self) -> list[PropertyRecord]:

@@ -97,13 +97,13 @@ class Scale:
         part = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.start + part * (self.stop - self.start), 1)
 
-    def ticks(self, count: int = 5, unit: str = "") -> tuple[Tick, ...]:
+    def ticks(self, count: int = 5) -> tuple[Tick, ...]:
         step = nice((self.high - self.low) / count)
         digits = max(0, -math.floor(math.log10(step)))
         first = math.ceil(self.low / step - 1e-9)
         every = (first + at for at in range(math.floor((self.high - self.low) / step + 1e-9) + 1))
         values = [one * step for one in every if one * step <= self.high + step * 1e-9]
-        return tuple(Tick(self(value), f"{value + 0.0:.{digits}f}{unit}") for value in values)
+        return tuple(Tick(self(value), f"{value + 0.0:.{digits}f}") for value in values)
 
 
 def nice(step: float) -> float:
@@ -201,16 +201,17 @@ def lines(
     x_texts: dict[float, str],
     least: float | None = None,
     most: float | None = None,
-    unit: str = "",
+    zero: bool = False,
 ) -> Plot | None:
-    """Lines over places with a text each, evenly apart."""
+    """Lines over places with a text each, evenly apart. zero: the axis reaches 0."""
     series = [one for one in series if one.values]
     if not series:
         return None
-    width, height, frame = 460, 280, (50.0, 14.0, 330.0, 232.0)
+    width, height, frame = 460, 280, (58.0, 14.0, 334.0, 232.0)
     places = {value: at for at, value in enumerate(sorted(x_texts))}
     x = Scale(-0.2, max(len(places) - 0.8, 0.2), frame[0], frame[2])
-    y = Scale(*around((value for one in series for _, value in one.values), least, most), frame[3], frame[1])
+    drawn = [value for one in series for _, value in one.values] + [0.0] * zero
+    y = Scale(*around(drawn, least, most), frame[3], frame[1])
     traces = []
     for one in sorted(series, key=lambda each: each.kind != "rest"):
         spots = [(x(places[at]), y(value), at, value) for at, value in one.values]
@@ -219,12 +220,12 @@ def lines(
             traces.append(Trace(one.name, path, one.kind))
             continue
         marks = tuple(
-            Mark(left, top, f"{one.name}, {x_texts[at]}: {value:.4g}{unit}", one.kind) for left, top, at, value in spots
+            Mark(left, top, f"{one.name}, {x_texts[at]}: {value:.4g}", one.kind) for left, top, at, value in spots
         )
         traces.append(Trace(one.name, path, one.kind, marks, Label(frame[2] + 6, spots[-1][1] + 4, one.name)))
     ticks = tuple(Tick(x(at), x_texts[value]) for value, at in places.items())
     apart = tuple(_apart(traces, frame))
-    return Plot(title, tells, x_title, y_title, width, height, frame, ticks, y.ticks(5, unit), apart)
+    return Plot(title, tells, x_title, y_title, width, height, frame, ticks, y.ticks(5), apart)
 
 
 def _apart(traces: Sequence[Trace], frame: tuple[float, float, float, float]) -> Iterator[Trace]:
