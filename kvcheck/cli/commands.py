@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kvcheck
-from kvcheck.cli import baselines, checks, new_method, options, speed
+from kvcheck.cli import baselines, checks, new_method, options, report, speed
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
 from kvcheck.core import env, front, threads
@@ -52,10 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
 
-    report = commands.add_parser("report", help="print the summary of a run file")
-    report.add_argument("run_file", type=Path, metavar="RUN.json")
-    report.add_argument("--md", action="store_true", help="as Markdown")
-    report.set_defaults(run=_report)
+    report.add(commands)
     baselines.add(commands)
     checks.add(commands)
     speed.add(commands)
@@ -109,20 +106,6 @@ def _tasks(given: argparse.Namespace) -> int:
     from kvcheck.report import catalogue
 
     show(catalogue.tasks())
-    return OK
-
-
-def _report(given: argparse.Namespace) -> int:
-    from kvcheck.report import markdown, terminal
-    from kvcheck.store.baselines import ModelId, stored_fp16
-    from kvcheck.store.run_file import read_run
-
-    run = read_run(given.run_file)
-    try:  # those that the run was judged by, as far as they are still there; none for a run of another model
-        stored = stored_fp16(own_store(), ModelId.of(run.header.model_name, run.header.model), run.cases)
-    except KvcheckError:
-        stored = {}
-    show(markdown.lines(run, stored) if given.md else terminal.lines(run, stored))
     return OK
 
 

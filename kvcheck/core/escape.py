@@ -2,8 +2,8 @@
 
 What methods, answers, prompts, specs, models and files say is data. In a log, a terminal or a summary it could also be
 a command (escape sequences, GitHub's `::error::` and `##[group]`) or markup (HTML, Markdown). `plain` is for logs and
-terminals, `markdown` and `code` are for Markdown, `json_text` is for JSON, where nothing is lost. Ordinary text of any
-language shows as it is.
+terminals, `markdown` and `code` are for Markdown, `seen` is for HTML, `json_text` for JSON, where nothing is lost.
+Ordinary text of any language shows as it is.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def _written(found: re.Match[str]) -> str:
     before = found["before"] or ""
     char = found[0][len(before) :]
     return before + (f"\\x{ord(char):02x}" if char in ":#" else char.encode("unicode_escape").decode("ascii"))
+
+
+def seen(text: object) -> str:
+    r"""A text for a template of HTML, which escapes the markup: what is not to be seen is written as in Python.
+
+    >>> print(seen("a\u202eb ::error::"))
+    a\u202eb ::error::
+    """
+    return re.sub(_UNSEEN, lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
 def markdown(text: object) -> str:

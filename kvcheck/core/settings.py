@@ -169,6 +169,7 @@ class Settings:
     strict: bool = _switch("an inconclusive verdict fails: of a case, a task, a capability or the run")
     json: str | None = declared(None, "write the run to this file, as cases finish", "PATH")
     md: str | None = declared(None, "write a Markdown summary to this file", "PATH")
+    html: str | None = declared(None, "write a page with plots to this file, which needs nothing else", "PATH")
     timeout: float = declared(TIMEOUT, "seconds per case, 0 for no limit (default: 1800)", "SECONDS", values.seconds)
     findings: bool = _switch("measure what the papers found, and assert its direction; needs no method")
     zoo: tuple[str, ...] = declared(

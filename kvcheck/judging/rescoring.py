@@ -58,6 +58,18 @@ class Rescorer:
                 found += self._context(record, task, sample)
         return found
 
+    def sample(self, record: CaseRecord, index: int) -> Sample:
+        """A context of the record as it was shown, generated anew. Raises NotVerified where it cannot be had, or is
+        another one here."""
+        task, case = self._task(record), record.case
+        try:
+            found: Sample = task.generate(case.seed, index, case.length, self.encoder)
+        except KvcheckError as error:
+            raise NotVerified(error.message, error.hint) from error
+        if any(one.index == index and one.digest != found.digest for one in record.samples):
+            raise NotVerified("the prompts of this case are other ones here")
+        return found
+
     def _task(self, record: CaseRecord) -> Task:
         """The task of a record, over the data that it was recorded with. Raises NotVerified."""
         case, settings = record.case, self.settings
@@ -102,6 +114,19 @@ class Rescorer:
             sample: Sample = task.generate(case.seed, index, case.length, self.encoder)
             self._samples[key] = sample.digest, sample.turns
         return self._samples[key]
+
+
+class Prompts:
+    """The contexts of a run's records, generated anew when they are asked for. settings: data and compat, as the run
+    had them. given: see `encoder_at_hand`. Imports torch at the first one, for the tokenizer.
+    """
+
+    def __init__(self, model: ModelId, settings: Settings, given: Sequence[str] = ()) -> None:
+        self._open = lru_cache(maxsize=1)(lambda: Rescorer(encoder_at_hand(model, given), settings))
+
+    def __call__(self, record: CaseRecord, index: int) -> Sample:
+        """Raises NotVerified."""
+        return self._open().sample(record, index)
 
 
 def graded_again(

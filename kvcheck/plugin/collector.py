@@ -125,7 +125,7 @@ class Collector:
         if self.folder is None:
             return result
         if self.seen or self.failures:
-            whole = self.write() & self._record() & self._markdown()
+            whole = self.write() & self._record() & self._markdown() & self._html()
         else:
             whole = session.exitstatus != pytest.ExitCode.OK or not self._nothing()
             journal.forget(self.folder)
@@ -306,7 +306,8 @@ class Collector:
         from kvcheck.report import terminal
 
         terminalreporter.section("kvcheck", sep="=")
-        for line in terminal.lines(self.run(), self._references()):
+        verbose = self.config.option.verbose > 0
+        for line in terminal.lines(self.run(), self._references(), verbose=verbose):
             terminalreporter.write_line(line, **colour(line))
         for note in [*self._resumed(), *self.notes]:
             terminalreporter.write_line(plain(note))
@@ -406,6 +407,24 @@ class Collector:
         except OSError as error:
             self.notes.append(f"the summary of the job could not be written: {error}")
         return written
+
+    def _html(self) -> bool:
+        """Write --kv-html, whole or not at all. Prompts of failed cases are generated anew. False where that failed."""
+        if not self.state.html_file:
+            return True
+        from kvcheck.judging.rescoring import Prompts
+        from kvcheck.report.html.page import page
+
+        run, model = self.run(), ModelId.of(self.model["name"], self.model["fingerprint"])
+        prompts = Prompts(model, self.settings, [self.settings.model])
+        known = rows.references(run, self._references())
+        try:
+            text = page([(run, known)], prompts=prompts, finished=not self._interrupted)
+            files.write_atomically(str(self.state.html_file), text)
+        except (KvcheckError, OSError) as error:
+            self.notes.append(f"the page could not be written: {error}")
+            return False
+        return True
 
     def _record(self) -> bool:
         """Write the baselines that were asked for, and say what changed. False where that was not possible."""

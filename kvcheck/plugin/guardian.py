@@ -49,6 +49,7 @@ class Facts(TypedDict, total=False):
     journal: str
     run_file: str
     md_file: str
+    html_file: str
     timeout: float
     finished: int
 
@@ -240,7 +241,7 @@ def _close(facts: Facts, status: int) -> list[str]:
     """Write the files of a run that did not end: what was finished, and a failure for everything else."""
     from kvcheck.core.files import write_atomically
     from kvcheck.core.record import RunHeader
-    from kvcheck.report import markdown
+    from kvcheck.report import markdown, rows
     from kvcheck.store import journal
     from kvcheck.store.run_file import write_run
 
@@ -255,6 +256,10 @@ def _close(facts: Facts, status: int) -> list[str]:
         lines.append(f"what was finished is kept: --kv-resume={facts['run_file']}")
     if facts.get("md_file"):
         write_atomically(facts["md_file"], "\n".join(markdown.lines(run)) + "\n")
+    if facts.get("html_file"):
+        from kvcheck.report.html.page import page
+
+        write_atomically(facts["html_file"], page([(run, rows.references(run))], finished=False))
     return lines
 
 

@@ -42,7 +42,7 @@ def activate(config: pytest.Config) -> State:
             refusals.expect_room(found, config.rootpath)
         state = State(in_full(found))
         if not hasattr(config, "workerinput"):
-            state.run_file, state.md_file = resume.outputs(config, found)
+            state.run_file, state.md_file, state.html_file = resume.outputs(config, found)
         state.kept, state.anew = resume.found(config, found)
         if len(config.hook.pytest_kvcheck_open.get_hookimpls()) == 1:  # else another engine may know other names
             env.expect_versions()

@@ -35,23 +35,25 @@ ANEW = "start without --kv-resume"
 OURS = {
     "--kv-json": re.compile(rb"\s*\{\s*\"(header|schema)\""),
     "--kv-md": re.compile(rb"(## kvcheck: |\d+ (bugs|correct))"),
+    "--kv-html": re.compile(rb"<!DOCTYPE html>\s[^\0]*<meta name=\"generator\" content=\"kvcheck\">"),
 }
 """How the files begin that these options write, and may replace."""
 THEIRS = {"--junitxml": "xmlpath", "--html": "htmlpath", "--log-file": "log_file"}
 """Other options that name an output, by their names on pytest's config."""
 
 
-def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Path | None]:
-    """(run file, Markdown summary): where they are written, None for nowhere; the run file else lies in pytest's cache.
+def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Path | None, Path | None]:
+    """(run file, Markdown summary, page): where they are written, None for nowhere; the run file else lies in pytest's
+    cache.
 
     The paths are those of the folder that pytest was started in. Each must take something now, before anything is
     measured, and replaces nothing but a file of its kind. Raises BaselineError, SpecError.
     """
-    named = {"--kv-json": settings.json, "--kv-md": settings.md}
+    named = {"--kv-json": settings.json, "--kv-md": settings.md, "--kv-html": settings.html}
     paths = {option: Path(os.path.abspath(name)) for option, name in named.items() if name is not None}
     for option, path in paths.items():
         files.expect_file(path)
-        if path.is_file() and path.stat().st_size and not OURS[option].match(path.read_bytes()[:200]):
+        if path.is_file() and path.stat().st_size and not OURS[option].match(path.read_bytes()[:1000]):
             raise SpecError(f"{option}: {path} holds something else and would be overwritten", "name another file")
     others = {option: getattr(config.option, name, None) for option, name in THEIRS.items()}
     every = paths | {option: Path(os.path.abspath(name)) for option, name in others.items() if name}
@@ -60,7 +62,7 @@ def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Pat
         first = taken.setdefault(os.path.realpath(path), option)
         if first != option:
             raise SpecError(f"{first} and {option} name one file: {path}", "give each a name of its own")
-    return paths.get("--kv-json") or options.last_run(config), paths.get("--kv-md")
+    return paths.get("--kv-json") or options.last_run(config), paths.get("--kv-md"), paths.get("--kv-html")
 
 
 def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:
@@ -151,6 +153,7 @@ def begin(config: pytest.Config) -> Path:
         kept = kept.without(mine.anew)
     journal.begin(folder, kept)
     guardian.tell(config, journal=str(folder), run_file=str(path or ""), md_file=str(mine.md_file or ""))
+    guardian.tell(config, html_file=str(mine.html_file or ""))
     guardian.tell(config, timeout=mine.settings.timeout)
     mine.journal = journal.Journal(folder, "main")
     return folder

@@ -29,9 +29,9 @@ DEATHS = 2
 class State:
     """Settings, the engine once it is open or why it cannot be, and the records that this process already has.
 
-    run_file: where the run is kept, None for nowhere; md_file: its summary. kept: what an earlier run has, for
-    --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what it
-    has finished. failed: what an item failed with, by node id.
+    run_file: where the run is kept, None for nowhere; md_file, html_file: its summaries. kept: what an earlier run has,
+    for --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what
+    it has finished. failed: what an item failed with, by node id.
     """
 
     settings: Settings
@@ -39,6 +39,7 @@ class State:
     refusal: str = ""
     run_file: Path | None = None
     md_file: Path | None = None
+    html_file: Path | None = None
     kept: Kept | None = None
     anew: tuple[str, ...] = ()
     journal: Journal | None = None

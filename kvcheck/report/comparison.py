@@ -24,8 +24,8 @@ def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
     yield from differences(before, after)
     yield ""
     for mine, other in found.pairs:
-        yield from wrap(_question(mine, other))
-    names = {mine: _references(mine, other) for mine, other in found.pairs}
+        yield from wrap(question(mine, other))
+    names = {mine: references(mine, other) for mine, other in found.pairs}
     for method in rows.methods(found.run):
         yield from verdict.of_method(found.run, method, names.get(method, NOT_PAIRED))
     if found.held:
@@ -38,12 +38,12 @@ def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
     yield from _not_compared(found.run)
 
 
-def _references(mine: str, other: str) -> References:
+def references(mine: str, other: str) -> References:
     """What the first run is called, in the place of the records that it stands for."""
     return References(fp16="the first run" if mine == other else other, own="the first run", lost=NOT_PAIRED.lost)
 
 
-def _question(mine: str, other: str) -> str:
+def question(mine: str, other: str) -> str:
     """What was asked of a method."""
     if mine == other:
         return f"question: is {mine} worse than before? The first run is taken for its own record."

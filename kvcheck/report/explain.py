@@ -36,9 +36,11 @@ def failure(
     baseline: str = "",
     alpha: float | None = None,
 ) -> Iterator[str]:
-    """The message of a failed case: what was measured, against what, how sure, an example, and what to type."""
-    bad = [one for one in verdicts if fails_case(one, strict)]
-    for one in sorted(bad, key=lambda one: one.outcome != "fail"):
+    """The message of a failed case: the numbers, which pytest's short summary shows; what was measured, against what,
+    how sure, an example, and what to type."""
+    bad = sorted((one for one in verdicts if fails_case(one, strict)), key=lambda one: one.outcome != "fail")
+    yield "; ".join(map(verdict.short, bad))
+    for one in bad:
         yield explain(one, record, baseline, alpha=alpha)
     if not any(one.outcome == "fail" for one in bad):
         yield f"  inconclusive is a failure here because of {option('strict')}"
@@ -110,7 +112,8 @@ def example(record: CaseRecord, fp16: CaseRecord | None) -> Iterator[str]:
         for number, (turn, before) in enumerate(zip(sample.turns, other.turns, strict=False), 1):
             if turn.score < before.score:
                 depth = "" if turn.depth is None else f", evidence at {turn.depth:.0%} of the context"
-                yield f"  for example: sample {sample.index}, turn {number}{depth}: answered {turn.answer[:ANSWER]!r}"
+                said = f"answered {turn.answer[:ANSWER]!r}, fp16 {before.answer[:ANSWER]!r}"
+                yield f"  for example: sample {sample.index}, turn {number}{depth}: {said}"
                 return
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.record import FAILS, Run, RunHeader
-from kvcheck.report import conformance, findings, rows, statement, summary, verdict, zoo
+from kvcheck.report import conformance, findings, overview, rows, statement, summary, verdict, zoo
 from kvcheck.report.rows import References
 
 
-def lines(run: Run, stored: References | None = None, *, finished: bool = True) -> Iterator[str]:
-    """The summary of a run as Markdown. finished: whether all that was selected has run."""
+def lines(run: Run, stored: References | None = None, *, finished: bool = True, sort: str = "") -> Iterator[str]:
+    """The summary of a run as Markdown. finished: whether all that was selected has run. sort: as in the terminal."""
     known = rows.references(run, stored)
     header = run.header
     yield f"## kvcheck: {outcome(run, finished)}"
@@ -22,6 +22,11 @@ def lines(run: Run, stored: References | None = None, *, finished: bool = True) 
         yield f"- **{first[0]}**: {code(method)}: {escape(first[1])}"
         yield from (f"  - **{word}**: {escape(text)}" for word, text in rest)
     yield ""
+    methods = overview.ordered(overview.of(run, known), sort)
+    if len(methods) > 1:
+        yield from overview.table(methods).markdown()
+        yield from (f"- {escape(line)}" for line in overview.legend(methods))
+        yield ""
     for method in rows.methods(run):
         yield from of_method(run, method, known)
     yield from conformance.markdown(run.properties)

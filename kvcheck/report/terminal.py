@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvcheck.core.escape import plain
 from kvcheck.core.record import Run
-from kvcheck.report import conformance, findings, rows, statement, summary, verdict, zoo
+from kvcheck.report import conformance, findings, overview, rows, statement, summary, verdict, zoo
 from kvcheck.report.rows import References
 from kvcheck.report.text import WIDTH, plural, short, wrap
 from kvcheck.store.published import gaps
@@ -15,23 +15,44 @@ LISTED = 12
 """Cases listed by name; the rest is counted."""
 
 
-def lines(run: Run, stored: References | None = None) -> Iterator[str]:
+def lines(run: Run, stored: References | None = None, *, verbose: bool = False, sort: str = "") -> Iterator[str]:
     """The summary of a run, foreign text in it made harmless.
 
-    `stored`: fp16 records by case key, for what the run itself did not measure.
+    stored: fp16 records by case key, for what the run itself did not measure. verbose: every method in full; else of
+    several those that did not pass. sort: a column of the table over methods.
     """
-    yield from map(plain, _lines(run, rows.references(run, stored)))
+    yield from map(plain, _lines(run, rows.references(run, stored), verbose, sort))
 
 
-def _lines(run: Run, known: References) -> Iterator[str]:
+def _lines(run: Run, known: References, verbose: bool, sort: str) -> Iterator[str]:
     first = list(verdict.lines(run))
     yield from [*first, ""] if first else ()
-    for method in rows.methods(run):
-        yield from of_method(run, method, known)
+    methods = rows.methods(run)
+    found = overview.ordered(overview.of(run, known), sort)
+    if len(found) > 1:
+        for table in overview.narrow(found):
+            yield from table.text()
+            yield ""
+        for line in overview.legend(found):
+            yield from wrap(line)
+        yield ""
+    brief = [] if verbose or len(methods) == 1 else [one for one in methods if _passed(run, one)]
+    for method in methods:
+        if method not in brief:
+            yield from of_method(run, method, known)
+    for method in brief:
+        yield short(f"{method}: {summary.count_text(run, method)}", WIDTH)
+    yield from ["in full: -v", ""] if brief else ()
     yield from failures(run)
     yield from conformance.lines(run.properties)
     yield from zoo.lines(run.zoo)
     yield from findings.lines(run.findings)
+
+
+def _passed(run: Run, method: str) -> bool:
+    """Whether there is nothing to explain. fp16 beside other methods is their reference."""
+    outcome = verdict.standing(run, method).outcome
+    return outcome == verdict.PASS or (method == "fp16" and outcome == verdict.OPEN)
 
 
 def of_method(run: Run, method: str, known: References) -> Iterator[str]:

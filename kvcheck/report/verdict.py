@@ -270,10 +270,15 @@ def _limit(verdict: Verdict, settings: Mapping[str, str], others: References) ->
     if verdict.question in AGAINST_OWN:
         noise = "more than" if verdict.outcome == FAIL else f"of which {verdict.limit:g} may be"
         return f"{noise} the noise of other hardware (limit: {others.own})"
+    at = "at least" if verdict.question == "agree" else "allowed"
+    return f"{at} {verdict.limit:g} ({origin(verdict, settings)})"
+
+
+def origin(verdict: Verdict, settings: Mapping[str, str]) -> str:
+    """Where the limit of a verdict against fp16 comes from."""
     given = [part.partition("=")[0] for part in settings.get("budget", "").split(",")]
     name = {"budget": "drop"}.get(verdict.question, verdict.question)
-    origin = f"your {option('budget')}" if name in given else "default budget"
-    return f"{'at least' if name == 'agree' else 'allowed'} {verdict.limit:g} ({origin})"
+    return f"your {option('budget')}" if name in given else "default budget"
 
 
 def short(verdict: Verdict) -> str:

@@ -12,7 +12,11 @@ from outside import SUITE, Foreign, Result
 
 METHOD = "--kv-method=snapkv"
 OLD = "this was here before\n"
-EARLIER = {"--kv-json": '{"header": "of an earlier run"}\n', "--kv-md": "## kvcheck: passed, earlier\n"}
+EARLIER = {
+    "--kv-json": '{"header": "of an earlier run"}\n',
+    "--kv-md": "## kvcheck: passed, earlier\n",
+    "--kv-html": '<!DOCTYPE html>\n<meta name="generator" content="kvcheck">\n',
+}
 """What a file may hold that is written anew, by option."""
 FILLS_UP = """
 import pathlib
@@ -62,7 +66,7 @@ def on_a_disk(fake: Foreign, option: str, pages: int) -> Result:
     return output(fake, option, "full/out", before=(*namespace, "sh", "-c", "\n".join(lines), "sh"))
 
 
-@pytest.mark.parametrize("option", ["--kv-json", "--kv-md"])
+@pytest.mark.parametrize("option", list(EARLIER))
 class TestAFile:
     def test_a_folder_is_refused(self, fake: Foreign, option: str) -> None:
         (fake.path / "folder").mkdir()

@@ -24,13 +24,14 @@ def test_a_method_that_loses_for_sure_fails_its_own_test_with_the_numbers(record
     result.stdout.fnmatch_lines(
         [
             "*test_string_retrieval[[]kv-single-512-snapkv[]]*",
+            "drop 100.0 points *, allowed 2",
             "kv/v1/single/len=512/seed=0/n=8  snapkv",
             "*accuracy drop against fp16: 100.0 points*allowed 2.0*FAIL",
             "*on the same * prompts, one by one: * lost, 0 won*",
             "*baseline: stored/fake/fp16.txt",
             "*cache: 4/4 layers*",
             "*accept*: pytest --pyargs * --kv-baselines=stored --kv-method=snapkv --kv-budget=drop=*",
-            "*for example: sample 0, turn 1*answered 'wrong'",
+            "*for example: sample 0, turn 1*answered 'wrong', fp16 '*",
         ]
     )
     assert "Traceback" not in result.stdout.str()

@@ -73,6 +73,20 @@ def test_a_case_without_a_result_is_not_called_passed(recorded: Run, behave: Beh
     assert (repo.path / "mine.md").read_text("utf-8").startswith("## kvcheck: failed")
 
 
+def test_a_page_says_how_the_run_went(recorded: Run, repo: pytest.Pytester) -> None:
+    recorded("--kv-method=snapkv", "--kv-modes=single", "--kv-html=page.html")
+    page = (repo.path / "page.html").read_text("utf-8")
+    assert "<code>snapkv</code>" in page
+    assert "answers identical to those of fp16 so far" in page, "as the terminal says"
+
+
+def test_a_file_that_is_no_page_is_not_overwritten(run: Run, repo: pytest.Pytester) -> None:
+    (repo.path / "mine.html").write_text("<!DOCTYPE html><title>mine</title>")
+    result = run("--kv-method=fp16", "--kv-html=mine.html")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (repo.path / "mine.html").read_text() == "<!DOCTYPE html><title>mine</title>"
+
+
 def test_an_interrupted_run_is_kept_and_can_be_resumed(recorded: Run, behave: Behave, repo: pytest.Pytester) -> None:
     behave({"h2o": "interrupt"})
     options = ("--kv-method=snapkv", "--kv-method=h2o", "--kv-modes=single")
