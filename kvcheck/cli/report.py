@@ -30,6 +30,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--shipped", action="store_true", help="the records that ship with kvcheck, judged against fp16"
     )
     report.add_argument("--md", action="store_true", help="as Markdown")
+    report.add_argument("--comment", action="store_true", help="as a comment on a pull request, at most 15 lines first")
+    report.add_argument("--title", default="kvcheck", help="of the comment (default kvcheck)")
     report.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots that needs nothing else")
     report.add_argument("--csv", type=Path, metavar="FILE", help="write a row per method and capability")
     report.add_argument("--parquet", type=Path, metavar="FILE", help="the same as Parquet")
@@ -53,7 +55,7 @@ def _report(given: argparse.Namespace) -> int:
     lines = overview.ordered((line for run, known in runs for line in overview.of(run, known)), given.sort)
     written = [_html(given, runs)] if given.html else []
     written += _tables(given, lines)
-    if given.md or not written:
+    if given.md or given.comment or not written:
         for run, known in runs:
             show(_text(given, run, known))
     else:
@@ -85,8 +87,10 @@ def _shipped() -> tuple[Run, References]:
 
 
 def _text(given: argparse.Namespace, run: Run, known: References) -> Sequence[str]:
-    from kvcheck.report import leaderboard, markdown, terminal
+    from kvcheck.report import comment, leaderboard, markdown, terminal
 
+    if given.comment:
+        return comment.text(run, known, given.title).splitlines()
     if given.shipped:
         return list(leaderboard.lines(run, known, given.sort, markdown=given.md))
     if given.md:

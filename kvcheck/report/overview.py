@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from kvcheck.core.errors import SpecError, did_you_mean
-from kvcheck.core.record import AS_RECORDED, CAPABILITIES, CaseRecord, LatencyRecord, Run, Verdict
+from kvcheck.core.record import AGAINST_OWN, AS_RECORDED, CAPABILITIES, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.report import rows, verdict
 from kvcheck.report.rows import References, Row
 from kvcheck.report.table import Code, Table
@@ -109,7 +109,7 @@ class Line:
     @cached_property
     def own(self) -> str:
         """Is it worse than its record?"""
-        found = [one for name in ("regression", "drift") if (one := self._asked(name)) is not None]
+        found = [one for name in AGAINST_OWN if (one := self._asked(name)) is not None]
         outcomes = {one.outcome for one in found}
         if not found:
             return NO_RECORD
