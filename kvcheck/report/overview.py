@@ -184,7 +184,7 @@ def narrow(lines: Sequence[Line]) -> tuple[Table, Table]:
 def _cells(line: Line, timed: Sequence[str]) -> tuple[str, ...]:
     gap = line.gap
     drop = ("", "", "") if gap is None else (points(gap.drop), interval(gap.low, gap.high), allowed(gap))
-    share = "" if line.share is None else f"{line.share:.2f}"
+    share = "" if line.share is None else f"{line.share:.2f}{'+' * bool(line.host)}"
     ratios = (f"{one.ratio:.2f}" if (one := line.latency(what)) else "" for what in timed)
     return (Code(line.method), line.standing.outcome, *drop, share, *ratios)
 
@@ -204,6 +204,8 @@ def score(row: Row | None) -> str:
 def legend(lines: Sequence[Line]) -> Iterator[str]:
     """What the columns mean, and where the limits come from."""
     yield "drop: points of accuracy against fp16; bytes: KV bytes as a share of fp16's; n: contexts"
+    if any(line.host for line in lines):
+        yield "+: and more in host memory, which is not counted"
     origins = {gap.origin for line in lines if (gap := line.gap) and gap.allowed is not None}
     if origins:
         yield f"allowed: {', '.join(sorted(origins))}"
