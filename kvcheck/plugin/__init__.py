@@ -249,7 +249,14 @@ kv_candidate = _fixture(
 
 @pytest.hookimpl(trylast=True)
 def pytest_kvcheck_open(settings: Settings) -> Backend | Engine:
-    """The in-process engine, unless a plugin opened another one."""
+    """The engine that the methods name, else transformers in this process, unless a plugin opened another one."""
+    from kvcheck.backends.engines import specs
+
+    chosen = specs.chosen(settings)
+    if chosen is not None:
+        from kvcheck.backends.engines.session import EngineSession
+
+        return EngineSession.open(chosen, settings)
     from kvcheck.backends.transformers import open_engine
 
     return open_engine(settings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.backends.engines import specs
 from kvcheck.conformance.base import names
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
@@ -124,7 +125,7 @@ def properties_wanted(settings: Settings, marks: str = "") -> bool:
 
 def property_params(settings: Settings, marks: str = "") -> list[ParameterSet]:
     """One parameter (property, method) per item."""
-    if not properties_wanted(settings, marks):
+    if specs.chosen(settings) is not None or not properties_wanted(settings, marks):
         return []
     pairs = [(name, method) for method in settings.methods for name in names()]
     mine = [pytest.mark.conformance]
