@@ -216,7 +216,7 @@ def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
 def arguments(spec: Spec, factory: Callable[..., object], ready: Mapping[str, object] | None = None) -> dict[str, Json]:
     """The checked parameters of a spec for a factory. ready: values that need no check. Raises SpecError."""
     ready = ready or {}
-    given = values_of(spec, parameter_types(factory), ready) | ready
+    given = values_of(spec, parameter_types(factory), ready) | dict(ready)
     missing = [name for name in _required(factory) if name not in given]
     if missing:
         raise SpecError(f"{spec.name} needs {', '.join(missing)}", f"write {spec.name}:{missing[0]}=VALUE")

@@ -118,6 +118,9 @@ class _Llama:
     def _scalar(self, number: int) -> Any:
         return self.ops.constant(np.array(number, np.int64))
 
+    def _number(self, value: float) -> Any:
+        return self.ops.constant(np.array([value], np.float32))
+
     def _linear(self, x: Any, name: str) -> Any:
         """x times the transposed weight."""
         return self.ops.matmul(x, self.ops.constant(self.weights[f"{name}.weight"]), False, True)
@@ -125,8 +128,8 @@ class _Llama:
     def _norm(self, x: Any, name: str) -> Any:
         """x over the root of its mean square, times the weight."""
         ops, last = self.ops, self._whole(-1)
-        square = ops.reduce_mean(ops.power(x, ops.constant(np.float32([2.0]))), last, True)
-        root = ops.sqrt(ops.add(square, ops.constant(np.float32([self.config["rms_norm_eps"]]))))
+        square = ops.reduce_mean(ops.power(x, self._number(2.0)), last, True)
+        root = ops.sqrt(ops.add(square, self._number(self.config["rms_norm_eps"])))
         return ops.multiply(ops.constant(self.weights[f"{name}.weight"]), ops.divide(x, root))
 
     def model(self) -> Any:
@@ -177,7 +180,7 @@ class _Llama:
         ops, half = self.ops, self.dim // 2
         first = ops.slice(x, self._whole(0), self._whole(half), self._whole(1), self._whole(3))
         second = ops.slice(x, self._whole(half), self._whole(self.dim), self._whole(1), self._whole(3))
-        beside = ops.concat([ops.multiply(second, ops.constant(np.float32([-1.0]))), first], -1)
+        beside = ops.concat([ops.multiply(second, self._number(-1.0)), first], -1)
         return ops.add(ops.multiply(x, turn[0]), ops.multiply(beside, turn[1]))
 
     def _visible(self, ids: Any, mask: Any) -> Any:

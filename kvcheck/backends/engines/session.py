@@ -1,7 +1,7 @@
 """A run on a real engine: the backend that kvcheck/runner drives, over engines that were opened with settings.
 
 The reference, "fp16" in records, is the same engine with its KV cache at full and everything else alike. It is asked
-the same prompts in the same company, so that what differs is the KV cache.
+the same prompts in the same way, so that what differs is the KV cache.
 """
 
 from __future__ import annotations
@@ -136,10 +136,11 @@ class EngineSession:
     # -- cases ---------------------------------------------------------------------------------------------------------
 
     def answer(self, method_spec: str, prompts: Sequence[tuple[list[int], int]]) -> list[Answer]:
-        """Answer prompts greedily, all together."""
+        """Answer prompts greedily, one at a time: what an engine does to a prompt may depend on its company, and sparse
+        attention that is left out of mixed batches would be measured as dense."""
         self.expect_quiet()
         asked = [Prompt(ids, limit, self.encoder.eos) for ids, limit in prompts]
-        return [_answer(one) for one in self.replies(method_spec, asked)]
+        return [_answer(self.replies(method_spec, [one])[0]) for one in asked]
 
     def replies(self, method: str, prompts: Sequence[Prompt]) -> list[Reply]:
         """What an engine says to prompts, together. Raises MethodFailed for one that is not answered."""
@@ -151,9 +152,9 @@ class EngineSession:
         return found
 
     def log_probs(self, method_spec: str, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Log-probabilities of continuations, each read as a part of the prompt."""
+        """Log-probabilities of continuations, each read as a part of the prompt, one at a time likewise."""
         with self.serving(method_spec, "scoring") as served:
-            return served.score([([*prompt, *more], len(prompt)) for prompt, more in pairs])
+            return [served.score([([*prompt, *more], len(prompt))])[0] for prompt, more in pairs]
 
     @contextmanager
     def serving(self, method: str, doing: str) -> Iterator[Served]:

@@ -112,7 +112,12 @@ def chosen(settings: Settings) -> Chosen | None:
     return Chosen(info, next(iter(references)))
 
 
+def missing(info: EngineInfo) -> list[str]:
+    """The modules of an engine that are not there to be imported."""
+    return [name for name in info.modules if find_spec(name) is None]
+
+
 def _expect_installed(info: EngineInfo) -> None:
-    missing = [name for name in info.modules if find_spec(name) is None]
-    if missing or not info.version:
-        raise SpecError(f"{info.name} is not installed ({', '.join(missing) or info.package})", info.pip)
+    lacking = missing(info)
+    if lacking or not info.version:
+        raise SpecError(f"{info.name} is not installed (no {', '.join(lacking) or info.package})", info.pip)
