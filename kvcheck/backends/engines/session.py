@@ -35,6 +35,8 @@ OPEN = 3
 """Engines that are open at a time: the reference, and methods in turns."""
 DECODED = 33
 """Tokens that are decoded where a context is weighed: the last one is not fed, the others fill a block of 32."""
+LEAST = 512
+"""Tokens of a context that the task kv has room in, whatever the tokenizer."""
 TIMED = 9
 """Tokens of an answer whose seconds are measured, the first one by itself."""
 
@@ -212,11 +214,11 @@ class EngineSession:
             )
 
     def texts(self, length: int, n: int) -> list[list[int]]:
-        """Contexts of the task kv of so many tokens, as every model is shown them."""
-        task = TASKS.get("kv")
-        case = CaseId("kv", task.info.version, "single", length, self.settings.seed, n)
+        """Contexts of the task kv of so many tokens, as every model is shown them, or their beginnings."""
+        task, whole = TASKS.get("kv"), max(length, LEAST)
+        case = CaseId("kv", task.info.version, "single", whole, self.settings.seed, n)
         asking = Prompter(self.encoder, case, None)
-        samples = [task.generate(case.seed, at, length, self.encoder) for at in range(n)]
+        samples = [task.generate(case.seed, at, whole, self.encoder) for at in range(n)]
         return [asking.context(sample)[:length] for sample in samples]
 
     # -- cost ----------------------------------------------------------------------------------------------------------
