@@ -242,6 +242,9 @@ kv_property = _fixture(
     "kv_property",
     "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
 )
+kv_engine = _fixture(
+    "kv_engine", "One property of the cache's life in a real engine: `kv_engine.check(kv_engine.examine())`."
+)
 kv_candidate = _fixture(
     "kv_candidate", "One bug of the zoo, or a correct method: `kv_candidate.check(kv_candidate.examine())`."
 )

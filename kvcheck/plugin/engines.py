@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvcheck.backends.engines import specs
+from kvcheck.conformance import base as conformance
 from kvcheck.core.settings import Settings
 from kvcheck.models import names
 from kvcheck.plugin import cases
@@ -23,6 +24,15 @@ def joined(settings: Settings, root: Path) -> Settings:
     if not settings.record and _on_record(chosen, settings, root):
         return settings
     return replace(settings, methods=(specs.FULL, *settings.methods))
+
+
+def property_names(settings: Settings) -> tuple[str, ...]:
+    """The properties that methods of a run may be tried on, in order."""
+    if specs.chosen(settings) is None:
+        return conformance.names()
+    from kvcheck.backends.engines.properties import PROPERTIES
+
+    return tuple(PROPERTIES)
 
 
 def _on_record(chosen: specs.Chosen, settings: Settings, root: Path) -> bool:

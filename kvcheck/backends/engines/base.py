@@ -13,8 +13,11 @@ from typing import Protocol
 
 from kvcheck.core.spec import Value
 
-SCORES, WEIGHS, CANCELS, FLUSHES = "scores", "weighs", "cancels", "flushes"
-"""What not every engine can: log-probabilities of a given text, bytes held, ending a request, emptying its caches."""
+SCORES, WEIGHS, COUNTS, CANCELS, FLUSHES = "scores", "weighs", "counts", "cancels", "flushes"
+"""What not every engine can: log-probabilities of a given text, bytes of a context, bytes in use in this process,
+ending a request, emptying its caches."""
+PREFIX, CHUNK, POOL, ROOMY, DENSE = "prefix cache", "chunk", "pool", "roomy budget", "threshold that drops nothing"
+"""Ways that an engine can be set to, see EngineInfo.ways."""
 Settings = Mapping[str, Value]
 """Settings of an engine by name; names with dots reach into nested ones."""
 
@@ -87,6 +90,10 @@ class Served(Protocol):
         """What a prompt takes. Raises MethodUnsupported where the engine's count is known to be wrong. WEIGHS."""
         ...
 
+    def fill(self, prompts: Sequence[Prompt]) -> int:
+        """Answer prompts together -> the most bytes of KV cache in use, by the engine's own count. COUNTS."""
+        ...
+
     def cancel(self, prompt: Prompt, after: int) -> bool:
         """Send a prompt and end it after so many steps of the engine; was it still running? CANCELS."""
         ...
@@ -118,7 +125,10 @@ class EngineInfo:
     package: the distribution whose version is the engine's. modules: what must be importable. extra: the extra of
     kvcheck that installs it. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it computes in,
     the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go together. claims:
-    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS, FLUSHES.
+    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, COUNTS, CANCELS, FLUSHES.
+
+    ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
+    least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.
     """
 
     name: str
@@ -133,6 +143,8 @@ class EngineInfo:
     can: frozenset[str]
     expect: Callable[[Settings], None] = field(default=lambda settings: None)
     claims: Callable[[Settings], str] = field(default=lambda settings: "")
+    ways: Mapping[str, Callable[[int], Settings]] = field(default_factory=dict)
+    uses: Callable[[Settings], frozenset[str]] = field(default=lambda settings: frozenset())
 
     @property
     def version(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log
 
 from kvcheck.backends.engines.base import Prompt, Reply
 
@@ -48,10 +49,13 @@ def measure(ask: Callable[[Sequence[Prompt]], list[Reply]], prompts: Sequence[Pr
 
 
 def apart(one: Reply, other: Reply) -> float:
-    """The largest difference of log-probabilities of two answers, up to the first token that differs."""
+    """The largest difference of log-probabilities of two answers, up to the first token that differs.
+
+    There, what one of them finds likelier than all others together is less than that to the other one.
+    """
     largest = 0.0
     for mine, theirs, here, there in zip(one.tokens, other.tokens, one.log_probs, other.log_probs, strict=False):
         largest = max(largest, abs(here - there))
         if mine != theirs:
-            break
+            return max(largest, here + log(2), there + log(2))
     return largest

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from kvcheck.backends.engines.base import (
     CANCELS,
+    CHUNK,
+    COUNTS,
+    DENSE,
+    POOL,
+    PREFIX,
+    ROOMY,
     SCORES,
     WEIGHS,
     EngineInfo,
@@ -31,8 +37,8 @@ from kvcheck.core.record import EXCEEDS, FREES
 
 BLOCK = 32
 """Tokens of a block on a CPU."""
-POOL = 1
-"""GiB of the pool where nothing is said."""
+GIB = 1
+"""Of the pool where nothing is said."""
 PRECISIONS = Literal["f16", "f32", "bf16", "u8", "u4"]
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _KV, _K, _V, _DTYPE, _THREADS = (
@@ -113,6 +119,21 @@ def claims(settings: Settings) -> str:
     return FREES if {"u8", "u4"} & set(found) else ""
 
 
+def uses(settings: Settings) -> frozenset[str]:
+    """See EngineInfo.uses."""
+    sparse = settings.get("use_sparse_attention") and settings.get(f"{_SPARSE}mode") == "XATTENTION"
+    return frozenset([ROOMY] * bool(settings.get("use_cache_eviction")) + [DENSE] * bool(sparse))
+
+
+WAYS: dict[str, Callable[[int], Settings]] = {
+    PREFIX: lambda on: {"enable_prefix_caching": bool(on)},
+    CHUNK: lambda tokens: {"max_num_batched_tokens": tokens},
+    POOL: lambda blocks: {"cache_size": 0, "num_kv_blocks": blocks},
+    ROOMY: lambda tokens: {f"{_EVICTION}max_cache_size": -(-tokens // BLOCK) * BLOCK},
+    DENSE: lambda _: {f"{_SPARSE}xattention_threshold": 1.0},
+}
+
+
 class OpenVino:
     """One pipeline. Its requests are answered in steps; all that wait are batched."""
 
@@ -142,7 +163,7 @@ class OpenVino:
     def _scheduler(self) -> Any:
         config = self.genai.SchedulerConfig()
         if not {"cache_size", "num_kv_blocks"} & set(self.settings):
-            config.cache_size = POOL
+            config.cache_size = GIB
         for name, value in self.settings.items():
             if not name.isupper() and "." not in name:
                 setattr(config, name, value)
@@ -246,6 +267,18 @@ class OpenVino:
         kept = round(used / each / BLOCK) * BLOCK
         return Held(each * slots, slots, each * kept, kept)
 
+    def fill(self, prompts: Sequence[Prompt]) -> int:
+        """See Served."""
+        handles = [self._send(one.ids, one.limit, one.ends) for one in prompts]
+        most = 0.0
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            metrics = self.pipeline.get_metrics()
+            most = max(most, metrics.cache_usage / 100 * metrics.kv_cache_size_in_bytes)
+        for one, handle in zip(prompts, handles, strict=True):
+            self._result(handle, one.ids)
+        return round(most)
+
     def cancel(self, prompt: Prompt, after: int) -> bool:
         """See Served."""
         handle = self._send(prompt.ids, prompt.limit, prompt.ends)
@@ -278,7 +311,9 @@ ENGINE = EngineInfo(
     block=BLOCK,
     dtypes=tuple(DTYPES),
     open=OpenVino,
-    can=frozenset({SCORES, WEIGHS, CANCELS}),
+    can=frozenset({SCORES, WEIGHS, COUNTS, CANCELS}),
     expect=expect,
     claims=claims,
+    ways=WAYS,
+    uses=uses,
 )

@@ -22,7 +22,7 @@ from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, S
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, LatencyRecord, MemoryRecord
 from kvcheck.core.settings import Settings
-from kvcheck.core.spec import Spec
+from kvcheck.core.spec import Spec, Value
 from kvcheck.judging.budget import Budget
 from kvcheck.runner.prompts import Prompter
 from kvcheck.runner.seam import Answer, Encoder
@@ -162,7 +162,7 @@ class EngineSession:
     def serving(self, method: str, doing: str) -> Iterator[Served]:
         """The engine with a method's settings. What it raises becomes MethodFailed; it is not used again then."""
         spec = self.chosen.settings_of(method)
-        served = self.opened.pop(spec, None) or self._opened(spec, method)
+        served = self.opened.pop(spec, None) or self._opened(spec)
         try:
             yield served
         except MethodUnsupported:
@@ -178,10 +178,29 @@ class EngineSession:
             raise
         self.opened[spec] = served
 
-    def _opened(self, spec: Spec, method: str) -> Served:
+    @contextmanager
+    def fresh(self, method: str, changed: Mapping[str, Value]) -> Iterator[Served]:
+        """An engine of its own with a method's settings, some of them changed. Raises MethodFailed."""
+        given = {**dict(self.chosen.settings_of(method).params), **changed}
+        served = self._new(Spec(self.info.name, tuple(given.items())))
+        try:
+            yield served
+        except (KvcheckError, AssertionError):
+            raise
+        except Exception as error:
+            raise MethodFailed(
+                f"{method} failed with {dict(changed) or 'no setting changed'}: {_reason(error)}"
+            ) from error
+        finally:
+            served.close()
+
+    def _opened(self, spec: Spec) -> Served:
         while len(self.opened) >= OPEN:
             oldest = next((one for one in self.opened if one != self.chosen.full), next(iter(self.opened)))
             _closed(self.opened.pop(oldest))
+        return self._new(spec)
+
+    def _new(self, spec: Spec) -> Served:
         try:
             return self.info.open(Opening(self.folder, self.model_print, self.dtype, dict(spec.params)))
         except KvcheckError:
