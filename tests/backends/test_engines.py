@@ -16,8 +16,9 @@ import kvcheck.plugin.case  # pytester forgets what a run imported first, which 
 import kvcheck.plugin.collector
 import kvcheck.plugin.params
 import kvcheck.report.terminal  # noqa: F401
-from kvcheck.backends.engines import specs
-from kvcheck.backends.engines.base import Prompt
+from kvcheck.backends.engines import properties, specs
+from kvcheck.backends.engines.base import CHUNK, POOL, PREFIX, Prompt, Reply
+from kvcheck.backends.engines.noise import apart
 from kvcheck.backends.engines.session import OPEN, EngineSession, Shape
 from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
 from kvcheck.core.record import Run
@@ -267,3 +268,86 @@ def test_reference_specs_are_specs(toy: None) -> None:
     assert specs.Chosen(toy_engine.ENGINE, Spec("toy")).settings_of("fp16") == Spec("toy")
     with pytest.raises(KvcheckError, match="no setting"):
         specs.Chosen(toy_engine.ENGINE, Spec("toy")).settings_of("toy:what=1")
+
+
+# -- properties of a cache's life --------------------------------------------------------------------------------------
+
+
+USED = {"a_budget_above_the_prompt_is_full": ",keeps=64", "a_threshold_that_drops_nothing_is_dense": ",threshold=0.5"}
+"""The settings that a property is about."""
+
+
+@pytest.fixture
+def tried(session: Callable[..., EngineSession]) -> Callable[[str, str], str]:
+    """What a property says of a method: "" where it holds, else the name of what it raised and why."""
+
+    def attempt(name: str, method: str) -> str:
+        bench = properties.Bench(session(method), method)
+        bench._tolerance = 1e-4  # the toy's faults are in its settings, so they would excuse themselves
+        try:
+            properties.PROPERTIES[name](bench)
+        except (properties.Broken, properties.NotTried) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    return attempt
+
+
+@pytest.mark.parametrize("name", [name for name in properties.PROPERTIES if name != "bytes_are_as_counted"])
+def test_a_correct_engine_has_every_property(tried: Callable[[str, str], str], name: str) -> None:
+    assert tried(name, f"toy:bits=16{USED.get(name, '')}") == ""
+
+
+@pytest.mark.parametrize("fault", toy_engine.FAULTS)
+def test_every_fault_of_a_cache_in_an_engine_is_shown_by_a_property(
+    tried: Callable[[str, str], str], fault: str
+) -> None:
+    name = toy_engine.FAULTS[fault]
+    assert tried(name, f"toy:fault={fault}{USED.get(name, '')}").startswith("Broken: ")
+
+
+def test_what_the_settings_make_no_use_of_is_excused(tried: Callable[[str, str], str]) -> None:
+    for name in USED:
+        assert tried(name, "toy:bits=16").startswith("Excused: ")
+
+
+def test_a_path_that_was_not_taken_is_not_said_to_hold(
+    tried: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way, number in ((PREFIX, 1), (CHUNK, 64), (POOL, 9)):  # taken without a word, and nothing is done
+        monkeypatch.setitem(toy_engine.ENGINE.ways, way, lambda number: {})
+        name = {PREFIX: "a_prefix_hit_is_a_miss", CHUNK: "a_chunked_prompt_is_the_whole"}.get(
+            way, "a_small_pool_changes_nothing"
+        )
+        assert tried(name, "toy:bits=16").startswith("NotTried: "), (way, number)
+    for way in (PREFIX, CHUNK, POOL):
+        monkeypatch.delitem(toy_engine.ENGINE.ways, way)
+    assert tried("a_prefix_hit_is_a_miss", "toy:bits=16") == "NotTried: toy has no prefix cache"
+
+
+def test_settings_that_lose_much_by_themselves_let_no_fault_show(session: Callable[..., EngineSession]) -> None:
+    bench = properties.Bench(session("toy:bits=1"), "toy:bits=1")
+    with pytest.raises(properties.NotTried, match=r"move log-probabilities by 1\.5 nats by themselves"):
+        properties.together_is_alone(bench)
+
+
+def test_another_token_is_far_where_one_of_them_was_sure() -> None:
+    sure, other = Reply((1,), (-0.01,), False), Reply((2,), (-0.01,), False)
+    assert apart(sure, other) == pytest.approx(0.683, abs=1e-3)
+    near = [Reply((token,), (-0.7,), False) for token in (1, 2)]
+    assert apart(*near) == 0.0
+
+
+def test_the_suite_of_engines_tries_the_properties_and_no_conformance(
+    run: Callable[..., tuple[pytest.RunResult, Run | None]], pytester: pytest.Pytester
+) -> None:
+    result = pytester.runpytest(
+        "--pyargs", "kvcheck.suites.test_engine", "kvcheck.suites.test_conformance",
+        "--kv-method=toy:fault=stale", "-m", "engine", "--kv-json=run.json",
+    )  # fmt: skip
+    found = {one.name: one.outcome for one in read_run(pytester.path / "run.json").properties}
+    assert list(found) == list(properties.PROPERTIES)
+    assert result.ret == 1
+    assert found["a_prefix_hit_is_a_miss"] == "fails"
+    assert found["bytes_are_as_counted"] == "not served"
+    result.stdout.fnmatch_lines(['*"a prefix hit is a miss" does not hold*'])

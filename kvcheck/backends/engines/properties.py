@@ -31,7 +31,7 @@ from kvcheck.backends.engines.base import (
     Settings,
 )
 from kvcheck.backends.engines.noise import apart
-from kvcheck.backends.engines.session import EngineSession
+from kvcheck.backends.engines.session import EngineSession, Said
 from kvcheck.backends.engines.specs import FULL
 from kvcheck.core.errors import MethodFailed
 from kvcheck.core.spec import Value
@@ -55,11 +55,11 @@ NEAR = 1.25
 """How many times as much as it counts an engine may map, or the other way round."""
 
 
-class Broken(AssertionError):
+class Broken(Said):
     """A property that does not hold."""
 
 
-class NotTried(Exception):
+class NotTried(Said):
     """A property of which nothing can be said, with the reason."""
 
 

@@ -41,6 +41,10 @@ TIMED = 9
 """Tokens of an answer whose seconds are measured, the first one by itself."""
 
 
+class Said(Exception):
+    """What somebody who drives an engine has to say of it: no failure of the engine."""
+
+
 @dataclass
 class Shape:
     """What a full 16-bit KV cache of the model takes, from its config.json."""
@@ -185,12 +189,11 @@ class EngineSession:
         served = self._new(Spec(self.info.name, tuple(given.items())))
         try:
             yield served
-        except (KvcheckError, AssertionError):
+        except (KvcheckError, Said):
             raise
         except Exception as error:
-            raise MethodFailed(
-                f"{method} failed with {dict(changed) or 'no setting changed'}: {_reason(error)}"
-            ) from error
+            how = ", ".join(f"{name}={value}" for name, value in changed.items())
+            raise MethodFailed(f"{method} failed with {how or 'nothing changed'}: {_reason(error)}") from error
         finally:
             served.close()
 
