@@ -127,9 +127,8 @@ def engines() -> Iterator[str]:
 def _cans(info: EngineInfo) -> Iterator[str]:
     from kvcheck.backends.engines.base import CANCELS, FLUSHES, SCORES, WEIGHS
 
-    words = {SCORES: "log-probabilities of a text", WEIGHS: "bytes of a context", CANCELS: "cancel", FLUSHES: "flush"}
-    for can, word in words.items():
-        yield word if can in info.can else f"no {word}"
+    for can in (SCORES, WEIGHS, CANCELS, FLUSHES):
+        yield can if can in info.can else f"no {can}"
 
 
 def _kind(name: str, about: Key) -> str:

@@ -13,9 +13,8 @@ from typing import Protocol
 
 from kvcheck.core.spec import Value
 
-SCORES, WEIGHS, COUNTS, CANCELS, FLUSHES = "scores", "weighs", "counts", "cancels", "flushes"
-"""What not every engine can: log-probabilities of a given text, bytes of a context, bytes in use in this process,
-ending a request, emptying its caches."""
+SCORES, WEIGHS, CANCELS, FLUSHES = "log-probabilities of a text", "bytes of a context", "cancel", "flush"
+"""What not every engine can, in words: it ends a request, it empties what it keeps between requests."""
 PREFIX, CHUNK, POOL, ROOMY, DENSE = "prefix cache", "chunk", "pool", "roomy budget", "threshold that drops nothing"
 """Ways that an engine can be set to, see EngineInfo.ways."""
 Settings = Mapping[str, Value]
@@ -90,10 +89,6 @@ class Served(Protocol):
         """What a prompt takes. Raises MethodUnsupported where the engine's count is known to be wrong. WEIGHS."""
         ...
 
-    def fill(self, prompts: Sequence[Prompt]) -> int:
-        """Answer prompts together -> the most bytes of KV cache in use, by the engine's own count. COUNTS."""
-        ...
-
     def cancel(self, prompt: Prompt, after: int) -> bool:
         """Send a prompt and end it after so many steps of the engine; was it still running? CANCELS."""
         ...
@@ -125,7 +120,7 @@ class EngineInfo:
     package: the distribution whose version is the engine's. modules: what must be importable. extra: the extra of
     kvcheck that installs it. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it computes in,
     the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go together. claims:
-    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, COUNTS, CANCELS, FLUSHES.
+    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS, FLUSHES.
 
     ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
     least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from kvcheck.backends.engines.base import (
     CANCELS,
     CHUNK,
-    COUNTS,
     DENSE,
     POOL,
     PREFIX,
@@ -267,18 +266,6 @@ class OpenVino:
         kept = round(used / each / BLOCK) * BLOCK
         return Held(each * slots, slots, each * kept, kept)
 
-    def fill(self, prompts: Sequence[Prompt]) -> int:
-        """See Served."""
-        handles = [self._send(one.ids, one.limit, one.ends) for one in prompts]
-        most = 0.0
-        while self.pipeline.has_non_finished_requests():
-            self.pipeline.step()
-            metrics = self.pipeline.get_metrics()
-            most = max(most, metrics.cache_usage / 100 * metrics.kv_cache_size_in_bytes)
-        for one, handle in zip(prompts, handles, strict=True):
-            self._result(handle, one.ids)
-        return round(most)
-
     def cancel(self, prompt: Prompt, after: int) -> bool:
         """See Served."""
         handle = self._send(prompt.ids, prompt.limit, prompt.ends)
@@ -311,7 +298,7 @@ ENGINE = EngineInfo(
     block=BLOCK,
     dtypes=tuple(DTYPES),
     open=OpenVino,
-    can=frozenset({SCORES, WEIGHS, COUNTS, CANCELS}),
+    can=frozenset({SCORES, WEIGHS, CANCELS}),
     expect=expect,
     claims=claims,
     ways=WAYS,

@@ -8,17 +8,13 @@ something by themselves, within twice that: chunks and blocks may fall otherwise
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from kvcheck.backends.engines.base import (
     CANCELS,
     CHUNK,
-    COUNTS,
     DENSE,
     FLUSHES,
     POOL,
@@ -48,11 +44,6 @@ LENGTH, TOKENS = 512, 8
 """Tokens of most prompts, and of all answers."""
 PIECE = 128
 """Tokens of a piece that prompts are read in, so that a hit is seen by fewer of them."""
-FILLED, FIRST, LONG = 12, 2, 1024
-"""Prompts that fill the pool, of how many it has seen the blocks before, and their length."""
-STATM = Path("/proc/self/statm")
-NEAR = 1.25
-"""How many times as much as it counts an engine may map, or the other way round."""
 
 
 class Broken(Said):
@@ -310,31 +301,6 @@ def a_threshold_that_drops_nothing_is_dense(bench: Bench) -> str:
     return ""
 
 
-def bytes_are_as_counted(bench: Bench) -> str:
-    """What the engine says its KV cache takes is what this process grows by when the pool fills."""
-    bench.can(COUNTS)
-    prompts = bench.prompts(LONG, n=FILLED)
-    with bench.engine() as served:
-        before = served.fill(prompts[:FIRST])
-        gc.collect()
-        start = _resident()
-        counted = served.fill(prompts) - before
-        grown = _resident() - start
-    if counted <= 0 or start <= 0:
-        raise NotTried("the engine counted nothing, or this system does not tell what a process holds")
-    if not 1 / NEAR <= grown / counted <= NEAR:
-        raise Broken(f"it counted {counted:,} bytes more, the process grew by {grown:,} ({grown / counted:.0%})")
-    return ""
-
-
-def _resident() -> int:
-    """Bytes that this process holds in memory, 0 where the system does not tell."""
-    try:
-        return int(STATM.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 Property = Callable[[Bench], str]
 PROPERTIES: dict[str, Property] = {
     one.__name__: one
@@ -349,7 +315,6 @@ PROPERTIES: dict[str, Property] = {
         flushed_is_cold,
         a_budget_above_the_prompt_is_full,
         a_threshold_that_drops_nothing_is_dense,
-        bytes_are_as_counted,
     )
 }
 """In the order of their value."""
