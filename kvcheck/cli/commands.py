@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     methods.add_argument("--pages", type=Path, metavar="FOLDER", help="write a page of documentation per method there")
     methods.set_defaults(run=_methods)
     new_method.add(commands)
+    commands.add_parser("engines", help="list the engines that --kv-method knows: version, settings").set_defaults(
+        run=_engines
+    )
     commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
         run=_tasks
     )
@@ -99,6 +102,13 @@ def _methods(given: argparse.Namespace) -> int:
         show([f"{len(pages.write(given.pages))} pages written to {given.pages}"])
     else:
         show(catalogue.methods())
+    return OK
+
+
+def _engines(given: argparse.Namespace) -> int:
+    from kvcheck.report import catalogue
+
+    show(catalogue.engines())
     return OK
 
 

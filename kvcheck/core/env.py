@@ -24,6 +24,8 @@ PACKAGES = (
     "pytest-xdist",
     "pytest-benchmark",
     "kvpress",
+    "openvino",
+    "openvino-genai",
 )
 
 

@@ -9,7 +9,7 @@ import shlex
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,21 +215,29 @@ def canonical(spec: Spec, factory: Callable[..., object]) -> Spec:
 
 def arguments(spec: Spec, factory: Callable[..., object], ready: Mapping[str, object] | None = None) -> dict[str, Json]:
     """The checked parameters of a spec for a factory. ready: values that need no check. Raises SpecError."""
-    fields, ready = parameter_types(factory), ready or {}
+    ready = ready or {}
+    given = values_of(spec, parameter_types(factory), ready) | dict(ready)
+    missing = [name for name in _required(factory) if name not in given]
+    if missing:
+        raise SpecError(f"{spec.name} needs {', '.join(missing)}", f"write {spec.name}:{missing[0]}=VALUE")
+    return given
+
+
+def values_of(spec: Spec, kinds: Mapping[str, object], ready: Container[str] = ()) -> dict[str, Json]:
+    """The checked parameters of a spec by their names and types. ready: names whose values need no check.
+
+    Raises SpecError.
+    """
     given: dict[str, Json] = {}
     for key, value in spec.params:
-        if key not in fields:
-            hint = did_you_mean(key, fields) if fields else f"it takes none: {spec.name}"
+        if key not in kinds:
+            hint = did_you_mean(key, kinds) if kinds else f"it takes none: {spec.name}"
             raise SpecError(f"{spec.name} has no parameter {key!r}", hint)
-        wanted = fields[key]
+        wanted = kinds[key]
         if key not in ready and not accepts(wanted, value):
             hint = _type_hint(wanted, value)
             raise SpecError(f"{spec.name}: {key}={write_value(value)} is not {_describe(wanted)}", hint)
         given[key] = float(value) if isinstance(value, int) and _is_float(wanted, value) else value
-    given |= ready
-    missing = [name for name in _required(factory) if name not in given]
-    if missing:
-        raise SpecError(f"{spec.name} needs {', '.join(missing)}", f"write {spec.name}:{missing[0]}=VALUE")
     return given
 
 

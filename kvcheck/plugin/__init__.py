@@ -242,6 +242,9 @@ kv_property = _fixture(
     "kv_property",
     "One property of kvcheck.conformance on one method: `kv_property.check(kv_property.examine())`.",
 )
+kv_engine = _fixture(
+    "kv_engine", "One property of the cache's life in a real engine: `kv_engine.check(kv_engine.examine())`."
+)
 kv_candidate = _fixture(
     "kv_candidate", "One bug of the zoo, or a correct method: `kv_candidate.check(kv_candidate.examine())`."
 )
@@ -249,7 +252,14 @@ kv_candidate = _fixture(
 
 @pytest.hookimpl(trylast=True)
 def pytest_kvcheck_open(settings: Settings) -> Backend | Engine:
-    """The in-process engine, unless a plugin opened another one."""
+    """The engine that the methods name, else transformers in this process, unless a plugin opened another one."""
+    from kvcheck.backends.engines import specs
+
+    chosen = specs.chosen(settings)
+    if chosen is not None:
+        from kvcheck.backends.engines.session import EngineSession
+
+        return EngineSession.open(chosen, settings)
     from kvcheck.backends.transformers import open_engine
 
     return open_engine(settings)

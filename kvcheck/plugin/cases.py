@@ -63,6 +63,7 @@ def register_markers(config: pytest.Config, settings: Settings) -> None:
     lines += [f"{name}: a case in this mode" for name in MODES]
     lines += [f"length_{length}: a case with {length} tokens of context" for length in sorted(lengths)]
     lines += ["conformance: a property that every method must hold"]
+    lines += ["engine: a property of the life of a KV cache in a real engine"]
     lines += [f"quick: up to {QUICK_LENGTH} tokens of context", f"slow: more than {QUICK_LENGTH} tokens, or latency"]
     for line in lines:
         config.addinivalue_line("markers", line)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from kvcheck.conformance.base import names
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import RUN, CaseRecord, Run, RunHeader, Verdict
 from kvcheck.judging import pooled
-from kvcheck.plugin import commands, gate, guardian, opening, options, reconcile, referee, resume, state
+from kvcheck.plugin import commands, engines, gate, guardian, opening, options, reconcile, referee, resume, state
 from kvcheck.plugin.more import More, undecided
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report import explain, rows, verdict
@@ -339,7 +338,7 @@ class Collector:
     def _as_run(self, kept: Kept) -> Run:
         if self._header is None:
             self._header = opening.header(self.config, self.model)
-        known, order = self.settings.methods, names()
+        known, order = self.settings.methods, engines.property_names(self.settings)
         run = kept.run(self._header, known)
         properties = sorted(run.properties, key=lambda one: (known.index(one.method), order.index(one.name)))
         failures = sorted({**run.failures, **self.failures}.items())

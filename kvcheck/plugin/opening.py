@@ -18,7 +18,7 @@ from kvcheck.core.registry import importable
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import flag, raised
 from kvcheck.models import names
-from kvcheck.plugin import cases, options, parse, refusals, resume, sources
+from kvcheck.plugin import cases, engines, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State, in_place, of
 from kvcheck.runner.case import driven
 from kvcheck.store.baselines import ModelId
@@ -33,7 +33,7 @@ def activate(config: pytest.Config) -> State:
         return config.stash[STATE]
     try:
         importable(config.invocation_params.dir)
-        found = options.load(config)
+        found = engines.joined(options.load(config), config.rootpath)
         refuse_forked(config)
         refusals.recording_in_ci(found)
         refusals.known_place(found)
@@ -80,12 +80,13 @@ def check_methods(config: pytest.Config) -> None:
 
     The plain name of a built-in one needs no check, and does not cost the import of torch here.
     """
+    from kvcheck.backends.engines import specs
     from kvcheck.methods import METHODS, canonical, make
 
     problems: list[KvcheckError] = []
     foreign = []
     for text in activate(config).settings.methods:
-        if METHODS.origins().get(text, "").startswith("kvcheck.methods."):
+        if specs.named(text) or METHODS.origins().get(text, "").startswith("kvcheck.methods."):
             continue
         try:
             method = make(text)

@@ -23,6 +23,7 @@ FIXTURES = {
     "kv_case": "case.KvCase",
     "kv_latency": "latency.KvLatency",
     "kv_property": "conformance.KvProperty",
+    "kv_engine": "served.KvEngine",
     "kv_finding": "findings.KvFinding",
     "kv_candidate": "zoo.KvCandidate",
 }

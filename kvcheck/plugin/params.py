@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.backends.engines import specs
 from kvcheck.conformance.base import names
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
@@ -53,6 +54,8 @@ def parametrize(metafunc: pytest.Metafunc, fixture: str) -> None:
         params = list(latency_params(settings))
     elif fixture == "kv_property":
         params = property_params(settings, config.option.markexpr)
+    elif fixture == "kv_engine":
+        params = engine_params(settings, config.option.markexpr)
     else:
         params = list(case_params(settings, _capability(metafunc)))
     metafunc.parametrize(fixture, params or [pytest.param(NO_CASE, id="no-case")], indirect=True)
@@ -110,13 +113,13 @@ def latency_params(settings: Settings) -> Iterator[ParameterSet]:
             )
 
 
-def properties_wanted(settings: Settings, marks: str = "") -> bool:
+def properties_wanted(settings: Settings, marks: str = "", marker: str = "conformance") -> bool:
     """Whether properties are tried: not where certain tasks, modes or lengths are asked for, and not to record.
 
     Nor with a model of random weights, which is there for memory and latency. marks: the expression of -m; where it
     asks for them by name, they are tried whatever else is asked for.
     """
-    if re.search(r"(?<!not )\bconformance\b", marks):
+    if re.search(rf"(?<!not )\b{marker}\b", marks):
         return True
     narrow = settings.tasks or settings.modes or settings.lengths or settings.record
     return not (narrow or synthetic.is_random(settings.model))
@@ -124,10 +127,21 @@ def properties_wanted(settings: Settings, marks: str = "") -> bool:
 
 def property_params(settings: Settings, marks: str = "") -> list[ParameterSet]:
     """One parameter (property, method) per item."""
-    if not properties_wanted(settings, marks):
+    if specs.chosen(settings) is not None or not properties_wanted(settings, marks):
         return []
     pairs = [(name, method) for method in settings.methods for name in names()]
     mine = [pytest.mark.conformance]
+    return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
+
+
+def engine_params(settings: Settings, marks: str = "") -> list[ParameterSet]:
+    """One parameter (property, method) per item of a run on a real engine; the reference is part of each."""
+    if specs.chosen(settings) is None or not properties_wanted(settings, marks, "engine"):
+        return []
+    from kvcheck.backends.engines.properties import PROPERTIES
+
+    pairs = [(name, method) for method in settings.methods if method != specs.FULL for name in PROPERTIES]
+    mine = [pytest.mark.engine]
     return [pytest.param(Subject(pair, *pair), id=plain("-".join(pair)), marks=mine) for pair in pairs]
 
 

@@ -100,17 +100,20 @@ def method(text: str) -> str:
 
     A class whose code cannot be imported here is left as typed: `opening.check_methods` says why.
     """
+    from kvcheck.backends.engines import specs
     from kvcheck.core.spec import Spec, flag, split_specs
     from kvcheck.methods import METHODS, canonical
 
     if "," in text.partition(":")[0]:
         each = " ".join(map(flag, split_specs(text)))
         raise SpecError(f"one method at a time, not {text!r}", f"give the option again for each: {each}")
+    if specs.named(text):
+        return str(specs.checked(text))
     spec = Spec.parse(text)
     part: Spec | None = spec
     while part is not None:
         if "." not in part.name and part.name not in METHODS.names():
-            hint = did_you_mean(part.name, METHODS.names())
+            hint = did_you_mean(part.name, (*METHODS.names(), *specs.ENGINES.names()))
             hint += "" if hint.startswith("did") else "; a class of your own is package.module.Class"
             raise SpecError(f"unknown method {part.name!r}", hint)
         part = part.then

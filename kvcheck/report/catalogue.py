@@ -1,4 +1,4 @@
-"""What there is to choose from: methods and tasks as lines."""
+"""What there is to choose from: methods, engines and tasks as lines."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import command, option
 from kvcheck.core.registry import load_attribute
+from kvcheck.core.spec import Spec
 from kvcheck.report.table import Table
 from kvcheck.report.text import WIDTH, wrap
+
+if TYPE_CHECKING:
+    from kvcheck.backends.engines.base import EngineInfo, Key
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,34 @@ def tasks() -> Iterator[str]:
     for info in infos:
         first = info.doc.strip().partition("\n")[0]
         yield from wrap(f"{info.name:<22} {first}", " " * 23)
+
+
+def engines() -> Iterator[str]:
+    """Every engine: what is installed of it, what it can, and its settings; those of the KV cache by themselves."""
+    from kvcheck.backends.engines.specs import ENGINES, full, missing
+
+    for name in ENGINES.names():
+        info = ENGINES.get(name)
+        installed = info.version and not missing(info)
+        yield f"{name:<12} {info.version if installed else f'not installed: {info.pip}'}"
+        yield from wrap(f"    {info.summary}; {', '.join(_cans(info))}", "      ")
+        for what, cache in (("KV cache", True), ("other settings", False)):
+            keys = [_kind(key, about) for key, about in info.keys.items() if about.cache is cache]
+            yield from wrap(f"    {what}: {', '.join(keys)}", "      ")
+        yield from wrap(f"    reference: {full(Spec(name))}, and the other settings alike", "      ")
+        yield ""
+    yield f"{command('NAME:key=value,key=value')}; docs/howto/engines.md"
+
+
+def _cans(info: EngineInfo) -> Iterator[str]:
+    from kvcheck.backends.engines.base import CANCELS, FLUSHES, SCORES, WEIGHS
+
+    for can in (SCORES, WEIGHS, CANCELS, FLUSHES):
+        yield can if can in info.can else f"no {can}"
+
+
+def _kind(name: str, about: Key) -> str:
+    """`KV_CACHE_PRECISION=f16|u8`, or `max_num_seqs=int`."""
+    choices = get_args(about.kind)
+    kind = "|".join(map(str, choices)) if choices else getattr(about.kind, "__name__", str(about.kind))
+    return f"{name}={kind}"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from kvcheck.core.errors import KvcheckError, MethodFailed
+from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, CaseRecord, MemoryRecord
 from kvcheck.runner.seam import Context, Drift, Measured, Question
@@ -67,10 +67,15 @@ class WholePrompts:
     def measured(self, contexts: int) -> Measured:
         """Bytes where the backend tells them, and what was not measured."""
         lacks = self.backend.lacks
-        if self.memory is None and "memory" not in lacks:
-            self.memory = cast("Measures", self.backend).measure_memory(self.method, self.case.length)
         why = {"forks": lacks["fork"], **{name: lacks[name] for name in ("memory", "latency") if name in lacks}}
-        why |= dict.fromkeys(("agree", "kl", ACTS), lacks.get("log_probs", FULL_CACHE))
+        if self.memory is None and "memory" not in lacks:
+            try:
+                self.memory = cast("Measures", self.backend).measure_memory(self.method, self.case.length)
+            except MethodUnsupported as error:  # with this method, where it can with others
+                why["memory"] = error.message
+        shown = self.memory is not None and self.memory.apart is not None
+        unknown = ("agree", "kl") if shown else ("agree", "kl", ACTS)
+        why |= dict.fromkeys(unknown, lacks.get("log_probs", FULL_CACHE))
         why |= {"nll": lacks["log_probs"]} if "log_probs" in lacks else {}
         why |= {"compression before the question": "the question is sent with its context"} if self.blind else {}
         return Measured(self.memory, not_measured=tuple(sorted(why.items())))

@@ -1,0 +1,155 @@
+"""What an engine under test offers, and what it declares of its settings. Nothing here imports one.
+
+An engine of your own is a module with an `ENGINE` (EngineInfo), found through the entry-point group kvcheck.engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from kvcheck.core.spec import Value
+
+SCORES, WEIGHS, CANCELS, FLUSHES = "log-probabilities of a text", "bytes of a context", "cancel", "flush"
+"""What not every engine can, in words: it ends a request, it empties what it keeps between requests."""
+PREFIX, CHUNK, POOL, ROOMY, DENSE = "prefix cache", "chunk", "pool", "roomy budget", "threshold that drops nothing"
+"""Ways that an engine can be set to, see EngineInfo.ways."""
+Settings = Mapping[str, Value]
+"""Settings of an engine by name; names with dots reach into nested ones."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A setting of an engine, under the engine's own name.
+
+    kind: what it takes, as kvcheck.core.spec checks it: int, bool, Literal["u8", "u4"]. cache: it is one of the KV
+    cache, which the reference has at full. full: the value by which nothing is lost, None where that is to leave it
+    out.
+    """
+
+    kind: object
+    cache: bool = False
+    full: Value = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request: token ids, tokens of the answer at most, ids that end it (none: it runs to its limit)."""
+
+    ids: Sequence[int]
+    limit: int
+    ends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an engine says to a prompt: tokens, the end token included where it came, with their log-probabilities.
+
+    chunks: pieces that the engine read the prompt in, None where it does not tell; fewer of them where a part came from
+    a cache. first, seconds: until the first token and the last.
+    """
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    ended: bool
+    chunks: int | None = None
+    first: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of the KV cache of one context alone, by the engine's own count, and the tokens that there is room for in
+    them (slots): right after its prompt, and after the last token of its answer."""
+
+    prompt_bytes: int
+    prompt_slots: int
+    end_bytes: int
+    end_slots: int
+
+
+class Served(Protocol):
+    """An engine that runs with one model and one set of settings. What it cannot do by EngineInfo.can is not called.
+
+    Whatever it raises counts as a failure of the method, but KvcheckError, which is passed on as it is.
+    """
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Answer greedily, all prompts together."""
+        ...
+
+    def score(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[list[float]]:
+        """For (ids, start) the log-probability of each of ids[start:] behind what stands before it. SCORES."""
+        ...
+
+    def weigh(self, prompt: Prompt) -> Held:
+        """What a prompt takes. Raises MethodUnsupported where the engine's count is known to be wrong. WEIGHS."""
+        ...
+
+    def cancel(self, prompt: Prompt, after: int) -> bool:
+        """Send a prompt and end it after so many steps of the engine; was it still running? CANCELS."""
+        ...
+
+    def flush(self) -> None:
+        """Empty what is kept between requests. FLUSHES."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an engine is opened with: the folder of the model as transformers reads it, its fingerprint, the dtype that
+    it computes in, and all settings."""
+
+    model: Path
+    fingerprint: str
+    dtype: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine declares.
+
+    package: the distribution whose version is the engine's. modules: what must be importable. extra: the extra of
+    kvcheck that installs it. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it computes in,
+    the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go together. claims:
+    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS, FLUSHES.
+
+    ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
+    least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.
+    """
+
+    name: str
+    summary: str
+    package: str
+    modules: tuple[str, ...]
+    extra: str
+    keys: Mapping[str, Key]
+    block: int
+    dtypes: tuple[str, ...]
+    open: Callable[[Opening], Served]
+    can: frozenset[str]
+    expect: Callable[[Settings], None] = field(default=lambda settings: None)
+    claims: Callable[[Settings], str] = field(default=lambda settings: "")
+    ways: Mapping[str, Callable[[int], Settings]] = field(default_factory=dict)
+    uses: Callable[[Settings], frozenset[str]] = field(default=lambda settings: frozenset())
+
+    @property
+    def version(self) -> str:
+        """Of the installed package, "" where there is none."""
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return ""
+
+    @property
+    def pip(self) -> str:
+        """The command that installs it."""
+        return f"pip install 'kvcheck[{self.extra}]'"
