@@ -57,7 +57,7 @@ PACKAGES = (
         "glue.TurboQuantCache:key_bits=4,value_bits=4",
         "every cache fits its codebook anew, which takes seconds",
     ),
-    Package("tqai==0.6.1", "tqai.patch:bits_k=8,bits_v=8,backend=torch"),
+    Package("tqai==0.6.1", "tqai.patch:bits_k=4,bits_v=4,backend=torch"),
     Package("nexusquant-kv==0.6.3", "glue.cache:key_bits=3,value_bits=2", "it is built by a class method"),
     Package("tiny-turboquant==0.18.0", "tiny_turboquant.cache.TinyKVCache:bits=4"),
     Package("turbokv==0.1.0", "turboquant.cache.TurboQuantCache:nbits=4"),
