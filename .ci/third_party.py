@@ -51,7 +51,7 @@ class Package(NamedTuple):
 
 
 TASKS = "kv,needle_multi"
-"""Two that lose most where a cache is at fault; one row is fed at a time, so that all of the profile would take long."""
+"""Two that lose most where a cache is at fault: one row is fed at a time, and the whole profile would take long."""
 PACKAGES = (
     Package("turboquant==0.2.0", "glue.TurboQuantCache:bits=4", "it calls `numpy.trapz`, gone from numpy 2.4"),
     Package(
