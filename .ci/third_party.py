@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "reference" / "third_party.md"
 class Package(NamedTuple):
     """pip: what is installed. spec: of the method, which is in the module `glue` where lines of code are needed.
 
-    note: why they are needed. also: what the package imports and a machine without a GPU may lack.
+    note: why they are needed. also: what the package imports beside torch, transformers and scipy.
     """
 
     pip: str
@@ -60,7 +60,12 @@ PACKAGES = (
         "every cache fits its codebook anew, which takes seconds",
     ),
     Package("tqai==0.6.1", "tqai.patch:bits_k=4,bits_v=4,backend=torch"),
-    Package("nexusquant-kv==0.6.3", "glue.cache:key_bits=3,value_bits=2", "it is built by a class method"),
+    Package(
+        "nexusquant-kv==0.6.3",
+        "glue.cache:key_bits=3,value_bits=2",
+        "it is built by a class method",
+        also=("zstandard==0.25.0",),
+    ),
     Package("tiny-turboquant==0.18.0", "tiny_turboquant.cache.TinyKVCache:bits=4"),
     Package("turbokv==0.1.0", "turboquant.cache.TurboQuantCache:nbits=4"),
     Package(

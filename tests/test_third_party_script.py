@@ -57,3 +57,17 @@ def test_the_properties_of_a_true_batch_are_some_of_the_conformance_properties(s
 def test_the_page_has_the_columns_of_the_script(script: ModuleType, tmp_path: Path) -> None:
     head = next(line for line in script.page(tmp_path) if line.startswith("| package |"))
     assert head in script.PAGE.read_text("utf-8").splitlines()
+
+
+def test_the_page_shows_the_lines_between_kvcheck_and_each_package(script: ModuleType) -> None:
+    page = script.PAGE.read_text("utf-8")
+    for package in script.PACKAGES:
+        section = page.partition(f"\n## {package.name}\n")[2].partition("\n## ")[0]
+        assert section.strip(), f"{package.name} has no section"
+        assert package.glue in section or package.glue == "", f"the lines for {package.name} are not shown"
+
+
+def test_at_least_eight_packages_have_a_row(script: ModuleType) -> None:
+    lines = script.PAGE.read_text("utf-8").splitlines()
+    rows = {one.name for one in script.PACKAGES for line in lines if line.startswith(f"| {one.name} ")}
+    assert len(rows) >= 8

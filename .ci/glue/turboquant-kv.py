@@ -13,5 +13,5 @@ class Layer(TurboQuantCacheLayer):
 
 def cache(model, bits: float = 4.0):
     config = model.config.get_text_config()
-    quantizer = TurboQuantProd(bits=bits, head_dim=config.head_dim, device=str(model.device))
-    return Cache(layers=[Layer(quantizer) for _ in range(config.num_hidden_layers)])
+    quantizer = TurboQuantProd(bits=bits, head_dim=config.head_dim, device=str(model.device), seed=0)
+    return lambda: Cache(layers=[Layer(quantizer) for _ in range(config.num_hidden_layers)])
