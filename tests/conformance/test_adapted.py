@@ -64,6 +64,15 @@ class RoomAhead(DynamicLayer):
         self.room = key_states.new_zeros(*key_states.shape[:2], 800, key_states.shape[3])
 
 
+class RoundsBlocks(DynamicLayer):
+    """Rounds what comes in together, and keeps single tokens as they are."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if key_states.shape[2] > 1:
+            key_states, value_states = key_states.round(), value_states.round()
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
 class CropsTooFew(DynamicLayer):
     """Leaves a token of what is taken back."""
 
@@ -169,6 +178,15 @@ def test_rotations_of_a_cache_are_not_taken_for_tokens_that_it_holds_twice():
         check(name, "my_adapted.Turned", prompt=20)
         with pytest.raises(Violation, match="it does not say why"):
             check(name, "my_adapted.RoomAhead", prompt=20)
+
+
+@pytest.mark.parametrize(
+    "name", ["a_prompt_and_what_follows_are_one_text", "verified_drafts_are_the_tokens_of_generate"]
+)
+def test_whether_a_cache_keeps_all_is_seen_on_the_blocks_that_a_property_feeds(name):
+    with pytest.raises(NotServed, match="does not keep all that it is fed"):
+        check(name, "my_adapted.RoundsBlocks", prompt=1, block=1, steps=1)
+    check(name, "my_adapted.Counting", prompt=1, block=1, steps=1)
 
 
 def test_a_press_that_halves_a_cache_frees_memory(pressed):
