@@ -3,9 +3,9 @@
     python .ci/third_party.py FOLDER [NAME ...]
 
 Each package is installed by pip, without what it depends on, into a folder of its own under FOLDER, and tried in an own
-process: the quick profile on the embedded model, with all properties. A run file that is there is not made again. The
-page has all packages whose run files are in FOLDER. No module of two packages meets another (several are called
-`turboquant`).
+process: TASKS of the quick profile on the embedded model, and all properties. A run file that is there is not made
+again. The page has all packages whose run files are in FOLDER. No module of two packages meets another (several are
+called `turboquant`).
 """
 
 from __future__ import annotations
@@ -23,47 +23,62 @@ if TYPE_CHECKING:
     from kvcheck.core.record import PropertyRecord
 
 ROOT = Path(__file__).resolve().parents[1]
+GLUE = ROOT / ".ci" / "glue"
 PAGE = ROOT / "docs" / "reference" / "third_party.md"
 
 
 class Package(NamedTuple):
-    """pip: what is installed. spec: of the method. glue: lines of code between the two, in a module `glue`."""
+    """pip: what is installed. spec: of the method, which is in the module `glue` where lines of code are needed.
+
+    note: why they are needed. also: what the package imports beside torch, transformers and scipy.
+    """
 
     pip: str
     spec: str
-    glue: str = ""
     note: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As on the index."""
+        return self.pip.partition("==")[0]
+
+    @property
+    def glue(self) -> str:
+        """The lines of code between kvcheck and the package."""
+        path = GLUE / f"{self.name}.py"
+        return path.read_text("utf-8") if path.exists() else ""
 
 
+TASKS = "kv,needle_multi"
+"""Two that lose most where a cache is at fault: one row is fed at a time, and the whole profile would take long."""
 PACKAGES = (
+    Package("turboquant==0.2.0", "glue.TurboQuantCache:bits=4", "it calls `numpy.trapz`, gone from numpy 2.4"),
     Package(
-        "turboquant==0.2.0",
-        "glue.TurboQuantCache:bits=4",
-        "import numpy\nnumpy.trapz = numpy.trapezoid\nfrom turboquant.cache import TurboQuantCache\n",
-        "it calls `numpy.trapz`, which numpy 2.4 no longer has",
+        "turboquant-serve==0.1.2",
+        "glue.TurboQuantCache:key_bits=4,value_bits=4",
+        "every cache fits its codebook anew, which takes seconds",
     ),
-    Package("turboquant-serve==0.1.2", "turboquant.cache.TurboQuantCache:key_bits=4,value_bits=4"),
-    Package("tqai==0.6.1", "tqai.patch:bits_k=8,bits_v=8,backend=torch"),
+    Package("tqai==0.6.1", "tqai.patch:bits_k=4,bits_v=4,backend=torch"),
     Package(
         "nexusquant-kv==0.6.3",
         "glue.cache:key_bits=3,value_bits=2",
-        "from nexusquant.integrations.quantized_cache import E8QuantizedCache\n\n\n"
-        "def cache(model, key_bits: int = 3, value_bits: int = 2):\n"
-        "    return E8QuantizedCache.from_model(model, key_bits=key_bits, value_bits=value_bits)\n",
         "it is built by a class method",
+        also=("zstandard==0.25.0",),
     ),
     Package("tiny-turboquant==0.18.0", "tiny_turboquant.cache.TinyKVCache:bits=4"),
     Package("turbokv==0.1.0", "turboquant.cache.TurboQuantCache:nbits=4"),
     Package(
         "turboquant-kv==1.0.0",
         "glue.cache:bits=4.0",
-        "from turboquant.core import TurboQuantProd\nfrom turboquant.hf_cache import turboquant_dynamic_cache\n\n\n"
-        "def cache(model, bits: float = 4.0):\n"
-        "    quantizer = TurboQuantProd(bits=bits, head_dim=model.config.head_dim, device=str(model.device))\n"
-        "    return turboquant_dynamic_cache(model.config, quantizer)\n",
-        "its quantizer is an object of its own",
+        "two methods of a layer are called otherwise in transformers 5.23; it imports triton on the CPU, too",
+        also=("triton==3.9.0",),
     ),
-    Package("turboquant-torch==0.4.0", "turboquant.hf_cache.TurboQuantDynamicCache:bit_width=4"),
+    Package(
+        "turboquant-torch==0.4.0",
+        "glue.Compressed:bit_width=4",
+        "it compresses when `compress_all` is called, here once behind the prompt",
+    ),
     Package("optimum-quanto==0.2.7", "transformers.quanto:nbits=4"),
     Package("hqq==0.2.8.post1", "transformers.hqq:nbits=4"),
 )
@@ -72,9 +87,8 @@ PACKAGES = (
 def main(folder: Path, names: list[str]) -> int:
     """Try what was not tried yet, and write the page."""
     for package in PACKAGES:
-        name = package.pip.partition("==")[0]
-        if not names or name in names:
-            try_out(package, folder / name)
+        if not names or package.name in names:
+            try_out(package, folder / package.name)
     PAGE.write_text("\n".join(page(folder)) + "\n", encoding="utf-8")
     return 0
 
@@ -86,11 +100,13 @@ def try_out(package: Package, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "glue.py").write_text(package.glue, encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "site"), package.pip]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "site")]
+    pip += [package.pip, *package.also]
     subprocess.run(pip, check=True)
     paths = [str(folder / "site"), str(folder), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--pyargs", "kvcheck.suites"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "kvcheck.suites"]
     command += [f"--kv-method={package.spec}", "--kv-profile=quick", f"--kv-json={run}"]
+    command += ["-m", "conformance or quick", f"--kv-tasks={TASKS}"]  # by name, or tasks alone would be run
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w", encoding="utf-8") as log:
         done = subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -99,7 +115,7 @@ def try_out(package: Package, folder: Path) -> None:
 
 def page(folder: Path) -> list[str]:
     """The page, a row for each run file."""
-    found = [(one, folder / one.pip.partition("==")[0] / "run.json") for one in PACKAGES]
+    found = [(one, folder / one.name / "run.json") for one in PACKAGES]
     rows = [row(one, path) for one, path in found if path.exists()]
     head = (
         "package", "method", "glue", "accuracy lost, points", "bytes after the prompt", "after decoding",
@@ -127,7 +143,7 @@ def row(package: Package, path: Path) -> list[str]:
     return [
         package.pip.replace("==", " "),
         f"`{package.spec}`",
-        f"{len(package.glue.splitlines())} lines" + (f": {package.note}" if package.note else ""),
+        f"{sum(map(bool, package.glue.splitlines()))} lines" + (f": {package.note}" if package.note else ""),
         f"{drop.value:.1f} [{drop.low:.1f}, {drop.high:.1f}]" if drop else "not measured",
         f"{prompt:.0%}" if memories else "not measured",
         f"{sum(late) / len(late):.0%}" if late else "not measured",

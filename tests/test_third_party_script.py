@@ -57,3 +57,18 @@ def test_the_properties_of_a_true_batch_are_some_of_the_conformance_properties(s
 def test_the_page_has_the_columns_of_the_script(script: ModuleType, tmp_path: Path) -> None:
     head = next(line for line in script.page(tmp_path) if line.startswith("| package |"))
     assert head in script.PAGE.read_text("utf-8").splitlines()
+
+
+def test_the_page_shows_the_lines_between_kvcheck_and_each_package(script: ModuleType) -> None:
+    page = script.PAGE.read_text("utf-8")
+    for package in script.PACKAGES:
+        section = page.partition(f"\n## {package.name}\n")[2].partition("\n## ")[0]
+        assert section.strip(), f"{package.name} has no section"
+        assert package.glue in section or package.glue == "", f"the lines for {package.name} are not shown"
+
+
+def test_packages_have_a_row_or_a_section_that_says_why_not(script: ModuleType) -> None:
+    page = script.PAGE.read_text("utf-8")
+    for package in script.PACKAGES:
+        section = page.partition(f"\n## {package.name}\n")[2].partition("\n## ")[0]
+        assert (f"\n| {package.name} " in page) != ("Not in the table" in section), package.name

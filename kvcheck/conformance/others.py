@@ -86,7 +86,10 @@ def holds_all(subject: Subject, *texts: torch.Tensor) -> bool:
 
 
 def expect_all(subject: Subject, *texts: torch.Tensor) -> None:
-    """Raise NotServed unless a foreign cache keeps all of these texts as they came in."""
+    """Raise NotServed unless a foreign cache keeps all of these texts as they came in.
+
+    texts: in the pieces in which they will be fed. A cache may do otherwise with a block than with its tokens.
+    """
     owner(subject)
     try:
         whole = holds_all(subject, *texts)
@@ -96,6 +99,11 @@ def expect_all(subject: Subject, *texts: torch.Tensor) -> None:
         raise NotServed(f"it cannot be fed so: {type(error).__name__}: {error}") from error
     if not whole:
         raise NotServed("it does not keep all that it is fed as it came in")
+
+
+def pieces(ids: torch.Tensor, follow: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `Subject.life` feeds together: a prompt, a follow-up block, and steps one by one."""
+    return (ids, follow, *steps.split(1, dim=1))
 
 
 def filled(subject: Subject, layers: Sequence[Prefilled]) -> Batch:

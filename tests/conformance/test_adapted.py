@@ -15,6 +15,7 @@ from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "adapters.md"
 OTHERS = '''
+import torch
 
 class Newest(DynamicLayer):
     """Keeps the newest tokens, whatever it is fed, and counts all of them."""
@@ -45,6 +46,31 @@ class Newest(DynamicLayer):
             raise NotImplementedError("what was evicted is gone")
         super().crop(tokens)
         self.seen += tokens
+
+
+class Turned(DynamicLayer):
+    """Keeps all, and a rotation of keys and one of values in 32 bits."""
+
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        self.rotations = [torch.eye(key_states.shape[3]) for _ in range(2)]
+
+
+class RoomAhead(DynamicLayer):
+    """Keeps all, and room for as many tokens again, from the first one on."""
+
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        self.room = key_states.new_zeros(*key_states.shape[:2], 800, key_states.shape[3])
+
+
+class RoundsBlocks(DynamicLayer):
+    """Rounds what comes in together, and keeps single tokens as they are."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if key_states.shape[2] > 1:
+            key_states, value_states = key_states.round(), value_states.round()
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
 class CropsTooFew(DynamicLayer):
@@ -145,6 +171,22 @@ def test_presses_of_kvpress_are_not_accused(spec, pressed):
     names = (*CHANCY, "the_newest_token_is_seen", "a_row_of_a_batch_is_as_alone", "the_same_call_gives_the_same")
     found = outcomes(spec, names, 4)
     assert {found[name] for name in names[-3:]} == {HOLDS}
+
+
+def test_rotations_of_a_cache_are_not_taken_for_tokens_that_it_holds_twice():
+    for name in ("bytes_are_as_declared", "bytes_stay_as_declared_in_long_decoding"):
+        check(name, "my_adapted.Turned", prompt=20)
+        with pytest.raises(Violation, match="it does not say why"):
+            check(name, "my_adapted.RoomAhead", prompt=20)
+
+
+@pytest.mark.parametrize(
+    "name", ["a_prompt_and_what_follows_are_one_text", "verified_drafts_are_the_tokens_of_generate"]
+)
+def test_whether_a_cache_keeps_all_is_seen_on_the_blocks_that_a_property_feeds(name):
+    with pytest.raises(NotServed, match="does not keep all that it is fed"):
+        check(name, "my_adapted.RoundsBlocks", prompt=1, block=1, steps=1)
+    check(name, "my_adapted.Counting", prompt=1, block=1, steps=1)
 
 
 def test_a_press_that_halves_a_cache_frees_memory(pressed):

@@ -13,7 +13,7 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Batch
 from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
-from kvcheck.conformance.others import expect_all, fed, filled, is_foreign
+from kvcheck.conformance.others import expect_all, fed, filled, is_foreign, pieces
 from kvcheck.conformance.properties.positions import dense_layers
 from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, equal, fail
 from kvcheck.methods.fp16 import Fp16
@@ -28,7 +28,7 @@ def own_prefill(info: MethodInfo) -> str:
 def everything_held_is_the_full_cache(subject: Subject) -> None:
     """Where everything is held, prompt, follow-up block and decoding give the logits of the full cache."""
     if is_foreign(subject) and subject.method.lossless() is None:
-        expect_all(subject, *subject.texts())  # it does not say when it does
+        expect_all(subject, *pieces(*subject.texts()))  # it does not say when it does
         whole = subject.new_runner()
     else:
         whole = subject.lossless_runner()
@@ -108,7 +108,8 @@ def a_prompt_in_two_chunks_is_the_prompt(subject: Subject) -> None:
     if not 0 < cut < subject.draw.prompt:
         raise NotServed("a prompt of one token cannot be cut")
     if is_foreign(subject):
-        expect_all(subject, ids)
+        expect_all(subject, ids, follow)
+        expect_all(subject, ids[:, :cut], ids[:, cut:])
         (once, every), (cut_up, _, logits) = read(subject, ids), fed(subject, ids[:, :cut], ids[:, cut:])
         equal(torch.cat(logits, 1), every, "the tokens of the prompt")
         mine, theirs = (subject.feed(each, follow, subject.together) for each in (cut_up, once))
@@ -174,7 +175,8 @@ def a_prompt_and_what_follows_are_one_text(subject: Subject) -> None:
     """An architecture of its own reads a text in one pass as it does as a prompt, a follow-up and decoding."""
     texts = subject.texts()
     if is_foreign(subject):
-        expect_all(subject, *texts)
+        expect_all(subject, *pieces(*texts))
+        expect_all(subject, torch.cat(texts, dim=1))
     whole = subject.prefill(torch.cat(texts, dim=1))[1]
     equal(subject.life(*texts)[2][:, -1], whole, "the last token, fed behind the others, and in one prompt with them")
 

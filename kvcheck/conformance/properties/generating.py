@@ -14,7 +14,7 @@ from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.rows import Batch
 from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.models import small
-from kvcheck.conformance.others import expect_all, is_foreign, owner
+from kvcheck.conformance.others import expect_all, is_foreign, owner, pieces
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.core.errors import MethodUnsupported
 from kvcheck.methods.adapters.foreign import BatchRunner
@@ -45,8 +45,9 @@ def verified_drafts_are_the_tokens_of_generate(subject: Subject) -> None:
     """
     if not is_foreign(subject):
         raise NotServed("kvcheck's own caches cannot be cropped")
-    ids, follow, _ = subject.texts(rows=1)
-    expect_all(subject, ids, follow)
+    ids = subject.tokens(subject.draw.prompt, rows=1)
+    verified = subject.tokens(DRAFT + 2, rows=1, salt=1).split((DRAFT + 1, 1), dim=1)
+    expect_all(subject, ids, *verified)
     model = subject.loaded.model
     with started(subject, ids) as cache:
         if not getattr(cache, "is_croppable", True):
@@ -72,7 +73,7 @@ def rows_padded_on_the_left_answer_as_alone(subject: Subject) -> None:
         raise NotServed("kvcheck's own caches refuse a padded batch")
     runner, rows = owner(subject).together(), subject.several
     ids, follow, steps = subject.texts(rows=rows)
-    expect_all(subject, ids, follow)
+    expect_all(subject, *pieces(ids, follow, steps))
     padding = [min(row * (1 + subject.draw.cut % 7), ids.shape[1] - 1) for row in range(rows)]
     if not any(padding):
         raise NotServed("a prompt of one token cannot be padded")

@@ -11,7 +11,7 @@ from kvcheck.cache.method import Lossless, MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
 from kvcheck.conformance.models import OUTLIER
-from kvcheck.conformance.others import expect_all, fed, is_foreign
+from kvcheck.conformance.others import expect_all, fed, is_foreign, pieces
 from kvcheck.conformance.subject import NotServed, Subject, equal, fail
 from kvcheck.conformance.weights import attention_weights
 
@@ -113,7 +113,7 @@ def what_every_query_asks_for_is_found(subject: Subject) -> None:
     ids, follow, steps = (subject.tokens(many, salt=many) % mark for many in (length, 8, 9))
     ids[:, _early(subject, length)] = mark
     if is_foreign(subject):
-        expect_all(subject, ids, follow)  # what it chooses by is not known
+        expect_all(subject, *pieces(ids, follow, steps))  # what it chooses by is not known
     with attracting(subject, [mark]):
         mine, full = subject.life(ids, follow, steps), subject.life(ids, follow, steps, runner=subject.dense)
     for name, one, other in zip(("a follow-up", "decoding"), mine[1:], full[1:], strict=True):
@@ -171,7 +171,7 @@ def _read_as_by_the_full_cache(subject: Subject, length: int, places: list[int],
     ids = subject.tokens(sum(parts)) % planted[0]
     ids[:, places] = torch.tensor(planted)
     if is_foreign(subject):
-        expect_all(subject, ids[:, :length], ids[:, length:])  # what it chooses by is not known
+        expect_all(subject, *ids.split(parts, dim=1))  # what it chooses by is not known
     lives = []
     with attracting(subject, planted):
         for runner in (subject.runner, subject.dense):
