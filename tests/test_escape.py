@@ -117,7 +117,7 @@ def test_the_markdown_of_a_hostile_run_has_no_markup_but_its_own() -> None:
     assert unmarked(text)
     assert "planted" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} <= {8, 6}
+    assert {line.count("|") for line in tables} <= {6, 8, 9}
 
 
 def test_a_run_file_keeps_what_was_said(tmp_path: Path) -> None:

@@ -54,24 +54,24 @@ def methods() -> Iterator[str]:
     """Every registered method: name, stage, measured bytes, what it does, parameters with their defaults."""
     from kvcheck.methods import METHODS
     from kvcheck.methods.adapters import NAMED
-    from kvcheck.report.recorded import shown
+    from kvcheck.report.recorded import MODELS, shown
 
-    yield f"{'method':<20} {'stage':<12} {'KV bytes':<10} {'KL, mini':<9} {'smollm2':<8} what it does"
+    yield f"{'method':<20} {'stage':<12} {'KV bytes':<10} what it does"
     for name, origin in METHODS.origins().items():
         found = describe(name, origin)
         one = shown(name)
-        real = shown(name, "smollm2")
-        size, far = (one.bytes_text, one.kl_text) if one else ("", "")
-        head = f"{name:<20} {found.stage:<12} {size:<10} {far:<9} {real.kl_text if real else '':<8} "
-        head += found.summary or found.origin
-        yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 63)
+        head = f"{name:<20} {found.stage:<12} {one.bytes_text if one else '':<10} {found.summary or found.origin}"
+        yield from wrap(head + (f" ({found.paper})" if found.paper else ""), " " * 44)
         if found.parameters:
             yield from wrapped_parameters(found, " " * 4)
         if one and one.spec != name:
             yield f"    recorded as {one.spec}"
+        far = [f"{real.kl_text} on {model}" for model in MODELS if (real := shown(name, model)) and real.kl_text]
+        if far:
+            yield f"    KL from fp16: {', '.join(far)}"
     yield ""
     yield "KV bytes: share of fp16's on the embedded model, at these parameters unless others are named"
-    yield "KL: from fp16 in nats, mean over the recorded cases of mini and of SmolLM2 (empty: not recorded there)"
+    yield "KL from fp16: in nats, mean over the recorded cases of each model"
     yield f"{command('NAME')}, or {option('methods')}=NAME:key=value,key=value"
     yield f"two at once, the second quantizes what the first keeps: {option('methods')}=snapkv+kivi:bits=4"
     yield f"your own class, cache, function or press: {option('methods')}=package.module.Class:key=value"

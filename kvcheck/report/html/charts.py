@@ -141,7 +141,7 @@ def by_turn(methods: Sequence[Line]) -> Chart | None:
         for name, values in found.items()
     ]
     tells = f"Accuracy of {len(found)} methods at each of {count} turns."
-    plot = lines("Accuracy by turn", tells, series, "turn", "accuracy", x_texts=texts, least=0.0, most=1.02)
+    plot = lines("Accuracy by turn", tells, series, ("turn", "accuracy"), x_texts=texts, ends=(0.0, 1.02))
     body = [(Code(name), *_filled([f"{value:.3f}" for value in values], count)) for name, values in found.items()]
     head = ("method", *(f"turn {at}" for at in range(1, count + 1)))
     return None if plot is None else Chart("turns", plot, Table(head, "<" + ">" * count, body), "Multi-turn mode.")
@@ -223,7 +223,7 @@ def by_length_drift(methods: Sequence[Line]) -> list[Chart]:
     for name, title, unit, value in whats:
         values = {method: {at: v for at, one in mine.items() if (v := value(one)) is not None}
                   for method, mine in found.items()}  # fmt: skip
-        charts.append(_over_lengths(name, title, unit, values, kinds(methods), digits=4))
+        charts.append(_over_lengths(name, title, unit, values, kinds(methods), told="{:.4f}".format))
     return [one for one in charts if one is not None]
 
 
@@ -286,8 +286,7 @@ def _over_lengths(
     *,
     scale: float = 1.0,
     least: float | None = None,
-    digits: int = 2,
-    told: Callable[[float], str] | None = None,
+    told: Callable[[float], str],
 ) -> Chart | None:
     """Lines over lengths. scale: a unit of the axis in units of the values. told: a value as the table has it."""
     lengths = sorted({length for mine in values.values() for length in mine})
@@ -301,12 +300,11 @@ def _over_lengths(
     ]
     texts = {float(length): f"{length:,}" for length in lengths}
     tells = f"{title} of {len(series)} methods at {len(lengths)} lengths."
-    plot = lines(title, tells, series, "tokens of context", unit, x_texts=texts, least=least, zero=True)
+    plot = lines(title, tells, series, ("tokens of context", unit), x_texts=texts, ends=(least, None), zero=True)
     if plot is None:
         return None
-    shown = told or (lambda value: f"{value:.{digits}f}")
     body = [
-        (Code(method), *(shown(mine[length]) if length in mine else UNKNOWN for length in lengths))
+        (Code(method), *(told(mine[length]) if length in mine else UNKNOWN for length in lengths))
         for method, mine in values.items()
         if mine
     ]

@@ -195,15 +195,14 @@ def lines(
     title: str,
     tells: str,
     series: Sequence[Series],
-    x_title: str,
-    y_title: str,
+    titles: tuple[str, str],
     *,
     x_texts: dict[float, str],
-    least: float | None = None,
-    most: float | None = None,
+    ends: tuple[float | None, float | None] = (None, None),
     zero: bool = False,
 ) -> Plot | None:
-    """Lines over places with a text each, evenly apart. zero: the axis reaches 0."""
+    """Lines over places with a text each, evenly apart. titles, of both axes; ends: of the upright one, where they are
+    given. zero: it reaches 0."""
     series = [one for one in series if one.values]
     if not series:
         return None
@@ -211,7 +210,7 @@ def lines(
     places = {value: at for at, value in enumerate(sorted(x_texts))}
     x = Scale(-0.2, max(len(places) - 0.8, 0.2), frame[0], frame[2])
     drawn = [value for one in series for _, value in one.values] + [0.0] * zero
-    y = Scale(*around(drawn, least, most), frame[3], frame[1])
+    y = Scale(*around(drawn, *ends), frame[3], frame[1])
     traces = []
     for one in sorted(series, key=lambda each: each.kind != "rest"):
         spots = [(x(places[at]), y(value), at, value) for at, value in one.values]
@@ -225,7 +224,7 @@ def lines(
         traces.append(Trace(one.name, path, one.kind, marks, Label(frame[2] + 6, spots[-1][1] + 4, one.name)))
     ticks = tuple(Tick(x(at), x_texts[value]) for value, at in places.items())
     apart = tuple(_apart(traces, frame))
-    return Plot(title, tells, x_title, y_title, width, height, frame, ticks, y.ticks(5), apart)
+    return Plot(title, tells, *titles, width, height, frame, ticks, y.ticks(5), apart)
 
 
 def _apart(traces: Sequence[Trace], frame: tuple[float, float, float, float]) -> Iterator[Trace]:
