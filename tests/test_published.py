@@ -98,3 +98,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_text('[["a/b"]]\nsource = 3\n"longbench/qasper" = "high"\n')
     with pytest.raises(BaselineError, match=r"published\.toml"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["o/m", "/data/M", "m", "m-3f2a1b9c"])
+def test_a_model_is_known_by_its_id_its_folder_and_what_reports_call_it(name: str) -> None:
+    known = [Published("o/m", "longbench/qasper", 57.0, "paper")]
+    assert len(gaps([fp16("longbench/qasper", [0.1, 0.2] * 50)], name, known)) == 1
+
+
+@pytest.mark.parametrize("name", ["o/m-chat", "m-3f2a1b9c-x", "am"])
+def test_a_model_of_another_name_is_not_compared(name: str) -> None:
+    known = [Published("o/m", "longbench/qasper", 57.0, "paper")]
+    assert gaps([fp16("longbench/qasper", [0.1, 0.2] * 50)], name, known) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,13 +70,20 @@ def gaps(records: Iterable[CaseRecord], model: str, known: Sequence[Published] |
     own = [record for record in records if record.method == "fp16" and record.samples]
     lines = []
     for one in shipped() if known is None else known:
-        if model.rstrip("/").rpartition("/")[2].lower() != one.model.rpartition("/")[2].lower():
+        if not _named(model, one.model):
             continue
         found = [record for record in own if _fits(record, one)]
         if len({record.case.task for record in found}) < one.tasks:
             continue
         lines += _gap(found, one) if found else []
     return lines
+
+
+def _named(model: str, published: str) -> bool:
+    """Whether a model is called as a published one: by hub id, by a folder of that name, or as reports name a folder,
+    with eight digits of its fingerprint (ModelId.of)."""
+    name, known = (text.rstrip("/").rpartition("/")[2].lower() for text in (model, published))
+    return re.fullmatch(rf"{re.escape(known)}(-[0-9a-f]{{8}})?", name) is not None
 
 
 def _fits(record: CaseRecord, one: Published) -> bool:
