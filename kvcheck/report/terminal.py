@@ -41,7 +41,7 @@ def _lines(run: Run, known: References, verbose: bool, sort: str) -> Iterator[st
         if method not in brief:
             yield from of_method(run, method, known)
     for method in brief:
-        yield short(f"{method}: {summary.count_text(run, method)}", WIDTH)
+        yield _headed(run, method)
     yield from ["in full: -v", ""] if brief else ()
     yield from failures(run)
     yield from conformance.lines(run.properties)
@@ -55,10 +55,15 @@ def _passed(run: Run, method: str) -> bool:
     return outcome == verdict.PASS or (method == "fp16" and outcome == verdict.OPEN)
 
 
+def _headed(run: Run, method: str) -> str:
+    """A method and how its cases ended."""
+    return short(f"{method} on {run.header.model_name}: {summary.count_text(run, method)}", WIDTH)
+
+
 def of_method(run: Run, method: str, known: References) -> Iterator[str]:
     """Everything about one method."""
     records, judged = rows.of_method(run, method), rows.judged(run, method)
-    yield short(f"{method} on {run.header.model_name}: {summary.count_text(run, method)}", WIDTH)
+    yield _headed(run, method)
     yield ""
     for table in summary.tables(run, judged, known) if judged else ():
         yield from table.text()

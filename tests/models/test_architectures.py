@@ -284,7 +284,8 @@ class Summing(torch.nn.Module):
 
 def test_what_a_module_writes_in_place_is_found_and_kept_apart() -> None:
     model = Summing().requires_grad_(False)
-    loaded = LoadedModel(model, None, "summing", "", None)
+    silent: Any = SimpleNamespace(bos=(), encode=lambda text: [])
+    loaded = LoadedModel(model, silent, "summing", "", None)
     states = probing.find(loaded)
     assert states is not None
     assert [(place.module, place.attribute) for place in states.places] == [("", "total")]

@@ -154,7 +154,7 @@ def test_two_processes_are_the_same_model_on_another_machine(
 def test_only_the_first_process_prints_and_writes(place: Path, both: tuple[Any, dict[str, Any]]) -> None:
     done, _ = both
     assert done.stdout.count("test session starts") == 1
-    assert done.stdout.count("\nfp16: 1 case") == 1
+    assert done.stdout.count("fp16 on tiny") == 1
     assert (place / "two.xml").read_text().count("<testcase") == 6, "five tests, and the run"
     assert done.stdout.count("recorded 1 case of fp16") == 1
 
