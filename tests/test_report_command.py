@@ -58,8 +58,8 @@ def test_what_passed_is_brief_until_all_is_asked_for(kept: Path, capsys: pytest.
     main(["report", "run.json", "--sort", "bytes"])
     brief = capsys.readouterr().out
     main(["report", "run.json", "-v"])
-    assert "fp16 on mini" not in brief
-    assert "fp16 on mini" in capsys.readouterr().out
+    assert "fp16 is the reference" not in brief
+    assert "fp16 is the reference" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
