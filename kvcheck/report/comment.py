@@ -25,10 +25,9 @@ CUT = "\n\n… cut: the whole report is in the run's artifacts.\n"
 
 def text(run: Run, stored: References | None = None, title: str = "kvcheck") -> str:
     """The comment. stored: fp16 records as `rows.references` takes them. title: tells several comments apart."""
-    known = rows.references(run, stored)
     mark = MARK if title == "kvcheck" else MARK.replace("kvcheck", f"kvcheck {escape(title)}")
     whole = "\n".join(markdown.lines(run, stored))
-    first = [mark, f"### {escape(title)}: {_outcome(run)}", "", *_first(run, known)]
+    first = [mark, f"### {escape(title)}: {_outcome(run)}", "", *_first(run)]
     head = "\n".join(first[:LINES])
     fold = "\n\n<details><summary>All numbers</summary>\n\n"
     end = "\n\n</details>\n"
@@ -51,7 +50,7 @@ def _outcome(run: Run) -> str:
     return "failed" if run.failures else markdown.outcome(run)
 
 
-def _first(run: Run, known: References) -> Iterator[str]:
+def _first(run: Run) -> Iterator[str]:
     """A line for every method, then what failed: recorded → now, why, and the command that shows it again."""
     methods = verdict.judged(run)
     for method in methods[: LINES // 3]:
@@ -60,7 +59,7 @@ def _first(run: Run, known: References) -> Iterator[str]:
     if len(methods) > LINES // 3:
         yield f"- and {len(methods) - LINES // 3} more methods, below"
     yield ""
-    failed = [*_scopes(run), *_cases(run, known)]
+    failed = [*_scopes(run), *_cases(run)]
     room = LINES - 7 - min(len(methods), LINES // 3)
     yield from (short(f"- {line}", WIDTH) for line in failed[:room])
     if len(failed) > room:
@@ -83,19 +82,19 @@ def _scopes(run: Run) -> Iterator[str]:
                     yield f"{code(method)}, {scope}: {escape(verdict.number(one, run.header.settings))}"
 
 
-def _cases(run: Run, known: References) -> Iterator[str]:
+def _cases(run: Run) -> Iterator[str]:
     """Cases that failed, with what was recorded and what is now; those without a verdict with their error."""
     for record, one in rows.failed_verdicts(run, run.cases):
         if one.outcome == verdict.FAIL:
             case = f"{record.case.task} {record.case.mode} {record.case.length}"
-            yield f"{code(record.method)}, {case}: {_change(record, one, known)}"
+            yield f"{code(record.method)}, {case}: {_change(record, one)}"
     for name, why in rows.errors(run).items():
         case, _, method = name.partition("|")
         if not is_scope(case):
             yield f"{code(method)}, {escape(case)}: {escape(rows.reason(why))}"
 
 
-def _change(record: CaseRecord, one: Verdict, known: References) -> str:
+def _change(record: CaseRecord, one: Verdict) -> str:
     """What a verdict compares: recorded → now, and why it fails."""
     if one.question in ("budget", "regression"):
         then = record.accuracy + one.value / 100
