@@ -37,18 +37,19 @@ def safe_name(text: str) -> str:
     return f"{name[:_LONGEST]}-{digest[:8]}"
 
 
-def write_atomically(path: str, text: str, last: Callable[[], None] = lambda: None) -> None:
+def write_atomically(path: str, content: str | bytes, last: Callable[[], None] = lambda: None) -> None:
     """Write a file whole or not at all: a temporary file beside it, flushed to disk, then renamed over it.
 
-    last: called right before it is renamed; what it raises is raised, with the old file as it was. Raises BaselineError
-    (read-only, full, not permitted) with the old file as it was and nothing left behind.
+    content: text is written in UTF-8, its line breaks as they are. last: called right before it is renamed; what it
+    raises is raised, with the old file as it was. Raises BaselineError (read-only, full, not permitted) with the old
+    file as it was and nothing left behind.
     """
     folder, temporary = os.path.dirname(path) or ".", ""
     try:
         os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

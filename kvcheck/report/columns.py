@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from kvcheck.core.errors import KvcheckError
+from kvcheck.core.files import write_atomically
 from kvcheck.report.overview import Line, flat
 
 
@@ -34,14 +32,6 @@ def write_parquet(path: Path, lines: Sequence[Line]) -> None:
     rows = flat(lines)
     if not rows:
         raise KvcheckError("there is no method to write", "name a run file in which a method was measured")
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".tmp")
-        os.close(handle)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise KvcheckError(f"{path} cannot be written: {error.strerror or error}", "name another place") from error
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    write_atomically(str(path), out.getvalue())

@@ -46,16 +46,9 @@ class Recorded:
 @lru_cache(maxsize=len(MODELS))
 def recorded(model: str = "mini") -> dict[str, Recorded]:
     """Every shipped record on a model, by spec; fp16 first."""
-    from kvcheck.core.paths import bundle
-    from kvcheck.store.baselines import open_store
+    from kvcheck.judging.shipped import records
 
-    store = open_store(bundle("baselines"))
-    found = {}
-    for entry in store.entries():
-        if entry.model.name == model:
-            cases = (store.get(entry.model, entry.method, case) for case in entry.cases)
-            found[entry.method] = summary(entry.method, [case for case in cases if case is not None])
-    return dict(sorted(found.items(), key=lambda pair: (pair[0] != "fp16", pair[0])))
+    return {spec: summary(spec, cases) for spec, cases in records(model).items()}
 
 
 def of_name(name: str, model: str = "mini") -> list[Recorded]:
