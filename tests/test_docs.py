@@ -52,3 +52,10 @@ def test_own_storage_of_the_how_to_keeps_what_every_method_must(tmp_path, monkey
     for name in STORED:
         found = examine(name, "my_bytes.Bytes", 3)
         assert found.outcome == HOLDS, found
+
+
+def test_the_line_that_the_newest_job_looks_for_is_the_one_that_the_readme_shows():
+    """The job reads it from the terminal: a line that was worded anew would fail it in CI alone."""
+    sought = re.findall(r"grep -qx '([^']+)'", (ROOT / ".ci" / "newest").read_text("utf-8"))
+    assert sought
+    assert set(sought) <= set((ROOT / "README.md").read_text("utf-8").splitlines())
