@@ -23,6 +23,8 @@ from kvcheck.judging.pairing import identical, same_inputs
 
 References = Mapping[str, CaseRecord]
 """fp16 records by `case.key`."""
+LONG = 12
+"""Turns that are told one by one. Conversations that have more are told by quarters."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class Part:
     before: float | None
     after: float
     answers: int
+
+
+@dataclass(frozen=True)
+class Quarters:
+    """Long conversations of a task, by quarters of their turns: mean score of fp16 and of the method, and mean KL to
+    fp16 in nats. None where not known.
+    """
+
+    task: str
+    before: list[float] | None
+    after: list[float] | None
+    kl: list[float] | None
 
 
 def key(record: CaseRecord) -> str:
@@ -218,13 +232,19 @@ def by(run: Run, records: Sequence[CaseRecord], known: References, field: str) -
 
 
 def turns(records: Iterable[CaseRecord]) -> list[float]:
-    """Mean score of the first, second, … turn over the multi-turn cases."""
-    return _by_turn(sample for record in records if record.case.mode == "multi_turn" for sample in record.samples)
+    """Mean score of the first, second, … turn over the multi-turn cases whose conversations are not long."""
+    return _by_turn(sample for record in records if _turns(record) == "few" for sample in record.samples)
 
 
 def turns_before(records: Iterable[CaseRecord], known: References) -> list[float]:
     """The same of fp16, on the contexts that the records hold."""
-    return _by_turn(then for one in records if one.case.mode == "multi_turn" for then, _ in pairs(one, known))
+    return _by_turn(then for one in records if _turns(one) == "few" for then, _ in pairs(one, known))
+
+
+def _turns(record: CaseRecord) -> str:
+    """ "few" or "many" turns of a conversation, "" where there is none."""
+    most = max((len(sample.turns) for sample in record.samples), default=0)
+    return "" if record.case.mode != "multi_turn" else "many" if most > LONG else "few"
 
 
 def _by_turn(samples: Iterable[SampleRecord]) -> list[float]:
@@ -235,6 +255,36 @@ def _by_turn(samples: Iterable[SampleRecord]) -> list[float]:
                 scores.append([])
             scores[number].append(turn.score)
     return [sum(column) / len(column) for column in scores]
+
+
+def quarters(records: Iterable[CaseRecord], known: References) -> list[Quarters]:
+    """How long conversations went, by task."""
+    tasks: dict[str, list[tuple[SampleRecord, SampleRecord | None]]] = {}
+    for record in records:
+        if _turns(record) == "many":
+            before = {now.index: then for then, now in pairs(record, known)}
+            both = [(sample, before.get(sample.index)) for sample in record.samples]
+            tasks.setdefault(record.case.task, []).extend(both)
+    found = []
+    for task, both in sorted(tasks.items()):
+        after = [_quartered(now, "score") for now, _ in both]
+        kl = [_quartered(now, "kl") for now, _ in both]
+        then = [_quartered(then, "score") for _, then in both if then is not None]
+        found.append(Quarters(task, _means(then) if len(then) == len(both) else None, _means(after), _means(kl)))
+    return found
+
+
+def _quartered(sample: SampleRecord, name: str) -> list[list[float]]:
+    """The values of the turns of each quarter, without those that were not measured."""
+    count = len(sample.turns)
+    parts = [sample.turns[count * at // 4 : count * (at + 1) // 4] for at in range(4)]
+    return [[value for turn in part if (value := getattr(turn, name)) is not None] for part in parts]
+
+
+def _means(samples: Sequence[list[list[float]]]) -> list[float] | None:
+    """The mean of each quarter over the samples; None where one has no value."""
+    columns = [[value for one in samples for value in one[at]] for at in range(4)]
+    return [sum(column) / len(column) for column in columns] if all(columns) else None
 
 
 def parts(records: Iterable[CaseRecord], known: References) -> list[Part]:

@@ -83,6 +83,9 @@ def tables(run: Run, records: Sequence[CaseRecord], known: References, both: str
     turns = turn_table(records, known, *both.split(" -> "))
     if turns is not None:
         yield turns
+    quarters = quarter_table(records, known, *both.split(" -> "))
+    if quarters is not None:
+        yield quarters
     parts = [
         (f"  {one.task} {one.subtask}", f"{_score(one.before)} -> {one.after:.3f}", str(one.answers))
         for one in rows.parts(records, known)
@@ -102,6 +105,20 @@ def turn_table(
     both = ((f"  {before}", theirs), (f"  {after}", mine))
     body = [(name, *(f"{value:.3f}" for value in values)) for name, values in both if len(values) == len(mine)]
     return Table(head, "<" + ">" * len(mine), body)
+
+
+def quarter_table(
+    records: Sequence[CaseRecord], known: References, before: str = "fp16", after: str = "method"
+) -> Table | None:
+    """Accuracy and KL by quarters of long conversations; None where there are none."""
+    body = []
+    for one in rows.quarters(records, known):
+        told = ((before, one.before, 3), (after, one.after, 3), ("KL", one.kl, 4))
+        body += [
+            (f"  {one.task} {name}", *(f"{mean:.{places}f}" for mean in means)) for name, means, places in told if means
+        ]
+    head = ("long conversations, by turns", "first quarter", "second", "third", "last")
+    return Table(head, "<>>>>", body) if body else None
 
 
 def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:

@@ -122,6 +122,35 @@ def test_the_turns_of_fp16_are_those_of_the_same_contexts() -> None:
     assert list(table.rows[0]) == ["  fp16", "1.000", "1.000", "1.000"]
 
 
+def conversation(method: str, scores: tuple[float, ...], kl: float | None = None) -> CaseRecord:
+    """A case of four contexts of twenty turns, five with each score."""
+    turns = tuple(TurnRecord(score, "a", kl=kl) for score in scores for _ in range(5))
+    one = record("dialogue", "multi_turn", "semantic_retrieval", method, 0, n=4)
+    return replace(one, samples=tuple(replace(sample, turns=turns) for sample in one.samples))
+
+
+def test_a_long_conversation_is_told_by_quarters() -> None:
+    fp16 = conversation("fp16", (1.0, 1.0, 1.0, 0.5))
+    table = summary.quarter_table([conversation(METHOD, (1.0, 0.5, 0.5, 0.0), 0.25)], {fp16.case.key: fp16})
+    assert table is not None
+    assert [list(row) for row in table.rows] == [
+        ["  dialogue fp16", "1.000", "1.000", "1.000", "0.500"],
+        ["  dialogue method", "1.000", "0.500", "0.500", "0.000"],
+        ["  dialogue KL", "0.2500", "0.2500", "0.2500", "0.2500"],
+    ]
+
+
+def test_what_was_not_measured_of_it_has_no_line() -> None:
+    (one,) = rows.quarters([conversation(METHOD, (1.0, 0.5, 0.5, 0.0))], {})
+    assert (one.before, one.kl) == (None, None)
+
+
+def test_it_is_not_mixed_with_the_turns_of_short_ones() -> None:
+    short, long = record("kv", "multi_turn", "kv", METHOD, 0), conversation(METHOD, (0.0, 0.0, 0.0, 0.0))
+    assert rows.turns([short, long]) == [1.0, 1.0, 1.0]
+    assert summary.quarter_table([short], {}) is None
+
+
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
 def test_a_report_says_how_each_turn_went(run: Run, report: object) -> None:
     text = "\n".join(report.lines(run))  # type: ignore[attr-defined]

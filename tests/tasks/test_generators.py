@@ -15,15 +15,18 @@ from kvcheck.core.errors import SpecError
 from kvcheck.fixtures.training import seeds
 from kvcheck.tasks import TASKS
 from kvcheck.tasks.metrics import METRICS, score
+from kvcheck.tasks.semantic_retrieval import RELATIONS
 
 NAMES = TASKS.names()
 LENGTHS = (512, 1024, 2048)
+DIALOGUES = ("dialogue", "tool_log")
 # the digests of the first sample at 512 tokens: the same bytes on every machine; a change needs a new task version
 GOLDEN = {
     "choice": "5f7abf4a0f2f",
     "code_and_kv": "69e949d752d7",
     "code_completion": "61bf77ac3abf",
     "code_function": "0a567dbf1428",
+    "dialogue": "3da1e1e6933d",
     "few_shot": "8b77b09cde8d",
     "kv": "402e9fb1484a",
     "many_shot": "4ea60ed5c196",
@@ -39,7 +42,10 @@ GOLDEN = {
     "qa_zh": "9f6c90c5a903",
     "summary": "664bcc16c4af",
     "summary_with_needles": "52f15bc2b8f2",
+    "tool_log": "17dcbbb631a1",
 }
+FACT = re.compile(r"(?<= )([A-Z]\w+ [A-Z]\w+) (\w+ (?:the|in|as|to)) (\w+)\.")
+KINDS = {words: relation for relation, (wordings, _, lead, _) in RELATIONS.items() for words in (*wordings, lead)}
 
 
 @cache
@@ -49,6 +55,11 @@ def sample_of(name, tokenizer, index, length, seed):
 
 def samples(name, tokenizer, count=40, length=512, seed=7):
     return [sample_of(name, tokenizer, index, length, seed) for index in range(count)]
+
+
+def told_before(sample, turn):
+    """What stands in the turns before one, up to their questions."""
+    return " ".join(one.question.partition("\nQuestion")[0] for one in sample.turns[: sample.turns.index(turn)])
 
 
 def graded(turn, answer):
@@ -142,6 +153,8 @@ def test_the_answer_stands_in_the_evidence_and_not_in_the_question(name, tokeniz
             if turn.subtask == "" and name in ("choice", "few_shot", "many_shot"):
                 continue  # options are listed in the question; labels have many demonstrations, no single evidence
             evidence = " ".join(sample.context[start:end] for start, end in turn.evidence)
+            if name in DIALOGUES and not turn.evidence:
+                evidence = told_before(sample, turn)
             for reference in turn.references:
                 words = re.findall(r"\w+", reference)
                 assert all(word in evidence for word in words if word != "in"), (turn.question, reference)
@@ -189,6 +202,42 @@ def test_the_extremes_are_those_of_the_array(tokenizer):
         largest, smallest = (int(turn.references[0]) for turn in sample.turns)
         assert (largest, smallest) == (max(values), min(values))
         assert values.count(largest) == values.count(smallest) == 1
+
+
+def test_the_newest_fact_is_asked_for(tokenizer):
+    """A solver that reads a dialogue in its order, and lets each sentence replace what was so before."""
+    for sample in samples("dialogue", tokenizer, 10):
+        known, changed = {}, 0
+        for turn in sample.turns:
+            told, _, question = turn.question.rpartition("\nQuestion: ")
+            for person, words, answer in FACT.findall(f"{sample.context if turn is sample.turns[0] else ''} {told}"):
+                before = known.get((person, KINDS[words]), answer)
+                changed += before != answer and turn is not sample.turns[0]
+                known[person, KINDS[words]] = answer
+            person, words = re.search(r"Answer: (\w+ \w+) (\w+ \w+)", question).groups()
+            assert turn.references == (known[person, KINDS[words]],)
+        assert changed == 5
+
+
+def test_the_last_quarter_of_a_dialogue_asks_for_what_the_context_said(tokenizer):
+    for name in DIALOGUES:
+        for sample in samples(name, tokenizer, 4):
+            assert all(turn.evidence and turn.question.startswith("\nQuestion") for turn in sample.turns[15:])
+            assert sum(not turn.evidence for turn in sample.turns[:15]) >= 6
+
+
+def test_later_turns_ask_for_calls_that_are_further_behind(tokenizer):
+    for sample in samples("tool_log", tokenizer, 4):
+        told = [re.findall(r"code of (\w+) is \d", turn.question) for turn in sample.turns]
+        asked = [re.search(r"What is the code of (\w+)", turn.question).group(1) for turn in sample.turns]
+        behind = [at - told.index([name]) for at, name in enumerate(asked) if [name] in told]
+        assert behind == [2, 3, 4, 5, 6, 7]
+
+
+def test_turns_of_one_number_take_as_many_tokens_in_every_context(tokenizer):
+    for name in DIALOGUES:
+        sizes = {tuple(len(tokenizer.encode(turn.question)) for turn in one.turns) for one in samples(name, tokenizer)}
+        assert len(sizes) == 1
 
 
 def test_a_long_answer_has_hundreds_of_tokens(tokenizer):
