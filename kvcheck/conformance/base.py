@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     SkipReason = Callable[[MethodInfo], str]
 
 LONGEST = 300
-LONGER = 1300
+LONGER = 1100
 """Tokens of the longest prompt, as drawn for most properties and for those that are cheap or see nearly every fault."""
 
 
