@@ -28,7 +28,10 @@ FAMILIES = {
     "image_needle": "kvcheck.tasks.image_needle",
 }
 """Modules of generated tasks named family/task: part of no profile, known when asked for by name, imported then."""
-PUBLIC = ("infinitebench", "longbench", "longbench_v2", "niah", "ruler_16384", "ruler_4096", "ruler_8192", "scbench")
+PUBLIC = (
+    *("aime24", "aime25", "gsm8k", "infinitebench", "longbench", "longbench_v2", "longgenbench", "longmemeval"),
+    *("math500", "niah", "ruler_16384", "ruler_4096", "ruler_8192", "scbench"),
+)
 """Families whose samples are rows of public data sets, which need a place to be read from."""
 
 

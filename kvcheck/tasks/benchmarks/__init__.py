@@ -7,7 +7,16 @@ reads nothing; a task reads its template and its rows when its first sample is a
 from __future__ import annotations
 
 from kvcheck.core.errors import SpecError, did_you_mean
-from kvcheck.tasks.benchmarks import infinitebench, longbench, longbench_v2, niah, ruler_rows, scbench
+from kvcheck.tasks.benchmarks import (
+    infinitebench,
+    longbench,
+    longbench_v2,
+    longmemeval,
+    maths,
+    niah,
+    ruler_rows,
+    scbench,
+)
 from kvcheck.tasks.benchmarks.base import DataSet, Source
 from kvcheck.tasks.benchmarks.loaded import BenchmarkTask, make_task
 
@@ -15,7 +24,7 @@ __all__ = ["DATA_SETS", "BenchmarkTask", "Benchmarks", "DataSet", "Source", "ben
 
 DATA_SETS: dict[str, DataSet] = {
     data_set.name: data_set
-    for suite in (longbench, scbench, infinitebench, longbench_v2, niah, ruler_rows)
+    for suite in (longbench, scbench, infinitebench, longbench_v2, niah, ruler_rows, maths, longmemeval)
     for data_set in suite.DATA_SETS
 }
 """Every data set by name."""

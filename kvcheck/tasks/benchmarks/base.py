@@ -41,6 +41,8 @@ class Upstream:
     """One file of a benchmark's own repository that holds its prompt templates, at a pinned commit.
 
     kind: "json" and "python" files hold a dictionary (in python the one assigned to `variable`), "text" one template.
+    "literal": a Python file of which the first text that ends in the data set's key is the template; its empty slots
+    have the names that `variable` lists.
     sha256: of the whole file. local: the file's path in a local folder.
     """
 
@@ -103,8 +105,10 @@ class DataSet:
     whose values are read as strings whatever the file holds (lists of strings with a leading "*").
     count: rows of the whole set. metric, metric_compat: graded by; the second one has the known bugs of the benchmark's
     code, "" where there are none. key: the template's name in the upstream file. where: (column, value) that
-    its rows have. turns_compat: questions per row that the official script asks, 0 for all. depths: of a grid over all
-    texts, whose `count` prompts are those of one length; 0 where every row is a prompt. words: lengths count words.
+    its rows have, or a function of a row. turns_compat: questions per row that the official script asks, 0 for all.
+    depths: of a grid over all texts, whose `count` prompts are those of one length; 0 where every row is a prompt.
+    words: lengths count words. together: rows of one prompt, which are "rows" of the row that is built from. plain: the
+    file is a JSON list that is read as it is, for columns of mixed types.
     """
 
     name: str
@@ -132,16 +136,24 @@ class DataSet:
     local: tuple[str, ...] = ()
     strings: tuple[str, ...] = ()
     id_columns: tuple[str, ...] = ("_id", "id", "index")
-    where: tuple[str, str] | None = None
+    where: tuple[str, str] | Callable[[Row], bool] | None = None
     turns_compat: int = 0
     depths: int = 0
     words: bool = False
+    together: int = 1
+    plain: bool = False
     doc: str = ""
 
     @property
     def suite(self) -> str:
         """The benchmark: the part of the name before the slash."""
         return self.name.partition("/")[0]
+
+    def has(self, row: Row) -> bool:
+        """Whether a row of the file is one of this set."""
+        if isinstance(self.where, tuple):
+            return bool(row.get(self.where[0]) == self.where[1])
+        return self.where is None or self.where(row)
 
     def row_id(self, row: Row, place: int) -> str:
         """Id of a row: its own one where it has one, else its place in the file."""

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+from kvcheck.core.errors import SpecError
+from kvcheck.core.front import option
 from kvcheck.tasks.base import Sample, Task, TaskInfo, Tokenizer
 from kvcheck.tasks.benchmarks.base import DataSet, Job, Row, Source, Spot
 from kvcheck.tasks.benchmarks.rows import Rows, revision_of
@@ -42,7 +44,7 @@ class Loader:
         questions, 0 for all of the row (with `compat` for as many as the benchmark's scripts ask).
         Raises SpecError, see `read`.
         """
-        place, row = self.rows.get(self._place(seed, index))
+        place, row = self._row(seed, index)
         limit = turns or (self.data_set.turns_compat if self.compat else 0)
         job = Job(self.data_set, self.template.text, self.compat, self.scdq, limit, self._pool)
         context, asked = self.data_set.build(row, job)
@@ -50,11 +52,23 @@ class Loader:
         sample = Sample(self.data_set.name, index, context, asked, chat=self.data_set.chat, row=row_id)
         return shorten(sample, length, tokenizer, alone=self.scdq)
 
-    def _place(self, seed: int, index: int) -> int:
-        """Place of a sample among the rows."""
+    def _row(self, seed: int, index: int) -> tuple[int, Row]:
+        """(place in the file, row) of a sample; of several rows in one prompt, the place of the first."""
+        size = self.data_set.together
+        if size == 1:
+            return self.rows.get(self._place(seed, index, len(self.rows.all()) if seed else 0))
+        every = [row for _, row in self.rows.all()]
+        count = -(-len(every) // size)
+        if not 0 <= index < count:
+            problem = f"{self.data_set.name} has {len(every)} rows for {count} prompts, sample {index} was asked for"
+            raise SpecError(problem, f"{option('n', count)} at most")
+        first = self._place(seed, index, count) * size
+        return first, {"rows": every[first : first + size]}
+
+    def _place(self, seed: int, index: int, count: int) -> int:
+        """Place of a sample among `count`."""
         if seed == 0:
             return index
-        count = len(self.rows.all())
         order = random.Random(f"{self.data_set.name}/seed={seed}").sample(range(count), count)
         return order[index] if 0 <= index < count else index
 

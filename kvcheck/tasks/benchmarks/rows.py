@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -65,7 +66,7 @@ def read(data_set: DataSet, source: Source) -> Iterator[tuple[int, Row]]:
     """
     try:
         for place, row in enumerate(_load(data_set, source)):
-            if data_set.where is None or row.get(data_set.where[0]) == data_set.where[1]:
+            if data_set.has(row):
                 check(data_set, row, place)
                 yield place, row
     except Exception as error:  # one clause: a generator that is open when Python ends no longer finds our classes
@@ -79,11 +80,21 @@ def _load(data_set: DataSet, source: Source) -> Iterable[Row]:
     from datasets import load_dataset
 
     path = _local(data_set, source.folder) if source.folder else _remote(data_set)
+    if data_set.plain:
+        return _plain(path)
     builder = _BUILDERS[Path(path.split("::")[0]).suffix]
     if builder == "text":  # a row is a file
         files = load_dataset(builder, data_files=path, split="train", streaming=True, sample_by="document")
         return files.rename_column("text", "context")
     return load_dataset(builder, data_files=path, split="train", streaming=True, features=_features(data_set))
+
+
+def _plain(path: str) -> list[Row]:
+    """The rows of a JSON list. Raises TypeError for another file."""
+    rows = json.loads(Path(path).read_text("utf-8"))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TypeError("no JSON list of objects")
+    return rows
 
 
 def _features(data_set: DataSet) -> Features | None:

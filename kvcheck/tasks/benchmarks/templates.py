@@ -105,6 +105,8 @@ def _download(url: str) -> bytes:
 def _pick(text: str, upstream: Upstream, data_set: DataSet, name: str) -> str:
     if upstream.kind == "text":
         return text
+    if upstream.kind == "literal":
+        return literal(text, data_set.key, upstream.variable.split(), name)
     table = _json(text, name) if upstream.kind == "json" else dictionary(text, upstream.variable, name)
     found = table.get(data_set.key)
     if not isinstance(found, str):
@@ -141,6 +143,22 @@ def dictionary(source: str, variable: str, name: str) -> dict[str, Json]:
             if isinstance(found, dict):
                 return found
     raise SpecError(f"{name} assigns no dictionary to {variable}", hint)
+
+
+def literal(source: str, ending: str, slots: list[str], name: str) -> str:
+    """The first text of a Python file that has this ending, its empty slots named. The file is parsed, never executed.
+
+    Raises SpecError: no Python, or no such text.
+    """
+    hint = "copy the file again from the benchmark's repository"
+    try:
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(f"{name} is no Python file: {error}", hint) from error
+    for node in sorted(nodes, key=lambda node: node.lineno):
+        if isinstance(node.value, str) and node.value.endswith(ending) and node.value.count("{}") == len(slots):
+            return node.value.format(*(f"{{{slot}}}" for slot in slots))
+    raise SpecError(f"{name} has no text with {len(slots)} slots that ends in {ending!r}", hint)
 
 
 def split(template: str) -> tuple[str, str]:

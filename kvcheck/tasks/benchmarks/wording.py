@@ -116,3 +116,18 @@ NIAH_SENTENCE = (
     "Read this text. A question about it comes at its end.\n\n{context}\n\nWhat is the best thing to do in {city}? "
     "Reply with what the text says, and with nothing else."
 )
+
+GSM8K = "Q: {context}\nA: Let's think step by step."
+LONGGENBENCH = (
+    "Work out every question below in steps, in the form of the examples: begin each answer with its Answer_ number, "
+    'and end it with "The answer is". Do not write the questions again, and leave none out.'
+)
+_JARS = [(number, 2 * number, 3 * number) for number in range(1, 9)]
+LONGGENBENCH_EXAMPLES = "\n\n".join(
+    [f"Question_{at}: \nA jar has {at} pens, and {more} are put in. How many are there?" for at, more, _ in _JARS]
+    + [f"Answer_{at}:\nThere are {at} + {more} = {all_} pens.\nThe answer is {all_}." for at, more, all_ in _JARS]
+)
+LONGMEMEVAL = (
+    "Chats between you and a user follow. Reply to the question with what they say.\n\nChats:\n\n{context}\n\n"
+    "Today: {date}\nQuestion: {question}\nAnswer:"
+)

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from kvcheck.core.errors import SpecError, did_you_mean
-from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, numbers, own, text
+from kvcheck.tasks.metrics import chinese, choice, code, contain, infinite, maths, numbers, own, text
 from kvcheck.tasks.metrics.base import Metric, Rule, best_of
 from kvcheck.tasks.metrics.functions import LANGUAGES
 from kvcheck.tasks.metrics.text import first_line
@@ -79,6 +79,13 @@ _ALL = (
     _each("passkey_partial", GRADED, contain.passkey_partial, "longctx_bench", True),
     _each("longbench_v2", BINARY, choice.longbench_v2, "LongBench v2"),
     _whole("babilong", BINARY, choice.babilong, "BABILong"),
+    _each("gsm8k", BINARY, maths.gsm8k, "lm-evaluation-harness gsm8k_cot_zeroshot, flexible-extract", True),
+    _each("gsm8k_strict", BINARY, maths.gsm8k_strict, "lm-evaluation-harness gsm8k_cot_zeroshot, strict-match", True),
+    _each("math_equal", BINARY, maths.math_equal, "lm-evaluation-harness aime", True),
+    _each("math_dollars_compat", BINARY, maths.math_dollars_compat, "lm-evaluation-harness hendrycks_math", True),
+    _each("aime", BINARY, maths.aime, "lm-evaluation-harness aime, without its slip", True),
+    _whole("longgenbench", GRADED, maths.longgenbench, "LongGenBench, without its slips", True),
+    _whole("longgenbench_compat", GRADED, maths.longgenbench_compat, "LongGenBench", True),
     _each("exact", BINARY, contain.exact, "kvcheck"),
     _whole("fact_recall", GRADED, own.fact_recall, "kvcheck", True),
     _whole("prefix_trace", GRADED, own.prefix_trace, "kvcheck, after LongProc", True),

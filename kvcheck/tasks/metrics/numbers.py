@@ -48,3 +48,8 @@ def math_find(prediction: str, reference: str) -> float:
     except ValueError:
         raise SpecError(f"metric math_find: the reference {reference!r} is not a number", "write 12 or 0.5") from None
     return float(found is not None and float(found.group()) == gold)
+
+
+def integer(text: str) -> int | None:
+    """The whole number that a text is, with leading zeros or without; None for any other text."""
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,4000}\s*", text) else None

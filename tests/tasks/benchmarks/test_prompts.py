@@ -15,15 +15,24 @@ from kvcheck.tasks.benchmarks import DATA_SETS, benchmark_tasks, templates
 from kvcheck.tasks.benchmarks.longbench_v2 import slots
 
 LONG = 10**6
-BY_TEMPLATE = sorted(name for name in DATA_SETS if DATA_SETS[name].upstream and not DATA_SETS[name].depths)
+BY_TEMPLATE = sorted(name for name, one in DATA_SETS.items() if one.upstream and not one.depths and one.together == 1)
+
+
+def history(row):
+    """The sessions of LongMemEval, those of our rows from the last to the first."""
+    parts = []
+    for at, (date, turns) in enumerate(list(zip(row["haystack_dates"], row["haystack_sessions"], strict=True))[::-1]):
+        said = json.dumps([{"role": turn["role"], "content": turn["content"]} for turn in turns])
+        parts.append(f"\n### Session {at + 1}:\nSession Date: {date}\nSession Content:\n\n{said}\n")
+    return "".join(parts)
 
 
 def fields(name, row):
     """Values of the slots, worked out apart from the code under test."""
     turn = row["multi_turns"][0] if "multi_turns" in row else row
     question = turn.get("input", row.get("question"))
-    context = row["context"] if "context" in row else row["input"]
-    found = {"context": context, "input": question, "question": question}
+    context = history(row) if "haystack_sessions" in row else row["context"] if "context" in row else row["input"]
+    found = {"date": row.get("question_date"), "context": context, "input": question, "question": question}
     for letter, text in zip("ABCD", turn.get("options") or (), strict=False):
         found[f"OPTION_{letter}"] = text
     if name.startswith("longbench_v2"):
