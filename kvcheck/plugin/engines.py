@@ -43,7 +43,8 @@ def _on_record(chosen: specs.Chosen, settings: Settings, root: Path) -> bool:
     source = names.find(settings.model)
     if not source.local or source.gguf is not None:  # what it is unpacked to is not known yet
         return False
-    model = ModelId.of(*model_id(chosen, settings, fingerprint(Path(source.path))))
+    folder = Path(source.path)
+    model = ModelId.of(*model_id(chosen.met(folder), settings, fingerprint(folder)))
     store = open_store(settings.baselines, root)
     found = [(case, store.get(model, specs.FULL, case)) for case in cases.cases(settings, None)]
     return all(one is not None and len(one.samples) >= case.n for case, one in found)

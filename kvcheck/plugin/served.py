@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from kvcheck.core.errors import MethodUnsupported
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.plugin.conformance import KvProperty
 
@@ -30,7 +31,7 @@ class KvEngine(KvProperty):
                 return HOLDS, properties.PROPERTIES[self.name](bench)
             except properties.Excused as why:
                 return EXCUSED, str(why)
-            except properties.NotTried as why:
+            except (properties.NotTried, MethodUnsupported) as why:
                 return UNSERVED, str(why)
             except properties.Broken as why:
                 return FAILS, str(why)

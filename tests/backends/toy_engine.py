@@ -118,7 +118,7 @@ class Toy:
         each = 4096 * self.bits // 16
         return Held(each * slots, slots, each * end, end)
 
-    def cancel(self, prompt, after):
+    def cancel(self, prompt, tokens):
         self.cancelled = True
         self.lost += 20 * (self.fault == "leaks")
         return True

@@ -14,7 +14,9 @@ from typing import Protocol
 from kvcheck.core.spec import Value
 
 SCORES, WEIGHS, CANCELS, FLUSHES = "log-probabilities of a text", "bytes of a context", "cancel", "flush"
-"""What not every engine can, in words: it ends a request, it empties what it keeps between requests."""
+SALTS, COUNTS, MEANWHILE = "salt", "counters", "requests that come while others are answered"
+"""What not every engine can, in words: it ends a request, it empties what it keeps between requests, it keeps what
+salts tell apart for each of them alone, it counts what it does, it is called from several threads."""
 PREFIX, CHUNK, POOL, ROOMY, DENSE = "prefix cache", "chunk", "pool", "roomy budget", "threshold that drops nothing"
 """Ways that an engine can be set to, see EngineInfo.ways."""
 Settings = Mapping[str, Value]
@@ -27,21 +29,24 @@ class Key:
 
     kind: what it takes, as kvcheck.core.spec checks it: int, bool, Literal["u8", "u4"]. cache: it is one of the KV
     cache, which the reference has at full. full: the value by which nothing is lost, None where that is to leave it
-    out.
+    out. place: where it is or how long it may take, which is no part of what records are kept under.
     """
 
     kind: object
     cache: bool = False
     full: Value = None
+    place: bool = False
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request: token ids, tokens of the answer at most, ids that end it (none: it runs to its limit)."""
+    """A request: token ids, tokens of the answer at most, ids that end it (none: it runs to its limit), and whose it
+    is: nothing that is kept of it may serve a prompt with another salt."""
 
     ids: Sequence[int]
     limit: int
     ends: frozenset[int] = frozenset()
+    salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Reply:
     """What an engine says to a prompt: tokens, the end token included where it came, with their log-probabilities.
 
     chunks: pieces that the engine read the prompt in, None where it does not tell; fewer of them where a part came from
-    a cache. first, seconds: until the first token and the last.
+    a cache. first, seconds: until the first token and the last, since the prompts that are asked together were sent.
+    cached: tokens of the prompt that came from a cache, None where it does not tell.
     """
 
     tokens: tuple[int, ...]
@@ -58,6 +64,7 @@ class Reply:
     chunks: int | None = None
     first: float = 0.0
     seconds: float = 0.0
+    cached: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,23 @@ class Held:
     prompt_slots: int
     end_bytes: int
     end_slots: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What an engine has counted since it was started; None where it does not tell.
+
+    steps: of the scheduler. preempted: requests that lost their blocks and began again. drafted, accepted: tokens of
+    speculation. used, room: tokens that blocks in use, and all blocks, have room for. block: tokens of one.
+    """
+
+    steps: float | None = None
+    preempted: float | None = None
+    drafted: float | None = None
+    accepted: float | None = None
+    used: float | None = None
+    room: float | None = None
+    block: float | None = None
 
 
 class Served(Protocol):
@@ -89,8 +113,13 @@ class Served(Protocol):
         """What a prompt takes. Raises MethodUnsupported where the engine's count is known to be wrong. WEIGHS."""
         ...
 
-    def cancel(self, prompt: Prompt, after: int) -> bool:
-        """Send a prompt and end it after so many steps of the engine; was it still running? CANCELS."""
+    def cancel(self, prompt: Prompt, tokens: int) -> bool:
+        """Send a prompt and end it after so many tokens of its answer, with 0 while it is read; was it still running?
+        CANCELS."""
+        ...
+
+    def counts(self) -> Counts:
+        """See Counts. COUNTS."""
         ...
 
     def flush(self) -> None:
@@ -118,12 +147,18 @@ class EngineInfo:
     """What an engine declares.
 
     package: the distribution whose version is the engine's. modules: what must be importable. extra: the extra of
-    kvcheck that installs it. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it computes in,
-    the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go together. claims:
-    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS, FLUSHES.
+    kvcheck that installs it, "" for none. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it
+    computes in, the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go
+    together. claims: what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS,
+    FLUSHES, SALTS, COUNTS, MEANWHILE.
 
     ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
     least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.
+
+    Of an engine that runs elsewhere, and was set when it was started: full: the settings of the reference. alone: why
+    it is none that a loss could be seen against, "" where it is one. meet: what it is, asked of it itself, from the
+    folder of the model and the settings; raises SpecError where it is not there. running: its version. longest: tokens
+    of a context.
     """
 
     name: str
@@ -140,10 +175,17 @@ class EngineInfo:
     claims: Callable[[Settings], str] = field(default=lambda settings: "")
     ways: Mapping[str, Callable[[int], Settings]] = field(default_factory=dict)
     uses: Callable[[Settings], frozenset[str]] = field(default=lambda settings: frozenset())
+    full: Callable[[Settings], Settings] | None = None
+    alone: Callable[[Settings], str] = field(default=lambda settings: "")
+    meet: Callable[[EngineInfo, Path, Settings], EngineInfo] | None = None
+    running: str = ""
+    longest: int | None = None
 
     @property
     def version(self) -> str:
-        """Of the installed package, "" where there is none."""
+        """Of what runs elsewhere, else of the installed package; "" where there is none."""
+        if self.running:
+            return self.running
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
@@ -152,4 +194,4 @@ class EngineInfo:
     @property
     def pip(self) -> str:
         """The command that installs it."""
-        return f"pip install 'kvcheck[{self.extra}]'"
+        return f"pip install 'kvcheck[{self.extra}]'" if self.extra else "pip install kvcheck"

@@ -21,6 +21,7 @@ from kvcheck.backends.engines.base import (
     ROOMY,
     SCORES,
     WEIGHS,
+    Counts,
     EngineInfo,
     Held,
     Key,
@@ -36,6 +37,8 @@ from kvcheck.core.record import EXCEEDS, FREES
 
 BLOCK = 32
 """Tokens of a block on a CPU."""
+PIECE = 256
+"""Tokens that are read in a step where nothing is said."""
 GIB = 1
 """Of the pool where nothing is said."""
 PRECISIONS = Literal["f16", "f32", "bf16", "u8", "u4"]
@@ -266,16 +269,21 @@ class OpenVino:
         kept = round(used / each / BLOCK) * BLOCK
         return Held(each * slots, slots, each * kept, kept)
 
-    def cancel(self, prompt: Prompt, after: int) -> bool:
-        """See Served."""
+    def cancel(self, prompt: Prompt, tokens: int) -> bool:
+        """See Served: after as many steps as it takes."""
+        pieces = -(-len(prompt.ids) // int(str(self.settings.get("max_num_batched_tokens", PIECE))))
         handle = self._send(prompt.ids, prompt.limit, prompt.ends)
-        for _ in range(after):
+        for _ in range(pieces - 1 + tokens if tokens else pieces // 2):
             self.pipeline.step()
         running = bool(self.pipeline.has_non_finished_requests())
         handle.cancel()
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()
         return running
+
+    def counts(self) -> Counts:
+        """It counts no steps."""
+        raise MethodUnsupported("openvino-genai has no counters of what it has done")
 
     def flush(self) -> None:
         """The engine has no such call."""

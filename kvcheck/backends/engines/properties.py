@@ -4,142 +4,50 @@ Each asks the same prompts in two ways and has a witness that the way was really
 prompt was read in pieces, the pool was too small for all. Without it nothing is said (NotTried); it never "holds".
 Answers are compared by their log-probabilities, within what the engine differs from itself, and where settings lose
 something by themselves, within twice that: chunks and blocks may fall otherwise there.
+
+An engine that kvcheck sets is set to each way in turn. One that runs elsewhere is what it was started as: its pool is
+filled until it is too small, its pieces and drafts are counted, and it is held against its reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from kvcheck.backends.engines import lives
 from kvcheck.backends.engines.base import (
     CANCELS,
     CHUNK,
+    COUNTS,
     DENSE,
     FLUSHES,
     POOL,
     PREFIX,
     ROOMY,
+    SALTS,
     WEIGHS,
     Prompt,
     Reply,
     Served,
-    Settings,
+)
+from kvcheck.backends.engines.bench import (
+    COARSE,
+    LENGTH,
+    PIECE,
+    TOKENS,
+    Bench,
+    Broken,
+    Excused,
+    NotTried,
+    alone,
+    expect_given_back,
+    expect_hit,
+    filling,
+    used,
 )
 from kvcheck.backends.engines.noise import apart
-from kvcheck.backends.engines.session import EngineSession, Said
 from kvcheck.backends.engines.specs import FULL
 from kvcheck.core.errors import MethodFailed
-from kvcheck.core.spec import Value
-
-ROUNDING = {"float32": 1e-4}
-"""Nats by which the same sums in another order move a log-probability; some 20 times what was seen."""
-ROUNDING_16 = 5e-2
-"""The same where 16 bits are computed with."""
-TIMES = 10
-"""Times the measured noise that may be rounding."""
-COARSE = 0.5
-"""Nats from which on settings lose so much by themselves that nothing could be told."""
-LENGTH, TOKENS = 512, 8
-"""Tokens of most prompts, and of all answers."""
-PIECE = 128
-"""Tokens of a piece that prompts are read in, so that a hit is seen by fewer of them."""
-
-
-class Broken(Said):
-    """A property that does not hold."""
-
-
-class NotTried(Said):
-    """A property of which nothing can be said, with the reason."""
-
-
-class Excused(NotTried):
-    """A property that is about something that the settings make no use of."""
-
-
-@dataclass
-class Bench:
-    """A method in an engine, for one property after another. tolerance: nats, see the top of this file."""
-
-    session: EngineSession
-    method: str
-    _tolerance: float | None = None
-
-    @property
-    def block(self) -> int:
-        """Tokens of a block."""
-        return self.session.info.block
-
-    @property
-    def settings(self) -> Settings:
-        """Of the method."""
-        return dict(self.session.chosen.settings_of(self.method).params)
-
-    @property
-    def rounding(self) -> float:
-        """Nats by which an answer may differ from itself."""
-        return max(ROUNDING.get(self.session.dtype, ROUNDING_16), TIMES * self.session.noise.log_prob)
-
-    @property
-    def tolerance(self) -> float:
-        """Nats. Raises NotTried where the settings lose so much that no fault could show."""
-        if self._tolerance is None:
-            prompts = self.prompts(LENGTH, n=2)
-            mine, full = ([self.session.replies(method, [one])[0] for one in prompts] for method in (self.method, FULL))
-            own = max(apart(one, other) for one, other in zip(mine, full, strict=True))
-            self._tolerance = max(self.rounding, 2 * own if own > self.rounding else 0.0)
-        if self._tolerance > COARSE:
-            raise NotTried(f"its settings move log-probabilities by {self._tolerance / 2:.2g} nats by themselves")
-        return self._tolerance
-
-    def prompts(self, *lengths: int, n: int = 1) -> list[Prompt]:
-        """Prompts of these lengths, each `n` times, no two of which begin alike for long."""
-        wanted = [length for length in lengths for _ in range(n)]
-        texts = self.session.texts(max(wanted), len(wanted))
-        return [Prompt(text[:length], TOKENS) for text, length in zip(texts, wanted, strict=True)]
-
-    def can(self, *ways: str) -> None:
-        """Raise NotTried where the engine has no such way, or cannot do that."""
-        info = self.session.info
-        lacking = [way for way in ways if way not in info.ways and way not in info.can]
-        if lacking:
-            raise NotTried(f"{info.name} has no {lacking[0]}")
-
-    @contextmanager
-    def engine(self, changed: Mapping[str, int] | None = None, method: str = "") -> Iterator[Served]:
-        """An engine of its own, set to these ways. Without a word, prompts are read in pieces and nothing is kept."""
-        ways = self.session.info.ways
-        found: dict[str, Value] = {}
-        for way, number in {PREFIX: 0, **(changed or {})}.items():
-            found |= ways[way](number) if way in ways else {}
-        with self.session.fresh(method or self.method, found) as served:
-            yield served
-
-    def same(self, what: str, got: Sequence[Reply], want: Sequence[Reply], tolerance: float | None = None) -> None:
-        """Raise Broken where answers differ by more than the tolerance."""
-        allowed = self.tolerance if tolerance is None else tolerance
-        far = [apart(one, other) for one, other in zip(got, want, strict=True)]
-        if max(far) > allowed:
-            worst = far.index(max(far))
-            tokens = "another token" if got[worst].tokens != want[worst].tokens else "the same tokens"
-            raise Broken(
-                f"{what}: {sum(one > allowed for one in far)} of {len(far)} answers differ, by {max(far):.2g} nats in "
-                f"the log-probability of a token ({tokens}); {allowed:.1g} is rounding"
-            )
-
-
-def alone(served: Served, prompts: Sequence[Prompt]) -> list[Reply]:
-    """Each by itself."""
-    return [served.answer([one])[0] for one in prompts]
-
-
-def _fewer(got: Sequence[Reply], than: Sequence[Reply], what: str) -> None:
-    """The witness of a hit. Raises NotTried."""
-    pairs = list(zip(got, than, strict=True))
-    missed = [one for one, other in pairs if one.chunks is None or other.chunks is None or one.chunks >= other.chunks]
-    if missed:
-        raise NotTried(f"{what}: {len(missed)} of {len(pairs)} prompts were read as if nothing had been kept")
 
 
 def the_same_prompt_twice_is_alike(bench: Bench) -> str:
@@ -152,35 +60,48 @@ def the_same_prompt_twice_is_alike(bench: Bench) -> str:
 
 def a_prefix_hit_is_a_miss(bench: Bench) -> str:
     """A prompt whose beginning comes from the prefix cache is answered as one that is read, at every block border."""
-    bench.can(PREFIX, CHUNK)
+    bench.can(PREFIX)
     border = LENGTH + 2 * bench.block
     prompts = bench.prompts(border - 1, border, border + 1)
-    longer = [Prompt([*one.ids, *reversed(one.ids[-40:])], TOKENS) for one in prompts]
+    longer = [
+        Prompt([*one.ids[: border - 1 - cut], *reversed(one.ids[-40:])], TOKENS)  # inside a block, and behind the text
+        for one in prompts
+        for cut in (0, bench.block // 2)
+    ]
     with bench.engine({CHUNK: PIECE}) as plain:
         want, behind = alone(plain, prompts), alone(plain, longer)
     with bench.engine({CHUNK: PIECE, PREFIX: 1}) as served:
         cold, hit, again, more = (alone(served, some) for some in (prompts, prompts, prompts, longer))
-    _fewer([*hit, *again, *more], [*cold, *cold, *behind], "the prefix cache was not hit")
-    bench.same("what comes from the prefix cache", [*cold, *hit, *again, *more], [*want, *want, *want, *behind])
+    expect_hit([*hit, *again, *more], [*cold, *cold, *behind])
+    bench.same("what comes from the prefix cache", [*cold, *hit, *again, *more], [*want * 3, *behind])
     return ""
 
 
 def together_is_alone(bench: Bench) -> str:
     """Prompts of many lengths that are answered together are answered as each would be by itself."""
-    prompts = bench.prompts(100, 300, LENGTH, LENGTH + bench.block + 1)
+    texts = bench.prompts(100, 300, LENGTH, LENGTH + bench.block + 1)
+    prompts = [replace(one, limit=3 * TOKENS) for one in texts]
     with bench.engine() as served:
         want = alone(served, prompts)
         got = served.answer(prompts)
-    waited = sum((one.chunks or 0) - (other.chunks or 0) for one, other in zip(got, want, strict=True))
-    if waited <= 0:
+    if not _met(got, want):
         raise NotTried("no prompt waited for another one: they were not answered together")
     bench.same("together", got, want)
     return ""
 
 
+def _met(got: Sequence[Reply], want: Sequence[Reply]) -> bool:
+    """Whether prompts shared steps: one waited for another, or was answered while another one was."""
+    if all(one.chunks is not None for one in got):
+        return sum((one.chunks or 0) - (other.chunks or 0) for one, other in zip(got, want, strict=True)) > 0
+    pairs = [(one, other) for one in got for other in got if one is not other]
+    return any(one.first < other.first < one.seconds for one, other in pairs)
+
+
 def a_small_pool_changes_nothing(bench: Bench) -> str:
     """Where the pool has no room for all, prompts wait or begin again, and are answered alike."""
-    bench.can(POOL)
+    if POOL not in bench.session.info.ways:
+        return _a_full_pool_changes_nothing(bench)
     each = -(-(LENGTH + TOKENS) // bench.block)
     blocks = each + each // 2
     prompts = bench.prompts(LENGTH, n=3)
@@ -200,32 +121,105 @@ def a_small_pool_changes_nothing(bench: Bench) -> str:
     return ""
 
 
+def _a_full_pool_changes_nothing(bench: Bench) -> str:
+    """The same of a pool that is what it is: it is filled by prompts for which there is room, and not for answers."""
+    bench.can(COUNTS)
+    with bench.engine() as served:
+        room, n = filling(served)
+        share = int(room) // n
+        long, short = share - 3 * bench.block, share // 4 - TOKENS  # the short ones come last, and are to begin again
+        texts = [*bench.prompts(long, n=n - 1), *bench.prompts(short, n=4)]
+        prompts = [replace(one, limit=5 * TOKENS) for one in texts]
+        want, before = alone(served, prompts), served.counts().preempted
+        got, after = served.answer(prompts), served.counts().preempted
+    if before is None or after is None or after <= before:
+        raise NotTried(f"no request lost its blocks, though {n} were to fill a pool of {room:.0f} tokens")
+    bench.same(f"in a pool of {room:.0f} tokens for more", got, want)
+    return f"{after - before:.0f} times a request lost its blocks"
+
+
+def what_was_evicted_is_read_again(bench: Bench) -> str:
+    """A prompt that others have driven out of the prefix cache is answered as at first."""
+    bench.can(PREFIX)
+    blocks = 3 * -(-(LENGTH + TOKENS) // bench.block)
+    (first,) = bench.prompts(LENGTH)
+    with bench.engine() as served:
+        (want,) = served.answer([first])
+    with bench.engine({CHUNK: PIECE, PREFIX: 1, POOL: blocks}) as served:
+        n = 4 if POOL in bench.session.info.ways else filling(served)[1] + 2
+        cold, hit = alone(served, [first, first])
+        alone(served, bench.prompts(LENGTH + 1, n=n)[1:])
+        again, last = alone(served, [first, first])
+    expect_hit([hit, last], [cold, cold])
+    bench.same("what was evicted", [cold, hit, again, last], [want] * 4)
+    if _kept(again, hit):
+        raise NotTried(f"{n} other prompts drove nothing out of the prefix cache")
+    return ""
+
+
+def _kept(one: Reply, hit: Reply) -> bool:
+    """Whether as much came from the cache as in a hit."""
+    if one.cached is not None and hit.cached is not None:
+        return one.cached >= hit.cached
+    return one.chunks is None or hit.chunks is None or one.chunks <= hit.chunks
+
+
 def a_chunked_prompt_is_the_whole(bench: Bench) -> str:
     """A prompt that is read in pieces is answered as one that is read at once."""
-    bench.can(CHUNK)
+    if CHUNK not in bench.session.info.ways:
+        return _its_pieces_are_the_whole(bench)
     prompts = bench.prompts(LENGTH, LENGTH + bench.block + 3)
     with bench.engine({CHUNK: 2 * LENGTH}) as served:
         want = alone(served, prompts)
     for piece in (2 * bench.block, 3 * bench.block + 4):
         with bench.engine({CHUNK: piece}) as served:
             got = alone(served, prompts)
-        _fewer(want, got, f"pieces of {piece} tokens were not taken")
+        expect_hit(want, got, f"pieces of {piece} tokens were not taken")
         bench.same(f"in pieces of {piece} tokens", got, want)
     return ""
 
 
+def _its_pieces_are_the_whole(bench: Bench) -> str:
+    """The same of an engine whose pieces are what they are, beside its reference."""
+    bench.can(COUNTS)
+    prompts = bench.prompts(LENGTH, 3 * LENGTH)
+    with bench.engine() as served:
+        mine, got = _steps(served, prompts[-1]), alone(served, prompts)
+    with bench.engine(method=FULL) as served:
+        whole, want = _steps(served, prompts[-1]), alone(served, prompts)
+    if mine < 2:
+        raise NotTried(f"a prompt of {3 * LENGTH} tokens is read at once: start it with a smaller chunk")
+    if mine <= whole:
+        raise NotTried(f"the reference reads it in {whole:.0f} pieces, too: reference=URL of one with larger chunks")
+    bench.same(f"in {mine:.0f} pieces, not {whole:.0f}", got, want, bench.beside)
+    return ""
+
+
+def _steps(served: Served, prompt: Prompt) -> float:
+    """Pieces that a prompt is read in: steps of the scheduler until its first token. Raises NotTried."""
+    before = served.counts().steps
+    served.answer([replace(prompt, limit=1)])
+    after = served.counts().steps
+    if before is None or after is None:
+        raise NotTried("it does not count its steps")
+    return after - before
+
+
 def what_was_cancelled_leaves_nothing(bench: Bench) -> str:
     """Prompts that are ended in the middle, of the prompt or of the answer, leave neither keys nor blocks behind."""
-    bench.can(CANCELS, CHUNK, POOL)
-    prompts = bench.prompts(LENGTH, n=2)
+    bench.can(CANCELS)
+    *prompts, other = bench.prompts(LENGTH, n=3)
     blocks = 2 * -(-(LENGTH + 4 * TOKENS) // bench.block)
     with bench.engine({CHUNK: PIECE}) as served:
         want = alone(served, prompts)
     long = Prompt(prompts[0].ids, 4 * TOKENS)
-    with bench.engine({CHUNK: PIECE, POOL: blocks}) as served:
-        running = [served.cancel(long, after) for after in (2, LENGTH // PIECE + TOKENS, 1, LENGTH // PIECE + 2)]
+    with bench.engine({CHUNK: PIECE, POOL: blocks, PREFIX: 1}) as served:
+        served.answer([other])  # it is known then how long one takes
+        before = used(bench, served)
+        running = [served.cancel(long, tokens) for tokens in (0, 0, TOKENS, 0, 2)]
         if not all(running):
             raise NotTried("a request was over before it could be cancelled")
+        expect_given_back(bench, served, before, f"after {len(running)} cancelled requests")
         try:
             got = alone(served, prompts)
         except MethodFailed as error:
@@ -236,32 +230,57 @@ def what_was_cancelled_leaves_nothing(bench: Bench) -> str:
 
 def a_later_turn_is_as_recomputed(bench: Bench) -> str:
     """A conversation that goes on from the prefix cache is answered as one that is read from its beginning."""
-    bench.can(PREFIX, CHUNK)
-    (first,) = bench.prompts(LENGTH)
+    bench.can(PREFIX)
+    firsts = bench.prompts(LENGTH, LENGTH - TOKENS)  # the second one's answer ends where a block does
     with bench.engine({CHUNK: PIECE, PREFIX: 1}) as served:
-        (said,) = served.answer([first])
-        second = Prompt([*first.ids, *said.tokens, *first.ids[40:90]], TOKENS)
-        (later,) = served.answer([second])
+        said = alone(served, firsts)
+        seconds = [
+            Prompt([*first.ids, *reply.tokens, *first.ids[40:90]], TOKENS)
+            for first, reply in zip(firsts, said, strict=True)
+        ]
+        later = alone(served, seconds)
     with bench.engine({CHUNK: PIECE}) as served:
-        (want,) = served.answer([second])
-    _fewer([later], [want], "the prefix cache was not hit")
-    bench.same("the second turn", [later], [want])
+        want = alone(served, seconds)
+    expect_hit(later, want)
+    bench.same("the second turn", later, want)
     return ""
 
 
 def flushed_is_cold(bench: Bench) -> str:
     """After a flush nothing comes from the prefix cache, and answers are what they were."""
-    bench.can(FLUSHES, PREFIX, CHUNK)
+    bench.can(FLUSHES, PREFIX)
     prompts = bench.prompts(LENGTH, n=2)
     with bench.engine({CHUNK: PIECE, PREFIX: 1}) as served:
         cold, hit = alone(served, prompts), alone(served, prompts)
-        _fewer(hit, cold, "the prefix cache was not hit")
+        expect_hit(hit, cold)
         served.flush()
         got = alone(served, prompts)
-    if any(one.chunks != other.chunks for one, other in zip(got, cold, strict=True)):
+    if _crossed(got, cold):
         raise Broken("after a flush a prompt still came from the prefix cache")
     bench.same("after a flush", got, cold)
     return ""
+
+
+def a_salt_is_a_wall(bench: Bench) -> str:
+    """What one tenant has asked serves no other, and each is answered as if alone."""
+    bench.can(SALTS, PREFIX)
+    mine = bench.prompts(LENGTH, n=2)
+    theirs = [replace(one, salt="another tenant") for one in mine]
+    with bench.engine({CHUNK: PIECE, PREFIX: 1}) as served:
+        cold, hit, other, again = (alone(served, some) for some in (mine, mine, theirs, mine))
+    if min(one.cached or 0 for one in (*hit, *again)) < LENGTH // 2:
+        raise NotTried("the prefix cache was not hit, or it does not tell")
+    crossed = sum((one.cached or 0) > LENGTH // 2 for one in other)
+    if crossed:
+        raise Broken(f"{crossed} of {len(other)} prompts of one tenant came from what another one had asked")
+    bench.same("behind a salt", [*other, *again], [*cold, *cold])
+    return ""
+
+
+def _crossed(got: Sequence[Reply], cold: Sequence[Reply]) -> int:
+    """Prompts of which more came from a cache than when they were new."""
+    pairs = zip(got, cold, strict=True)
+    return sum(one.chunks != first.chunks or (one.cached or 0) > (first.cached or 0) for one, first in pairs)
 
 
 def a_budget_above_the_prompt_is_full(bench: Bench) -> str:
@@ -307,12 +326,20 @@ PROPERTIES: dict[str, Property] = {
     for one in (
         the_same_prompt_twice_is_alike,
         a_prefix_hit_is_a_miss,
+        what_was_evicted_is_read_again,
         together_is_alone,
         a_small_pool_changes_nothing,
         a_chunked_prompt_is_the_whole,
         what_was_cancelled_leaves_nothing,
         a_later_turn_is_as_recomputed,
         flushed_is_cold,
+        a_salt_is_a_wall,
+        lives.speculation_changes_nothing,
+        lives.a_block_that_others_read_never_changes,
+        lives.an_abort_leaves_the_others_alone,
+        lives.blocks_are_as_counted,
+        lives.nothing_piles_up,
+        lives.settings_in_pairs_change_nothing,
         a_budget_above_the_prompt_is_full,
         a_threshold_that_drops_nothing_is_dense,
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kvcheck.backends.engines import noise
 from kvcheck.backends.engines.base import SCORES, WEIGHS, EngineInfo, Opening, Prompt, Reply, Served
-from kvcheck.backends.engines.specs import FULL, Chosen
+from kvcheck.backends.engines.specs import FULL, Chosen, checked
 from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
 from kvcheck.core.front import option
 from kvcheck.core.record import CaseId, LatencyRecord, MemoryRecord
@@ -101,7 +101,10 @@ class EngineSession:
                 f"hf download {settings.model} --local-dir model, then {option('model', 'model')}",
             )
         encoder, limit = encoder_of(settings.model, Loading())
-        return cls(chosen, settings, Path(source.path), fingerprint(Path(source.path)), encoder, limit)
+        folder = Path(source.path)
+        chosen = chosen.met(folder)
+        longest = min((one for one in (limit, chosen.info.longest) if one is not None), default=None)
+        return cls(chosen, settings, folder, fingerprint(folder), encoder, longest)
 
     @property
     def info(self) -> EngineInfo:
@@ -144,6 +147,7 @@ class EngineSession:
     def answer(self, method_spec: str, prompts: Sequence[tuple[list[int], int]]) -> list[Answer]:
         """Answer prompts greedily, one at a time: what an engine does to a prompt may depend on its company, and sparse
         attention that is left out of mixed batches would be measured as dense."""
+        self.expect_reference(method_spec)
         self.expect_quiet()
         asked = [Prompt(ids, limit, self.encoder.eos) for ids, limit in prompts]
         return [_answer(self.replies(method_spec, [one])[0]) for one in asked]
@@ -224,6 +228,13 @@ class EngineSession:
             prompts = [Prompt(ids, noise.TOKENS) for ids in self.texts(noise.LENGTH, noise.PROMPTS)]
             self._noise = noise.measure(partial(self.replies, FULL), prompts)
         return self._noise
+
+    def expect_reference(self, method: str) -> None:
+        """Raise MethodUnsupported where the reference is one that no loss could be seen against."""
+        named = [dict(checked(text).params) for text in self.settings.methods if text != FULL]
+        why = next(filter(None, map(self.info.alone, named)), "")
+        if method == FULL and why:
+            raise MethodUnsupported(f"it cannot be told what the KV cache loses: {why}", f"{option('against', 'self')}")
 
     def expect_quiet(self) -> None:
         """Raise MethodUnsupported where the engine differs from itself by more than the budget surely."""
@@ -314,7 +325,7 @@ class EngineSession:
 def model_id(chosen: Chosen, settings: Settings, model_print: str) -> tuple[str, str]:
     """(name, fingerprint) that records are kept under: model, engine, version, dtype, settings beside the KV cache."""
     info = chosen.info
-    parts = (model_print, info.name, info.version, dtype_of(info, settings), str(chosen.full))
+    parts = (model_print, info.name, info.version, dtype_of(info, settings), str(chosen.alike))
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"{settings.model}@{info.name}", digest
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from kvcheck.backends.engines.base import EngineInfo
 from kvcheck.core.errors import SpecError, did_you_mean
@@ -20,7 +21,10 @@ ENGINES: Registry[EngineInfo] = Registry(
     "kvcheck.backends.engines",
     "kvcheck.engines",
     attribute="ENGINE",
-    skip=("base", "specs", "session", "noise", "properties", "openvino_ir"),
+    skip=(
+        *("base", "specs", "session", "noise", "bench", "properties", "lives"),
+        *("openvino_ir", "dialects", "http", "meeting", "said"),
+    ),
 )
 FULL = "fp16"
 """The name of the reference in records."""
@@ -51,8 +55,11 @@ def checked(text: str) -> Spec:
 
 def full(spec: Spec) -> Spec:
     """The reference of an engine spec: settings of the KV cache at full, everything else alike."""
-    keys = ENGINES.get(spec.name).keys
-    given = dict(spec.params)
+    info = ENGINES.get(spec.name)
+    keys, given = info.keys, dict(spec.params)
+    if info.full is not None:
+        own = info.full(given)
+        return replace(spec, params=tuple((name, own[name]) for name in keys if name in own))
     found = {
         name: key.full if key.cache else given[name]
         for name, key in keys.items()
@@ -64,8 +71,11 @@ def full(spec: Spec) -> Spec:
 def complete(spec: Spec) -> Spec:
     """What an engine is opened with for a spec: what it does not say of the KV cache is as in the reference.
 
-    A setting that stands in the place of another one, as that of keys alone, is the engine's to sort out.
+    A setting that stands in the place of another one, as that of keys alone, is the engine's to sort out. One that runs
+    elsewhere is what it is.
     """
+    if ENGINES.get(spec.name).full is not None:
+        return spec
     given = dict(spec.params)
     both = {**dict(full(spec).params), **given}
     return replace(spec, params=tuple((name, both[name]) for name in ENGINES.get(spec.name).keys if name in both))
@@ -77,6 +87,17 @@ class Chosen:
 
     info: EngineInfo
     full: Spec
+
+    @property
+    def alike(self) -> Spec:
+        """What is alike in all that the reference is held against, wherever that runs."""
+        keys = self.info.keys
+        return replace(self.full, params=tuple(pair for pair in self.full.params if not keys[pair[0]].place))
+
+    def met(self, folder: Path) -> Chosen:
+        """The same, with what only an engine that runs can tell of itself. Raises SpecError where it is not there."""
+        meet = self.info.meet
+        return self if meet is None else replace(self, info=meet(self.info, folder, dict(self.full.params)))
 
     def settings_of(self, method: str) -> Spec:
         """The spec behind the name of a method in this run."""
