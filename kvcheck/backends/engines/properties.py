@@ -44,6 +44,8 @@ LENGTH, TOKENS = 512, 8
 """Tokens of most prompts, and of all answers."""
 PIECE = 128
 """Tokens of a piece that prompts are read in, so that a hit is seen by fewer of them."""
+PIECES = (64, 100)
+"""The same where pieces are what is tried: at the borders of blocks, and across them."""
 
 
 class Broken(Said):
@@ -69,7 +71,7 @@ class Bench:
     @property
     def block(self) -> int:
         """Tokens of a block."""
-        return self.session.info.block
+        return self.session.info.block_of(self.settings)
 
     @property
     def settings(self) -> Settings:
@@ -206,7 +208,7 @@ def a_chunked_prompt_is_the_whole(bench: Bench) -> str:
     prompts = bench.prompts(LENGTH, LENGTH + bench.block + 3)
     with bench.engine({CHUNK: 2 * LENGTH}) as served:
         want = alone(served, prompts)
-    for piece in (2 * bench.block, 3 * bench.block + 4):
+    for piece in PIECES:
         with bench.engine({CHUNK: piece}) as served:
             got = alone(served, prompts)
         _fewer(want, got, f"pieces of {piece} tokens were not taken")
