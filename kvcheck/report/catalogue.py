@@ -113,11 +113,11 @@ def tasks() -> Iterator[str]:
 
 def engines() -> Iterator[str]:
     """Every engine: what is installed of it, what it can, and its settings; those of the KV cache by themselves."""
-    from kvcheck.backends.engines.specs import ENGINES, full, missing
+    from kvcheck.backends.engines.specs import ENGINES, full, missing, too_old
 
     for name in ENGINES.names():
         info = ENGINES.get(name)
-        installed = info.version and not missing(info)
+        installed = info.version and not missing(info) and not too_old(info)
         yield f"{name:<12} {info.version if installed else f'not installed: {info.pip}'}"
         yield from wrap(f"    {info.summary}; {', '.join(_cans(info))}", "      ")
         for what, cache in (("KV cache", True), ("other settings", False)):

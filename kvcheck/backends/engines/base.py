@@ -146,11 +146,12 @@ class Opening:
 class EngineInfo:
     """What an engine declares.
 
-    package: the distribution whose version is the engine's. modules: what must be importable. extra: the extra of
-    kvcheck that installs it, "" for none. keys: all settings. block: tokens of a block of its KV cache. dtypes: what it
-    computes in, the first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go
-    together. claims: what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS,
-    FLUSHES, SALTS, COUNTS, MEANWHILE.
+    package: the distribution whose version is the engine's. least: the first version that will do, "" for any.
+    modules: what must be importable. extra: the extra of kvcheck that installs it, "" for none. keys: all settings.
+    block: tokens of a block of its KV cache; paged: the setting that says otherwise. dtypes: what it computes in, the
+    first is meant by "auto". open: opens it. expect: raises SpecError for settings that do not go together. claims:
+    what settings claim to hold, see kvcheck.core.record.CLAIMS. can: of SCORES, WEIGHS, CANCELS, FLUSHES, SALTS,
+    COUNTS, MEANWHILE.
 
     ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
     least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.
@@ -165,12 +166,14 @@ class EngineInfo:
     summary: str
     package: str
     modules: tuple[str, ...]
-    extra: str
     keys: Mapping[str, Key]
     block: int
     dtypes: tuple[str, ...]
     open: Callable[[Opening], Served]
     can: frozenset[str]
+    extra: str = ""
+    least: str = ""
+    paged: str = ""
     expect: Callable[[Settings], None] = field(default=lambda settings: None)
     claims: Callable[[Settings], str] = field(default=lambda settings: "")
     ways: Mapping[str, Callable[[int], Settings]] = field(default_factory=dict)
@@ -194,4 +197,10 @@ class EngineInfo:
     @property
     def pip(self) -> str:
         """The command that installs it."""
-        return f"pip install 'kvcheck[{self.extra}]'" if self.extra else "pip install kvcheck"
+        if self.extra:
+            return f"pip install 'kvcheck[{self.extra}]'"
+        return f"pip install '{self.package}>={self.least}'" if self.least else f"pip install {self.package}"
+
+    def block_of(self, settings: Settings) -> int:
+        """Tokens of a block with these settings."""
+        return int(str(settings.get(self.paged) or self.block))

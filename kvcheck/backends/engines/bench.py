@@ -25,6 +25,8 @@ LENGTH, TOKENS = 512, 8
 """Tokens of most prompts, and of all answers."""
 PIECE = 128
 """Tokens of a piece that prompts are read in, so that a hit is seen by fewer of them."""
+PIECES = (64, 100)
+"""The same where pieces are what is tried: at the borders of blocks, and across them."""
 SHORT = 64
 """Tokens of a prompt that is read at once, and behind which nothing is evicted yet."""
 LOAD = 64
@@ -57,7 +59,7 @@ class Bench:
     @property
     def block(self) -> int:
         """Tokens of a block."""
-        return self.session.info.block
+        return self.session.info.block_of(self.settings)
 
     @property
     def settings(self) -> Settings:

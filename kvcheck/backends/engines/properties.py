@@ -34,6 +34,7 @@ from kvcheck.backends.engines.bench import (
     COARSE,
     LENGTH,
     PIECE,
+    PIECES,
     TOKENS,
     Bench,
     Broken,
@@ -171,7 +172,7 @@ def a_chunked_prompt_is_the_whole(bench: Bench) -> str:
     prompts = bench.prompts(LENGTH, LENGTH + bench.block + 3)
     with bench.engine({CHUNK: 2 * LENGTH}) as served:
         want = alone(served, prompts)
-    for piece in (2 * bench.block, 3 * bench.block + 4):
+    for piece in PIECES:
         with bench.engine({CHUNK: piece}) as served:
             got = alone(served, prompts)
         expect_hit(want, got, f"pieces of {piece} tokens were not taken")

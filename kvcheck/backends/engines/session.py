@@ -273,7 +273,8 @@ class EngineSession:
         return found
 
     def _weighed(self, method: str, length: int) -> MemoryRecord:
-        block, shape = self.info.block, Shape.of(self.folder)
+        settings, shape = dict(self.chosen.settings_of(method).params), Shape.of(self.folder)
+        block = self.info.block_of(settings)
         tokens = max(1, length // block) * block
         prompt = Prompt(self.texts(tokens, 1)[0], DECODED)
         with self.serving(method, "being weighed") as served:
@@ -292,7 +293,7 @@ class EngineSession:
             end_host_bytes=0,
             end_seen=behind,
             apart=self._apart(method, prompt),
-            claims=self.info.claims(dict(self.chosen.settings_of(method).params)),
+            claims=self.info.claims(settings),
         )
 
     def _apart(self, method: str, prompt: Prompt) -> float:

@@ -138,7 +138,16 @@ def missing(info: EngineInfo) -> list[str]:
     return [name for name in info.modules if find_spec(name) is None]
 
 
+def too_old(info: EngineInfo) -> bool:
+    """Whether what is installed of an engine is a version before the first that will do."""
+    from packaging.version import Version
+
+    return bool(info.least and info.version) and Version(info.version) < Version(info.least)
+
+
 def _expect_installed(info: EngineInfo) -> None:
     lacking = missing(info)
     if lacking or not info.version:
         raise SpecError(f"{info.name} is not installed (no {', '.join(lacking) or info.package})", info.pip)
+    if too_old(info):
+        raise SpecError(f"{info.name} needs {info.package} {info.least} or newer, this is {info.version}", info.pip)
