@@ -68,7 +68,8 @@ def _method(found: Comparison, mine: str, other: str) -> Iterator[str]:
     bad = rows.failed_verdicts(run, rows.of_method(run, mine))
     if bad:
         yield ""
-        yield from summary.not_passed(bad[:LISTED]).text()
+        for table in summary.not_passed(bad[:LISTED], run.header.settings):
+            yield from table.text()
         yield from (short(f"  {one.case.key}: {why.reason}", WIDTH) for one, why in bad[:LISTED] if _told(why.question))
         if len(bad) > LISTED:
             yield f"  and {len(bad) - LISTED} more"

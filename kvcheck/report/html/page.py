@@ -78,7 +78,8 @@ class Part:
 
     @property
     def facts(self) -> list[str]:
-        return list(summary.facts(self.line.run, rows.of_method(self.line.run, self.line.method)))
+        run = self.line.run
+        return list(summary.facts(run, rows.of_method(run, self.line.method), self.line.known))
 
     @property
     def tables(self) -> list[Table]:
@@ -86,10 +87,10 @@ class Part:
         return list(summary.tables(line.run, line.records, line.known)) if line.records else []
 
     @cached_property
-    def not_passed(self) -> tuple[Table, int]:
+    def not_passed(self) -> tuple[list[Table], int]:
         """What did not pass, and how much more there is."""
         found = rows.failed_verdicts(self.line.run, rows.of_method(self.line.run, self.line.method))
-        return summary.not_passed(found[:LISTED]), max(0, len(found) - LISTED)
+        return summary.not_passed(found[:LISTED], self.line.run.header.settings), max(0, len(found) - LISTED)
 
     @property
     def not_informative(self) -> list[str]:
@@ -178,7 +179,7 @@ class Compared:
         moved = [Table(("KV bytes moved", "tokens", both), "<>>", sorted(set(sizes)))] if sizes else []
         return [
             *moved,
-            *([summary.not_passed(bad[:LISTED])] if bad else []),
+            *summary.not_passed(bad[:LISTED], run.header.settings),
             *summary.tables(run, records, known, both),
         ]
 
