@@ -207,7 +207,6 @@ def page(
     parts = _parts(lines, prompts)
     last = runs[-1][0]
     outcomes = [markdown.outcome(run, finished) for run, _ in runs]
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return environment().get_template("page.html").render(
         title=_title(last, lines),
         outcome=next((one for one in WORST_FIRST if one in outcomes), "passed"),
@@ -227,11 +226,15 @@ def page(
         lost=[] if lines else [(name, text[:LONGEST]) for name, text in sorted(last.failures.items())[:LISTED]],
         others=_others([run for run, _ in runs]),
         outcomes={"fails": FAILS, "excused": EXCUSED, "unserved": UNSERVED, "holds": HOLDS},
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
-        "form-action 'none'",
+        **assets(),
     )  # fmt: skip
+
+
+def assets() -> dict[str, str]:
+    """Style, script, and the policy that allows these two and nothing from anywhere."""
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
+    return {"style": Markup(style), "script": Markup(script), "policy": f"{policy}form-action 'none'"}
 
 
 def expect_one_model(runs: Sequence[Run]) -> None:
