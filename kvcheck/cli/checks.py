@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,10 +15,13 @@ from kvcheck.cli import options
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import MODES
+from kvcheck.report.text import WIDTH, colour, columns
 
 OK, REGRESSION, ERROR = 0, 1, 2
 PROMPT = ("model", "data", "text", "compat", "chat", "think", "history", "rope", "trust_remote_code")
 """Options of `kvcheck prompt` that are pytest's."""
+COLOURS = {"red": "31", "yellow": "33", "green": "32"}
+"""As a terminal takes them."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,6 +107,19 @@ def show(lines: Iterable[str]) -> None:
         print(plain(line), flush=True)
 
 
+def width() -> int:
+    """Columns for a report: those of the terminal, as far as a report uses them; all of them where there is none."""
+    return columns(shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+
+
+def coloured(lines: Iterable[str]) -> None:
+    """Print the lines of a report, in colour on a terminal, unless NO_COLOR asks for none."""
+    able = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") != "dumb"
+    for line in lines:
+        code = COLOURS.get(colour(line), "") if able else ""
+        print(f"\033[{code}m{plain(line)}\033[0m" if code else plain(line), flush=True)
+
+
 def complain(text: object) -> None:
     """Say what is wrong, the same way."""
     print(plain(f"kvcheck: {text}"), file=sys.stderr)
@@ -133,8 +151,6 @@ def _prompt(given: argparse.Namespace) -> int:
 
 def _power(given: argparse.Namespace) -> int:
     """1 where a figure is surely missed."""
-    import os
-
     from kvcheck import power
     from kvcheck.power import report
     from kvcheck.report.text import plural

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kvcheck
-from kvcheck.cli import baselines, checks, new_method, options, report, speed
+from kvcheck.cli import baselines, checks, history, new_method, options, report, speed
 from kvcheck.cli.baselines import own_store
-from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, show
+from kvcheck.cli.checks import ERROR, OK, REGRESSION, coloured, complain, show, width
 from kvcheck.core import env, front, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="what is installed, which device, which baselines fit").set_defaults(run=_doctor)
 
     report.add(commands)
+    history.add(commands)
     baselines.add(commands)
     checks.add(commands)
     speed.add(commands)
@@ -128,7 +129,7 @@ def _compare(given: argparse.Namespace) -> int:
     settings = options.check(vars(given), COMPARE)
     before, after = in_one_form(read_run(given.before), read_run(given.after))
     found = compare_runs(before, after, settings.budget, settings.alpha)
-    show(comparison.lines(before, after, found))
+    coloured(comparison.lines(before, after, found, width()))
     if (given.fail_on_regression or settings.strict) and found.fails(settings.strict):
         complain("the second run fails" if found.fails() else "the second run is inconclusive")
         return REGRESSION

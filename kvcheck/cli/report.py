@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcheck.cli import options
-from kvcheck.cli.checks import OK, show
+from kvcheck.cli.checks import OK, coloured, show, width
 from kvcheck.core import files
 from kvcheck.core.errors import KvcheckError, SpecError
 
@@ -51,19 +51,19 @@ def _report(given: argparse.Namespace) -> int:
 
     if bool(given.run_files) == given.shipped:
         raise SpecError("name run files, or --shipped", "kvcheck report run.json")
-    runs = [_shipped()] if given.shipped else [_read(path) for path in given.run_files]
+    runs = [_shipped()] if given.shipped else [read(path) for path in given.run_files]
     lines = overview.ordered((line for run, known in runs for line in overview.of(run, known)), given.sort)
     written = [_html(given, runs)] if given.html else []
     written += _tables(given, lines)
     if given.md or given.comment or not written:
         for run, known in runs:
-            show(_text(given, run, known))
+            (show if given.md or given.comment else coloured)(_text(given, run, known))
     else:
         show(written)
     return OK
 
 
-def _read(path: Path) -> tuple[Run, References]:
+def read(path: Path) -> tuple[Run, References]:
     """A run with its fp16 records: those that it was judged by, as far as they are still there."""
     from kvcheck.cli.baselines import own_store
     from kvcheck.report import rows
@@ -95,7 +95,7 @@ def _text(given: argparse.Namespace, run: Run, known: References) -> Sequence[st
         return list(leaderboard.lines(run, known, given.sort, markdown=given.md))
     if given.md:
         return list(markdown.lines(run, known, sort=given.sort))
-    return list(terminal.lines(run, known, verbose=given.verbose, sort=given.sort))
+    return list(terminal.lines(run, known, verbose=given.verbose, sort=given.sort, width=width()))
 
 
 def _html(given: argparse.Namespace, runs: Sequence[tuple[Run, References]]) -> str:

@@ -133,6 +133,8 @@ def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
         model=session.fingerprint,
         model_name=ModelId.of(session.model_name, session.fingerprint).name,
         settings=settings,
+        time=env.now(),
+        branch=env.git_branch(Path.cwd()),
     )
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -189,6 +190,25 @@ def git_state(path: str | Path) -> tuple[str, bool]:
     """(commit, dirty) of the repository that holds `path`; ("", False) outside a repository or without git."""
     commit = _git(path, "rev-parse", "HEAD")
     return (commit, bool(_git(path, "status", "--porcelain"))) if commit else ("", False)
+
+
+BRANCHES = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME", "CHANGE_BRANCH", "BRANCH_NAME")
+"""Where GitHub, GitLab and Jenkins name the branch: what they check out is often a commit without one."""
+
+
+def git_branch(path: str | Path) -> str:
+    """The branch of the repository that holds `path`; "" where there is none."""
+    found = _git(path, "rev-parse", "--abbrev-ref", "HEAD")
+    if found != "HEAD":
+        return found
+    return next((name for key in BRANCHES if (name := os.environ.get(key, ""))), "")
+
+
+def now() -> str:
+    """The time in UTC, to a second: that of SOURCE_DATE_EPOCH where it is set."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    found = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch.isdigit() else datetime.now(timezone.utc)
+    return found.isoformat(timespec="seconds")
 
 
 def _git(path: str | Path, *args: str) -> str:

@@ -38,8 +38,8 @@ def option(name: str, value: object = "") -> str:
 
 
 def words(**values: object) -> str:
-    """Options as they stand in a command of pytest, whatever front end runs."""
-    return " ".join(for_pytest(name, str(value)) for name, value in values.items())
+    """Options as they stand in a command of pytest, whatever front end runs, quoted for a shell."""
+    return " ".join(shlex.quote(for_pytest(name, str(value))) for name, value in values.items())
 
 
 def command(*methods: str, **values: object) -> str:

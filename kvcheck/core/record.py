@@ -38,11 +38,11 @@ CAPABILITIES = (
     "language_modelling",
 )
 
-_CASE = re.compile(
+CASE = (
     r"(?P<task>[\w.]+(?:/[\w.-]+)?)/v(?P<version>\d+)/(?P<mode>\w+)"
     r"/len=(?P<length>\d+)/seed=(?P<seed>\d+)/n=(?P<n>\d+)"
 )
-"""A task of a family has a slash in its name: ruler/vt."""
+"""How a case is written. A task of a family has a slash in its name: ruler/vt."""
 
 
 @dataclass(frozen=True, order=True)
@@ -67,7 +67,7 @@ class CaseId:
     @classmethod
     def parse(cls, text: str) -> CaseId:
         """Read the text form back. Raises SpecError."""
-        match = _CASE.fullmatch(text)
+        match = re.fullmatch(CASE, text)
         if match is None:
             raise SpecError(f"not a case id: {text!r}", "a case id reads kv/v1/single/len=1024/seed=0/n=16")
         part = match.groupdict()
@@ -346,9 +346,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What must be known to judge a run years later. No wall-clock: the same run gives the same bytes.
+    """What must be known to judge a run years later.
 
-    sources: digests of the code that was run, by method, and of kvcheck itself.
+    git, dirty, branch: the commit of the folder that it was started in, whether files differed from it, and its
+    branch, "" where there is none. time: when it began, in UTC ("2026-11-28T09:30:00+00:00"), "" in files of before it
+    was kept; by SOURCE_DATE_EPOCH where that is set, so that the same run gives the same bytes. sources: digests of the
+    code that was run, by method, and of kvcheck itself.
     """
 
     kvcheck: str
@@ -361,6 +364,8 @@ class RunHeader:
     settings: dict[str, str]
     schema: int = SCHEMA
     sources: dict[str, str] = field(default_factory=dict)
+    time: str = ""
+    branch: str = ""
 
 
 HOLDS, FAILS, EXCUSED, UNSERVED = "holds", "fails", "does not apply", "not served"

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 SIZE = 2**60
 """Bytes."""
 
 
-class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words, as a test, and as JSON Schema has it."""
 
     say: str
     allows: Callable[[object], bool]
+    schema: Mapping[str, object] = field(hash=False)
 
 
 def integer(low: int = 0, high: int = SIZE) -> Rule:
@@ -28,7 +31,8 @@ def integer(low: int = 0, high: int = SIZE) -> Rule:
     def allows(value: object) -> bool:
         return type(value) is int and low <= value <= high
 
-    return Rule(f"a whole number from {low} to {high}", allows)
+    bounds = {"minimum": low, "maximum": high}
+    return Rule(f"a whole number from {low} to {high}", allows, {"type": "integer", **bounds})
 
 
 def number(low: float = 0.0, high: float = 1e300) -> Rule:
@@ -37,7 +41,7 @@ def number(low: float = 0.0, high: float = 1e300) -> Rule:
     def allows(value: object) -> bool:
         return type(value) in (int, float) and low <= typing.cast(float, value) <= high
 
-    return Rule(f"a number from {low:g} to {high:g}", allows)
+    return Rule(f"a number from {low:g} to {high:g}", allows, {"type": "number", "minimum": low, "maximum": high})
 
 
 def text(most: int = 1000, least: int = 1) -> Rule:
@@ -46,17 +50,24 @@ def text(most: int = 1000, least: int = 1) -> Rule:
     def allows(value: object) -> bool:
         return isinstance(value, str) and least <= len(value) <= most
 
-    return Rule(f"a text of {least} to {most} characters", allows)
+    bounds = {"minLength": least, "maxLength": most}
+    return Rule(f"a text of {least} to {most} characters", allows, {"type": "string", **bounds})
 
 
 def pattern(pattern: str, say: str) -> Rule:
     """A text of this form."""
-    return Rule(say, lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None)
+
+    def allows(value: object) -> bool:
+        return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
+
+    return Rule(say, allows, {"type": "string", "pattern": f"^({pattern})$"})
 
 
 def one_of(*known: str) -> Rule:
     """One of these texts."""
-    return Rule(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
+    return Rule(
+        f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known, {"enum": list(known)}
+    )
 
 
 def _are_pairs(value: object) -> bool:
@@ -68,14 +79,16 @@ def _are_pairs(value: object) -> bool:
     )
 
 
-FLAG = Rule("true or false", lambda value: type(value) is bool)
+FLAG = Rule("true or false", lambda value: type(value) is bool, {"type": "boolean"})
+_PAIR = {"type": "array", "items": text().schema, "minItems": 2, "maxItems": 2}
+_PAIRS = Rule("pairs of texts under different names", _are_pairs, {"type": "array", "items": _PAIR})
 Flag = Annotated[bool, FLAG]
 Bytes = Annotated[int, integer()]
 Share = Annotated[float, number(0, 1)]
 Nats = Annotated[float, number(0, 1e6)]
 """Logits of 16 bits cannot be farther apart."""
 Positive = Annotated[float, number()]
-Pairs = Annotated[tuple[tuple[str, str], ...], Rule("pairs of texts under different names", _are_pairs)]
+Pairs = Annotated[tuple[tuple[str, str], ...], _PAIRS]
 
 
 @cache
@@ -93,4 +106,8 @@ def _rule(hint: object) -> Rule | None:
     if type(None) not in typing.get_args(hint) or not inner:
         return None
     rule = inner[0]
-    return Rule(f"{rule.say} or nothing", lambda value: value is None or rule.allows(value))
+    return Rule(
+        f"{rule.say} or nothing",
+        lambda value: value is None or rule.allows(value),
+        {"anyOf": [rule.schema, {"type": "null"}]},
+    )

@@ -104,7 +104,7 @@ def judge_drop(record: CaseRecord, fp16: CaseRecord, limit: float, alpha: float)
     seen = _detectable(record, pairs, alpha, share)
     outcome, reason = "inconclusive", f"{n} contexts cannot tell"
     if low > share:
-        outcome, reason = "fail", f"even the low end of the interval ({100 * low:.1f}) is above the allowed {limit:g}"
+        outcome, reason = "fail", f"even the low end ({100 * low:.1f}) exceeds the allowed {limit:g}"
     elif identical(pairs):
         outcome, reason = "pass", "identical answers"
     elif high <= share:

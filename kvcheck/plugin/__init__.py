@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from kvcheck.judging.budget import Budget
     from kvcheck.plugin.item import KvItem
 
-COLLECTOR = "kvcheck-collector"
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options. They cost nothing when unused."""
@@ -59,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         resume.join(config)
     else:
-        config.pluginmanager.register(collector.Collector(config), COLLECTOR)
+        config.pluginmanager.register(collector.Collector(config), options.COLLECTOR)
         if config.pluginmanager.hasplugin("xdist"):
             from kvcheck.plugin import scheduling
 

@@ -12,10 +12,11 @@ import pytest
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.judging.pairing import check_record
-from kvcheck.plugin import resume
+from kvcheck.plugin import resume, state
 from kvcheck.plugin.gate import gate
 from kvcheck.plugin.item import HANGS, KvItem, said, tail
-from kvcheck.plugin.progress import Progress
+from kvcheck.plugin.options import COLLECTOR
+from kvcheck.plugin.progress import At, Progress
 from kvcheck.plugin.state import State
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
@@ -43,7 +44,7 @@ class KvCase(KvItem):
         super().__init__(request, method)
         self.case = case
         self._gate = gate(self._config, self._engine)
-        self._progress = progress(self._config, len(request.session.items))
+        self._progress = progress(self._config)
         self._measuring = Measuring(self._state, self._engine, case, method, self._gate.look, self._progress)
         self.record: CaseRecord | None = None
         self.verdicts: tuple[Verdict, ...] = ()
@@ -138,6 +139,7 @@ class Measuring:
             if record is not None and "so_far" in inspect.signature(run_case).parameters:
                 more["so_far"] = record
                 self._kept = len(record.samples)
+            self._on_progress(self._kept, self.case.n)
             measure = partial(run_case, self.case, self.method, self._on_block, self._on_progress, **more)
             record, problem = attempt(measure, self._problem)
         if record is None:
@@ -170,13 +172,14 @@ class Measuring:
 
     def _on_progress(self, done: int, total: int) -> None:
         label = f"{self.case.task} {self.case.mode} {self.case.length} {self.method}"
-        self._progress.update(label, done, total, self._so_far)
+        self._progress.update(At(label, done, total, self._so_far))
 
 
-def progress(config: pytest.Config, items: int) -> Progress:
-    """The progress line of this process. items: how many will be measured."""
+def progress(config: pytest.Config) -> Progress:
+    """The progress of this process, made once."""
     if PROGRESS not in config.stash:
-        config.stash[PROGRESS] = Progress(config)
-    shown = config.stash[PROGRESS]
-    shown.start(items)
-    return shown
+        collector = config.pluginmanager.getplugin(COLLECTOR)
+        journal = state.of(config).journal
+        finished = (lambda: 0) if collector is None else (lambda: len(collector.results))
+        config.stash[PROGRESS] = Progress(config, finished, None if journal is None else journal.folder)
+    return config.stash[PROGRESS]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,25 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import RUN, CaseRecord, Run, RunHeader, Verdict
 from kvcheck.judging import pooled
-from kvcheck.plugin import commands, engines, gate, guardian, opening, options, reconcile, referee, resume, state
+from kvcheck.plugin import (
+    commands,
+    engines,
+    gate,
+    guardian,
+    harmless,
+    opening,
+    options,
+    reconcile,
+    referee,
+    resume,
+    state,
+)
+from kvcheck.plugin.case import progress
 from kvcheck.plugin.more import More, undecided
+from kvcheck.plugin.progress import LOG, Watch
 from kvcheck.plugin.reconcile import Result
 from kvcheck.report import explain, rows, verdict
-from kvcheck.report.text import plural
+from kvcheck.report.text import WIDTH, colour, columns, plural
 from kvcheck.store import journal
 from kvcheck.store.baselines import ModelId, stored_fp16
 from kvcheck.store.journal import Ended, Kept
@@ -84,6 +97,20 @@ class Collector:
             with suppress(KvcheckError):  # that the journal is gone is said at the end
                 self.state.journal.died(item)
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """While tests run, show how far they are. Those of workers are known when a worker has collected them."""
+        shown = progress(self.config)
+        shown.items = len(getattr(session, "items", ()))
+        workers = getattr(self.config.option, "numprocesses", None)
+        with Watch(shown, self.folder) if workers and self.folder is not None else nullcontext():
+            return (yield)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """How many tests the workers have."""
+        progress(self.config).items = len(ids)
+
     @property
     def seen(self) -> bool:
         """Whether anything of kvcheck came to an end."""
@@ -98,6 +125,8 @@ class Collector:
         ended = None if text is None else loads(Ended, text)
         result = self.results.setdefault(report.nodeid, Result())
         result.take(report, ended)
+        if (shown := progress(self.config)).where == LOG:
+            shown.show(())
         if ended is None or result.ended is None:
             return
         self.found.end(result.ended)
@@ -263,14 +292,7 @@ class Collector:
 
     def _fail(self, nodeid: str, text: str) -> None:
         """Let pytest count a failure that it does not know of: in its last line, JUnit XML, and for --lf."""
-        why: object = plain(text)
-        try:  # as a test does: what is no exception has no line in the short summary of older versions of pytest
-            pytest.fail(plain(text), pytrace=False)
-        except pytest.fail.Exception:
-            why = pytest.ExceptionInfo.from_current().getrepr(style="value")
-            if why.reprcrash is not None:
-                why.reprcrash.message = plain(text)  # without the name of the exception: the numbers come first
-        self._log(nodeid, "failed", why)
+        self._log(nodeid, "failed", harmless.failure(text))
 
     def _again(self) -> dict[str, str]:
         """What a process in which no method ran grades or judges otherwise, by name; see kvcheck/plugin/referee.py."""
@@ -304,12 +326,21 @@ class Collector:
             return
         from kvcheck.report import terminal
 
+        there = terminalreporter.isatty
+        width = columns(terminalreporter._tw.fullwidth) if there else WIDTH
         terminalreporter.section("kvcheck", sep="=")
         verbose = self.config.option.verbose > 0
-        for line in terminal.lines(self.run(), self._references(), verbose=verbose):
-            terminalreporter.write_line(line, **colour(line))
+        for line in terminal.lines(self.run(), self._references(), verbose=verbose, width=width):
+            terminalreporter.write_line(line, **{name: True for name in [colour(line)] if name})
         for note in [*self._resumed(), *self.notes]:
             terminalreporter.write_line(plain(note))
+        if not os.environ.get("CI"):  # where pytest cuts the lines of its short summary
+            self._numbers_first(terminalreporter)
+
+    def _numbers_first(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """What failed of kvcheck stands in pytest's short summary with its numbers, also on a narrow terminal."""
+        width, failed = terminalreporter._tw.fullwidth, terminalreporter.stats.get("failed", [])
+        failed[:] = [harmless.numbered(one, width) if hasattr(one, options.ENDED) else one for one in failed]
 
     def _nothing(self) -> bool:
         """Whether the command line names methods, and no selected test takes a case, a property or anything else."""
@@ -442,13 +473,3 @@ class Collector:
                 self.notes.append(f"  the run is kept: --kv-resume={where} records it without measuring it again")
             return False
         return True
-
-
-def colour(line: str) -> dict[str, bool]:
-    """Colour repeats what the words say."""
-    words = re.split(r"[\s,:]+", line)
-    if "fail" in words or "error" in words:
-        return {"red": True}
-    if {"inconclusive", "informative"}.intersection(words):
-        return {"yellow": True}
-    return {"green": True} if line.startswith("pass:") else {}

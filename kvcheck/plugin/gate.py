@@ -21,6 +21,7 @@ from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequentia
 from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
+from kvcheck.judging.rescoring import Prompts
 from kvcheck.plugin import cases, state
 from kvcheck.report import explain
 from kvcheck.report.rows import drift
@@ -70,6 +71,7 @@ class Gate:
         self._root = root
         self._in_engine = specs.chosen(settings) is not None
         self.store = open_store(settings.baselines, root)
+        self._prompts = Prompts(model, settings, [settings.model])
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
 
     def budget(self, case: CaseId, method: str) -> Budget:
@@ -171,16 +173,9 @@ class Gate:
 
     def message(self, judged: Judged) -> str:
         """What a failed case says."""
-        return "\n".join(
-            explain.failure(
-                judged.record,
-                judged.fp16,
-                judged.verdicts,
-                strict=self.settings.strict,
-                baseline=judged.baseline,
-                alpha=self.alpha,
-            )
-        )
+        settings, strict = self.settings.texts(), self.settings.strict
+        session = explain.Session(settings, strict, judged.baseline, self.alpha, self._prompts)
+        return "\n".join(explain.failure(judged.record, judged.fp16, judged.verdicts, session))
 
     def look(self, record: CaseRecord) -> tuple[str, bool]:
         """(verdict so far in words, may the case stop): asked after every block of contexts."""

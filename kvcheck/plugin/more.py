@@ -68,11 +68,13 @@ class More:
         beside = dict.fromkeys(case for case, method in pairs if self._lacks_fp16(case))
         todo = [*((case, "fp16") for case in beside), *pairs]
         engine = opening.open_session(self.config)
-        shown = progress(self.config, len(todo))
+        shown = progress(self.config)
+        shown.items += len(todo)
         for case, method in dict.fromkeys(todo):
             measuring = Measuring(self.state, engine, case, method, self._look, shown)
             record, problem = measuring.run(partial(attempt, timeout=self.state.settings.timeout))
             shown.stop()
+            shown.extra += 1
             yield self._ended(case, method, record, problem)
 
     def _lacks_fp16(self, case: CaseId) -> bool:

@@ -175,4 +175,6 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
         model_name=ModelId.of(model["name"], model["fingerprint"]).name,
         settings=settings.texts(),
         sources=sources.of_methods(settings.methods) | sources.of_plugins(config),
+        time=mine.began,
+        branch=env.git_branch(config.rootpath),
     )

@@ -38,6 +38,8 @@ class Subject(NamedTuple):
     method: str = ""
 
 
+COLLECTOR = "kvcheck-collector"
+"""The name of the plugin that collects results; workers of pytest-xdist have none."""
 ACTIVE: pytest.StashKey[bool] = pytest.StashKey()
 """On the config: kvcheck is used in this session."""
 USED: pytest.StashKey[bool] = pytest.StashKey()

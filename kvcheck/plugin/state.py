@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError
 from kvcheck.store import journal
 from kvcheck.store.run_file import dumps
@@ -31,7 +32,7 @@ class State:
 
     run_file: where the run is kept, None for nowhere; md_file, html_file: its summaries. kept: what an earlier run has,
     for --kv-resume; anew: of which of its methods the code has changed since. journal: where this process writes what
-    it has finished. failed: what an item failed with, by node id.
+    it has finished. failed: what an item failed with, by node id. began: when, see RunHeader.time.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class State:
     journal: Journal | None = None
     records: dict[tuple[str, str], CaseRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    began: str = field(default_factory=env.now)
 
     @property
     def model(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kvcheck.core.record import Run
 from kvcheck.judging.compare import Comparison
 from kvcheck.report import rows, summary, verdict
-from kvcheck.report.text import WIDTH, short, wrap
+from kvcheck.report.text import WIDTH, wrap
 from kvcheck.report.verdict import References
 
 LISTED = 12
@@ -15,27 +15,32 @@ LISTED = 12
 NOT_PAIRED = References(lost="missing or not comparable")
 
 
-def lines(before: Run, after: Run, found: Comparison) -> Iterator[str]:
-    """The questions and their answers first, then every method with its tables, then what was not compared."""
-    for name, run in (("before", before), ("after", after)):
-        header = run.header
-        model = f"{header.model_name} ({header.model})"
-        yield short(f"{name + ':':<8}{model}, kvcheck {header.kvcheck}, git {header.git[:12] or '-'}", WIDTH)
-    yield from differences(before, after)
-    yield ""
-    for mine, other in found.pairs:
-        yield from wrap(question(mine, other))
+def lines(before: Run, after: Run, found: Comparison, width: int = WIDTH) -> Iterator[str]:
+    """The outcome of every method first, then the questions, the tables, what was not compared, and what else differs
+    between the two runs."""
     names = {mine: references(mine, other) for mine, other in found.pairs}
     for method in rows.methods(found.run):
         yield from verdict.of_method(found.run, method, names.get(method, NOT_PAIRED))
     if found.held:
         yield f"properties that held in the first run: {found.held} hold in the second"
     elif not found.run.cases:
-        yield "nothing was compared: the runs have no case in common"
+        yield "fail: nothing was compared: the runs have no case in common"
     yield ""
     for mine, other in found.pairs:
-        yield from _method(found, mine, other)
-    yield from _not_compared(found.run)
+        yield from wrap(question(mine, other), width=width)
+    yield ""
+    for mine, other in found.pairs:
+        yield from _method(found, mine, other, width)
+    yield from _not_compared(found.run, width)
+    for name, run in (("before", before), ("after", after)):
+        header = run.header
+        model = f"{header.model_name} ({header.model})"
+        when = f", {header.time[:16].replace('T', ' ')}" if header.time else ""
+        branch = f" ({header.branch})" if header.branch else ""
+        text = f"{name + ':':<8}{model}, kvcheck {header.kvcheck}, git {header.git[:12] or '-'}{branch}{when}"
+        yield from wrap(text, " " * 8, width)
+    for line in differences(before, after):
+        yield from wrap(line, "  ", width)
 
 
 def references(mine: str, other: str) -> References:
@@ -50,15 +55,15 @@ def question(mine: str, other: str) -> str:
     return f"question: does {mine} lose more than its budget against {other}? {other} is taken for fp16."
 
 
-def _method(found: Comparison, mine: str, other: str) -> Iterator[str]:
+def _method(found: Comparison, mine: str, other: str, width: int) -> Iterator[str]:
     run, known = found.run, found.known[mine]
     records = rows.judged(run, mine)
     if not records:
         return
-    yield short(f"{mine}: {summary.count_text(run, mine)}", WIDTH)
+    yield from wrap(f"{mine}: {summary.count_text(run, mine)}", width=width)
     yield ""
     for table in summary.tables(run, records, known, "before -> after" if mine == other else "first -> second"):
-        yield from table.text()
+        yield from table.text(width)
         yield ""
     held = [(known[one.case.key].memory, one.memory) for one in records]
     sizes = [(then.ratio, now.ratio) for then, now in held if then is not None and now is not None]
@@ -68,12 +73,15 @@ def _method(found: Comparison, mine: str, other: str) -> Iterator[str]:
     bad = rows.failed_verdicts(run, rows.of_method(run, mine))
     if bad:
         yield ""
-        yield from summary.not_passed(bad[:LISTED]).text()
-        yield from (short(f"  {one.case.key}: {why.reason}", WIDTH) for one, why in bad[:LISTED] if _told(why.question))
+        for table in summary.not_passed(bad[:LISTED], run.header.settings):
+            yield from table.text(width)
+        for one, why in bad[:LISTED]:
+            if _told(why.question):
+                yield from wrap(f"  {one.case.key}: {why.reason}", "    ", width)
         if len(bad) > LISTED:
             yield f"  and {len(bad) - LISTED} more"
     for line in summary.not_informative(run, records):  # of fp16 in the first run, or of what is taken for it
-        yield from wrap(f"not informative: {line}", "  ")
+        yield from wrap(f"not informative: {line}", "  ", width)
     yield ""
 
 
@@ -82,13 +90,13 @@ def _told(question: str) -> bool:
     return question in ("regression", "bytes")
 
 
-def _not_compared(run: Run) -> Iterator[str]:
+def _not_compared(run: Run, width: int) -> Iterator[str]:
     """Cases without a verdict."""
     if run.failures:
         yield "not compared"
         for name, why in sorted(run.failures.items())[:LISTED]:
             case, _, method = name.partition("|")
-            yield from wrap(f"  {case}  {method}: {why}", "    ")
+            yield from wrap(f"  {case}  {method}: {why}", "    ", width)
         if len(run.failures) > LISTED:
             yield f"  and {len(run.failures) - LISTED} more"
         yield ""
@@ -104,4 +112,4 @@ def differences(before: Run, after: Run) -> Iterator[str]:
             if old.get(name) != new.get(name)
         ]
         if changed:
-            yield short(f"{what}: {', '.join(changed)}", WIDTH)
+            yield f"{what}: {', '.join(changed)}"

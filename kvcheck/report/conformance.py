@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from kvcheck.core.escape import code
 from kvcheck.core.record import EXCUSED, FAILS, HOLDS, UNSERVED, PropertyRecord
 from kvcheck.report.table import Code, Table
-from kvcheck.report.text import plural, wrap
+from kvcheck.report.text import WIDTH, plural, wrap
 
 if TYPE_CHECKING:
     from kvcheck.conformance.false_positives import Tried
 
 
-TITLES = {FAILS: "fails", EXCUSED: "does not apply", UNSERVED: "could not be tried", HOLDS: "holds, but"}
+TITLES = {FAILS: "fails", HOLDS: "holds, but", EXCUSED: "does not apply", UNSERVED: "skipped"}
 """By outcome, what stands before names and reasons; what simply holds has no reason."""
+COUNTED = (EXCUSED, UNSERVED)
+"""Outcomes that are told by their number alone, unless somebody asks."""
 
 
 def failure(found: PropertyRecord) -> Iterator[str]:
@@ -25,7 +27,7 @@ def failure(found: PropertyRecord) -> Iterator[str]:
     yield f"  {found.reason}"
     if found.snippet:
         yield ""
-        yield "the smallest trial that was found, as a test:"
+        yield "  the smallest trial that was found, as a test:"
         yield ""
         yield textwrap.indent(found.snippet.rstrip(), "    ")
 
@@ -44,18 +46,21 @@ def counts(found: Sequence[PropertyRecord]) -> str:
     """ "36 of 41 properties hold, 4 do not apply, 1 not served"."""
     number = {outcome: sum(one.outcome == outcome for one in found) for outcome in (HOLDS, FAILS, EXCUSED, UNSERVED)}
     text = f"{number[HOLDS]} of {len(found)} properties hold"
-    rest = ((FAILS, "fail"), (EXCUSED, "do not apply"), (UNSERVED, "could not be tried"))
+    rest = ((FAILS, "fail"), (EXCUSED, "do not apply"), (UNSERVED, "skipped"))
     return ", ".join([text, *(f"{number[outcome]} {name}" for outcome, name in rest if number[outcome])])
 
 
-def lines(found: Sequence[PropertyRecord]) -> Iterator[str]:
-    """The summary, method by method: what fails, and every opt-out with its reason."""
+def lines(found: Sequence[PropertyRecord], verbose: bool = True, width: int = WIDTH) -> Iterator[str]:
+    """The summary, method by method: what fails; verbose: also every property that does not apply or was skipped, with
+    the reason."""
     for method in dict.fromkeys(one.method for one in found):
         mine = [one for one in found if one.method == method]
-        yield from wrap(f"conformance of {method}: {counts(mine)}")
+        more = " (-v: which, and why)" if not verbose and any(one.outcome in COUNTED for one in mine) else ""
+        yield from wrap(f"conformance of {method}: {counts(mine)}{more}", width=width)
         for outcome, title in TITLES.items():
-            for reason, names in _by_reason(mine, outcome).items():
-                yield from wrap(f"  {title}: {', '.join(names)} ({first(reason)})", "    ")
+            if verbose or outcome not in COUNTED:
+                for reason, names in _by_reason(mine, outcome).items():
+                    yield from wrap(f"  {title}: {', '.join(names)} ({first(reason)})", "    ", width)
         yield ""
 
 

@@ -78,13 +78,14 @@ def of_method(run: Run, method: str, known: References) -> Iterator[str]:
     yield ""
     for table in summary.tables(run, judged, known) if judged else ():
         yield from table.markdown()
-    facts = [f"- {escape(' '.join(line.split()))}" for line in summary.facts(run, records)]
+    facts = [f"- {escape(' '.join(line.split()))}" for line in summary.facts(run, records, known)]
     yield from [*facts, ""] if facts else ()
     found = rows.failed_verdicts(run, records)
     if found:
         yield f"<details{' open' if found[0][1].outcome == 'fail' else ''}><summary>Not passed</summary>"
         yield ""
-        yield from summary.not_passed(found).markdown()
+        for table in summary.not_passed(found, run.header.settings):
+            yield from table.markdown()
         yield from ("</details>", "")
     floor = list(summary.not_informative(run, records))
     yield from (f"- not informative: {code(line)}" for line in floor)

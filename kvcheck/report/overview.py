@@ -177,7 +177,7 @@ def narrow(lines: Sequence[Line]) -> tuple[Table, Table]:
     body = [(*_cells(line, timed), str(line.contexts)) for line in lines]
     scores = [(Code(line.method), *(score(line.capabilities.get(name)) for name in names)) for line in lines]
     heads = ("accuracy", *(SHORT.get(name, name) for name in names))
-    first = Table(head, "<<><<>" + ">" * (len(timed) + 1), body, {0: 22})
+    first = Table(head, "<<><<>" + ">" * (len(timed) + 1), body, {0: 22}, spare=(len(head) - 1,))
     return first, Table(heads, "<" + ">" * len(names), scores, {0: 22})
 
 

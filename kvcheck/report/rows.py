@@ -325,6 +325,20 @@ def drift(records: Iterable[CaseRecord]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
+def nll_before(records: Iterable[CaseRecord], known: References) -> float | None:
+    """Mean nll of fp16 over the turns that the records hold it of; None where fp16 does not have all of them."""
+    records = list(records)
+    both = [pair for record in records for pair in pairs(record, known)]
+    asked = sum(turn.nll is not None for record in records for one in record.samples for turn in one.turns)
+    values = [
+        then.nll
+        for before, after in both
+        for then, now in zip(before.turns, after.turns, strict=False)
+        if then.nll is not None and now.nll is not None
+    ]
+    return sum(values) / len(values) if values and asked == len(values) else None
+
+
 def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]]:
     """ "what: reason" with the cases that it holds for."""
     found: dict[str, list[str]] = {}

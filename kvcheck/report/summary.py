@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvcheck.core.front import option
 from kvcheck.core.record import NOT_INFORMATIVE, CaseRecord, LatencyRecord, Run, Verdict
 from kvcheck.judging.informative import unfinished
-from kvcheck.report import rows
+from kvcheck.report import rows, verdict
 from kvcheck.report.rows import References, Row
 from kvcheck.report.table import Table
 from kvcheck.report.text import between, interval, plural, points, seconds, size
@@ -15,7 +15,7 @@ from kvcheck.report.text import between, interval, plural, points, seconds, size
 HEAD = ("drop", "95% interval", "cases", "n", "chance")
 NAMED = 3
 """Tasks that a line names."""
-ALIGN, MOST = "<<><<>>", {0: 24, 4: 24}
+ALIGN, MOST, SPARE = "<<><<>>", {0: 24, 4: 24}, (6, 5)
 
 
 def count_text(run: Run, method: str) -> str:
@@ -71,14 +71,14 @@ def tables(run: Run, records: Sequence[CaseRecord], known: References, both: str
     body = []
     for capability, tasks in rows.by_capability(run, records, known):
         body += [_cells(capability), *(_cells(task, "  ") for task in tasks)]
-    yield Table(("capability / task", *head), ALIGN, body, MOST)
+    yield Table(("capability / task", *head), ALIGN, body, MOST, spare=SPARE)
     body = []
     for field in ("mode", "length"):
         found = rows.by(run, records, known, field)
         if len(found) > 1:
             body += [(f"by {field}", *head), *(_cells(row, "  ") for row in found)]
     if body:
-        yield Table(body[0], ALIGN, body[1:], MOST)
+        yield Table(body[0], ALIGN, body[1:], MOST, spare=SPARE)
     records = rows.informative(run, records)
     turns = turn_table(records, known, *both.split(" -> "))
     if turns is not None:
@@ -121,7 +121,7 @@ def quarter_table(
     return Table(head, "<>>>>", body) if body else None
 
 
-def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
+def facts(run: Run, records: Sequence[CaseRecord], known: References) -> Iterator[str]:
     """Memory, latency, drift, and how the cases stand to the method's own record."""
     yield from memory_lines([record for record in records if record.samples])
     for record in records:
@@ -136,13 +136,23 @@ def facts(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
             ratio, before, after = latency_texts(one)
             yield f"{one.what:<12} {ratio} at {one.length} tokens ({before} -> {after}, {one.rounds} rounds)"
     yield from _unfinished(records)
-    found = rows.drift(records)
-    words = {"nll": "nll {:.3f} nats per token", "agree": "top-1 agreement {:.1%}", "kl": "KL to fp16 {:.4f} nats"}
-    if found:
-        yield "references   " + ", ".join(words[name].format(value) for name, value in found.items())
+    moved = drift_text(records, known)
+    if moved:
+        yield f"drift        {moved}"
     own = own_record_text(*rows.own_record(run, records))
     if own:
         yield f"own record   {own}"
+
+
+def drift_text(records: Sequence[CaseRecord], known: References) -> str:
+    """How far the likelihood of the reference answers has moved from fp16's; empty where it was not measured."""
+    found, before = rows.drift(records), rows.nll_before(records, known)
+    words = {"agree": "top-1 agreement {:.1%}", "kl": "KL {:.4f} nats"}
+    texts = [words[name].format(value) for name, value in found.items() if name in words]
+    if "nll" in found:
+        rise = "" if before is None else f"{round(found['nll'] - before, 3) + 0.0:+.3f} nats per token from fp16 "
+        texts.insert(0, f"nll {rise}({found['nll']:.3f})" if rise else f"nll {found['nll']:.3f} nats per token")
+    return ", ".join(texts)
 
 
 def _unfinished(records: Sequence[CaseRecord]) -> Iterator[str]:
@@ -208,15 +218,37 @@ def not_informative(run: Run, records: Sequence[CaseRecord]) -> Iterator[str]:
     yield from (f"{', '.join(cases)}: {why}" for why, cases in found.items())
 
 
-def not_passed(found: Sequence[tuple[CaseRecord, Verdict]]) -> Table:
-    """Verdicts that are not a pass, case by case."""
-    body = []
-    for record, one in found:
-        scale, unit = (1, "points") if one.question in ("budget", "regression") else (3, "")
-        seen = f"{one.value:+.{scale}f} {interval(one.low, one.high, scale)} of {one.limit:g} {unit}".rstrip()
-        case = f"{record.case.task} {record.case.mode} {record.case.length}"
-        body.append((f"  {case}", one.question, one.outcome, seen, str(one.n)))
-    return Table(("not passed", "question", "verdict", "seen", "n"), "<<<<>", body)
+def not_passed(found: Sequence[tuple[CaseRecord, Verdict]], settings: Mapping[str, str]) -> list[Table]:
+    """Verdicts that are not a pass, case by case, with what is allowed and who says so: those that fail, then those
+    that are inconclusive. settings: of the run's header.
+
+    drop: in points of accuracy. A narrow terminal goes without the contexts (n), then without the interval.
+    """
+    tables = []
+    for title, outcome in (("failed", verdict.FAIL), (verdict.INCONCLUSIVE, verdict.INCONCLUSIVE)):
+        body = [
+            (
+                f"  {record.case.task} {record.case.mode} {record.case.length}",
+                *_judged(one),
+                verdict.origin(one, settings).removeprefix("your ").removeprefix("its ").removesuffix(" budget"),
+                str(one.n),
+            )
+            for record, one in found
+            if one.outcome == outcome
+        ]
+        head = (title, "of", "value", "interval", "allowed", "by", "n")
+        tables += [Table(head, "<<><><>", body, {0: 46}, spare=(6, 3))] if body else []
+    return tables
+
+
+def _judged(one: Verdict) -> tuple[str, str, str, str]:
+    """(what it is about, the value, its interval, what is allowed)."""
+    if one.question == "regression" and one.outcome == "fail" and one.low <= one.limit:
+        return "nll", "drifted", "", "noise"  # the scores alone would have passed
+    points_lost = one.question in ("budget", "regression")
+    value = points(one.value) if points_lost else f"{one.value:.3f}"
+    sure = "" if one.low == one.high else interval(one.low, one.high, 1 if points_lost else 3)
+    return verdict.quantity(one), value, sure, f"{'>= ' if one.question == 'agree' else ''}{one.limit:.3g}"
 
 
 def inconclusive(found: Sequence[tuple[CaseRecord, Verdict]]) -> str:

@@ -27,7 +27,8 @@ class Table:
     """head and rows of text, foreign text as it is: rendering makes it harmless.
 
     align: "<" or ">" per column. most: columns of the terminal that a column may take; longer texts are cut there. A
-    first cell that begins with blanks belongs to the row above. links: addresses of cells, by their text.
+    first cell that begins with blanks belongs to the row above. links: addresses of cells, by their text. spare:
+    columns that a narrow terminal goes without, in this order.
     """
 
     head: Sequence[str]
@@ -35,6 +36,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     most: Mapping[int, int] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
+    spare: Sequence[int] = ()
 
     def text(self, width: int = WIDTH) -> Iterator[str]:
         """Lines for a terminal of so many columns: cells two blanks apart. An empty head is left out."""
@@ -44,9 +46,12 @@ class Table:
         for at, most in self.most.items():
             for line in lines:
                 line[at] = short(line[at], most)
-        widths = [max(len(line[at]) for line in lines) for at in range(len(self.align))]
+        widths = {at: max(len(line[at]) for line in lines) for at in range(len(self.align))}
+        for at in self.spare:
+            if sum(widths.values()) + 2 * (len(widths) - 1) > width:
+                del widths[at]
         for line in lines:
-            cells = (f"{cell:{side}{most}}" for cell, side, most in zip(line, self.align, widths, strict=True))
+            cells = (f"{line[at]:{self.align[at]}{most}}" for at, most in widths.items())
             yield short("  ".join(cells).rstrip(), width)
 
     def markdown(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A run as lines for the terminal: at most 100 columns, and no meaning in colour alone."""
+"""A run as lines for the terminal: 80 to 100 columns, and no meaning in colour alone."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ LISTED = 12
 """Cases listed by name; the rest is counted."""
 
 
-def lines(run: Run, stored: References | None = None, *, verbose: bool = False, sort: str = "") -> Iterator[str]:
+def lines(
+    run: Run, stored: References | None = None, *, verbose: bool = False, sort: str = "", width: int = WIDTH
+) -> Iterator[str]:
     """The summary of a run, foreign text in it made harmless.
 
-    stored: fp16 records by case key, for what the run itself did not measure. verbose: every method in full; else of
-    several those that did not pass. sort: a column of the table over methods.
+    stored: fp16 records by case key, for what the run itself did not measure. verbose: every method in full, else of
+    several those that did not pass; and every property that was skipped. sort: a column of the table over methods.
+    width: columns, see text.columns.
     """
-    yield from map(plain, _lines(run, rows.references(run, stored), verbose, sort))
+    yield from map(plain, _lines(run, rows.references(run, stored), verbose, sort, width))
 
 
-def _lines(run: Run, known: References, verbose: bool, sort: str) -> Iterator[str]:
+def _lines(run: Run, known: References, verbose: bool, sort: str, width: int) -> Iterator[str]:
     first = list(verdict.lines(run))
     yield from [*first, ""] if first else ()
     methods = rows.methods(run)
     found = overview.ordered(overview.of(run, known), sort)
     if len(found) > 1:
         for table in overview.narrow(found):
-            yield from table.text()
+            yield from table.text(width)
             yield ""
         for line in overview.legend(found):
-            yield from wrap(line)
+            yield from wrap(line, width=width)
         yield ""
     brief = [] if verbose or len(methods) == 1 else [one for one in methods if _passed(run, one)]
     for method in methods:
         if method not in brief:
-            yield from of_method(run, method, known)
+            yield from of_method(run, method, known, width)
     for method in brief:
-        yield _headed(run, method)
+        yield from _headed(run, method, width)
     yield from ["in full: -v", ""] if brief else ()
-    yield from failures(run)
-    yield from conformance.lines(run.properties)
+    yield from failures(run, width)
+    yield from conformance.lines(run.properties, verbose, width)
     yield from zoo.lines(run.zoo)
     yield from findings.lines(run.findings)
 
@@ -55,47 +58,50 @@ def _passed(run: Run, method: str) -> bool:
     return outcome == verdict.PASS or (method == "fp16" and outcome == verdict.OPEN)
 
 
-def _headed(run: Run, method: str) -> str:
+def _headed(run: Run, method: str, width: int) -> Iterator[str]:
     """A method and how its cases ended."""
-    return short(f"{method} on {run.header.model_name}: {summary.count_text(run, method)}", WIDTH)
+    yield from wrap(f"{method} on {run.header.model_name}: {summary.count_text(run, method)}", width=width)
 
 
-def of_method(run: Run, method: str, known: References) -> Iterator[str]:
+def of_method(run: Run, method: str, known: References, width: int = WIDTH) -> Iterator[str]:
     """Everything about one method."""
     records, judged = rows.of_method(run, method), rows.judged(run, method)
-    yield _headed(run, method)
+    yield from _headed(run, method, width)
     yield ""
     for table in summary.tables(run, judged, known) if judged else ():
-        yield from table.text()
+        yield from table.text(width)
         yield ""
-    yield from summary.facts(run, records)
+    for line in summary.facts(run, records, known):
+        yield from wrap(line, " " * 13, width)
     found = rows.failed_verdicts(run, records)
     if found:
         yield ""
-        yield from summary.not_passed(found[:LISTED]).text()
+        for table in summary.not_passed(found[:LISTED], run.header.settings):
+            yield from table.text(width)
         if len(found) > LISTED:
             yield f"  and {len(found) - LISTED} more"
-        yield from wrap(f"  {summary.inconclusive(found)}")
+        yield from wrap(f"  {summary.inconclusive(found)}", width=width)
+        yield ""
     floor = list(summary.not_informative(run, records))
     if floor:
         yield ""
         yield "not informative: no loss of accuracy can show there, their scores are left out"
         for line in floor:
-            yield from wrap(f"  {line}", "    ")
+            yield from wrap(f"  {line}", "    ", width)
     unmeasured = rows.not_measured(run, records)
     if unmeasured:
         yield ""
         yield "not measured"
         for what, names in sorted(unmeasured.items()):
-            yield from wrap(f"  {what} ({plural(len(names), 'case')})", "    ")
+            yield from wrap(f"  {what} ({plural(len(names), 'case')})", "    ", width)
         yield ""
     for line in gaps(records, run.header.model_name):
-        yield from wrap(line)
-    yield from wrap(statement.plain(run, method, known))
+        yield from wrap(line, width=width)
+    yield from wrap(statement.plain(run, method, known), width=width)
     yield ""
 
 
-def failures(run: Run) -> Iterator[str]:
+def failures(run: Run, width: int = WIDTH) -> Iterator[str]:
     """Cases that failed before there was a verdict."""
     lost = rows.errors(run)
     if lost:
@@ -103,11 +109,12 @@ def failures(run: Run) -> Iterator[str]:
         yield "failed without a verdict"
         for name, text in list(lost.items())[:LISTED]:
             case, _, method = name.partition("|")
-            yield short(f"  {case}  {method}", WIDTH)
-            yield from wrap(f"    {rows.reason(text)}", "    ")
+            yield short(f"  {case}  {method}", width)
+            yield from wrap(f"    {rows.reason(text)}", "    ", width)
             hints = rows.remedy(text)
             for hint in hints if hints != shown else ():  # cases that lack the same thing stand together
-                yield from [f"      {hint}"] if "pytest " in hint else wrap(f"      {hint}", "      ")  # to be copied
+                said = f"      {hint}"
+                yield from [said] if "pytest " in hint else wrap(said, "      ", width)  # commands are to be copied
             shown = hints
         if len(lost) > LISTED:
             yield f"  and {len(lost) - LISTED} more"

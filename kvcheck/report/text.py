@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 WIDTH = 100
 """Columns that a report may use."""
+NARROW = 80
+"""Columns that it uses on any terminal."""
+
+
+def columns(there: int) -> int:
+    """How many columns of a terminal a report uses.
+
+    >>> columns(60), columns(92), columns(200)
+    (80, 92, 100)
+    """
+    return min(max(there, NARROW), WIDTH)
+
+
+def colour(line: str) -> str:
+    """The colour of a line of a report, "" for none: it repeats what the words say.
+
+    >>> colour("fail: snapkv on mini"), colour("pass: snapkv on mini"), colour("a line")
+    ('red', 'green', '')
+    """
+    words = set(re.split(r"[\s,:]+", line))
+    if words & {"fail", "fails", "failed", "error"}:
+        return "red"
+    if words & {"inconclusive", "informative"}:
+        return "yellow"
+    return "green" if line.startswith("pass:") else ""
 
 
 def points(value: float, sign: bool = True) -> str:

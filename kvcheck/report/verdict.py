@@ -274,11 +274,27 @@ def _limit(verdict: Verdict, settings: Mapping[str, str], others: References) ->
     return f"{at} {verdict.limit:g} ({origin(verdict, settings)})"
 
 
+def by_own_record(verdict: Verdict) -> bool:
+    """Whether the limit is what the method's own record holds, not a number that somebody set."""
+    own = verdict.question == "bytes" and "recorded" in verdict.reason and "allowed" not in verdict.reason
+    return own or verdict.question in AGAINST_OWN
+
+
 def origin(verdict: Verdict, settings: Mapping[str, str]) -> str:
-    """Where the limit of a verdict against fp16 comes from."""
+    """Where the limit of a verdict comes from."""
+    if by_own_record(verdict):
+        return _named(settings, GATE).own
+    if verdict.question == "lossless":
+        return "its claim"
     given = [part.partition("=")[0] for part in settings.get("budget", "").split(",")]
     name = {"budget": "drop"}.get(verdict.question, verdict.question)
     return f"your {option('budget')}" if name in given else "default budget"
+
+
+def quantity(verdict: Verdict) -> str:
+    """What a verdict is about, in one word."""
+    named = {"budget": "drop", "regression": "drop", "lossless": "KL", "kl": "KL"}
+    return named.get(verdict.question, AGAINST_OWN.get(verdict.question, verdict.question))
 
 
 def short(verdict: Verdict) -> str:
@@ -291,6 +307,7 @@ def short(verdict: Verdict) -> str:
     )
     unit = " points" if scale == 1 else ""
     limit = " vs own record" if verdict.question in AGAINST_OWN else f", allowed {verdict.limit:g}"
-    value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit} {interval(verdict.low, verdict.high, scale)}"
+    sure = "" if verdict.low == verdict.high else f" {interval(verdict.low, verdict.high, scale)}"
+    value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit}{sure}"
     start = f"{verdict.outcome}: " if verdict.outcome == INCONCLUSIVE else ""
     return f"{start}{what} {value}{limit}"

@@ -23,9 +23,9 @@ def check_case(record: CaseRecord, complete: bool = False) -> None:
     complete: it holds all contexts of its case, as a baseline does; else it may have stopped early.
     """
     for where, kind, part in _parts(record):
-        for name, (say, allows) in rules(kind).items():
-            if not allows(value := getattr(part, name)):
-                raise _wrong(record, f"{where}{name} is {shown(value)}, not {say}")
+        for name, rule in rules(kind).items():
+            if not rule.allows(value := getattr(part, name)):
+                raise _wrong(record, f"{where}{name} is {shown(value)}, not {rule.say}")
     for problem in _relations(record, complete):
         raise _wrong(record, problem)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -25,17 +26,39 @@ def test_a_method_that_loses_for_sure_fails_its_own_test_with_the_numbers(record
         [
             "*test_string_retrieval[[]kv-single-512-snapkv[]]*",
             "drop 100.0 points *, allowed 2",
-            "kv/v1/single/len=512/seed=0/n=8  snapkv",
-            "*accuracy drop against fp16: 100.0 points*allowed 2.0*FAIL",
-            "*on the same * prompts, one by one: * lost, 0 won*",
-            "*baseline: stored/fake/fp16.txt",
-            "*cache: 4/4 layers*",
+            "  kv/v1/single/len=512/seed=0/n=8  snapkv",
+            "*accuracy drop against fp16: 100.0 points*allowed 2 (default budget)*FAIL",
+            "*accuracy: 1.000 -> 0.000 (a guess scores *",
+            "*of the same * contexts: * lost, 0 won*",
+            "*KV bytes: * in 4 of 4 layers",
+            "*compared with: stored/fake/fp16.txt",
+            "*for example: context 0, turn 1 of 1, evidence at 25% of the context",
+            "    expected  not known: *",
+            "    fp16      'right'",
+            "    method    'wrong'",
             "*accept*: pytest --pyargs * --kv-baselines=stored --kv-method=snapkv --kv-budget=drop=*",
-            "*for example: sample 0, turn 1*answered 'wrong', fp16 '*",
+            "FAILED kv single 512 snapkv - drop 100.0 points *, allowed 2",
         ]
     )
     assert "Traceback" not in result.stdout.str()
     assert "case.py" not in result.stdout.str()
+
+
+def test_in_ci_nothing_of_a_failure_is_printed_twice(
+    recorded: Run, behave: Behave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behave({"snapkv": 0.0})
+    monkeypatch.setenv("CI", "true")
+    result = recorded("--kv-method=snapkv", "--kv-modes=single")
+    result.stdout.fnmatch_lines(["FAILED *test_string_retrieval[[]kv-single-512-snapkv[]] - drop 100.0 points *"])
+    said = [line.strip() for line in result.outlines]
+    for start in (
+        "accuracy drop against fp16: ",
+        "for example:",
+        "fp16      'right'",
+        "look: * --kv-modes=single --kv-lengths=",
+    ):
+        assert len(fnmatch.filter(said, f"{start}*")) == 1, start
 
 
 def test_a_doubtful_case_passes_and_is_counted_and_fails_under_strict(recorded: Run, behave: Behave) -> None:

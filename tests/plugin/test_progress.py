@@ -1,27 +1,52 @@
-"""The progress line: on a terminal only, and gone when the case is over."""
+"""Progress: behind the dots of a terminal, and gone when the case is over; elsewhere a line every minute."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kvcheck.plugin.progress import Progress, phrases, wanted
+from kvcheck.plugin import progress
+from kvcheck.plugin.progress import SUFFIX, At, Progress, at_work, of_case
 from kvcheck.plugin.timelimit import TimeLimit, time_limit
 
 
-def config(*, isatty: bool = True, verbosity: int = 0, workers: int | None = None) -> Any:
-    """As much of a pytest config as the progress line looks at."""
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def config(*, isatty: bool = True, verbosity: int = 0, worker: bool = False) -> Any:
+    """As much of a pytest config as progress looks at."""
     writer = SimpleNamespace(fullwidth=80, width_of_current_line=30, _file=io.StringIO())
-    plugins = {"terminalreporter": SimpleNamespace(isatty=isatty, _tw=writer), "capturemanager": None}
-    return SimpleNamespace(
+    lines: list[str] = []
+    reporter = SimpleNamespace(isatty=isatty, _tw=writer, write_line=lines.append, flush=lambda: None)
+    plugins = {"terminalreporter": reporter, "capturemanager": None}
+    fake = SimpleNamespace(
         pluginmanager=SimpleNamespace(getplugin=plugins.get),
         get_verbosity=lambda: verbosity,
-        option=SimpleNamespace(numprocesses=workers),
+        option=SimpleNamespace(),
         writer=writer,
+        lines=lines,
     )
+    if worker:
+        fake.workerinput = {}
+    return fake
+
+
+def made(fake: Any, **how: Any) -> Progress:
+    return Progress(fake, lambda: 0, **how)
+
+
+AT = At("kv single 512 snapkv", 3, 8, "accuracy 1.00")
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +57,8 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_writes_behind_the_cursor_and_takes_its_text_away() -> None:
     fake = config()
-    progress = Progress(fake)
-    progress.start(10)
-    progress.update("kv single 512 snapkv", 3, 8, "accuracy 1.00")
+    progress = made(fake)
+    progress.update(AT)
     assert fake.writer._file.getvalue() == "\x1b7\x1b[K  kv single 512 snapkv 3/8, accuracy 1.00\x1b8"
     progress.stop()
     assert fake.writer._file.getvalue().endswith("\x1b7\x1b[K\x1b8")
@@ -42,28 +66,82 @@ def test_it_writes_behind_the_cursor_and_takes_its_text_away() -> None:
 
 def test_it_takes_the_longest_text_that_fits() -> None:
     fake = config()
-    fake.writer.width_of_current_line = 60
-    progress = Progress(fake)
-    progress.update("kv single 512 snapkv", 3, 8, "accuracy 1.00")
-    assert "  3/8\x1b8" in fake.writer._file.getvalue() or "3/8, accuracy" in fake.writer._file.getvalue()
-    assert phrases("kv", 3, 8, "", 75)[0] == "kv 3/8, 1 min 15 s left"
+    fake.writer.width_of_current_line = 50
+    made(fake).update(AT)
+    assert "  3/8, accuracy 1.00\x1b8" in fake.writer._file.getvalue()
+    assert of_case(At("kv", 3, 8), 75)[0] == "kv 3/8, 1 min 15 s left"
 
 
-@pytest.mark.parametrize(
-    "quiet", [{"isatty": False}, {"verbosity": -1}, {"workers": 2}], ids=["no terminal", "-q", "-n 2"]
-)
+def test_on_a_terminal_it_is_written_a_few_times_a_second_at_most() -> None:
+    fake, clock = config(), Clock()
+    progress = made(fake, clock=clock)
+    for done in range(8):
+        progress.update(At("kv", done, 8))
+        clock.now += 0.1
+    assert fake.writer._file.getvalue().count("kv ") == 3
+
+
+@pytest.mark.parametrize("quiet", [{"verbosity": -1}, {"worker": True}], ids=["-q", "a worker without a journal"])
 def test_it_stays_quiet_where_nobody_looks(quiet: dict[str, Any]) -> None:
     fake = config(**quiet)
-    progress = Progress(fake)
-    progress.update("kv", 3, 8)
+    progress = made(fake)
+    progress.update(At("kv", 3, 8))
     progress.stop()
+    assert not fake.writer._file.getvalue()
+    assert not fake.lines
+
+
+@pytest.mark.parametrize("where", ["CI", "no terminal", "a dumb terminal"])
+def test_elsewhere_it_is_a_line_every_minute(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setenv(
+        *(("CI", "true") if where == "CI" else ("TERM", "dumb" if where == "a dumb terminal" else "xterm"))
+    )
+    fake, clock = config(isatty=where != "no terminal"), Clock()
+    progress = Progress(fake, lambda: 2, clock=clock)
+    progress.items = 10
+    for done in range(8):
+        progress.update(At("kv single 512 snapkv", done, 8, "accuracy 1.00"))
+        clock.now += 25
+    assert fake.lines == [
+        "kvcheck: 2 of 10 tests done; kv single 512 snapkv 3/8, accuracy 1.00, 4 min 0 s left",
+        "kvcheck: 2 of 10 tests done; kv single 512 snapkv 6/8, accuracy 1.00, 6 min 35 s left",
+    ]
     assert not fake.writer._file.getvalue()
 
 
-def test_it_stays_quiet_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "true")
+def test_the_controller_shows_what_its_workers_are_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = []
+    for name, at in (("gw0", AT), ("gw1", At("needle single 512 snapkv", 1, 4))):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", name)
+        workers.append(made(config(worker=True), folder=tmp_path))
+        workers[-1].update(at)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER")
     fake = config()
-    assert not wanted(fake, fake.pluginmanager.getplugin("terminalreporter"))
+    fake.writer.width_of_current_line, fake.writer.fullwidth = 0, 120
+    shown = Progress(fake, lambda: 1)
+    shown.items = 6
+    shown.show(at_work(tmp_path))
+    said = "1 of 6 tests done; kv single 512 snapkv 3/8, accuracy 1.00; needle single 512 snapkv 1/4"
+    assert f"  {said}\x1b8" in fake.writer._file.getvalue()
+    for one in workers:
+        one.stop()
+    assert at_work(tmp_path) == []
+
+
+def test_a_file_that_is_being_written_is_looked_at_later(tmp_path: Path) -> None:
+    (tmp_path / f"gw0{SUFFIX}").write_text('{"label": "k')
+    assert at_work(tmp_path) == []
+
+
+def test_a_run_with_workers_shows_its_progress_on_the_controller(
+    run: Any, behave: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "MINUTE", 0.0)
+    monkeypatch.setattr(progress, "POLLED", 0.02)
+    behave({"sleep": 0.2})
+    result = run("--kv-method=fp16", "--kv-record=new", "-n", "2")
+    result.assert_outcomes(passed=3)
+    result.stdout.re_match_lines([r"kvcheck: \d of 3 tests done; kv \w+ 512 fp16 \d/8.*"])
 
 
 def swallow() -> None:

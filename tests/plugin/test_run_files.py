@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,8 +26,9 @@ def summary(result: pytest.RunResult) -> list[str]:
 
 
 def test_the_run_file_and_the_summary_do_not_depend_on_the_distribution(
-    recorded: Run, repo: pytest.Pytester, behave: Behave
+    recorded: Run, repo: pytest.Pytester, behave: Behave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     behave({"snapkv": {"kv": 0.5, "multi_hop": 1.0}})
     seen = []
     for name, dist in (("one", ()), ("two", ("-n", "2"))):
@@ -44,6 +46,7 @@ def test_a_run_file_says_what_is_needed_to_judge_it_later(recorded: Run, repo: p
     assert (run.header.model, run.header.model_name) == ("fake0000fake0000", "fake")
     assert {"pytest", "torch"} <= set(run.header.packages)
     assert run.header.settings["query_aware"] == "mode"
+    assert datetime.fromisoformat(run.header.time).utcoffset() == timedelta(0)
     assert {verdict.question for verdict in run.verdicts[f"{run.cases[0].case}|snapkv"]} == {"budget"}
 
 

@@ -64,8 +64,34 @@ def run() -> Run:
     return Run(HEADER, tuple(cases), verdicts, failures)
 
 
-def test_the_terminal_report_fits_a_hundred_columns(run: Run) -> None:
-    assert max(len(line) for line in terminal.lines(run)) <= 100
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_report_fits(run: Run, width: int) -> None:
+    lines = list(terminal.lines(run, width=width))
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if line.endswith("...")]
+
+
+def test_what_did_not_pass_stands_with_what_is_allowed_and_by_whom(run: Run) -> None:
+    lines = list(terminal.lines(replace(run, header=replace(HEADER, settings={"budget": "drop=2.0"}))))
+    at = next(number for number, line in enumerate(lines) if line.startswith("failed  "))
+    assert lines[at].split() == ["failed", "of", "value", "interval", "allowed", "by", "n"]
+    found = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[at + 1 : at + 5]]
+    assert found[0][1:] == ["drop", "+50.0", "[41.0, 59.0]", "2", "--kv-budget", "8"]
+    assert found[2][1:] == ["nll", "drifted", "noise", "own record", "8"]
+    assert lines[at + 5].startswith("inconclusive  ")
+
+
+def test_a_narrow_terminal_goes_without_the_number_of_contexts_and_keeps_the_limit(run: Run) -> None:
+    head = next(line for line in terminal.lines(run, width=80) if line.startswith("failed  "))
+    assert head.split()[-2:] == ["allowed", "by"]
+
+
+def test_the_drift_of_nll_is_told_as_a_rise_from_fp16() -> None:
+    before, after = record("kv", "single", "kv", "fp16", 0), record("kv", "single", "kv", METHOD, 0)
+    worse = tuple(replace(one, turns=(replace(one.turns[0], nll=0.75),)) for one in after.samples)
+    after = replace(after, samples=worse)
+    lines = list(summary.facts(Run(HEADER, (after,)), [after], {before.case.key: before}))
+    assert "drift        nll +0.250 nats per token from fp16 (0.750), top-1 agreement 90.0%, KL 0.0100 nats" in lines
 
 
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
@@ -235,6 +261,6 @@ def test_answers_that_never_ended_are_counted_by_task() -> None:
     cut = tuple(replace(s, turns=tuple(replace(turn, ended=False) for turn in s.turns)) for s in one.samples)
     whole = record("kv", "single", "string_retrieval", METHOD, 3)
     both = [replace(one, samples=cut), whole]
-    (line,) = [text for text in summary.facts(Run(HEADER, tuple(both)), both) if text.startswith("unfinished")]
+    (line,) = [text for text in summary.facts(Run(HEADER, tuple(both)), both, {}) if text.startswith("unfinished")]
     assert line == "unfinished   3 of 16 answers, cut by the token limit: needle 3"
-    assert not [text for text in summary.facts(Run(HEADER, (whole,)), [whole]) if text.startswith("unfinished")]
+    assert not [text for text in summary.facts(Run(HEADER, (whole,)), [whole], {}) if text.startswith("unfinished")]

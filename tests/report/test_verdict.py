@@ -9,8 +9,8 @@ from building import fp16, record, run
 
 from kvcheck.core.record import AGAINST_OWN, AS_RECORDED, RECORDED_NOW, PropertyRecord, Run, Verdict
 from kvcheck.judging.pooled import IDENTICAL
-from kvcheck.plugin.collector import colour
 from kvcheck.report import markdown, rows, terminal, verdict
+from kvcheck.report.text import colour
 
 METHOD = "mine.Mine"
 
@@ -129,7 +129,7 @@ def test_both_reports_begin_with_it() -> None:
 
 def test_only_a_pass_is_green() -> None:
     colours = {word: colour(f"{word}: mine.Mine on mini: accuracy") for word in ("pass", "fail", "inconclusive")}
-    assert colours == {"pass": {"green": True}, "fail": {"red": True}, "inconclusive": {"yellow": True}}
+    assert colours == {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 def test_a_line_of_the_short_summary_has_the_numbers_in_forty_columns() -> None:

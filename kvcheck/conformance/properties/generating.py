@@ -51,7 +51,7 @@ def verified_drafts_are_the_tokens_of_generate(subject: Subject) -> None:
     model = subject.loaded.model
     with started(subject, ids) as cache:
         if not getattr(cache, "is_croppable", True):
-            raise NotServed("it says of itself that it cannot be cropped")
+            raise NotServed("the cache has no crop")
         wanted = generated(model, ids, cache).sequences
     assistant: Any = small(subject.draw.architecture, seed=1).model
     assistant.set_attn_implementation("sdpa")

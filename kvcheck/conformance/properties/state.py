@@ -228,7 +228,7 @@ def take_back(cache: Any, tokens: int) -> None:
     if not all(hasattr(each, "crop") for each in (cache, *cache.layers)):
         raise NotServed("it has no crop, or a layer has none")
     if not getattr(cache, "is_croppable", True):
-        raise NotServed("it says of itself that it cannot be cropped")
+        raise NotServed("the cache has no crop")
     try:
         cache.crop(-tokens)
     except (NotImplementedError, MethodUnsupported, ValueError) as error:

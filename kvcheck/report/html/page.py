@@ -78,7 +78,8 @@ class Part:
 
     @property
     def facts(self) -> list[str]:
-        return list(summary.facts(self.line.run, rows.of_method(self.line.run, self.line.method)))
+        run = self.line.run
+        return list(summary.facts(run, rows.of_method(run, self.line.method), self.line.known))
 
     @property
     def tables(self) -> list[Table]:
@@ -86,10 +87,10 @@ class Part:
         return list(summary.tables(line.run, line.records, line.known)) if line.records else []
 
     @cached_property
-    def not_passed(self) -> tuple[Table, int]:
+    def not_passed(self) -> tuple[list[Table], int]:
         """What did not pass, and how much more there is."""
         found = rows.failed_verdicts(self.line.run, rows.of_method(self.line.run, self.line.method))
-        return summary.not_passed(found[:LISTED]), max(0, len(found) - LISTED)
+        return summary.not_passed(found[:LISTED], self.line.run.header.settings), max(0, len(found) - LISTED)
 
     @property
     def not_informative(self) -> list[str]:
@@ -178,7 +179,7 @@ class Compared:
         moved = [Table(("KV bytes moved", "tokens", both), "<>>", sorted(set(sizes)))] if sizes else []
         return [
             *moved,
-            *([summary.not_passed(bad[:LISTED])] if bad else []),
+            *summary.not_passed(bad[:LISTED], run.header.settings),
             *summary.tables(run, records, known, both),
         ]
 
@@ -206,7 +207,6 @@ def page(
     parts = _parts(lines, prompts)
     last = runs[-1][0]
     outcomes = [markdown.outcome(run, finished) for run, _ in runs]
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return environment().get_template("page.html").render(
         title=_title(last, lines),
         outcome=next((one for one in WORST_FIRST if one in outcomes), "passed"),
@@ -226,11 +226,15 @@ def page(
         lost=[] if lines else [(name, text[:LONGEST]) for name, text in sorted(last.failures.items())[:LISTED]],
         others=_others([run for run, _ in runs]),
         outcomes={"fails": FAILS, "excused": EXCUSED, "unserved": UNSERVED, "holds": HOLDS},
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
-        "form-action 'none'",
+        **assets(),
     )  # fmt: skip
+
+
+def assets() -> dict[str, str]:
+    """Style, script, and the policy that allows these two and nothing from anywhere."""
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
+    return {"style": Markup(style), "script": Markup(script), "policy": f"{policy}form-action 'none'"}
 
 
 def expect_one_model(runs: Sequence[Run]) -> None:
