@@ -40,7 +40,6 @@ def step(tmp_path: Path) -> Step:
 GATE = {"METHODS": "snapkv\nkivi:bits=4", "MODEL": "mini", "PROFILE": "quick", "BUDGET": "drop=5",
         "BASELINES": "", "SUITES": "--pyargs kvcheck.suites", "ARGUMENTS": "-n 2", "TITLE": "kvcheck"}  # fmt: skip
 PYTHON = """
-case "$*" in *jinja2*) exit 1;; esac
 printf '%s\\n' "$@" > "$RUNNER_TEMP/typed"
 for word in "$@"; do
   case "$word" in --kv-json=*) echo '{}' > "${word#*=}";; --kv-md=*) echo done > "${word#*=}";; esac
@@ -59,7 +58,8 @@ def test_the_gate_types_what_was_asked_and_passes_on_how_it_ended(step: Step, tm
     typed = (tmp_path / "typed").read_text().splitlines()
     for word in ("--kv-method=snapkv", "--kv-method=kivi:bits=4", "--kv-budget=drop=5", "--pyargs", "-n", "2"):
         assert word in typed
-    assert not any(word.startswith(("--kv-baselines", "--kv-html")) for word in typed)
+    assert any(word.startswith("--kv-html=") for word in typed)
+    assert not any(word.startswith("--kv-baselines") for word in typed)
     found = outputs(tmp_path)
     assert found["status"] == "1"
     assert Path(found["comment"]).read_text().startswith("<!-- kvcheck --> report")
@@ -97,6 +97,35 @@ def test_the_first_comment_is_written(step: Step, tmp_path: Path) -> None:
 def test_a_later_one_takes_its_place(step: Step, tmp_path: Path) -> None:
     _, write = commented(step, tmp_path, "11\t<!-- kvcheck gpu -->\n12\t<!-- kvcheck -->\r\n13\t<!-- kvcheck -->\n")
     assert write.startswith("api -X PATCH repos/me/mine/issues/comments/12")
+
+
+BOT = """
+printf '%s\\n' "$*" >> "$RUNNER_TEMP/asked"
+case "$*" in
+  *--paginate*) test -e "$RUNNER_TEMP/kept.md" && printf '12\\t%s\\n' "$(head -n 1 "$RUNNER_TEMP/kept.md")" || true;;
+  *) for word in "$@"; do case "$word" in body=@*) cp "${word#body=@}" "$RUNNER_TEMP/kept.md";; esac; done;;
+esac
+"""
+
+
+@pytest.mark.nightly
+def test_from_the_gate_to_one_comment_on_a_real_run(step: Step, tmp_path: Path) -> None:
+    real = {**GATE, "METHODS": "streaming_llm:window=64", "BUDGET": "drop=2", "ARGUMENTS": "--kv-tasks=kv"}
+    real |= {"SUITES": "--pyargs kvcheck.suites.test_string_retrieval", "GITHUB_REPOSITORY": "me/mine", "PULL": "7"}
+    for _ in range(2):  # the second push to the same pull request
+        assert step("gate.sh", {"gh": BOT}, **real).returncode == 0
+        found = outputs(tmp_path)
+        assert step("comment.sh", {}, **real, COMMENT=found["comment"]).returncode == 0
+    assert found["status"] == "1"
+    for name in ("run.json", "report.html", "summary.md", "comment.md", "junit.xml"):
+        assert (Path(found["folder"]) / name).stat().st_size > 0, name
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [one.split()[2] for one in asked if "--paginate" not in one] == ["POST", "PATCH"]
+    comment = (tmp_path / "kept.md").read_text().splitlines()
+    assert comment[1] == "### kvcheck: failed"
+    assert [line for line in comment if "(fp16) →" in line]
+    before_the_fold = comment[: next(at for at, line in enumerate(comment) if line.startswith("<details>"))]
+    assert len(before_the_fold) <= 16
 
 
 def test_every_input_reaches_the_gate() -> None:

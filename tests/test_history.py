@@ -68,6 +68,14 @@ def test_slower_steps_are_worse_where_their_intervals_are_apart() -> None:
     assert changes(night(1, 2), night(2, 2, ratio=1.12), night(3, 2, ratio=1.4)) == [FIRST, SAME, WORSE]
 
 
+def test_what_is_worse_in_one_thing_and_better_in_another_is_worse_and_tells_both() -> None:
+    found = series([night(1, 8), night(2, 1, ratio=1.4)])[0]
+    assert found.points[1].change == WORSE
+    said = history.told(found)[0][1]
+    assert "-43.8 points" in said
+    assert "tpot 1.10 -> 1.40" in said
+
+
 def test_runs_are_put_in_the_order_in_which_they_began() -> None:
     one, two = night(1, 2), night(2, 2)
     assert ordered([two, one]) == [one, two]

@@ -7,11 +7,11 @@ mkdir -p "$folder"
 run="$folder/run.json"
 
 options=(--kv-model="$MODEL" --kv-profile="$PROFILE" --kv-json="$run" --kv-md="$folder/summary.md")
+options+=(--kv-html="$folder/report.html")
 read -rd '' -a methods <<< "$METHODS" || true
 for method in "${methods[@]}"; do options+=(--kv-method="$method"); done
 [ -z "${BUDGET:-}" ] || options+=(--kv-budget="$BUDGET")
 [ -z "${BASELINES:-}" ] || options+=(--kv-baselines="$BASELINES")
-python -c 'import jinja2' 2>/dev/null && options+=(--kv-html="$folder/report.html")
 read -rd '' -a suites <<< "$SUITES" || true
 read -rd '' -a more <<< "${ARGUMENTS:-}" || true
 

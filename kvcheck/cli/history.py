@@ -41,10 +41,11 @@ def _history(given: argparse.Namespace) -> int:
     runs = in_one_form(*(run for run, _ in read_in))
     known = {id(run): references for run, (_, references) in zip(runs, read_in, strict=True)}
     found = series(ordered(runs), settings.alpha)
+    text = page(found, known) if given.html else ""
+    if given.html:
+        files.write_atomically(str(given.html), text)
     coloured(history.lines(found, known, width()))
     if given.html:
-        text = page(found, known)
-        files.write_atomically(str(given.html), text)
         show(["", f"{given.html}: one page, {len(text.encode()) / 1000:,.0f} kB; it needs nothing else"])
     worse = [one.method for one in found if one.changes and one.points[one.changes[-1]].change == WORSE]
     if given.fail_on_regression and worse:

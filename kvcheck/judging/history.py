@@ -87,10 +87,10 @@ def _compared(before: Run, after: Run, method: str, since: int, alpha: float) ->
     more = [pair for pair in held if pair[1].value > pair[1].limit]
     slower = timed is not None and timed[1].ratio > timed[0].ratio
     scores = [pair for pair in lost if pair[1].question != "bytes"]
-    if scores or more or slower:
-        return Point(after, WORSE, since, tuple(scores + more), timed if slower else None, left)
     gained = [(name, _turned(one)) for name, one in _failing(compare_runs(now, then, alpha=alpha))
               if one.question != "bytes"]  # fmt: skip
+    if scores or more or slower:
+        return Point(after, WORSE, since, tuple(scores + gained + held), timed, left)
     if gained or held or timed is not None:
         return Point(after, BETTER, since, tuple(gained + held), timed, left)
     own = [one for verdicts in found.run.verdicts.values() for one in verdicts if one.question == "regression"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from kvcheck.core.escape import code
 from kvcheck.core.escape import markdown as escape
 from kvcheck.core.front import command
-from kvcheck.core.record import AGAINST_OWN, CaseRecord, Run, Verdict, is_scope
+from kvcheck.core.record import AGAINST_OWN, RUN, CaseRecord, Run, Verdict, is_scope
+from kvcheck.core.settings import Settings
 from kvcheck.report import markdown, rows, verdict
 from kvcheck.report.rows import References
 from kvcheck.report.text import interval, short
@@ -68,15 +69,16 @@ def _first(run: Run) -> Iterator[str]:
     if bad:
         settings = run.header.settings
         options = {"model": run.header.model_name} if run.header.model_name != "mini" else {}
-        options |= {"profile": settings["profile"]} if settings.get("profile", "default") != "default" else {}
+        usual = {"profile": Settings().profile, "against": Settings().against, "budget": ""}
+        options |= {name: value for name in usual if (value := settings.get(name, usual[name])) != usual[name]}
         yield f"- again: {code(command(*bad[:3], **options))}"
 
 
 def _scopes(run: Run) -> Iterator[str]:
-    """Verdicts on many contexts that failed, the run first."""
-    for name, verdicts in sorted(run.verdicts.items(), key=lambda pair: not pair[0].startswith("run|")):
+    """Verdicts on many contexts that failed; those on the whole run stand in the line of the method."""
+    for name, verdicts in run.verdicts.items():
         scope, _, method = name.partition("|")
-        if is_scope(scope):
+        if is_scope(scope) and scope != RUN:
             for one in verdicts:
                 if one.outcome == verdict.FAIL:
                     yield f"{code(method)}, {scope}: {escape(verdict.number(one, run.header.settings))}"

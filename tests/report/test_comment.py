@@ -36,6 +36,14 @@ def test_a_failed_case_shows_what_was_recorded_and_what_is_now() -> None:
     assert "- again: `pytest --kv-method=mine.Mine`" in text
 
 
+def test_the_command_asks_what_the_run_was_asked() -> None:
+    found = lost(1)
+    settings = {"profile": "quick", "budget": "drop=2", "against": "fp16"}
+    text = comment.text(replace(found, header=replace(found.header, settings=settings)))
+    command = "pytest --kv-method=mine.Mine --kv-profile=quick --kv-against=fp16 --kv-budget=drop=2"
+    assert f"- again: `{command}`" in text
+
+
 def test_at_most_fifteen_lines_stand_before_the_fold_however_much_failed() -> None:
     text = comment.text(lost(40))
     assert len(visible(text)) <= comment.LINES
