@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvcheck.core.record import (
+    COSTS,
     CaseId,
     CaseRecord,
+    LatencyRecord,
     MemoryRecord,
     Run,
     RunHeader,
@@ -65,3 +68,24 @@ def header() -> RunHeader:
 
 def run(*records: CaseRecord) -> Run:
     return Run(header(), records)
+
+
+NIGHTLY = ("kv", "needle", "multi_hop")
+
+
+def timed(ratio: float) -> CaseRecord:
+    latency = (LatencyRecord("tpot", 512, 0.1 * ratio, 0.1, ratio, ratio - 0.02, ratio + 0.02, 9),)
+    return CaseRecord(
+        CaseId("latency", 1, "single", 512, 0, 1), "snapkv", "f00d", COSTS, True, False, 0.0, (), None, latency
+    )
+
+
+def night(at: int, lost: int, held: int = 500, ratio: float = 1.1) -> Run:
+    """The run of a night: contexts of 16 that each task loses, bytes of 1000, time per step."""
+    found = run(
+        *(record([0.0] * lost + [1.0] * (16 - lost), task=task, nll=0.5, held=memory(held)) for task in NIGHTLY),
+        *(fp16(16, task=task, nll=0.4) for task in NIGHTLY),
+        timed(ratio),
+    )
+    header = replace(found.header, git=f"{at}" * 40, time=f"2026-11-1{at}T09:30:00+00:00", branch="main")
+    return replace(found, header=header)

@@ -6,35 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from building import fp16, memory, record, run
+from building import night
 
 from kvcheck.cli.commands import main
 from kvcheck.core.errors import SpecError
-from kvcheck.core.record import COSTS, CaseId, CaseRecord, LatencyRecord, Run
+from kvcheck.core.record import Run
 from kvcheck.judging.history import BETTER, FIRST, MOVED, SAME, WORSE, ordered, series
 from kvcheck.report import history
 from kvcheck.report.html.history import page
 from kvcheck.store.run_file import write_run
-
-TASKS = ("kv", "needle", "multi_hop")
-
-
-def timed(ratio: float) -> CaseRecord:
-    latency = (LatencyRecord("tpot", 512, 0.1 * ratio, 0.1, ratio, ratio - 0.02, ratio + 0.02, 9),)
-    return CaseRecord(
-        CaseId("latency", 1, "single", 512, 0, 1), "snapkv", "f00d", COSTS, True, False, 0.0, (), None, latency
-    )
-
-
-def night(at: int, lost: int, held: int = 500, ratio: float = 1.1) -> Run:
-    """The run of a night: contexts of 16 that each task loses, bytes of 1000, time per step."""
-    found = run(
-        *(record([0.0] * lost + [1.0] * (16 - lost), task=task, nll=0.5, held=memory(held)) for task in TASKS),
-        *(fp16(16, task=task, nll=0.4) for task in TASKS),
-        timed(ratio),
-    )
-    header = replace(found.header, git=f"{at}" * 40, time=f"2026-11-1{at}T09:30:00+00:00", branch="main")
-    return replace(found, header=header)
 
 
 def changes(*runs: Run) -> list[str]:

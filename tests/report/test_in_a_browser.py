@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import night
 from test_html import EVIL, asked, evil_prompt, failing, hostile, judged
 
 from kvcheck.core.record import Run
+from kvcheck.judging.history import series
 from kvcheck.report import rows
 from kvcheck.report.examples import Prompts
+from kvcheck.report.html import history
 from kvcheck.report.html.page import page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -36,8 +39,17 @@ def browser() -> Iterator[Any]:
 class Opened:
     """A page as a browser has it: addresses that it asked for, what scripts complained of."""
 
-    def __init__(self, browser: Any, path: Path, run: Run, prompts: Prompts, **how: Any) -> None:
-        path.write_text(page([(run, rows.references(run))], prompts=prompts), encoding="utf-8")
+    def __init__(
+        self,
+        browser: Any,
+        path: Path,
+        run: Run | None = None,
+        prompts: Prompts | None = None,
+        text: str = "",
+        **how: Any,
+    ) -> None:
+        text = page([(run, rows.references(run))], prompts=prompts) if run is not None else text
+        path.write_text(text, encoding="utf-8")
         self.page = browser.new_context(**how).new_page()
         self.asked: list[str] = []
         self.complaints: list[str] = []
@@ -116,3 +128,12 @@ CONTRAST = """() => {
   return worst;
 }"""
 """The least contrast of any text on the page, as WCAG counts it, and where."""
+
+
+def test_the_page_of_a_history_asks_for_nothing_and_draws_its_marks(browser: Any, tmp_path: Path) -> None:
+    found = series([night(1, 2), night(2, 2), night(3, 8)])
+    opened = Opened(browser, tmp_path / "history.html", text=history.page(found, {}))
+    assert opened.asked == [opened.uri]
+    assert opened.complaints == []
+    assert opened.count("svg circle.mark") == 9 + 3  # a ring for the run that changed, in every plot
+    assert opened.count("svg circle.mark.changed") == 3
