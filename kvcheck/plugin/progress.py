@@ -119,6 +119,8 @@ class Progress:
 
     def show(self, cases: Sequence[At], one: Callable[[At, float | None], list[str]] | None = None) -> None:
         """Show the cases that are being measured. one: how a single one is told on a terminal."""
+        if not self.items and not cases:
+            return  # workers that have not collected yet
         if self.where == SCREEN and self._due(INTERVAL):
             left = self.left(cases)
             texts = one(cases[0], left) if one else of_session(cases, self._finished(), self.items, left)

@@ -57,7 +57,7 @@ def test_a_fault_is_found_and_printed_as_a_test_to_paste(try_out: Callable[..., 
     result.stdout.fnmatch_lines(
         [
             'mine.Newest:shares=true: "forks do not disturb each other" does not hold',
-            "the smallest trial that was found, as a test:",
+            "  the smallest trial that was found, as a test:",
             f"    def test_{FORKS}():",
             f"        check(\"{FORKS}\", 'mine.Newest:shares=true'*)",
             "conformance of mine.Newest:shares=true: 0 of 1 properties hold, 1 fail",
