@@ -39,7 +39,7 @@ CAUGHT = {
     "answer_tail": "a_later_turn_is_as_recomputed",
     "shared_write": "a_block_that_others_read_never_changes",
     "neighbour_row": "together_is_alone",
-    "clear_spills": "together_is_alone",
+    "clear_spills": "a_prefix_hit_is_a_miss",
     "cancelled_published": "what_was_cancelled_leaves_nothing",
     "cancelled_leak": "what_was_cancelled_leaves_nothing",
     "double_free": "what_was_cancelled_leaves_nothing",
@@ -142,10 +142,11 @@ def test_salts_keep_tenants_apart_and_a_flush_empties_the_cache(stub: Callable[.
 def test_a_dropped_connection_ends_the_request_in_the_prompt_and_in_the_answer(
     stub: Callable[..., Stub], kind: str
 ) -> None:
-    one = stub(kind, chunk=16)
+    one = stub(kind, chunk=16, pause=0.01)
     server = opened(one)
     server.answer([Prompt(IDS, 1)])
-    assert [server.cancel(Prompt(IDS[::-1], 400), tokens) for tokens in (0, 3)] == [True, True]
+    assert any(server.cancel(Prompt(IDS[:at:-1], 400), 0) for at in range(5))
+    assert server.cancel(Prompt(IDS[::-1], 400), 3)
     for _ in range(100):
         if not one.engine.running:
             break

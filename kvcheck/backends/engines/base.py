@@ -114,8 +114,8 @@ class Served(Protocol):
         ...
 
     def cancel(self, prompt: Prompt, tokens: int) -> bool:
-        """Send a prompt and end it after so many tokens of its answer, with 0 while it is read; was it still running?
-        CANCELS."""
+        """Send a prompt and end it after so many tokens of its answer, with 0 while it is read; was it so far, and not
+        further? CANCELS."""
         ...
 
     def counts(self) -> Counts:

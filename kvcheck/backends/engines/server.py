@@ -37,7 +37,7 @@ from kvcheck.core.errors import MethodFailed, MethodUnsupported, SpecError
 
 TOGETHER = 32
 """Requests at a time, however many are asked."""
-EARLY = (0.5, 0.3, 0.7)
+EARLY = (0.4, 0.2, 0.1, 0.6, 0.3)
 """Shares of the time to a first token after which a prompt is dropped, in turn."""
 FLUSH_TRIES = 50
 """A flush is refused while anything runs, also what was cancelled a moment ago."""
@@ -187,7 +187,7 @@ class Server:
             return True
         finally:
             events.close()  # type: ignore[attr-defined]
-        return not said.done
+        return not said.done and (tokens > 0 or not said.heard)
 
     def counts(self) -> Counts:
         """See Served, from /metrics."""
