@@ -69,7 +69,7 @@ def test_what_holds_and_what_does_not_apply_is_counted_with_the_reason(
     try_out: Callable[..., pytest.RunResult], repo: pytest.Pytester, dist: tuple[str, ...]
 ) -> None:
     names = f"{FORKS} or bounded or bits"
-    result = try_out("--kv-method=mine.Newest", "--kv-json=run.json", "-k", names, *dist)
+    result = try_out("--kv-method=mine.Newest", "--kv-json=run.json", "-v", "-k", names, *dist)
     result.assert_outcomes(passed=1, skipped=2, deselected=0 if "2" in dist else len(NAMES) - 3)
     result.stdout.fnmatch_lines(
         [

@@ -9,10 +9,14 @@ import pytest
 from kvcheck.core.record import (
     AS_RECORDED,
     CAPABILITIES,
+    EXCUSED,
+    HOLDS,
+    UNSERVED,
     CaseId,
     CaseRecord,
     LatencyRecord,
     MemoryRecord,
+    PropertyRecord,
     Run,
     RunHeader,
     SampleRecord,
@@ -243,6 +247,20 @@ def test_an_interval_stays_within_what_fp16_leaves_to_lose() -> None:
     before, mine = record("kv", "single", "kv", "fp16", 4), record("kv", "single", "kv", METHOD, 4)
     _, _, low, high = rows.drops([mine], {before.case.key: before})
     assert -50 <= low <= 0 <= high <= 50
+
+
+def test_properties_that_were_skipped_are_counted_and_listed_where_somebody_asks() -> None:
+    found = (
+        PropertyRecord("a", METHOD, HOLDS, 3),
+        PropertyRecord("crop", METHOD, UNSERVED, 0, "the cache has no crop"),
+        PropertyRecord("bits", METHOD, EXCUSED, 0, "it does not round"),
+    )
+    run = Run(HEADER, (), properties=found)
+    brief, full = (list(terminal.lines(run, verbose=verbose)) for verbose in (False, True))
+    counted = f"conformance of {METHOD}: 1 of 3 properties hold, 1 do not apply, 1 skipped"
+    assert " ".join(brief).count("crop") == 0
+    assert f"{counted} (-v: which, and why)" in " ".join(" ".join(brief).split())
+    assert '  skipped: "crop" (the cache has no crop)' in full
 
 
 def test_markdown_tables_survive_a_bar_in_a_name() -> None:
