@@ -27,6 +27,7 @@ PACKAGES = (
     "kvpress",
     "openvino",
     "openvino-genai",
+    "llama-cpp-py-sync",
 )
 
 

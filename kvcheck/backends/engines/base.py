@@ -134,12 +134,13 @@ class Served(Protocol):
 @dataclass(frozen=True)
 class Opening:
     """What an engine is opened with: the folder of the model as transformers reads it, its fingerprint, the dtype that
-    it computes in, and all settings."""
+    it computes in, and all settings. gguf: the file that the model came in, None where it did not come in one."""
 
     model: Path
     fingerprint: str
     dtype: str
     settings: Settings
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from kvcheck.core.errors import MethodUnsupported
+from kvcheck.backends.engines import plain_llama
 from kvcheck.core.paths import cache_folder
 
 FORMAT = 1
 """Of what is written here: a folder that an earlier form was written to is not taken for one of this."""
 MODEL = "openvino_model.xml"
-SERVED = {
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "sliding_window": None,
-    "quantization_config": None,
-}  # fmt: skip
-"""What the configuration must say, or not say, to be written here."""
 
 
 def folder(model: Path, fingerprint: str) -> Path:
@@ -37,55 +32,21 @@ def folder(model: Path, fingerprint: str) -> Path:
     if (model / MODEL).is_file():
         return model
     config = json.loads((model / "config.json").read_text("utf-8"))
-    _expect_llama(config, model)
+    plain_llama.expect(
+        config,
+        model,
+        "OpenVINO's form",
+        f"export it: optimum-cli export openvino --model {model} --task text-generation-with-past "
+        "--weight-format fp32 ir, and name that folder: --kv-model ir",
+    )
     made = cache_folder("openvino") / f"{fingerprint}-{FORMAT}"
     if not (made / MODEL).is_file():
         made.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=made.parent) as place:
-            _write(config, _weights(model), Path(place) / "ir")
+            _write(config, plain_llama.weights(model), Path(place) / "ir")
             if not made.exists():
                 shutil.move(Path(place) / "ir", made)
     return made
-
-
-def _expect_llama(config: Mapping[str, Any], model: Path) -> None:
-    wrong = [f"{name}={config[name]!r}" for name, value in SERVED.items() if config.get(name, value) != value]
-    kind = config.get("model_type")
-    rope = config.get("rope_parameters") or {}
-    wrong += [f"rope_type={rope.get('rope_type')!r}"] if rope.get("rope_type", "default") != "default" else []
-    wrong += [f"rope_scaling={config['rope_scaling']!r}"] if config.get("rope_scaling") else []
-    if kind != "llama" or wrong:
-        what = f"a model of type {kind}" if kind != "llama" else f"a Llama with {', '.join(wrong)}"
-        raise MethodUnsupported(
-            f"{model} is {what}: kvcheck writes OpenVINO's form of plain Llamas only",
-            f"export it: optimum-cli export openvino --model {model} --task text-generation-with-past "
-            "--weight-format fp32 ir, and name that folder: --kv-model ir",
-        )
-
-
-def _weights(model: Path) -> dict[str, np.ndarray]:
-    """All tensors of the safetensors files, as float32. Raises MethodUnsupported for another type."""
-    found: dict[str, np.ndarray] = {}
-    for file in sorted(model.glob("*.safetensors")):
-        raw = file.read_bytes()
-        start = 8 + int.from_bytes(raw[:8], "little")
-        for name, about in json.loads(raw[8:start]).items():
-            if name == "__metadata__":
-                continue
-            low, high = about["data_offsets"]
-            found[name] = _float32(raw[start + low : start + high], about["dtype"], name).reshape(about["shape"])
-    if not found:
-        raise MethodUnsupported(f"{model} has no safetensors files", "save it with save_pretrained")
-    return found
-
-
-def _float32(data: bytes, dtype: str, name: str) -> np.ndarray:
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    kinds = {"F32": np.float32, "F16": np.float16}
-    if dtype not in kinds:
-        raise MethodUnsupported(f"{name} is of type {dtype}, which is not read here", "save it as bfloat16 or float32")
-    return np.frombuffer(data, kinds[dtype]).astype(np.float32)
 
 
 def _write(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], place: Path) -> None:

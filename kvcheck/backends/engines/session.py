@@ -73,7 +73,8 @@ class Shape:
 class EngineSession:
     """One model in one engine, see kvcheck.backends.base.AnsweringBackend.
 
-    open: engines by the spec of their settings, the one that was used last at the end. weighed: by (method, length).
+    gguf: the file that the model came in, if any. opened: engines by the spec of their settings, the one that was used
+    last at the end. weighed: by (method, length).
     """
 
     chosen: Chosen
@@ -82,6 +83,7 @@ class EngineSession:
     model_print: str
     encoder: Encoder
     max_length: int | None
+    gguf: Path | None = None
     opened: dict[Spec, Served] = field(default_factory=dict)
     weighed: dict[tuple[str, int], MemoryRecord | MethodUnsupported] = field(default_factory=dict)
     _noise: noise.Noise | None = None
@@ -89,7 +91,7 @@ class EngineSession:
     @classmethod
     def open(cls, chosen: Chosen, settings: Settings) -> EngineSession:
         """Find the model and its tokenizer. Raises SpecError for what an engine cannot be given."""
-        from kvcheck.models import Loading
+        from kvcheck.models import Loading, names
         from kvcheck.models.fingerprint import fingerprint
         from kvcheck.models.loading import encoder_of, located
 
@@ -101,10 +103,10 @@ class EngineSession:
                 f"hf download {settings.model} --local-dir model, then {option('model', 'model')}",
             )
         encoder, limit = encoder_of(settings.model, Loading())
-        folder = Path(source.path)
+        folder, gguf = Path(source.path), names.find(settings.model).gguf
         chosen = chosen.met(folder)
         longest = min((one for one in (limit, chosen.info.longest) if one is not None), default=None)
-        return cls(chosen, settings, folder, fingerprint(folder), encoder, longest)
+        return cls(chosen, settings, folder, fingerprint(folder), encoder, longest, gguf)
 
     @property
     def info(self) -> EngineInfo:
@@ -209,7 +211,7 @@ class EngineSession:
 
     def _new(self, spec: Spec) -> Served:
         try:
-            return self.info.open(Opening(self.folder, self.model_print, self.dtype, dict(spec.params)))
+            return self.info.open(Opening(self.folder, self.model_print, self.dtype, dict(spec.params), self.gguf))
         except KvcheckError:
             raise
         except Exception as error:
