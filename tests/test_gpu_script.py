@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -39,13 +40,13 @@ def test_all_parts_with_their_grace_take_nine_minutes_at_most(gpu: ModuleType, t
 def test_a_part_that_is_cut_keeps_what_it_had_sums_up_and_the_next_one_runs(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hang = "import time\nprint('had this')\ntry: time.sleep(60)\nfinally: print('summed up')"
-    assert not gpu.measure([("hangs", 2, code(hang)), ("next", 30, code("print('ran')"))], tmp_path)
+    hang = "import time\ntry: print('had this') or time.sleep(60)\nfinally: print('summed up')"
+    assert not gpu.measure([("hangs", 5, code(hang)), ("next", 30, code("print('ran')"))], tmp_path)
     assert "had this\nsummed up" in (tmp_path / "hangs.txt").read_text()
     assert "ran" in (tmp_path / "next.txt").read_text()
     said = capsys.readouterr().out
-    assert "cut at its limit of 2 s" in said
-    assert "next      0 s  done" in said
+    assert "cut at its limit of 5 s" in said
+    assert re.search(r"next +\d+ s  done", said)
 
 
 def test_a_part_that_ignores_the_signal_is_killed(
@@ -60,7 +61,7 @@ def test_a_part_that_fails_makes_the_whole_fail_and_shows_its_end(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not gpu.measure([("bad", 30, code("print('why'); raise SystemExit(4)"))], tmp_path)
-    assert "why\nbad       0 s  exit status 4" in capsys.readouterr().out
+    assert re.search(r"why\nbad +\d+ s  exit status 4", capsys.readouterr().out)
 
 
 def test_what_the_machine_has_is_left_and_what_it_lacks_comes_from_the_wheels(
@@ -93,7 +94,7 @@ def test_what_is_lacking_is_named(
 
 def test_without_a_device_nothing_is_measured_and_it_fails(tmp_path: Path) -> None:
     env = {**os.environ, "OUT": str(tmp_path / "out"), "CUDA_VISIBLE_DEVICES": "", "DEVICE": "cuda"}
-    done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "torch sees no CUDA device" in done.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["facts.txt"]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from kvcheck.backends.engines.openvino_ir import _weights
+from kvcheck.backends.engines import plain_llama
 from kvcheck.core import paths
 
 BLOCK = 16
@@ -62,7 +62,7 @@ class Model:
     def mini(cls):
         """The embedded model."""
         folder = paths.bundle("fixtures") / "mini"
-        return cls(json.loads((folder / "config.json").read_text()), _weights(folder))
+        return cls(json.loads((folder / "config.json").read_text()), plain_llama.weights(folder))
 
     @classmethod
     def tiny(cls, seed):

@@ -331,7 +331,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "PATIENCE", 0.5)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+TIMED = ("what_was_cancelled_leaves_nothing", "an_abort_leaves_the_others_alone", "nothing_piles_up")
+"""Properties that have to cancel a request while it is read: whether that comes in time depends on the machine."""
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(one, marks=[pytest.mark.nightly] * (CAUGHT[one] == TIMED[0])) for one in FAULTS]
+)
 def test_every_fault_of_an_engine_is_shown(few: None, stub: Callable[..., Stub], reference: Stub, fault: str) -> None:
     more = {"foreign_scale": {"bits": 8}, "cancelled_published": {"pause": 0.02}}.get(fault, {})
     assert tried(CAUGHT[fault], stub(fault=fault, **USUAL, **more), reference).startswith(
@@ -339,23 +345,23 @@ def test_every_fault_of_an_engine_is_shown(few: None, stub: Callable[..., Stub],
     )
 
 
-def holding(seed: int) -> list[str]:
+def holding(seed: int, without: tuple[str, ...] = ()) -> list[str]:
     """What the properties say of a correct engine, where it is not that they hold."""
     model = Model.tiny(seed)
     stubs = Stub(model, **USUAL), Stub(model, chunk=4096, prefix=False, blocks=2048)
     try:
-        found = {name: tried(name, *stubs) for name in properties.PROPERTIES}
+        found = {name: tried(name, *stubs) for name in properties.PROPERTIES if name not in without}
     finally:
         for one in stubs:
             one.close()
     return [f"{name} {said}" for name, said in found.items() if not said.startswith(("holds", "Excused"))]
 
 
-def test_a_correct_engine_has_every_property(few: None) -> None:
-    assert holding(1) == []
+def test_a_correct_engine_has_every_property_that_needs_no_timing(few: None) -> None:
+    assert holding(1, without=TIMED) == []
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(2, 22))
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_no_correct_engine_is_accused(few: None, seed: int) -> None:
     assert holding(seed) == []

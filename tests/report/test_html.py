@@ -93,7 +93,7 @@ def test_a_failed_case_unfolds_to_the_prompt_the_answers_and_a_command() -> None
     text = shown(judged(failing()), asked).text
     for wanted in ("the secret code: 1234", "What is the code?", "the code is 1234", "answer 1.0", "answer 0.0"):
         assert wanted in text
-    assert "Sample 8, turn 1 of 1" in text
+    assert "Context 8, turn 1 of 1" in text
 
 
 def test_a_prompt_that_cannot_be_had_is_said_to_be_missing() -> None:
