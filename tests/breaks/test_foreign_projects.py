@@ -83,7 +83,8 @@ def test_it_is_refused_before_anything_is_measured(fake: Foreign, words: tuple[s
 
 def test_the_id_of_a_failed_test_can_be_typed_again(fake: Foreign) -> None:
     fake.behave(snapkv="raise")
-    first = fake.check(METHOD)
+    wide = {"COLUMNS": "400"}  # where id and numbers do not fit a line, the case stands there in words
+    first = fake.check(METHOD, env=wide)
     found = re.search(r"^FAILED (\S+)", first.out, re.MULTILINE)
     assert found is not None, first.out
     assert not found[1].startswith("::")
