@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kvcheck.core.escape import plain
 from kvcheck.core.record import RUN, RunHeader
 from kvcheck.judging.history import BETTER, SAME, WORSE, Point, Series
-from kvcheck.report import overview, verdict
+from kvcheck.report import verdict
 from kvcheck.report.overview import TIMED, Line
 from kvcheck.report.rows import References
 from kvcheck.report.table import Table
@@ -88,9 +88,10 @@ def why(one: Series, point: Point) -> str:
 
 def table(one: Series, known: Known) -> Table:
     """Every run of a method: its numbers, and how it stands to the run that it was held against."""
-    body, timed = [], [what for what in TIMED if any(_line(one, each, known).latency(what) for each in one.points)]
-    for each in one.points:
-        line, header = _line(one, each, known), each.run.header
+    told = lines_of(one, known)
+    body, timed = [], [what for what in TIMED if any(line.latency(what) for line in told)]
+    for each, line in zip(one.points, told, strict=True):
+        header = each.run.header
         gap, row = line.gap, line.whole if line.records else None
         against = commit(one.points[each.since].run.header) if each is not one.points[0] else ""
         body.append(
@@ -110,8 +111,9 @@ def table(one: Series, known: Known) -> Table:
     return Table(head, "<<<>>>" + ">" * len(timed) + "<>", body, spare=(len(head) - 1, 2, 4))
 
 
-def _line(one: Series, point: Point, known: Known) -> Line:
-    return overview.Line(point.run, one.method, known.get(id(point.run), {}))
+def lines_of(one: Series, known: Known) -> list[Line]:
+    """The method in each of its runs."""
+    return [Line(each.run, one.method, known.get(id(each.run), {})) for each in one.points]
 
 
 def machines(one: Series) -> set[str]:

@@ -131,6 +131,13 @@ class Served(Protocol):
         ...
 
 
+def steps_until(prompt: Prompt, tokens: int, piece: int) -> int:
+    """Steps of a scheduler that reads pieces of so many tokens, until so many tokens of the answer are there; with 0
+    until half of the prompt is read."""
+    pieces = -(-len(prompt.ids) // piece)
+    return pieces - 1 + tokens if tokens else pieces // 2
+
+
 @dataclass(frozen=True)
 class Opening:
     """What an engine is opened with: the folder of the model as transformers reads it, its fingerprint, the dtype that

@@ -29,6 +29,7 @@ from kvcheck.backends.engines.base import (
     Prompt,
     Reply,
     Settings,
+    steps_until,
 )
 from kvcheck.backends.engines.openvino_ir import folder
 from kvcheck.core import env, threads
@@ -271,9 +272,9 @@ class OpenVino:
 
     def cancel(self, prompt: Prompt, tokens: int) -> bool:
         """See Served: after as many steps as it takes."""
-        pieces = -(-len(prompt.ids) // int(str(self.settings.get("max_num_batched_tokens", PIECE))))
+        piece = int(str(self.settings.get("max_num_batched_tokens", PIECE)))
         handle = self._send(prompt.ids, prompt.limit, prompt.ends)
-        for _ in range(pieces - 1 + tokens if tokens else pieces // 2):
+        for _ in range(steps_until(prompt, tokens, piece)):
             self.pipeline.step()
         running = bool(self.pipeline.has_non_finished_requests())
         handle.cancel()

@@ -29,6 +29,7 @@ from kvcheck.backends.engines.base import (
     Prompt,
     Reply,
     Settings,
+    steps_until,
 )
 from kvcheck.core.errors import MethodFailed, MethodUnsupported
 from kvcheck.core.record import EXCEEDS
@@ -208,8 +209,7 @@ class TransformersCB:
 
     def cancel(self, prompt: Prompt, tokens: int) -> bool:
         """See Served. Nothing is said of a request that was cancelled: it is waited for until none is open."""
-        pieces = -(-len(prompt.ids) // self.batch)
-        after = pieces - 1 + tokens if tokens else max(1, pieces // 2)
+        after = max(1, steps_until(prompt, tokens, self.batch))  # it is ended in a pass
         self.watch = _Watch(end_at=after)
         with self._sending():
             self.watch.request = self._send(prompt)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from kvcheck.judging.history import BETTER, WORSE, Series
-from kvcheck.report import history, overview
+from kvcheck.judging.history import BETTER, WORSE, Series, ordered
+from kvcheck.report import history
 from kvcheck.report.history import Known, commit
 from kvcheck.report.html import plots
 from kvcheck.report.html.charts import NAME, UNKNOWN, Chart
@@ -19,6 +19,8 @@ from kvcheck.report.text import plural, short
 TICKS = 6
 """Commits that an axis names."""
 Value = Callable[[Line], "float | None"]
+Lines = Mapping[str, Sequence[Line]]
+"""By method, in its runs."""
 
 
 def page(found: Sequence[Series], known: Known) -> str:
@@ -39,30 +41,29 @@ def page(found: Sequence[Series], known: Known) -> str:
 
 def _charts(found: Sequence[Series], known: Known) -> Iterator[Chart | None]:
     """Accuracy, bytes and latency over the runs."""
+    lines = {one.method: history.lines_of(one, known) for one in found}
     yield _over_runs(
-        "accuracy", "Accuracy", "accuracy", found, known, lambda line: line.whole.after if line.records else None
+        "accuracy", "Accuracy", "accuracy", found, lines, lambda line: line.whole.after if line.records else None
     )
-    yield _over_runs("bytes", "KV bytes as a share of fp16's", "share", found, known, lambda line: line.share)
+    yield _over_runs("bytes", "KV bytes as a share of fp16's", "share", found, lines, lambda line: line.share)
     for what in TIMED:
         title = {"ttft": "Time to the first token", "tpot": "Time per decode step"}[what]
-        yield _over_runs(what, f"{title}, as a ratio to fp16", "ratio", found, known, _ratio(what))
+        yield _over_runs(what, f"{title}, as a ratio to fp16", "ratio", found, lines, _ratio(what))
 
 
 def _ratio(what: str) -> Value:
     return lambda line: None if (timed := line.latency(what)) is None else timed.ratio
 
 
-def _over_runs(name: str, title: str, unit: str, found: Sequence[Series], known: Known, value: Value) -> Chart | None:
+def _over_runs(name: str, title: str, unit: str, found: Sequence[Series], lines: Lines, value: Value) -> Chart | None:
     """A line per method over the runs; the runs in which one changed are ringed."""
-    runs = list({id(each.run): each.run for one in found for each in one.points}.values())
-    runs = sorted(runs, key=lambda run: run.header.time) if all(run.header.time for run in runs) else runs
+    runs = ordered({id(each.run): each.run for one in found for each in one.points}.values())
     place = {id(run): float(at) for at, run in enumerate(runs)}
     every = max(1, -(-len(runs) // TICKS))
     texts = {float(at): commit(run.header)[:7] if at % every == 0 else "" for at, run in enumerate(runs)}
     series, body, changed = [], [], set[tuple[str, float]]()
     for at, one in enumerate(found):
-        lines = [overview.Line(each.run, one.method, known.get(id(each.run), {})) for each in one.points]
-        values = {place[id(line.run)]: v for line in lines if (v := value(line)) is not None}
+        values = {place[id(line.run)]: v for line in lines[one.method] if (v := value(line)) is not None}
         kind = "ref" if one.method == "fp16" else f"s{at}" if at < COLOURS else "rest"
         shown = short(one.method, NAME)
         series.append(plots.Series(shown, tuple(sorted(values.items())), kind))
