@@ -52,6 +52,18 @@ def test_what_other_hardware_makes_of_it_passes() -> None:
     assert verdict.outcome == "pass"
 
 
+def test_turns_that_move_up_and_down_by_a_few_percent_are_as_recorded() -> None:
+    noise = [1.03, 0.97]
+    (verdict,) = against_own([kl * noise[at % 2] for at, kl in enumerate(KL)], KL)
+    assert verdict.reason == "as recorded"
+
+
+def test_a_mean_that_moves_by_a_tenth_is_not_as_recorded() -> None:
+    (verdict,) = against_own([1.1 * kl for kl in KL], KL)
+    assert verdict.outcome == "pass"
+    assert verdict.reason != "as recorded"
+
+
 def test_the_same_distance_passes_with_the_few_contexts_of_one_case() -> None:
     (verdict,) = against_own(KL[:4], KL[:4])
     assert (verdict.outcome, verdict.reason) == ("pass", "as recorded")

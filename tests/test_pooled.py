@@ -55,6 +55,15 @@ def test_identical_answers_pass_where_there_are_enough_of_them() -> None:
     }
 
 
+def test_asked_for_failures_alone_it_gives_those_with_the_same_numbers() -> None:
+    cases = [*run([4], tasks=TASKS[:1]), *run([0], tasks=TASKS[1:])]
+    every = judge_pooled(cases, Budget(drop=2.0), 0.05)
+    failed = {scope: tuple(one for one in found if one.outcome == "fail") for scope, found in every.items()}
+    alone = judge_pooled(cases, Budget(drop=2.0), 0.05, failures=True)
+    assert alone == {scope: found for scope, found in failed.items() if found}
+    assert set(alone) < set(every)
+
+
 def test_scopes_are_the_run_its_capabilities_and_its_tasks() -> None:
     assert list(judge_pooled(run([0]), Budget(drop=2.0), 0.05)) == [
         *(RUN, "capability string_retrieval", "capability needle", "capability global_information"),

@@ -33,7 +33,7 @@ _WEIGHTS = 40
 
 @dataclass(frozen=True)
 class Judged:
-    """Verdicts of a run: by case, and by scope on all cases together."""
+    """Verdicts of a run: by case, and by scope on all cases together; of these perhaps the failures alone."""
 
     cases: dict[str, tuple[Verdict, ...]]
     pooled: dict[str, tuple[Verdict, ...]]
@@ -57,12 +57,17 @@ def as_a_run_does(trials: Sequence[Compared], budget: Budget, alpha: float = ALP
         record = stopped(trial, asked, level)
         measured.append(replace(trial, record=record))
         cases[record.case.key] = judge(record, trial.fp16, trial.own, asked, level)
-    return Judged(cases, judge_pooled(measured, budget, alpha))
+    return Judged(cases, judge_pooled(measured, budget, alpha, failures=True))
 
 
 def together(trials: Sequence[Compared], budget: Budget, alpha: float = ALPHA) -> Judged:
     """All cases together alone, for what is asked of them only."""
     return Judged({}, judge_pooled(trials, budget, alpha))
+
+
+def failing_together(trials: Sequence[Compared], budget: Budget, alpha: float = ALPHA) -> Judged:
+    """What fails of all cases together."""
+    return Judged({}, judge_pooled(trials, budget, alpha, failures=True))
 
 
 def stopped(trial: Compared, budget: Budget, level: float) -> CaseRecord:

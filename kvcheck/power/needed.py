@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from kvcheck.core.record import RUN, context_score
-from kvcheck.power.judging import together
+from kvcheck.power.judging import failing_together
 from kvcheck.power.rates import Rate
 from kvcheck.power.recorded import Recorded
 from kvcheck.power.runs import Setup, simulate
@@ -68,7 +68,7 @@ def needed(recorded: Recorded, setup: Setup, most: int, sims: int, seed: int) ->
 
     def failures(n: int) -> int:
         drawn = replace(setup, n=n)
-        found = (simulate(recorded, drawn, run, seed, together) for run in range(sims))
+        found = (simulate(recorded, drawn, run, seed, failing_together) for run in range(sims))
         return sum(any(scope == RUN for scope, _ in one.failed) for one in found)
 
     found = smallest(failures, sims, max(1, most // cases))

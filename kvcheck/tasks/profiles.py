@@ -35,7 +35,7 @@ class Profile:
 
 
 FAR = ("kv", "needle", "needle_multi")
-SLOW = ("path_trace", "dialogue", "tool_log")  # hundreds of steps or twenty turns a context: half the contexts do
+SLOW = ("path_trace",)  # hundreds of steps a context: half the contexts do
 FEWEST = 4
 """Contexts of a case. Fewer cannot show that it collapsed."""
 PROFILES = {
