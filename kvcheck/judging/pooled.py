@@ -60,7 +60,7 @@ class Compared:
 class Test:
     """One pooled test before the others are known: `verdict` gives its outcome once it is told whether it rejects.
 
-    least: the smallest p-value that so many contexts can give. The interval of the verdict is drawn when it is asked for.
+    least: the smallest p-value that so many contexts can give. The verdict draws its interval when it is asked for.
     """
 
     scope: str
@@ -354,4 +354,3 @@ def _divergence(scope: str, share: float, pool: Pool, rule: DriftRule, level: fl
         return Verdict("divergence", outcome, value, lower, upper, limit, *counts, reason=reason)
 
     yield Test(scope, p, beyond.least(), "divergence", share, verdict)
-
