@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,6 +47,14 @@ def first_lines(repo: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> st
 def doubtful(behave: Behave) -> None:
     """snapkv loses one context of eight."""
     behave({"snapkv": 0.875})
+
+
+def test_the_progress_ends_at_a_hundred_percent(recorded: Run, behave: Behave) -> None:
+    behave({"snapkv": 0.1})
+    text = recorded("--kv-method=snapkv", "-v").stdout.str()
+    shares = [int(share) for share in re.findall(r"\[ *(\d+)%\]", text)]
+    assert "kvcheck::run" in text
+    assert max(shares) == 100
 
 
 @pytest.mark.usefixtures("doubtful")
