@@ -30,7 +30,7 @@ from kvcheck.judging.questions import DriftRule, context_drift
 
 QUESTIONS = {"budget": 0.52, "regression": 0.06, "drift": 0.07, "divergence": 0.1, "lossless": 0.05}
 """Share of alpha for the pooled tests of each question, where all are asked; the rest is that of the cases (CASES)."""
-SCOPES = {"run": 0.5, "capability": 0.3, "task": 0.2}
+SCOPES = {"run": 0.4, "capability": 0.2, "task": 0.4}
 """How that is split over scopes; the capabilities share theirs alike, as do the tasks."""
 IDENTICAL = "identical answers"
 """The reason of a drop where no answer differs."""
