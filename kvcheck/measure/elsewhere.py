@@ -24,6 +24,8 @@ SHM = Path("/dev/shm")
 MAPS = Path("/proc/self/maps")
 _DEVICES = ("/dev/nvidia", "/dev/dri")
 _INSTALLED = {"site-packages", "dist-packages"}
+_IMPORTED = ("__loader__", "__spec__")
+"""What the import leaves in a module. The loader of a test file or a conftest.py leads to all that pytest has."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _roots(model: torch.nn.Module, owners: Iterable[object], modules: Iterable[M
     for part in model.modules():
         yield dict(vars(part))
     for module in modules:
-        yield dict(vars(module))
+        yield {name: value for name, value in vars(module).items() if name not in _IMPORTED}
         for value in list(vars(module).values()):
             if isinstance(value, type) and value.__module__ == module.__name__:
                 yield dict(vars(value))

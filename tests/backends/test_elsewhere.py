@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.core.errors import MethodFailed
 from kvcheck.core.record import CaseId, MemoryRecord
 from kvcheck.judging.budget import Budget, judge
-from kvcheck.measure.elsewhere import SHM
+from kvcheck.measure.elsewhere import SHM, census
 from kvcheck.methods import make
 from kvcheck.methods.fp16 import Fp16
 from kvcheck.models import LoadedModel
@@ -156,6 +157,15 @@ def test_what_is_made_once_is_no_growth(runner: Runner, methods: dict[str, Any],
 
     methods["mine"] = leaving(table)
     assert memory(runner, case(mode="multi_request", length=200, n=1)).elsewhere_bytes == 0
+
+
+def test_what_the_import_leaves_in_a_module_is_not_gone_through() -> None:
+    module = ModuleType("mine")
+    before = census(torch.nn.Identity(), (), [module])
+    module.__loader__ = SimpleNamespace(session=bytes(5000))  # of a test file: all tests, in every look
+    assert census(torch.nn.Identity(), (), [module]).growth(before, None) == 0
+    module.kept = bytes(5000)  # type: ignore[attr-defined]
+    assert census(torch.nn.Identity(), (), [module]).growth(before, None) == 5000
 
 
 class Prompts(MethodRunner):

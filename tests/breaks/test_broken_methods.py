@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from broken import IN_A_LAYER, IN_THE_METHOD
+from nights import daily
 from outside import BROKEN, SUITE, Foreign, Result, nightly
 
 SMALL = ("--kv-tasks=kv", "--kv-lengths=512", "--kv-n=4", "--kv-modes=multi_turn", "-m", "not conformance")
@@ -53,6 +54,9 @@ WRONG = {
 HARMLESS = ("Good", "ClearsQueries")
 """What a method does to its own copy of the queries is its own affair."""
 FAULTY = {**RAISED, **WAYS, **WRONG}
+SOON = ("Raises_update", "Raises_compress", "Skips", "ExitsPytest", "Exits0", "RaisesBase", "IsOutOfMemory")
+SOON += ("SaysTimeIsUp", "GivesNone", "GivesHalf", "GivesNanInRow1", "DropsInSilence", "SwapsTheJudge")
+"""Those that are tried every day; the others are nightly."""
 
 
 def check(real: Foreign, *names: str, options: tuple[str, ...] = ()) -> Result:
@@ -68,14 +72,16 @@ def answers(result: Result, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """All that fail within their case in one session, with the full cache before, between and behind them."""
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Those that are asked about, which fail within their case, in one session, a full cache on either side."""
+    here = [one for one in request.session.items if one.name.startswith("test_it_fails_by_name_and_cause[")]
+    names = [name for name in FAULTY if any(one.name.endswith(f"[{name}]") for one in here)]
     real = Foreign(tmp_path_factory.mktemp("broken"))
     real.write("broken.py", BROKEN.read_text("utf-8"))
-    return check(real, "ClearsQueries", *FAULTY, "Good")
+    return check(real, "ClearsQueries", *names, "Good")
 
 
-@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize("name", daily(FAULTY, *SOON))
 def test_it_fails_by_name_and_cause(session: Result, name: str) -> None:
     session.fails(f"broken.{name}", FAULTY[name])
 

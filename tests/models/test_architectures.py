@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ALL, HYBRID, PURE, RECURRENT, SEEING, WINDOWED, Architecture
+from nights import daily
 from packaging.version import Version
 from tiny import runner_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, __version__
@@ -45,6 +46,9 @@ WORDS = ["onion", "ladder", "kitchen", "salmon", "easel", "mountain", "indigo", 
 """One token each, with the space before it."""
 GLOBAL = ["gemma3", "gemma2", "gpt_oss", "llama4"]
 """Layers with full attention beside windows or chunks."""
+KINDS = ["llama", "deepseek_v3", "gemma3", "llama4", "mamba2", "bamba", "llava"]
+"""One of each kind: full attention, latents, windows, chunks, a state, both, eyes. Of the others, the logits are
+compared with those of plain transformers every day, and the rest is tried nightly."""
 SNAPKV = "snapkv:budget=24,window=8"
 OLD = Version(__version__) < Version("5.20")
 REFUSED = [*HYBRID, "recurrent_gemma"] if OLD else []
@@ -187,7 +191,7 @@ def test_fp16_gives_the_logits_of_plain_transformers(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_fp16_answers_as_plain_transformers_does(
     folders: Callable[[str], Path],
     models: Callable[[str], LoadedModel],
@@ -222,7 +226,7 @@ def test_a_follow_up_is_fed_at_once_only_where_the_class_goes_on_from_its_state(
 # -- nothing is shared that should not be ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_samples_that_take_turns_do_not_disturb_each_other(models: Callable[[str], LoadedModel], name: str) -> None:
     runner = Fp16().runner(models(name))
     texts = [tokens(30, seed) for seed in (1, 2)]
@@ -236,7 +240,7 @@ def test_samples_that_take_turns_do_not_disturb_each_other(models: Callable[[str
             assert torch.equal(runner.feed(cache, text[:, at : at + 5]), own[part])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_a_fork_goes_its_own_way(models: Callable[[str], LoadedModel], name: str) -> None:
     runner = Fp16().runner(models(name))
     text, other = tokens(26, 1), tokens(6, 2)
@@ -314,7 +318,7 @@ def test_everything_that_is_carried_is_counted(models: Callable[[str], LoadedMod
         assert architecture.beside(20) == architecture.beside(60), "what is carried must not grow"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_the_record_says_what_was_held(run: Callable[..., CaseRecord], name: str) -> None:
     memory = run(name, "fp16").memory
     assert memory is not None
@@ -322,7 +326,7 @@ def test_the_record_says_what_was_held(run: Callable[..., CaseRecord], name: str
     assert 0 < memory.touched == memory.layers
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
     models: Callable[[str], LoadedModel], name: str
 ) -> None:
@@ -335,7 +339,9 @@ def test_what_a_context_takes_is_weighed_like_what_a_case_takes(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [*PURE, *SEEING, *GLOBAL, *HYBRID])
+@pytest.mark.parametrize(
+    "name", daily([*PURE, *SEEING, *GLOBAL, *HYBRID], "llama", "llava", "gemma3", "llama4", "bamba")
+)
 def test_a_method_acts_on_the_layers_with_full_attention(run: Callable[..., CaseRecord], name: str, mode: str) -> None:
     memory = run(name, SNAPKV, mode).memory
     assert memory is not None
@@ -347,7 +353,7 @@ LATENTS = ["streaming_llm:window=12,sink=2", "kivi:group=8,residual=8", "flexgen
 LATENTS += ["a_shape", "tri_shape", "minference", "offload", "save_load", "transformers.dynamic"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", daily(MODES, "multi_request"))
 @pytest.mark.parametrize("spec", LATENTS)
 def test_methods_that_act_on_what_is_stored_serve_latents(run: Callable[..., CaseRecord], spec: str, mode: str) -> None:
     memory = run("deepseek_v3", spec, mode).memory
@@ -402,7 +408,7 @@ NATIVE += ["flexgen:group=8", "quest:page=4", "think", "a_shape", "offload", "sn
 
 
 @pytest.mark.parametrize("spec", NATIVE)
-@pytest.mark.parametrize("name", ["glm4", "phi3", *GLOBAL, *HYBRID])
+@pytest.mark.parametrize("name", daily(["glm4", "phi3", *GLOBAL, *HYBRID], "gemma3", "bamba"))
 def test_native_methods_run(run: Callable[..., CaseRecord], name: str, spec: str) -> None:
     memory = run(name, spec).memory
     assert memory is not None
@@ -410,7 +416,7 @@ def test_native_methods_run(run: Callable[..., CaseRecord], name: str, spec: str
 
 
 @pytest.mark.parametrize("spec", [SNAPKV, "kivi:group=8", "quest", "llmlingua2", "transformers.dynamic"])
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", daily(RECURRENT, "mamba2", "rwkv"))
 def test_a_method_without_anything_to_act_on_is_refused(run: Callable[..., CaseRecord], name: str, spec: str) -> None:
     with pytest.raises(MethodUnsupported, match=r"keys and values of all tokens; \w+ForCausalLM has no layer"):
         run(name, spec)
@@ -500,14 +506,14 @@ def test_a_press_is_refused_where_a_model_attends_in_chunks(models: Callable[[st
         presses.ForeignPress(Spec("no_press")).runner(models("llama4"))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("mode", daily(MODES, "multi_request"))
+@pytest.mark.parametrize("name", daily(ALL, *KINDS))
 def test_a_real_task_runs(models: Callable[[str], LoadedModel], name: str, mode: str) -> None:
     record = runner_of(models(name)).run_case(CaseId("kv", 1, mode, 192, 0, 1), "fp16")
     assert record.samples[0].turns[0].nll is not None
 
 
-@pytest.mark.parametrize("name", ["gemma3", "bamba", "mamba2"])
+@pytest.mark.parametrize("name", daily(["gemma3", "bamba", "mamba2"], "bamba"))
 def test_a_checkpoint_is_run_by_one_command_in_all_modes(
     name: str,
     folders: Callable[[str], Path],

@@ -181,6 +181,7 @@ def test_a_method_that_looks_at_all_heads_is_refused(both: tuple[Any, dict[str, 
     assert "all heads of a layer keep the same tokens" in refused[0]
 
 
+@pytest.mark.nightly
 def test_a_failure_within_a_forward_ends_the_wait_of_the_others(place: Path) -> None:
     methods = ["--kv-method=fp16", "--kv-method=own.Fails:when=step", "--kv-modes=multi_turn,multi_request"]
     done = run(place, TWO, "-p", "impatient", *methods, "--kv-json=3.json")
