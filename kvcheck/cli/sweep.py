@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcheck.cli import options
 from kvcheck.core import files
-from kvcheck.core.errors import KvcheckError, SpecError
+from kvcheck.core.errors import SpecError
 from kvcheck.core.front import typed
 from kvcheck.core.settings import Settings
 from kvcheck.core.spec import split_specs
@@ -30,9 +29,9 @@ SAME = (*CASES, *ENGINE, *PROMPTS, *JUDGING)
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell has it."""
 EPILOG = (
-    "With several models every one has a run file of its own, RUN-MODEL.json. 0: every case was measured; 1: a case was "
-    "not, its run file says why; 2: it could not be run. Verdicts are in the run files and change no status: "
-    "kvcheck report RUN.json"
+    "Of several models each has a run file of its own, RUN-MODEL.json. Exit status 0: every case was measured; 1: one "
+    "was not, its run file says why; 2: the sweep could not be run. Verdicts are in the run files and change no "
+    "status: kvcheck report RUN.json"
 )
 
 

@@ -132,8 +132,9 @@ def expect_same(settings: Settings, header: RunHeader, root: Path, brought: Mapp
     facts += [("the code of plugins and tasks", *pair)]
     for name, then, here in facts:
         if then != here:
+            where = f"{front.option('resume')}: {settings.resume}"
             raise SpecError(
-                f"{front.option('resume')}: {settings.resume} was measured with {name}={then}, this session has {name}={here}",
+                f"{where} was measured with {name}={then}, this session has {name}={here}",
                 f"one run is of one state: repeat what the first had, or {anew()}",
             )
 

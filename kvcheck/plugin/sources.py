@@ -41,7 +41,8 @@ def of_methods(specs: Iterable[str]) -> dict[str, str]:
 def of_plugins(config: pytest.Config | None) -> dict[str, str]:
     """The digest of what others brought into the run, modules with a hook of ours and tasks, under PLUGINS.
 
-    config: None outside of pytest, where there are tasks only. Of conftest files only the one at the root: which others are loaded differs between controller and workers.
+    config: None outside of pytest, where there are tasks only. Of conftest files only the one at the root: which others
+    are loaded differs between controller and workers.
     """
     from kvcheck.tasks import TASKS
 

@@ -24,8 +24,9 @@ from kvcheck.store.journal import Ended, Item, Journal, Kept
 from kvcheck.store.run_file import write_run
 from kvcheck.sweep.worker import Code, Done
 
-EVERY = 60.0
-"""Seconds between two states of the run file, which is written whole each time."""
+EVERY, SHARE = 60.0, 100
+"""Seconds between two states of the run file, which is written whole each time: as many, and times as long as that
+takes, at least."""
 GRID = "grid"
 """The setting in a header that says which grid a run file is of, as the options of `kvcheck sweep`."""
 
@@ -44,7 +45,7 @@ class Book:
     kept: Kept = field(default_factory=Kept)
     notes: list[str] = field(default_factory=list)
     _began: str = field(default_factory=env.now)
-    _written: float = field(default_factory=time.monotonic)
+    _due: float = field(default_factory=lambda: time.monotonic() + EVERY)
 
     def __post_init__(self) -> None:
         self._code = Code.here(self.settings)
@@ -91,7 +92,7 @@ class Book:
         return 0 if record is None else len(record.samples)
 
     def take(self, case: CaseId, method: str, done: Done) -> bool:
-        """Write down what a worker has done; is the case over? Raises SpecError where the worker is of another state."""
+        """Write down what a worker has done; is the case over? Raises SpecError for a worker of another state."""
         self._expect_ours(done)
         if done.record is None:
             self.failed(case, method, done.failure or "nothing came of it")
@@ -102,8 +103,10 @@ class Book:
         whole = len(done.record.samples) >= case.n
         if whole:
             self._end(Ended(str(case), method, {}, done.record))
-        if time.monotonic() - self._written > EVERY:
+        if time.monotonic() > self._due:
+            began = time.monotonic()
             self.write()
+            self._due = time.monotonic() + max(EVERY, SHARE * (time.monotonic() - began))
         return whole
 
     def failed(self, case: CaseId, method: str, why: str) -> None:
@@ -162,7 +165,6 @@ class Book:
         run = run or self.run()
         if run is not None:
             write_run(self.path, run)
-        self._written = time.monotonic()
 
     def close(self) -> Run | None:
         """Judge what is there and write the run file; then the journal goes. None where nothing was measured."""

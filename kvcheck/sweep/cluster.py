@@ -28,8 +28,9 @@ class Actors(Pool):
     def __init__(self, address: str, count: int | None, gpus: bool, tell: Callable[[str], None]) -> None:
         if find_spec("ray") is None:
             raise SpecError("--ray: Ray is not installed", "pip install 'kvcheck[ray]'")
-        import ray
+        import ray as found
 
+        ray: Any = found
         self._ray, self._tell, self._mine = ray, tell, not ray.is_initialized()
         if self._mine:
             own = {"num_cpus": count or 1, "include_dashboard": False} if address == LOCAL else {"address": address}
