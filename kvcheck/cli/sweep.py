@@ -74,7 +74,7 @@ def _sweep(given: argparse.Namespace) -> int:
 
     try:
         if waiting:
-            pool = _pool(given, books[0].settings, len(waiting))
+            pool = _pool(given, books[0].settings, total)
             try:
                 Schedule(waiting, heard).run(pool)
             finally:

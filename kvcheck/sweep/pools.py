@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from typing import cast
 
 from kvcheck.core.errors import KvcheckError
 from kvcheck.sweep.worker import Done, Job, Worker
@@ -90,12 +91,12 @@ class Processes(Pool):
     def wait(self) -> list[tuple[int, Done | None]]:
         """From any pipe; one that is closed belongs to a worker that has died."""
         found: list[tuple[int, Done | None]] = []
-        for pipe in wait(list(self._live)):
-            slot, process = self._live[pipe]  # type: ignore[index]
+        for pipe in cast("list[Connection]", wait(list(self._live))):
+            slot, process = self._live[pipe]
             try:
-                done = pipe.recv()  # type: ignore[union-attr]
+                done: Done | None = pipe.recv()
             except (EOFError, OSError):
-                del self._live[pipe]  # type: ignore[arg-type]
+                del self._live[pipe]
                 process.join()
                 found.append((slot, None))
                 self._died(slot, f"exit status {process.exitcode}")
@@ -121,7 +122,7 @@ def _serve(pipe: Connection, slot: int, count: int, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever gives the work
     os.environ |= {"PYTEST_XDIST_WORKER": f"gw{slot}", "PYTEST_XDIST_WORKER_COUNT": str(count)}
     worker = Worker(folder)
-    pipe.send(worker.ready())
+    pipe.send(None)  # it is ready
     with suppress(EOFError):
         while True:
             pipe.send(worker.do(pipe.recv()))
