@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers"}
-LIGHT = ("core", "tasks", "store", "judging", "runner", "report", "power", "plugin", "cli")
+HEAVY = {"torch", "transformers", "datasets", "safetensors", "tokenizers", "ray"}
+LIGHT = ("core", "tasks", "store", "judging", "runner", "report", "power", "plugin", "sweep", "cli")
 """Rooms that import nothing heavy when they are imported. Most do not in functions either: see lint-imports."""
 BESIDE = ("kvcheck.suites", "kvcheck.fixtures", "kvcheck.baselines")
 """Folders of the repository that are installed so, where the contract does not see them."""

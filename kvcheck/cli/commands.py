@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kvcheck
-from kvcheck.cli import baselines, checks, history, new_method, options, report, speed
+from kvcheck.cli import baselines, checks, history, new_method, options, report, speed, sweep
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, coloured, complain, show, width
 from kvcheck.core import env, front, threads
@@ -17,7 +17,7 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
 from kvcheck.models import names
 
-HEAVY = ("false-positives", "prompt", "speed")
+HEAVY = ("false-positives", "prompt", "speed", "sweep")
 """Commands that run torch in this process."""
 COMPARE = ("budget", "alpha", "strict")
 """Options of `kvcheck compare` that are pytest's."""
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     baselines.add(commands)
     checks.add(commands)
     speed.add(commands)
+    sweep.add(commands)
     return top
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvcheck import __version__
-from kvcheck.core import env, files
+from kvcheck.core import env, files, front
 from kvcheck.core.errors import SpecError
 from kvcheck.core.record import CLEAR, CaseRecord, RunHeader
 from kvcheck.core.settings import MODEL, PROMPTS, Settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 FOLDER = "kvcheck_journal"
 """What the controller tells its workers."""
-ANEW = "start without --kv-resume"
 
 
 OURS = {
@@ -71,16 +70,31 @@ def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple
         return None, ()
     last = settings.resume == "last"
     place = options.last_run(config) if last else Path(os.path.abspath(settings.resume))
-    kept = None if place is None else journal.found(place)
-    if kept is None and place is not None and place.is_file():
-        kept = Kept.of_run(read_run(place))
+    kept = None if place is None else at(place)
     if kept is None or kept.header is None:
         none = "there is no earlier run to resume here" if last else f"there is no run at {settings.resume}"
-        raise SpecError(f"--kv-resume: {none}", ANEW)
-    _expect_same(config, settings, kept.header)
-    kept = kept.renamed(partial(canonical_of, names=_names(settings.methods)))
-    before, now = {} if kept.header is None else kept.header.sources, sources.of_methods(settings.methods)
-    foreign = [spec for spec in settings.methods if sources.elsewhere(spec)]
+        raise SpecError(f"{front.option('resume')}: {none}", anew())
+    expect_same(settings, kept.header, config.rootpath, sources.of_plugins(config))
+    return renewed(kept, settings.methods)
+
+
+def anew() -> str:
+    """What else could be done."""
+    return f"start without {front.option('resume')}"
+
+
+def at(place: Path) -> Kept | None:
+    """What a run file or its journal holds, None where there is neither. Raises BaselineError."""
+    kept = journal.found(place)
+    return Kept.of_run(read_run(place)) if kept is None and place.is_file() else kept
+
+
+def renewed(kept: Kept, methods: Iterable[str]) -> tuple[Kept, tuple[str, ...]]:
+    """(what an earlier run has under today's names, the methods of which the code has changed since)."""
+    methods = tuple(methods)
+    kept = kept.renamed(partial(canonical_of, names=_names(methods)))
+    before, now = {} if kept.header is None else kept.header.sources, sources.of_methods(methods)
+    foreign = [spec for spec in methods if sources.elsewhere(spec)]
     return kept, tuple(spec for spec in foreign if not _same(before.get(spec), now.get(spec)))
 
 
@@ -100,24 +114,28 @@ def _names(methods: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _expect_same(config: pytest.Config, settings: Settings, header: RunHeader) -> None:
-    """Refuse a run that was measured otherwise. Raises SpecError."""
+def expect_same(settings: Settings, header: RunHeader, root: Path, brought: Mapping[str, str]) -> None:
+    """Refuse a run that was measured otherwise. brought: the digest of plugins and tasks, under PLUGINS.
+
+    Raises SpecError.
+    """
     texts = settings.texts()
     same: Iterable[str] = ("device", "dtype", "query_aware", *PROMPTS, *MODEL, "cases")
     if settings.zoo:  # a result of the zoo depends on all of them
         same = sorted({*header.settings, *texts})
     facts = [(name, header.settings.get(name, "as usual"), texts.get(name, "as usual")) for name in same]
-    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(config.rootpath)[0])]
+    facts += [("kvcheck", header.kvcheck, __version__), ("commit", header.git, env.git_state(root)[0])]
     now = env.packages()
     facts += [(name, header.packages.get(name, "none"), now.get(name, "none")) for name in sorted(env.PACKAGES)]
     facts += [("kvcheck's own code", header.sources.get(sources.OWN, ""), sources.own())]
-    brought, now_brought = header.sources.get(sources.PLUGINS, ""), sources.of_plugins(config).get(sources.PLUGINS, "")
-    facts += [("the code of plugins and tasks", brought, now_brought)]
+    pair = (header.sources.get(sources.PLUGINS, ""), brought.get(sources.PLUGINS, ""))
+    facts += [("the code of plugins and tasks", *pair)]
     for name, then, here in facts:
         if then != here:
+            where = f"{front.option('resume')}: {settings.resume}"
             raise SpecError(
-                f"--kv-resume: {settings.resume} was measured with {name}={then}, this session has {name}={here}",
-                f"one run is of one state: repeat what the first had, or {ANEW}",
+                f"{where} was measured with {name}={then}, this session has {name}={here}",
+                f"one run is of one state: repeat what the first had, or {anew()}",
             )
 
 
@@ -128,7 +146,7 @@ def refuse_foreign(kept: Kept | None, engine: Engine) -> None:
         raise SpecError(
             f"--kv-resume: the run was measured with {header.model_name} "
             f"({header.model}), this is {engine.model_name} ({engine.fingerprint})",
-            f"resume with the same --kv-model, or {ANEW}",
+            f"resume with the same --kv-model, or {anew()}",
         )
 
 

@@ -38,19 +38,20 @@ def of_methods(specs: Iterable[str]) -> dict[str, str]:
     return {OWN: own()} | {spec: digest for spec, digest in sorted(found.items()) if digest}
 
 
-def of_plugins(config: pytest.Config) -> dict[str, str]:
+def of_plugins(config: pytest.Config | None) -> dict[str, str]:
     """The digest of what others brought into the run, modules with a hook of ours and tasks, under PLUGINS.
 
-    Of conftest files only the one at the root: which others are loaded differs between controller and workers.
+    config: None outside of pytest, where there are tasks only. Of conftest files only the one at the root: which others
+    are loaded differs between controller and workers.
     """
     from kvcheck.tasks import TASKS
 
     found: set[Path] = set()
-    for plugin in config.pluginmanager.get_plugins():
+    for plugin in config.pluginmanager.get_plugins() if config is not None else ():
         file = getattr(sys.modules.get(getattr(plugin, "__module__", "")), "__file__", None)
         file = getattr(plugin, "__file__", file)
         path = Path(file or "").resolve()
-        inner = path.name == "conftest.py" and path.parent != config.rootpath.resolve()
+        inner = config is not None and path.name == "conftest.py" and path.parent != config.rootpath.resolve()
         if file and not inner and not _is_own(path) and any(name.startswith(HOOKS) for name in dir(plugin)):
             found |= {path, *_with(path, getattr(plugin, "__name__", getattr(plugin, "__module__", "")))}
     modules = {origin.partition(":")[0] for origin in TASKS.origins().values()}
