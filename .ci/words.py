@@ -87,6 +87,7 @@ def main(page: str, folder: str, title: str = "") -> int:
     leave = ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTHONPATH")
     environ = {name: value for name, value in os.environ.items() if name not in leave}
     script = "".join(block.script for block in found) + "echo words.py: all as the page says\n"
+    script = f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"  # servers that a page has started
     return subprocess.run(["bash", "-uc", script], cwd=folder, env=environ, check=False).returncode
 
 

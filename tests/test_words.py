@@ -90,7 +90,9 @@ def test_a_page_without_commands_is_not_right_by_that(tmp_path: Path) -> None:
     assert read("# Nothing\n", tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/author.md", "docs/tutorial/engine_team.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/tutorial/{one}.md" for one in ("author", "engine_team", "server"))]
+)
 def test_the_pages_that_ci_runs_begin_with_the_install(page: str) -> None:
     spec = importlib.util.spec_from_file_location("words", WORDS)
     assert spec is not None

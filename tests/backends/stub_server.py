@@ -50,7 +50,7 @@ TROUBLES = {
 
 
 class Stub(ThreadingHTTPServer):
-    """A server and its engine. requests: what it was sent."""
+    """A server and its engine. requests: what it was sent. left: prompts that it answers before it dies, None: all."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -59,7 +59,7 @@ class Stub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.engine, self.kind, self.trouble, self.key = Engine(model, **settings), kind, trouble, key
         self.tokenizer = Tokenizer.from_file(str(paths.bundle("fixtures") / "mini" / "tokenizer.json"))
-        self.requests, self.iterations = [], 0
+        self.requests, self.left = [], None
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -116,6 +116,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._say({"success": flushed}, 200 if flushed or server.kind == "vllm" else 400)
         if self.path != PATHS.get(server.kind, "/v1/completions"):
             return self._say({"error": "not found"}, 404)
+        if server.left is not None:
+            server.left -= 1
+            if server.left < 0:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return server.close() if server.left == -1 else None
         if self._refused(trouble):
             return None
         return self._serve(body)

@@ -17,7 +17,20 @@ import kvcheck.plugin.collector
 import kvcheck.plugin.params
 import kvcheck.report.terminal  # noqa: F401
 from kvcheck.backends.engines import properties, specs
-from kvcheck.backends.engines.base import CHUNK, POOL, PREFIX, Prompt, Reply
+from kvcheck.backends.engines.base import (
+    CHUNK,
+    COUNTS,
+    FLUSHES,
+    MOVES,
+    NEWEST,
+    POOL,
+    PREFIX,
+    ROOMY,
+    SCORES,
+    WEIGHS,
+    Prompt,
+    Reply,
+)
 from kvcheck.backends.engines.noise import apart
 from kvcheck.backends.engines.session import OPEN, EngineSession, Shape
 from kvcheck.core import paths
@@ -276,7 +289,11 @@ def test_reference_specs_are_specs(toy: None) -> None:
 # -- properties of a cache's life --------------------------------------------------------------------------------------
 
 
-USED = {"a_budget_above_the_prompt_is_full": ",keeps=64", "a_threshold_that_drops_nothing_is_dense": ",threshold=0.5"}
+USED = {
+    "a_budget_above_the_prompt_is_full": ",keeps=64",
+    "a_threshold_that_drops_nothing_is_dense": ",threshold=0.5",
+    "moved_positions_answer_alike": ",keeps=64,moves=true",
+}
 """The settings that a property is about."""
 
 
@@ -299,6 +316,7 @@ def tried(session: Callable[..., EngineSession]) -> Callable[[str, str], str]:
 RUNS_BY_ITSELF = {
     "what_was_evicted_is_read_again", "a_salt_is_a_wall", "speculation_changes_nothing", "nothing_piles_up",
     "a_block_that_others_read_never_changes", "an_abort_leaves_the_others_alone", "blocks_are_as_counted",
+    "bytes_are_as_counted",
 }  # fmt: skip
 """Properties of what the toy has not: salts, counters, requests that meet, an eviction from its prefix cache."""
 
@@ -338,6 +356,36 @@ def test_a_path_that_was_not_taken_is_not_said_to_hold(
     for way in (PREFIX, CHUNK, POOL):
         monkeypatch.delitem(toy_engine.ENGINE.ways, way)
     assert tried("a_prefix_hit_is_a_miss", "toy:bits=16") == "NotTried: toy has no prefix cache"
+
+
+def test_keys_that_nobody_moved_are_not_said_to_be_alike(
+    tried: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way, why in ((MOVES, "no key was moved"), (ROOMY, "nothing was evicted from 512 tokens")):
+        with monkeypatch.context() as patch:
+            for taken in {way, NEWEST} if way == ROOMY else {way}:
+                patch.setitem(toy_engine.ENGINE.ways, taken, lambda number: {})
+            roomy = "keeps=600" if way == ROOMY else "keeps=64"
+            said = tried("moved_positions_answer_alike", f"toy:{roomy},moves=true")
+        assert said.startswith("NotTried: "), said
+        assert why in said
+
+
+@pytest.mark.parametrize("name", ["openvino", "transformers_cb", "llamacpp", "server"])
+def test_what_an_engine_does_not_offer_is_unsupported_with_the_reason(name: str) -> None:
+    """Where its list says that it cannot, a call says why, in the same way for all."""
+    info = specs.ENGINES.get(name)
+    asked = {
+        SCORES: ("score", [([1, 2], 1)]),
+        WEIGHS: ("weigh", Prompt([1], 1)),
+        COUNTS: ("counts",),
+        FLUSHES: ("flush",),
+    }
+    served = object.__new__(info.open)  # type: ignore[call-overload]
+    for can in asked.keys() - info.can:
+        verb, *given = asked[can]
+        with pytest.raises(MethodUnsupported, match=r"\w{5}"):
+            getattr(served, verb)(*given)
 
 
 def test_settings_that_lose_much_by_themselves_let_no_fault_show(session: Callable[..., EngineSession]) -> None:

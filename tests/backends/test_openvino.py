@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from needed import NEED, needed
 
-from kvcheck.backends.engines import specs
+from kvcheck.backends.engines import bench, properties, specs
 from kvcheck.backends.engines.base import Prompt, Reply
 from kvcheck.backends.engines.openvino import claims, precisions
 from kvcheck.backends.engines.openvino_ir import MODEL, folder
@@ -20,6 +22,10 @@ XATTENTION = "openvino:use_sparse_attention=true,sparse_attention_config.mode=XA
 EVICTION = (
     "openvino:use_cache_eviction=true,cache_eviction_config.recent_size=64,cache_eviction_config.max_cache_size=192"
 )
+ROTATION = (
+    "openvino:use_cache_eviction=true,cache_eviction_config.max_cache_size=448,"
+    "cache_eviction_config.apply_rotation=true"
+)
 N = 6
 """Tokens of an answer."""
 
@@ -27,7 +33,7 @@ N = 6
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of kvcheck of its own. Skipped where the engine is not installed."""
-    pytest.importorskip("openvino_genai", reason="openvino-genai is not installed: pip install 'kvcheck[openvino]'")
+    needed("openvino_genai", "pip install 'kvcheck[openvino]'")
     place = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVCHECK_CACHE", str(place))
@@ -65,6 +71,14 @@ def expected(texts: list[list[int]]) -> list[Reply]:
             fed = torch.tensor([tokens[-1:]])
         found.append(Reply(tuple(tokens), tuple(log_probs), False))
     return found
+
+
+def test_where_ci_needs_an_engine_its_tests_fail_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(pytest.skip.Exception, match="no_such_engine is not installed: pip install it"):
+        needed("no_such_engine", "pip install it")
+    monkeypatch.setenv(NEED, "json,no_such_engine")
+    with pytest.raises(ModuleNotFoundError, match="no_such_engine"):
+        needed("no_such_engine", "pip install it")
 
 
 def test_what_settings_claim_to_hold_is_known_without_the_engine() -> None:
@@ -114,6 +128,37 @@ def test_sparse_attention_beyond_the_first_chunk_is_another_model(session: Calla
     (sparse,), (full,) = (mine.replies(method, [Prompt(ids, N)]) for method in (XATTENTION, "fp16"))
     assert sparse.chunks == full.chunks == 2
     assert abs(sparse.log_probs[0] - full.log_probs[0]) > 1
+
+
+@pytest.mark.parametrize(("kind", "mebibytes"), [("u8", 512.0), ("u4", 256.0)])
+def test_bytes_of_8_bits_are_as_counted_and_4_bits_map_half_of_it(
+    session: Callable[[str], EngineSession], kind: str, mebibytes: float
+) -> None:
+    method = f"openvino:KV_CACHE_PRECISION={kind}"
+    try:
+        said = properties.bytes_are_as_counted(bench.Bench(session(method), method))
+    except bench.Broken as error:
+        said = f"broken: {error}"
+    assert said.startswith("broken: ") == (kind == "u4")
+    found = re.search(r"([\d.]+) MiB are mapped for ([\d.]+) MiB that it counts", said)
+    assert found is not None
+    assert [float(one) for one in found.groups()] == pytest.approx([mebibytes, 512.0], rel=0.08)
+
+
+def test_keys_that_are_moved_are_read_elsewhere(session: Callable[[str], EngineSession]) -> None:
+    """It rotates by a RoPE base of 10,000: docs/reference/engines.md."""
+    mine = bench.Bench(session(ROTATION), ROTATION)
+    with pytest.raises(bench.Broken, match=r"moved keys: [123] of 3 answers differ"):
+        properties.moved_positions_answer_alike(mine)
+
+
+def test_a_table_of_rotations_that_is_too_small_ends_the_request_in_its_words(
+    session: Callable[[str], EngineSession],
+) -> None:
+    method = f"{EVICTION},cache_eviction_config.apply_rotation=true"
+    mine = session(method)
+    with pytest.raises(MethodFailed, match="rotation delta larger than LUT size"):
+        mine.replies(method, [Prompt(mine.texts(1024, 1)[0], N)])
 
 
 def test_a_prompt_that_the_pool_has_no_room_for_is_an_error(session: Callable[[str], EngineSession]) -> None:

@@ -24,6 +24,7 @@ from kvcheck.backends.engines.session import EngineSession
 from kvcheck.core import paths
 from kvcheck.core.errors import KvcheckError, MethodFailed, MethodUnsupported, SpecError
 from kvcheck.core.settings import Settings
+from kvcheck.store.run_file import read_run
 
 MINI, WORDS = paths.bundle("fixtures") / "mini", Words()
 IDS = [0, *WORDS.encode("The grey cat asked for 17 keys, and nobody had seen them. " * 8)][:128]
@@ -296,6 +297,35 @@ def test_a_key_comes_from_the_environment_and_is_in_no_message(
 def test_a_prompt_beyond_the_servers_context_is_told_in_its_words(stub: Callable[..., Stub]) -> None:
     with pytest.raises(MethodFailed, match=r"says 400: .*maximum context length is 100 tokens"):
         opened(stub(longest=100)).answer([Prompt(IDS, 4)])
+
+
+def test_where_a_server_dies_in_the_middle_the_run_is_kept_and_goes_on(
+    stub: Callable[..., Stub], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    mine, theirs = stub(blocks=2048, chunk=1024), stub(blocks=2048, chunk=1024)
+    (pytester.path / "stored").mkdir()
+    command = (
+        "--pyargs", "kvcheck.suites.test_string_retrieval", "--kv-tasks=kv", "--kv-lengths=512", "--kv-n=4",
+        "--kv-modes=multi_request,multi_turn", "--kv-baselines=stored", f"--kv-model={MINI}", "--kv-dtype=float32",
+        f'--kv-method=server:url="{mine.url}",reference="{theirs.url}",wait=5', "--kv-json=run.json",
+    )  # fmt: skip
+    mine.left = 40  # more than one case takes, and less than two
+    died = pytester.runpytest(*command)
+    assert died.ret == 1
+    died.stdout.fnmatch_lines(["*is gone (*", "*--kv-resume*"])
+    kept = {(str(one.case), one.method) for one in read_run(pytester.path / "run.json").cases}
+    assert len({method for _, method in kept}) == 2  # the first case of both is there
+    assert len(kept) == 3
+    again = stub(blocks=2048, chunk=1024, port=int(mine.url.rsplit(":")[-1].removesuffix("/v1")))
+    went_on = pytester.runpytest_subprocess(*command, "--kv-resume=run.json")
+    assert "is gone" not in went_on.stdout.str()
+    found = {(str(one.case), one.method) for one in read_run(pytester.path / "run.json").cases}
+    assert kept < found
+    assert len(found) == 4
+    asked = [path for path, _ in again.requests if path == "/v1/completions"]
+    assert 0 < len(asked) <= 32  # answers and references of the case that was not finished, and of no other
 
 
 # -- the life of a cache -----------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from kvcheck.backends.engines.base import (
     CHUNK,
     DENSE,
     FLUSHES,
+    MOVES,
+    NEWEST,
     POOL,
     PREFIX,
     ROOMY,
@@ -29,7 +31,7 @@ from kvcheck.core.errors import MethodFailed
 from kvcheck.core.record import FREES
 
 BLOCK = 16
-USES = ("keeps", "threshold")
+USES = {"keeps": ROOMY, "threshold": DENSE, "moves": MOVES}
 OPENED: list[dict] = []
 """The settings of every engine that was opened."""
 TABLE = Path("table.json")
@@ -47,6 +49,7 @@ FAULTS = {
     "kept": "flushed_is_cold",
     "roomy": "a_budget_above_the_prompt_is_full",
     "dense": "a_threshold_that_drops_nothing_is_dense",
+    "moved": "moved_positions_answer_alike",
 }
 """What can be wrong, and the property that must show it; others may show it, too."""
 
@@ -89,10 +92,14 @@ class Toy:
         wrong |= self.fault == "pieces" and pieces > 5
         wrong |= self.fault == "cancelled" and self.cancelled
         keeps = self.settings.get("keeps", 0)
-        wrong |= 0 < keeps < len(prompt.ids) or (self.fault == "roomy" and keeps > 0)
+        newest, moves = self.settings.get("newest", 0), self.settings.get("moves", False)
+        wrong |= 0 < keeps < len(prompt.ids) and (not newest or (moves and self.fault == "moved"))
+        wrong |= self.fault == "roomy" and keeps > 0
         threshold = self.settings.get("threshold", 0.0)
         wrong |= 0 < threshold < 1 or (self.fault == "dense" and threshold > 0 and pieces > 1)
         reply = replace(self._reply(prompt), chunks=pieces)
+        if newest:  # what is evicted then is old, and loses little
+            reply = replace(reply, log_probs=tuple(one - 0.05 - 0.01 * moves for one in reply.log_probs))
         return _wrong(reply) if wrong else reply
 
     def _reply(self, prompt):
@@ -150,6 +157,8 @@ ENGINE = EngineInfo(
         "pool": Key(int, cache=True),
         "keeps": Key(int, cache=True),
         "threshold": Key(float, cache=True),
+        "newest": Key(int, cache=True),
+        "moves": Key(bool, cache=True),
         "pieces": Key(int),
         "hums": Key(bool),
         "chunk": Key(int),
@@ -165,8 +174,10 @@ ENGINE = EngineInfo(
         POOL: lambda blocks: {"pool": blocks},
         ROOMY: lambda tokens: {"keeps": tokens},
         DENSE: lambda _: {"threshold": 1.0},
+        NEWEST: lambda tokens: {"newest": tokens},
+        MOVES: lambda on: {"moves": bool(on)},
     },
-    uses=lambda settings: frozenset({"keeps": ROOMY, "threshold": DENSE}[name] for name in settings if name in USES),
+    uses=lambda settings: frozenset(way for name, way in USES.items() if name in settings),
 )
 ABSENT = EngineInfo(
     name="absent",

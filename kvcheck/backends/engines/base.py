@@ -18,6 +18,7 @@ SALTS, COUNTS, MEANWHILE = "salt", "counters", "requests that come while others 
 """What not every engine can, in words: it ends a request, it empties what it keeps between requests, it keeps what
 salts tell apart for each of them alone, it counts what it does, it is called from several threads."""
 PREFIX, CHUNK, POOL, ROOMY, DENSE = "prefix cache", "chunk", "pool", "roomy budget", "threshold that drops nothing"
+NEWEST, MOVES = "newest tokens that are kept", "keys that are moved"
 """Ways that an engine can be set to, see EngineInfo.ways."""
 Settings = Mapping[str, Value]
 """Settings of an engine by name; names with dots reach into nested ones."""
@@ -83,7 +84,8 @@ class Counts:
     """What an engine has counted since it was started; None where it does not tell.
 
     steps: of the scheduler. preempted: requests that lost their blocks and began again. drafted, accepted: tokens of
-    speculation. used, room: tokens that blocks in use, and all blocks, have room for. block: tokens of one.
+    speculation. used, room: tokens that blocks in use, and all blocks, have room for. block: tokens of one. pool: bytes
+    of all blocks, in this process.
     """
 
     steps: float | None = None
@@ -93,6 +95,7 @@ class Counts:
     used: float | None = None
     room: float | None = None
     block: float | None = None
+    pool: float | None = None
 
 
 class Served(Protocol):
@@ -162,7 +165,8 @@ class EngineInfo:
     COUNTS, MEANWHILE.
 
     ways: settings by what they do: PREFIX (0 or 1), CHUNK (tokens), POOL (blocks), ROOMY (tokens that are kept at
-    least), DENSE (0). uses: which of ROOMY and DENSE are about something that settings make use of.
+    least), DENSE (0), NEWEST (tokens that are never evicted), MOVES (0 or 1: keys take the positions of evicted ones).
+    uses: which of ROOMY, DENSE and MOVES are about something that settings make use of.
 
     Of an engine that runs elsewhere, and was set when it was started: full: the settings of the reference. alone: why
     it is none that a loss could be seen against, "" where it is one. meet: what it is, asked of it itself, from the

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvcheck.backends.engines.base import COUNTS, PREFIX, Prompt, Reply, Served, Settings
 from kvcheck.backends.engines.noise import apart
@@ -31,6 +33,8 @@ SHORT = 64
 """Tokens of a prompt that is read at once, and behind which nothing is evicted yet."""
 LOAD = 64
 """Prompts that are sent at most to fill a pool."""
+LARGER, COUNTED = 512 * 2**20, 0.1
+"""Bytes by which a pool is larger than another one, and the share of them that a count may be off by."""
 PATIENCE = 3.0
 """Seconds in which an engine gives back what was cancelled."""
 
@@ -168,6 +172,14 @@ def expect_given_back(bench: Bench, served: Served, before: float | None, what: 
         if time.monotonic() > until:
             raise Broken(f"{what}: blocks for {now - before:.0f} tokens are not given back")
         time.sleep(0.02)
+
+
+def mapped_bytes() -> int | None:
+    """Of the virtual memory of this process, touched or not: a pool is mapped as a whole. None where nobody tells."""
+    try:
+        return mmap.PAGESIZE * int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    except OSError:
+        return None
 
 
 def filling(served: Served) -> tuple[float, int]:

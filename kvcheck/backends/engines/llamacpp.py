@@ -358,7 +358,7 @@ class LlamaCpp:
 
     def counts(self) -> Counts:
         """It has no scheduler of its own."""
-        raise NotImplementedError
+        raise MethodUnsupported("llama.cpp is a library: there is no scheduler that counts what it does")
 
     def flush(self) -> None:
         """See Served."""

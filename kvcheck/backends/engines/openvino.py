@@ -15,7 +15,10 @@ from typing import Any, Literal
 from kvcheck.backends.engines.base import (
     CANCELS,
     CHUNK,
+    COUNTS,
     DENSE,
+    MOVES,
+    NEWEST,
     POOL,
     PREFIX,
     ROOMY,
@@ -125,7 +128,8 @@ def claims(settings: Settings) -> str:
 def uses(settings: Settings) -> frozenset[str]:
     """See EngineInfo.uses."""
     sparse = settings.get("use_sparse_attention") and settings.get(f"{_SPARSE}mode") == "XATTENTION"
-    return frozenset([ROOMY] * bool(settings.get("use_cache_eviction")) + [DENSE] * bool(sparse))
+    evicts, moves = settings.get("use_cache_eviction"), settings.get(f"{_EVICTION}apply_rotation")
+    return frozenset([ROOMY] * bool(evicts) + [MOVES] * bool(evicts and moves) + [DENSE] * bool(sparse))
 
 
 WAYS: dict[str, Callable[[int], Settings]] = {
@@ -134,6 +138,8 @@ WAYS: dict[str, Callable[[int], Settings]] = {
     POOL: lambda blocks: {"cache_size": 0, "num_kv_blocks": blocks},
     ROOMY: lambda tokens: {f"{_EVICTION}max_cache_size": -(-tokens // BLOCK) * BLOCK},
     DENSE: lambda _: {f"{_SPARSE}xattention_threshold": 1.0},
+    NEWEST: lambda tokens: {f"{_EVICTION}recent_size": tokens // BLOCK * BLOCK},
+    MOVES: lambda on: {f"{_EVICTION}apply_rotation": bool(on)},
 }
 
 
@@ -283,8 +289,8 @@ class OpenVino:
         return running
 
     def counts(self) -> Counts:
-        """It counts no steps."""
-        raise MethodUnsupported("openvino-genai has no counters of what it has done")
+        """See Served: the bytes of its pool, which is made for the first prompt. It counts no steps."""
+        return Counts(pool=self.pipeline.get_metrics().kv_cache_size_in_bytes)
 
     def flush(self) -> None:
         """The engine has no such call."""
@@ -307,7 +313,7 @@ ENGINE = EngineInfo(
     block=BLOCK,
     dtypes=tuple(DTYPES),
     open=OpenVino,
-    can=frozenset({SCORES, WEIGHS, CANCELS}),
+    can=frozenset({SCORES, WEIGHS, CANCELS, COUNTS}),
     expect=expect,
     claims=claims,
     ways=WAYS,

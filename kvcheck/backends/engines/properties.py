@@ -21,6 +21,8 @@ from kvcheck.backends.engines.base import (
     COUNTS,
     DENSE,
     FLUSHES,
+    MOVES,
+    NEWEST,
     POOL,
     PREFIX,
     ROOMY,
@@ -32,6 +34,8 @@ from kvcheck.backends.engines.base import (
 )
 from kvcheck.backends.engines.bench import (
     COARSE,
+    COUNTED,
+    LARGER,
     LENGTH,
     PIECE,
     PIECES,
@@ -44,6 +48,7 @@ from kvcheck.backends.engines.bench import (
     expect_given_back,
     expect_hit,
     filling,
+    mapped_bytes,
     used,
 )
 from kvcheck.backends.engines.noise import apart
@@ -321,6 +326,71 @@ def a_threshold_that_drops_nothing_is_dense(bench: Bench) -> str:
     return ""
 
 
+def bytes_are_as_counted(bench: Bench) -> str:
+    """Of two pools the larger one maps as much more memory as the engine counts for it."""
+    bench.can(COUNTS, POOL)
+    (prompt,) = bench.prompts(40)
+    blocks = 2 * -(-(len(prompt.ids) + TOKENS) // bench.block)
+    _pool(bench, prompt, blocks)  # what is mapped once, with the first engine
+    few, small = _pool(bench, prompt, blocks)
+    many, large = _pool(bench, prompt, blocks + int(LARGER / (few / blocks)))
+    counted, mapped = (many - few), (large - small)
+    said = f"{mapped / 2**20:.1f} MiB are mapped for {counted / 2**20:.1f} MiB that it counts"
+    if abs(mapped - counted) > COUNTED * counted:
+        raise Broken(said)
+    return said
+
+
+def _pool(bench: Bench, prompt: Prompt, blocks: int) -> tuple[float, int]:
+    """(bytes of a pool of so many blocks by the engine's own count, bytes that the process maps for that engine).
+
+    Raises NotTried where one of them is not told.
+    """
+    before = mapped_bytes()
+    with bench.engine({POOL: blocks}) as served:
+        served.answer([prompt])
+        counted, after = served.counts().pool, mapped_bytes()
+    if not counted:
+        raise NotTried("it does not tell the bytes of its pool")
+    if before is None or after is None:
+        raise NotTried("this system does not tell what the process maps")
+    return counted, after - before
+
+
+def moved_positions_answer_alike(bench: Bench) -> str:
+    """Keys that are moved to the positions of evicted ones are read as where they were.
+
+    Of a prompt two blocks are evicted that are nearly as old as its beginning, so that all that is newer moves by the
+    same distance, and what asks for it, too: only the few keys before them come nearer. What eviction itself loses
+    there, twice, is allowed.
+    """
+    if MOVES not in bench.session.info.uses(bench.settings):
+        raise Excused("its settings move no keys")
+    bench.can(MOVES, NEWEST, ROOMY)
+    prompts = [replace(one, limit=3 * TOKENS) for one in bench.prompts(LENGTH, n=3)]
+    kept = LENGTH - 2 * bench.block
+    tight = {ROOMY: kept, NEWEST: kept - 2 * bench.block}
+    with bench.engine(method=FULL) as served:
+        full = alone(served, prompts)
+    with bench.engine({**tight, MOVES: 0}) as served:
+        stayed = alone(served, prompts)
+    own = max(apart(one, other) for one, other in zip(stayed, full, strict=True))
+    if own <= bench.rounding:
+        raise NotTried(f"nothing was evicted from {LENGTH} tokens with room for {kept}")
+    if 2 * own > COARSE:
+        raise NotTried(f"the eviction of two blocks moves log-probabilities by {own:.2g} nats by itself")
+    with bench.engine({**tight, MOVES: 1}) as served:
+        got = alone(served, prompts)
+    if all(one == other for one, other in zip(map(_said, got), map(_said, stayed), strict=True)):
+        raise NotTried("its answers are, bit for bit, those without moving: no key was moved")
+    bench.same("moved keys", got, stayed, 2 * own)
+    return ""
+
+
+def _said(reply: Reply) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return reply.tokens, reply.log_probs
+
+
 Property = Callable[[Bench], str]
 PROPERTIES: dict[str, Property] = {
     one.__name__: one
@@ -343,6 +413,8 @@ PROPERTIES: dict[str, Property] = {
         lives.settings_in_pairs_change_nothing,
         a_budget_above_the_prompt_is_full,
         a_threshold_that_drops_nothing_is_dense,
+        moved_positions_answer_alike,
+        bytes_are_as_counted,
     )
 }
 """In the order of their value."""

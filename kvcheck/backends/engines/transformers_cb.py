@@ -191,7 +191,7 @@ class TransformersCB:
 
     def score(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[list[float]]:
         """The engine tells the log-probabilities of what it says only."""
-        raise NotImplementedError
+        raise MethodUnsupported("transformers' continuous batching gives no log-probabilities of a prompt")
 
     def weigh(self, prompt: Prompt) -> Held:
         """See Served: blocks in the request's tables when the last token of its prompt, and of its answer, is fed."""
