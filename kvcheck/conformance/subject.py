@@ -24,6 +24,9 @@ from kvcheck.methods.fp16 import Fp16
 TOLERANCE = 2e-3
 """Of the spread of the logits: four roundings to 16 bits. Two right ways mostly agree far better: see models.py."""
 
+ROUNDING = 2.0**-24
+"""Of a number in float32."""
+
 REFUSALS = (NotImplementedError, ValueError, AssertionError)
 """What code that knows no error of kvcheck's raises for what it does not serve."""
 

@@ -15,8 +15,9 @@ from kvcheck.cache.shape import ModelShape
 from kvcheck.conformance.base import LONGER, not_lossless, other_prompt, property_test
 from kvcheck.conformance.others import expect_all, fed, filled, is_foreign, pieces
 from kvcheck.conformance.properties.positions import dense_layers
-from kvcheck.conformance.subject import TOLERANCE, NotServed, Subject, equal, fail
+from kvcheck.conformance.subject import ROUNDING, TOLERANCE, NotServed, Subject, equal, fail
 from kvcheck.methods.fp16 import Fp16
+from kvcheck.models.rotary import blurred
 
 
 def own_prefill(info: MethodInfo) -> str:
@@ -57,12 +58,18 @@ class RoundedLayer(CacheLayer):
 def allowance(subject: Subject, mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:
     """How far the logits of a method that is exact may be from the full cache's, in spreads.
 
-    TOLERANCE; where it stores keys and values in another form, also what a rounding more makes of this very text.
+    TOLERANCE; where that does not do, also what a rounding in float32 makes of this very text, as a method may compute
+    attention so in a model of float64; and if it stores keys and values in another form, what a rounding of these does.
     """
-    if subject.method.info.verbatim or apart(mine, full) <= TOLERANCE:
+    if apart(mine, full) <= TOLERANCE:
         return TOLERANCE
+    exact = subject.life(*subject.texts(), runner=subject.dense)
+    with blurred(subject.loaded.model, ROUNDING):
+        allowed = TOLERANCE + 2 * apart(subject.life(*subject.texts(), runner=subject.dense), exact)
+    if subject.method.info.verbatim:
+        return allowed
     lives = [subject.life(*subject.texts(), runner=each.runner(subject.loaded)) for each in (RoundedAgain(), Fp16())]
-    return TOLERANCE + 2 * apart(*lives)
+    return allowed + 2 * apart(*lives)
 
 
 def apart(mine: list[torch.Tensor], full: list[torch.Tensor]) -> float:

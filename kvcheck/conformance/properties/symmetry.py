@@ -7,7 +7,7 @@ import torch
 from kvcheck.cache.method import MethodInfo, Stage
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.conformance.base import other_prompt, property_test
-from kvcheck.conformance.subject import NotServed, Subject, Violation, equal
+from kvcheck.conformance.subject import ROUNDING, NotServed, Subject, Violation, equal
 from kvcheck.models.rotary import blurred, moved, rotaries
 
 
@@ -56,8 +56,6 @@ SHIFT = 37
 """Tokens by which a text is moved."""
 ROTATED = 2e-3
 """Of the spread: models rotate by angles in float32."""
-ROUNDING = 2.0**-24
-"""Of a number in float32."""
 
 
 @property_test(skip_reason=rounds)
