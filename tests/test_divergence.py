@@ -58,6 +58,13 @@ def test_turns_that_move_up_and_down_by_a_few_percent_are_as_recorded() -> None:
     assert verdict.reason == "as recorded"
 
 
+def test_the_same_mean_of_other_contexts_does_not_pass_where_the_interval_holds_the_limit() -> None:
+    spread = [3.9, 0.03, 0.03, 0.04]
+    (verdict,) = against_own([kl * spread[at % 4] for at, kl in enumerate(KL)], KL)
+    assert verdict.value < verdict.limit < verdict.high
+    assert (verdict.outcome, verdict.reason == "as recorded") == ("inconclusive", False)
+
+
 def test_a_mean_that_moves_by_a_tenth_is_not_as_recorded() -> None:
     (verdict,) = against_own([1.1 * kl for kl in KL], KL)
     assert verdict.outcome == "pass"

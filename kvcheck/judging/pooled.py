@@ -331,8 +331,9 @@ def _drift(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) 
 def _divergence(scope: str, share: float, pool: Pool, rule: DriftRule, level: float) -> Iterator[Test]:
     """Is the method farther from the full cache than in its own record: is its KL more than `times` that of the record?
 
-    The value is the mean KL now; the limit is what the record allows. It is as recorded where the mean moved by no more
-    than float noise: single turns move farther on other hardware. Where KL was measured in no context, nothing is said.
+    The value is the mean KL now; the limit is what the record allows. It is as recorded where no turn moved; or where
+    the mean moved by no more than float noise (single turns move farther on other hardware) and the whole interval lies
+    within what is allowed. Where KL was measured in no context, nothing is said.
     """
     places, values = over_turns(pool, lambda a, b: None if a.kl is None or b.kl is None else a.kl - rule.times * b.kl)
     most = max((abs(value) for value in values), default=0.0)
@@ -342,15 +343,24 @@ def _divergence(scope: str, share: float, pool: Pool, rule: DriftRule, level: fl
     then = measured(pool, *over_turns(pool, lambda a, b: None if a.kl is None else b.kl), 0.0, most, 0.0)
     recorded = rule.times * then.mean if then is not None else 0.0
     mean, p = beyond.mean, beyond.p()
-    moved = abs(recorded + mean - recorded / rule.times) > rule.kl + rule.share * recorded / rule.times
+    same = not _moved(recorded + mean, recorded / rule.times, rule)
+    still = not any(
+        _moved(a.kl, b.kl, rule) for now, then in pool.pairs for a, b in zip(now.turns, then.turns, strict=True)
+    )
     worse, better = stats.count_changes(values)
 
     def verdict(rejects: bool) -> Verdict:
         low, high = beyond.interval(level)
-        outcome = "fail" if rejects else "pass" if high <= rule.kl or not moved else "inconclusive"
-        reason = f"more than {rule.times:g} times that of the record: p = {p:.2g}" if moved else AS_RECORDED
+        outcome = "fail" if rejects else "pass" if high <= rule.kl or still else "inconclusive"
+        as_recorded = still or (same and outcome == "pass")
+        reason = AS_RECORDED if as_recorded else f"more than {rule.times:g} times that of the record: p = {p:.2g}"
         value, lower, upper = (max(0.0, recorded + one) for one in (mean, low, high))
         limit, counts = recorded + rule.kl, (len(values), worse, better)
         return Verdict("divergence", outcome, value, lower, upper, limit, *counts, reason=reason)
 
     yield Test(scope, p, beyond.least(), "divergence", share, verdict)
+
+
+def _moved(now: float | None, then: float | None, rule: DriftRule) -> bool:
+    """Whether a KL is another than recorded, by more than float noise and the rounding of records."""
+    return now is not None and then is not None and abs(now - then) > rule.kl + rule.share * then

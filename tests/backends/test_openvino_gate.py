@@ -82,6 +82,7 @@ def others(eight: Gated, gate: Callable[..., Gated]) -> Gated:
 
 def test_8_bits_are_green_and_hold_59_percent(eight: Gated) -> None:
     assert eight.status == 0, eight.printed
+    assert eight.outcomes(U8)
     assert eight.outcomes(U8) <= {"pass", "inconclusive"}
     memory = eight.case(U8).memory
     assert memory is not None
@@ -100,11 +101,13 @@ def test_what_the_release_breaks_is_red_and_says_how_much_it_loses(others: Gated
 
 
 def test_eviction_whose_positions_stay_is_not_accused(others: Gated) -> None:
+    assert others.outcomes(EVICTION)
     assert "fail" not in others.outcomes(EVICTION)
     assert others.case(EVICTION).accuracy > 0.9
 
 
 def test_4_bits_are_as_accurate_and_their_bytes_are_not_measured_with_the_reason(others: Gated) -> None:
+    assert others.outcomes(U4)
     assert "fail" not in others.outcomes(U4)
     assert others.case(U4).accuracy > 0.9
     assert others.case(U4).memory is None

@@ -49,9 +49,10 @@ def doubtful(behave: Behave) -> None:
     behave({"snapkv": 0.875})
 
 
-def test_the_progress_ends_at_a_hundred_percent(recorded: Run, behave: Behave) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_the_progress_ends_at_a_hundred_percent(workers: tuple[str, ...], recorded: Run, behave: Behave) -> None:
     behave({"snapkv": 0.1})
-    text = recorded("--kv-method=snapkv", "-v").stdout.str()
+    text = recorded("--kv-method=snapkv", "-v", *workers).stdout.str()
     shares = [int(share) for share in re.findall(r"\[ *(\d+)%\]", text)]
     assert "kvcheck::run" in text
     assert max(shares) == 100

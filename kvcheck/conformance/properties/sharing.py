@@ -93,13 +93,18 @@ def what_is_stored_is_read(subject: Subject) -> None:
 
 
 def _has_influence(subject: Subject, cache: FedCache, fork: FedCache, name: str) -> bool:
-    """Whether any token gets other logits: those of a short follow-up, or single ones behind it, before each of which
-    there are other numbers again.
+    """Whether any token gets other logits: those of a short follow-up, or single ones behind it.
+
+    What does not grow, such as the newest queries, gets other numbers again before each of these: it is replaced by
+    and by. What grows does not, so that what new tokens bring is not taken for what was there.
     """
-    for ids in (subject.tokens(8, salt=1), *subject.tokens(LONG // 2, salt=2).split(1, dim=1)):
+    sizes = [tensor.shape for tensor in _named(fork, name)]
+    for at, ids in enumerate((subject.tokens(8, salt=1), *subject.tokens(LONG // 2, salt=2).split(1, dim=1))):
         wanted = subject.feed(cache, ids)
-        for tensor in _named(fork, name):
-            _overwrite(tensor)
+        stored = _named(fork, name)
+        if at == 0 or [tensor.shape for tensor in stored] == sizes:
+            for tensor in stored:
+                _overwrite(tensor)
         try:
             answer = subject.feed(fork, ids)
         except Exception:  # whoever cannot go on with other numbers has read them
