@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -176,6 +177,8 @@ class Simulation:
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 _HERE: list[Recorded] = []
+_KEPT = ExitStack()
+"""What lasts as long as a worker; a context that nobody holds would end at once."""
 
 
 def spread(
@@ -196,7 +199,7 @@ def _start(recorded: Recorded) -> None:
     """A worker: one thread of arithmetic, and its statistics remembered for as long as it lives."""
     os.environ["OMP_NUM_THREADS"] = "1"
     _HERE[:] = [recorded]
-    remembering().__enter__()
+    _KEPT.enter_context(remembering())
 
 
 def _run(work: Callable[..., Result], arguments: tuple[object, ...]) -> Result:

@@ -17,7 +17,7 @@ from kvcheck.power.judging import Judged, as_a_run_does, remembering, stopped
 from kvcheck.power.losses import ANSWERS, TOGETHER, Loss
 from kvcheck.power.rates import Rate
 from kvcheck.power.resample import draw
-from kvcheck.power.runs import Setup, simulate, simulate_all, trials
+from kvcheck.power.runs import Setup, simulate, simulate_all, spread, trials
 
 NOISY = Noise("noisy", flips=0.1, jitter=0.002)
 FP16 = ("fp16",)
@@ -193,6 +193,17 @@ def test_remembering_changes_no_number() -> None:
         found = [[call() for call in calls] for _ in range(2)]
     assert found == [plain, plain]
     assert [call() for call in calls] == plain
+
+
+def remembers(_: Recorded, at: int) -> tuple[int, bool]:
+    return at, stats.bootstrap_interval.__qualname__.startswith("_remembered")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_whoever_simulates_remembers_for_as_long_as_it_does(recorded: Recorded, jobs: int) -> None:
+    found = sorted(spread(recorded, remembers, [(0,), (1,), (2,)], jobs))
+    assert found == [(0, True), (1, True), (2, True)]
+    assert not remembers(recorded, 0)[1]
 
 
 def test_a_rate_knows_its_exact_interval_and_what_was_wanted() -> None:
