@@ -231,7 +231,7 @@ LAUNCHES = {
     "llamacpp": Launch(words=(), program="llama-server", example="-m FILE.gguf --metrics"),
     "transformers": Launch(
         words=("-m", "transformers.cli.transformers", "serve"),
-        modules=("transformers", "fastapi", "uvicorn"),
+        modules=("transformers", "fastapi", "uvicorn", "openai"),
         pip="transformers[serving]",
         example="FOLDER --continuous-batching",
     ),
