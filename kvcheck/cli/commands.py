@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import kvcheck
-from kvcheck.cli import baselines, checks, history, new_method, options, report, speed, sweep
+from kvcheck.cli import baselines, checks, engine, history, new_method, options, report, speed, sweep
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, coloured, complain, show, width
 from kvcheck.core import env, front, threads
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("engines", help="list the engines that --kv-method knows: version, settings").set_defaults(
         run=_engines
     )
+    engine.add(commands)
     commands.add_parser("tasks", help="list the tasks with their capability, modes and lengths").set_defaults(
         run=_tasks
     )
@@ -78,10 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         )
         return ERROR
-    given = parser().parse_args(words)
+    words, own = engine.own_arguments(words)
+    given = parser().parse_args(words, argparse.Namespace(own=own))
     run: Callable[[argparse.Namespace], int] = given.run
     importable(Path.cwd())
-    threads.wait_passively()
+    if given.command != engine.NAME:  # how threads of an engine wait is not kvcheck's to say
+        threads.wait_passively()
     try:
         if given.command in HEAVY:
             env.expect_versions()

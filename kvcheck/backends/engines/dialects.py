@@ -195,6 +195,50 @@ DIALECTS = {
 """By name, as `kind` takes them."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a server of a kind is started in an environment of its own (`kvcheck engine start`).
+
+    modules: what that environment's python must have; `words` are given to that python then. program: an executable
+    beside that python which is run instead. words: what stands before the user's own arguments. host, port: the flags
+    of the address. ready: the path that says 200 once it serves. pip: what installs it. example: arguments that it
+    needs at least.
+    """
+
+    words: tuple[str, ...]
+    example: str
+    pip: str = ""
+    modules: tuple[str, ...] = ()
+    program: str = ""
+    host: str = "--host"
+    port: str = "--port"
+    ready: str = "/health"
+
+
+LAUNCHES = {
+    "vllm": Launch(
+        words=("-m", "vllm.entrypoints.openai.api_server"),
+        modules=("vllm",),
+        pip="vllm",
+        example="--model FOLDER --enable-prompt-tokens-details",
+    ),
+    "sglang": Launch(
+        words=("-m", "sglang.launch_server"),
+        modules=("sglang",),
+        pip="sglang",
+        example="--model-path FOLDER --enable-metrics",
+    ),
+    "llamacpp": Launch(words=(), program="llama-server", example="-m FILE.gguf --metrics"),
+    "transformers": Launch(
+        words=("-m", "transformers.cli.transformers", "serve"),
+        modules=("transformers", "fastapi", "uvicorn", "openai"),
+        pip="transformers[serving]",
+        example="FOLDER --continuous-batching",
+    ),
+}
+"""By kind. Sources as above; only `transformers` was started for real, from 5.24."""
+
+
 def taken(said: Any, place: str) -> Any:
     """What stands at a place, None where nothing does.
 
