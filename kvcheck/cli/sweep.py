@@ -63,20 +63,29 @@ def _sweep(given: argparse.Namespace) -> int:
     waiting = groups(books)
     total, over, interrupted = sum(len(group.left) for group in waiting), 0, False
 
-    def heard(slot: int, group: Group, entry: Entry, done: Done) -> None:
+    def tell(slot: int, group: Group, entry: Entry, what: str, always: bool = False) -> None:
         nonlocal over
         case, method = entry
         whole = entry not in group.left
         over += whole
-        count = f"{group.book.done(case, method)}/{case.n}" + (" failed" if done.failure else "")
-        what = f"{group.book.settings.model} {case.task} {case.mode} {case.length} {method}"
-        progress(f"{over} of {total} cases; worker {slot}: {what} {count}", whole)
+        name = f"{group.book.settings.model} {case.task} {case.mode} {case.length} {method}"
+        progress(f"{over} of {total} cases; worker {slot}: {name} {what}", whole or always)
+
+    def heard(slot: int, group: Group, entry: Entry, done: Done) -> None:
+        tell(slot, group, entry, f"{group.book.done(*entry)}/{entry[0].n}" + (" failed" if done.failure else ""))
+
+    def died(slot: int, group: Group | None, entry: Entry | None, how: str) -> None:
+        if group is None or entry is None:
+            progress(f"worker {slot} died with nothing to do: {how}", True)
+        else:
+            given_up = "" if entry in group.left else "; the case is given up"
+            tell(slot, group, entry, f"died: {how}{given_up}", True)
 
     try:
         if waiting:
             pool = _pool(given, books[0].settings, total)
             try:
-                Schedule(waiting, heard).run(pool)
+                Schedule(waiting, heard, died).run(pool)
             finally:
                 pool.close()
     except KeyboardInterrupt:

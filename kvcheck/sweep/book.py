@@ -82,6 +82,11 @@ class Book:
         pairs = [(case, method) for case in self.cases for method in self.settings.methods]
         return [(case, method) for case, method in pairs if self.done(case, method) < case.n]
 
+    def failed_before(self, case: CaseId, method: str) -> bool:
+        """Whether nothing but a failure came of it in an earlier sweep."""
+        ended = self.kept.ended.get((str(case), method))
+        return ended is not None and bool(ended.failure)
+
     def so_far(self, case: CaseId, method: str) -> CaseRecord | None:
         """What is there of a case."""
         return self.kept.records.get((str(case), method))

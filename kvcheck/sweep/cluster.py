@@ -74,11 +74,8 @@ class Actors(Pool):
             self._ray.kill(self._actors[slot])  # where its code raised, it lives on
             self._died(slot, str(error).partition("\n")[0])
             return [(slot, None)]
-        if done is None:
-            self.idle.add(slot)
-            return []
-        self._did(slot)
-        return [(slot, done)]
+        self._ready(slot)
+        return [] if done is None else [(slot, done)]
 
     def close(self) -> None:
         """End the actors, and Ray where it was started here."""

@@ -15,15 +15,22 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.sweep.worker import Done, Job, Worker
 
 GIVE_UP = 3
-"""Deaths in a row, with nothing done in between, after which a worker is not replaced."""
+"""Deaths in a row before it was ready, after which a worker is not replaced. Those in a case are the case's: see
+schedule.py."""
+
+KILLED = "killed by SIGKILL"
+MEMORY = "out of memory? "
+"""What that may mean: the system ends a process so where there is none left."""
 
 
 class Pool(ABC):
-    """Some slots with a worker each. idle: those that are ready and have nothing to do."""
+    """Some slots with a worker each. idle: those that are ready and have nothing to do. ended: how the last worker of
+    a slot died."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.idle: set[int] = set()
+        self.ended: dict[int, str] = {}
         self._deaths: Counter[int] = Counter()
 
     def start(self) -> None:
@@ -48,20 +55,22 @@ class Pool(ABC):
     def close(self) -> None:
         """End all workers."""
 
-    def _did(self, slot: int) -> None:
+    def _ready(self, slot: int) -> None:
+        """It is there, or has done something."""
         self._deaths[slot] = 0
         self.idle.add(slot)
 
     def _died(self, slot: int, why: str) -> None:
-        """Replace a worker, unless workers keep dying there."""
+        """Replace a worker, unless workers keep dying there before they are ready."""
         self.idle.discard(slot)
+        self.ended[slot] = why
         self._deaths[slot] += 1
         if self._deaths[slot] < GIVE_UP:
             self._start(slot)
         elif all(self._deaths[one] >= GIVE_UP for one in range(self.count)):
             raise KvcheckError(
-                f"all {self.count} workers died {GIVE_UP} times in a row with nothing done, the last one: {why}",
-                "out of memory? what was measured is kept: the same command with --resume goes on",
+                f"all {self.count} workers died {GIVE_UP} times in a row before they were ready, the last one: {why}",
+                f"{MEMORY if why == KILLED else ''}what was measured is kept: the same command with --resume goes on",
             )
 
 
@@ -99,12 +108,10 @@ class Processes(Pool):
                 del self._live[pipe]
                 process.join()
                 found.append((slot, None))
-                self._died(slot, f"exit status {process.exitcode}")
+                self._died(slot, _end(process.exitcode))
                 continue
-            if done is None:
-                self.idle.add(slot)
-            else:
-                self._did(slot)
+            self._ready(slot)
+            if done is not None:
                 found.append((slot, done))
         return found
 
@@ -115,6 +122,15 @@ class Processes(Pool):
             process.kill()
             process.join()
         self._live.clear()
+
+
+def _end(status: int | None) -> str:
+    """How a process ended, in words."""
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    with suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"
 
 
 def _serve(pipe: Connection, slot: int, count: int, folder: str) -> None:

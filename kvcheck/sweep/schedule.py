@@ -30,10 +30,12 @@ WORTH = 4
 
 @dataclass
 class Group:
-    """Entries that share their contexts. left: those that are not over."""
+    """Entries that share their contexts. left: those that are not over. late: those of which workers died, or that
+    failed before: they come last, and cost the others nothing."""
 
     book: Book
     left: list[Entry]
+    late: set[Entry] = field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -47,34 +49,40 @@ class Group:
         if sum(case.n - self.book.done(case, method) for case, method in taken) < WORTH:
             return None
         self.left = [entry for entry in self.left if entry not in taken]
-        return Group(self.book, taken)
+        return Group(self.book, taken, self.late.intersection(taken))
 
     def next(self) -> Entry:
-        """The entry of which least contexts are done."""
-        return min(self.left, key=lambda entry: self.book.done(*entry))
+        """The entry of which least contexts are done, the late ones last."""
+        return min(self.left, key=lambda entry: (entry in self.late, self.book.done(*entry)))
 
 
 def groups(books: Iterable[Book]) -> list[Group]:
-    """What is left to measure, of each model the largest first, so that no large group begins when others end."""
+    """What is left to measure, of each model the largest first, so that no large group begins when others end. What
+    failed before comes last."""
     found: list[Group] = []
     for book in books:
         mine: dict[tuple[str, int, int, int], Group] = {}
         for case, method in book.left():
             key = (case.task, case.version, case.length, case.seed)
-            mine.setdefault(key, Group(book, [])).left.append((case, method))
-        found += sorted(mine.values(), key=lambda group: -group.size)
+            group = mine.setdefault(key, Group(book, []))
+            group.left.append((case, method))
+            if book.failed_before(case, method):
+                group.late.add((case, method))
+        found += sorted(mine.values(), key=lambda group: (len(group.late) == len(group.left), -group.size))
     return found
 
 
 @dataclass
 class Schedule:
     """Gives groups to workers until none is left. heard: called with what a worker has done, before it gets more.
+    died: called with how a worker died, and in what, if in something.
 
     held: the group that each worker has; models: the one that it had last. deaths: of workers, by model and entry.
     """
 
     waiting: list[Group]
     heard: Callable[[int, Group, Entry, Done], None] = lambda *_: None
+    died: Callable[[int, Group | None, Entry | None, str], None] = lambda *_: None
     held: dict[int, Group] = field(default_factory=dict)
     models: dict[int, Book] = field(default_factory=dict)
     working: dict[int, Entry] = field(default_factory=dict)
@@ -87,7 +95,10 @@ class Schedule:
                 if not self._give(pool, slot):
                     break  # nothing for this one, nothing for those behind it
             for slot, done in pool.wait():
-                self._take(slot, done)
+                if done is None:
+                    self._bury(slot, pool.ended[slot])
+                else:
+                    self._take(slot, done)
 
     def _give(self, pool: Pool, slot: int) -> bool:
         """The next block of its group, or a group; False where there is none."""
@@ -118,19 +129,25 @@ class Schedule:
         parts = (group.part(self.working.get(slot)) for slot, group in largest)
         return next((part for part in parts if part is not None), None)
 
-    def _take(self, slot: int, done: Done | None) -> None:
-        """Write down what a worker has done; where it died, its group waits for another one."""
+    def _bury(self, slot: int, how: str) -> None:
+        """A worker died: its group waits for another one. A case in which workers keep dying is given up."""
+        group, entry = self.held.pop(slot, None), self.working.pop(slot, None)
+        self.models.pop(slot, None)
+        if group is not None and entry is not None:
+            name = (group.book.settings.model, entry)
+            self.deaths[name] += 1
+            group.late.add(entry)
+            if self.deaths[name] >= DEATHS:
+                why = f"{entry[1]} was given up in {entry[0]}: {DEATHS} workers died in it, the last one: {how}"
+                group.book.failed(*entry, why)
+                group.left.remove(entry)
+        if group is not None and group.left:
+            self.waiting.insert(0, group)
+        self.died(slot, group, entry, how)
+
+    def _take(self, slot: int, done: Done) -> None:
+        """Write down what a worker has done."""
         group, entry = self.held.get(slot), self.working.pop(slot, None)
-        if done is None:
-            self.models.pop(slot, None)
-            if group is not None and entry is not None:
-                self.deaths[group.book.settings.model, entry] += 1
-                if self.deaths[group.book.settings.model, entry] >= DEATHS:
-                    group.book.failed(*entry, f"{entry[1]} was given up in {entry[0]}: {DEATHS} workers died in it")
-                    group.left.remove(entry)
-                del self.held[slot]
-                self.waiting[:0] = [group] if group.left else []
-            return
         if group is None or entry is None:
             return
         if done.refused is not None:

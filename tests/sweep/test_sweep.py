@@ -52,7 +52,7 @@ class Here(Pool):
         self.start()
 
     def _start(self, slot: int) -> None:
-        self.idle.add(slot)
+        self._ready(slot)
 
     def submit(self, slot: int, job: Job) -> None:
         self.idle.discard(slot)
@@ -69,7 +69,7 @@ class Here(Pool):
         worker = self.served.setdefault(job.settings.model, Worker(os.getcwd()))
         done = worker.do(job) if self.fresh else self.known.get(key) or worker.do(job)
         self.known[key] = done
-        self._did(slot)
+        self._ready(slot)
         return [(slot, fate(done) if callable(fate) else done)]
 
     def close(self) -> None:
@@ -179,12 +179,62 @@ def _first(pool: Here) -> bool:
     return mine[-1] == mine[0]
 
 
-def test_a_sweep_ends_where_workers_die_whatever_they_do(
+def test_two_methods_that_kill_the_only_worker_fail_alone(
     here: Callable[..., Here], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here(1, lambda _: None)
+    pool = here(1)
+    pool.fate = lambda _: True if pool.seen[-1][1].method == "fp16" else None
+    words = ["--methods=snapkv:budget=0.25,snapkv:budget=0.5,fp16", "--modes=multi_request", *GRID[2:]]
+    assert main(["sweep", *words, "--json=run.json"]) == 1
+    run = read_run("run.json")
+    assert {name.partition("|")[2] for name in run.failures} == {"snapkv:budget=0.25", "snapkv:budget=0.5"}
+    assert [one.method for one in run.cases] == ["fp16"]
+    said = capsys.readouterr().err
+    assert "3 of 3 cases; worker 0" in said
+    assert said.count("died: killed") == 4
+    assert said.count("the case is given up") == 2
+    pool = here(1)
+    assert main(["sweep", *words, "--json=run.json", "--resume"]) == 0
+
+
+def test_what_failed_before_is_tried_last(here: Callable[..., Here]) -> None:
+    pool = here(1)
+    pool.fate = lambda number: None if pool.seen[-1][1].method == "fp16" else _stop(number > 5)
+    words = ["--modes=multi_request", "--json=run.json"]
+    assert main([*GRID[:3], "--lengths=192,256", *GRID[4:], *words]) == command.INTERRUPTED
+    pool = here(1)
+    assert main([*GRID[:3], "--lengths=192,256", *GRID[4:], *words, "--resume"]) == 0
+    failed = [job.case.length for _, job in pool.seen if job.method == "fp16"]
+    assert failed, pool.seen
+    assert [job.method for _, job in pool.seen][-2:] == ["fp16", "fp16"]
+
+
+def _stop(now: bool) -> bool:
+    if now:
+        raise KeyboardInterrupt
+    return True
+
+
+class Stillborn(Here):
+    """Workers that die before they are ready."""
+
+    def _start(self, slot: int) -> None:
+        pass
+
+    def wait(self) -> list[tuple[int, Done | None]]:
+        self._died(0, "killed by SIGKILL")
+        return [(0, None)]
+
+
+def test_a_sweep_ends_where_workers_die_before_they_are_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_pool", lambda *_: Stillborn(1))
     assert main([*GRID, "--json=run.json"]) == 2
-    assert f"all 1 workers died {GIVE_UP} times in a row" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"all 1 workers died {GIVE_UP} times in a row before they were ready" in said
+    assert "out of memory?" in said
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
