@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kvcheck.cli import options
 from kvcheck.core import files
@@ -15,6 +15,8 @@ from kvcheck.core.settings import Settings
 from kvcheck.core.spec import split_specs
 
 if TYPE_CHECKING:
+    from kvcheck.core.errors import KvcheckError
+    from kvcheck.core.record import Run
     from kvcheck.sweep.book import Book
     from kvcheck.sweep.pools import Pool
     from kvcheck.sweep.schedule import Entry, Group
@@ -52,9 +54,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _sweep(given: argparse.Namespace) -> int:
     """0 where every case was measured, 1 where one was not."""
-    from kvcheck.cli.checks import OK, REGRESSION, coloured, progress, show, width
-    from kvcheck.cli.report import read
-    from kvcheck.report import terminal
+    from kvcheck.cli.checks import OK, REGRESSION, complain, progress, show
     from kvcheck.sweep.schedule import Schedule, groups
 
     books = _books(given)
@@ -81,32 +81,54 @@ def _sweep(given: argparse.Namespace) -> int:
             given_up = "" if entry in group.left else "; the case is given up"
             tell(slot, group, entry, f"died: {how}{given_up}", True)
 
+    def refused(book: Book, count: int) -> None:
+        nonlocal over
+        over += count
+        progress(f"{over} of {total} cases; {book.settings.model} cannot be opened: {book.refused}", True)
+
     try:
         if waiting:
             pool = _pool(given, books[0].settings, total)
             try:
-                Schedule(waiting, heard, died).run(pool)
+                Schedule(waiting, heard, died, refused).run(pool)
             finally:
                 pool.close()
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        runs = [book.close() for book in books]
+        runs = [_closed(book) for book in books]
+    if all(book.refused is not None and run is None for book, run in zip(books, runs, strict=True)):
+        raise cast("KvcheckError", books[0].refused)  # of none there is anything
     for book in books:
-        if book.kept.header is not None:
-            coloured(terminal.lines(*read(book.path), width=width()))
-            show([*book.notes, f"{book.path}: written"])
+        if book.refused is not None:
+            complain(book.refused)
     if interrupted:
         show(["interrupted: what was measured is kept; the same command with --resume goes on"])
         return INTERRUPTED
     return REGRESSION if any(run is None or run.failures for run in runs) else OK
 
 
+def _closed(book: Book) -> Run | None:
+    """Judge and write what is there of a model, and show it."""
+    from kvcheck.cli.checks import coloured, show, width
+    from kvcheck.cli.report import read
+    from kvcheck.report import terminal
+
+    run = book.close()
+    if run is not None:
+        coloured(
+            terminal.lines(*read(book.path), width=width(), full=f"kvcheck report {shlex.quote(str(book.path))} -v")
+        )
+        show([*book.notes, f"{book.path}: written"])
+    return run
+
+
 def _books(given: argparse.Namespace) -> list[Book]:
     """A book per model, everything checked: a slip costs no hours. Raises KvcheckError."""
     from kvcheck.backends.engines import specs
     from kvcheck.backends.transformers.session import find_method
-    from kvcheck.models import names
+    from kvcheck.models import Loading, names
+    from kvcheck.models.loading import encoder_of
     from kvcheck.plugin import cases, opening, refusals
     from kvcheck.sweep.book import Book
 
@@ -122,6 +144,7 @@ def _books(given: argparse.Namespace) -> list[Book]:
         if not isinstance(settings.n, int | None):
             raise SpecError(f"--n={settings.n}: a sweep measures all of its contexts", "give a number: --n=16")
         names.find(model)
+        encoder_of(model, Loading(settings.rope, bool(settings.trust_remote_code)))  # all but its weights
         refusals.known_place(settings)
         files.expect_file(path)
         for method in settings.methods:

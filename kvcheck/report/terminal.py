@@ -16,18 +16,24 @@ LISTED = 12
 
 
 def lines(
-    run: Run, stored: References | None = None, *, verbose: bool = False, sort: str = "", width: int = WIDTH
+    run: Run,
+    stored: References | None = None,
+    *,
+    verbose: bool = False,
+    sort: str = "",
+    width: int = WIDTH,
+    full: str = "-v",
 ) -> Iterator[str]:
     """The summary of a run, foreign text in it made harmless.
 
     stored: fp16 records by case key, for what the run itself did not measure. verbose: every method in full, else of
     several those that did not pass; and every property that was skipped. sort: a column of the table over methods.
-    width: columns, see text.columns.
+    width: columns, see text.columns. full: what to type to see all of it.
     """
-    yield from map(plain, _lines(run, rows.references(run, stored), verbose, sort, width))
+    yield from map(plain, _lines(run, rows.references(run, stored), verbose, sort, width, full))
 
 
-def _lines(run: Run, known: References, verbose: bool, sort: str, width: int) -> Iterator[str]:
+def _lines(run: Run, known: References, verbose: bool, sort: str, width: int, full: str) -> Iterator[str]:
     first = list(verdict.lines(run))
     yield from [*first, ""] if first else ()
     methods = rows.methods(run)
@@ -45,7 +51,7 @@ def _lines(run: Run, known: References, verbose: bool, sort: str, width: int) ->
             yield from of_method(run, method, known, width)
     for method in brief:
         yield from _headed(run, method, width)
-    yield from ["in full: -v", ""] if brief else ()
+    yield from [f"in full: {full}", ""] if brief else ()
     yield from failures(run, width)
     yield from conformance.lines(run.properties, verbose, width)
     yield from zoo.lines(run.zoo)

@@ -35,7 +35,7 @@ GRID = "grid"
 class Book:
     """One model's part of a sweep. cases: of every method. grid: see GRID. kept: what is there so far.
 
-    notes: what is to be said at the end.
+    notes: what is to be said at the end. refused: why a worker could not open the model, which ends this part.
     """
 
     settings: Settings
@@ -44,6 +44,7 @@ class Book:
     grid: str
     kept: Kept = field(default_factory=Kept)
     notes: list[str] = field(default_factory=list)
+    refused: KvcheckError | None = None
     _began: str = field(default_factory=env.now)
     _due: float = field(default_factory=lambda: time.monotonic() + EVERY)
 
@@ -117,6 +118,14 @@ class Book:
     def failed(self, case: CaseId, method: str, why: str) -> None:
         """The case is over, and nothing came of it but this."""
         self._end(Ended(str(case), method, {}, failure=why))
+
+    def refuse(self, why: KvcheckError) -> list[tuple[CaseId, str]]:
+        """The model cannot be opened: what is left of it fails. Returns that."""
+        self.refused = why
+        left = self.left()
+        for case, method in left:
+            self.failed(case, method, str(why))
+        return left
 
     def _end(self, ended: Ended) -> None:
         self._journal.end(ended)

@@ -75,7 +75,8 @@ def groups(books: Iterable[Book]) -> list[Group]:
 @dataclass
 class Schedule:
     """Gives groups to workers until none is left. heard: called with what a worker has done, before it gets more.
-    died: called with how a worker died, and in what, if in something.
+    died: called with how a worker died, and in what, if in something. refused: with the model that a worker could not
+    open, and how many entries failed by it.
 
     held: the group that each worker has; models: the one that it had last. deaths: of workers, by model and entry.
     """
@@ -83,13 +84,14 @@ class Schedule:
     waiting: list[Group]
     heard: Callable[[int, Group, Entry, Done], None] = lambda *_: None
     died: Callable[[int, Group | None, Entry | None, str], None] = lambda *_: None
+    refused: Callable[[Book, int], None] = lambda *_: None
     held: dict[int, Group] = field(default_factory=dict)
     models: dict[int, Book] = field(default_factory=dict)
     working: dict[int, Entry] = field(default_factory=dict)
     deaths: Counter[tuple[str, Entry]] = field(default_factory=Counter)
 
     def run(self, pool: Pool) -> None:
-        """Measure everything. Raises KvcheckError where a model cannot be opened or no worker is left."""
+        """Measure everything. Raises KvcheckError where no worker is left."""
         while self.waiting or self.held:
             for slot in sorted(pool.idle, key=lambda slot: (slot not in self.held, slot)):
                 if not self._give(pool, slot):
@@ -133,7 +135,7 @@ class Schedule:
         """A worker died: its group waits for another one. A case in which workers keep dying is given up."""
         group, entry = self.held.pop(slot, None), self.working.pop(slot, None)
         self.models.pop(slot, None)
-        if group is not None and entry is not None:
+        if group is not None and entry is not None and group.book.refused is None:
             name = (group.book.settings.model, entry)
             self.deaths[name] += 1
             group.late.add(entry)
@@ -150,10 +152,22 @@ class Schedule:
         group, entry = self.held.get(slot), self.working.pop(slot, None)
         if group is None or entry is None:
             return
-        if done.refused is not None:
-            raise KvcheckError(*done.refused)
+        if done.refused is not None or group.book.refused is not None:
+            self.held.pop(slot)
+            self.models.pop(slot, None)
+            if group.book.refused is None and done.refused is not None:
+                self._refuse(group.book, KvcheckError(*done.refused))
+            return
         if group.book.take(*entry, done):
             group.left.remove(entry)
         self.heard(slot, group, entry, done)
         if not group.left:
             del self.held[slot]
+
+    def _refuse(self, book: Book, why: KvcheckError) -> None:
+        """A model cannot be opened: the others go on. What workers are at of it is not taken any more."""
+        self.waiting = [group for group in self.waiting if group.book is not book]
+        for group in self.held.values():
+            if group.book is book:
+                group.left = []
+        self.refused(book, len(book.refuse(why)))

@@ -87,6 +87,9 @@ class Worker:
             engine = self._open(job.settings)
         except KvcheckError as error:
             return Done(os.getpid(), refused=(error.message, error.hint))
+        except Exception as error:  # such as CUDA out of memory
+            what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")
+            return Done(os.getpid(), refused=(f"{job.settings.model} cannot be opened: {what}", ""))
         record, failure = _measured(engine, job)
         return replace(self._opened, record=record, failure=failure)
 

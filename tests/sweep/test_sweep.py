@@ -367,6 +367,38 @@ def test_a_model_that_a_worker_cannot_open_ends_the_sweep_with_its_reason(
     assert not Path("run.json").exists()
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_model_that_cannot_be_opened_fails_alone(
+    here: Callable[..., Here], capsys: pytest.CaptureFixture[str], at: int
+) -> None:
+    """At the first block of it, or later, when there is a run file for its failures."""
+    pool = here(1)
+    lost = lambda done: replace(done, record=None, refused=("no memory on this device", ""))  # noqa: E731
+    pool.fate = lambda _: lost if [job.settings.model for _, job in pool.seen].count("mini") >= at else True
+    options = ["--n=1", "--modes=multi_request", "--models=mini,mini_window"]
+    assert main([*GRID[:4], *options, "--json=run.json"]) == 1
+    said = capsys.readouterr()
+    assert "no memory on this device" in said.err
+    assert "4 of 4 cases" in said.err
+    assert "run-mini_window.json: written" in said.out
+    assert not read_run("run-mini_window.json").failures
+    assert Path("run-mini.json").exists() == (at == 2)
+    if at == 2:
+        (why,) = read_run("run-mini.json").failures.values()
+        assert "no memory on this device" in why
+        assert "kvcheck report" in said.out or "in full" not in said.out
+    assert not list(Path().glob("*.journal"))
+
+
+def test_what_is_raised_while_a_model_is_opened_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(settings: Settings) -> None:
+        raise RuntimeError("CUDA out of memory\nTried to allocate")
+
+    monkeypatch.setattr("kvcheck.plugin.pytest_kvcheck_open", broken)
+    done = Worker(os.getcwd()).do(Job(SETTINGS, cases.cases(SETTINGS, None)[0], "fp16"))
+    assert done.refused == ("mini cannot be opened: RuntimeError: CUDA out of memory", "")
+
+
 def killing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Kill the worker that has done the second block, while it has the next one; returns whom."""
     killed: list[int] = []
