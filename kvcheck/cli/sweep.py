@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from kvcheck.cli import options
 from kvcheck.core import files
@@ -29,7 +31,7 @@ JUDGING = ("baselines", "against", "budget", "alpha", "timeout")
 SAME = (*CASES, *ENGINE, *PROMPTS, *JUDGING)
 """Options that pytest has, too."""
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as a shell has it."""
+"""The exit status after Ctrl-C, as a shell has it, and after SIGTERM."""
 EPILOG = (
     "Of several models each has a run file of its own, RUN-MODEL.json. Exit status 0: every case was measured; 1: one "
     "was not, its run file says why; 2: the sweep could not be run. Verdicts are in the run files and change no "
@@ -86,6 +88,7 @@ def _sweep(given: argparse.Namespace) -> int:
         over += count
         progress(f"{over} of {total} cases; {book.settings.model} cannot be opened: {book.refused}", True)
 
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if waiting:
             pool = _pool(given, books[0].settings, total)
@@ -97,6 +100,7 @@ def _sweep(given: argparse.Namespace) -> int:
         interrupted = True
     finally:
         runs = [_closed(book) for book in books]
+        signal.signal(signal.SIGTERM, before)
     if all(book.refused is not None and run is None for book, run in zip(books, runs, strict=True)):
         raise cast("KvcheckError", books[0].refused)  # of none there is anything
     for book in books:
@@ -106,6 +110,12 @@ def _sweep(given: argparse.Namespace) -> int:
         show(["interrupted: what was measured is kept; the same command with --resume goes on"])
         return INTERRUPTED
     return REGRESSION if any(run is None or run.failures for run in runs) else OK
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM, as of a scheduler of a cluster, does what Ctrl-C does, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _closed(book: Book) -> Run | None:

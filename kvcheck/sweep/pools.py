@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
@@ -18,6 +20,8 @@ GIVE_UP = 3
 """Deaths in a row before it was ready, after which a worker is not replaced. Those in a case are the case's: see
 schedule.py."""
 
+LOOK = 1.0
+"""Seconds between two looks of a worker whether its parent lives."""
 KILLED = "killed by SIGKILL"
 MEMORY = "out of memory? "
 """What that may mean: the system ends a process so where there is none left."""
@@ -85,7 +89,7 @@ class Processes(Pool):
 
     def _start(self, slot: int) -> None:
         mine, theirs = self._context.Pipe()
-        arguments = (theirs, slot, self.count, os.getcwd())
+        arguments = (theirs, slot, self.count, os.getcwd(), os.getpid())
         process = self._context.Process(target=_serve, args=arguments, name=f"kvcheck-sweep-{slot}", daemon=True)
         process.start()
         theirs.close()
@@ -133,12 +137,20 @@ def _end(status: int | None) -> str:
     return f"killed by signal {-status}"
 
 
-def _serve(pipe: Connection, slot: int, count: int, folder: str) -> None:
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, whatever it is at: nobody takes what it does."""
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
+
+
+def _serve(pipe: Connection, slot: int, count: int, folder: str, parent: int) -> None:
     """The life of a worker's process. It counts as one of pytest-xdist: cores and devices are shared out so."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever gives the work
     os.environ |= {"PYTEST_XDIST_WORKER": f"gw{slot}", "PYTEST_XDIST_WORKER_COUNT": str(count)}
-    worker = Worker(folder)
-    pipe.send(None)  # it is ready
-    with suppress(EOFError):
+    with suppress(EOFError, OSError):  # whoever gives the work is gone
+        worker = Worker(folder)
+        pipe.send(None)  # it is ready
         while True:
             pipe.send(worker.do(pipe.recv()))

@@ -6,6 +6,9 @@ import os
 import random
 import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -237,17 +240,21 @@ def test_a_sweep_ends_where_workers_die_before_they_are_ready(
     assert "out of memory?" in said
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on_behind_what_is_there(
-    here: Callable[..., Here], alone: dict[tuple[str, str], CaseRecord], stop: type[BaseException]
+    here: Callable[..., Here], alone: dict[tuple[str, str], CaseRecord], stop: type[BaseException] | signal.Signals
 ) -> None:
     def fate(number: int) -> bool:
         if number == 4:
-            raise stop
+            if isinstance(stop, signal.Signals):
+                os.kill(os.getpid(), stop)
+                time.sleep(10)
+            else:
+                raise stop
         return True
 
     here(1, fate)
-    if stop is KeyboardInterrupt:
+    if stop is not RuntimeError:
         assert main([*GRID, "--json=run.json"]) == command.INTERRUPTED
     else:
         with pytest.raises(RuntimeError):
@@ -423,6 +430,42 @@ def test_two_processes_of_which_one_is_killed_give_the_records_of_one(
     assert main([*GRID, "--json=run.json", "--workers=2"]) == 0
     assert len(killed) == 1
     assert measured(Path("run.json")) == alone
+
+
+SLEEPER = """
+import sys, time
+from kvcheck.sweep import pools
+class Sleeps:
+    def __init__(self, folder): time.sleep(100)
+pools.Worker = Sleeps
+if __name__ == "__main__":
+    pool = pools.Processes(1)
+    print(*(process.pid for _, process in pool._live.values()), flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it looks into /proc")
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    parent = subprocess.Popen([sys.executable, tmp_path / "sleeper.py"], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    time.sleep(0.5)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while _lives(worker) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not _lives(worker)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.nightly
