@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from kvcheck.cli import options
 from kvcheck.core import files
@@ -17,7 +18,6 @@ from kvcheck.core.settings import Settings
 from kvcheck.core.spec import split_specs
 
 if TYPE_CHECKING:
-    from kvcheck.core.errors import KvcheckError
     from kvcheck.core.record import Run
     from kvcheck.sweep.book import Book
     from kvcheck.sweep.pools import Pool
@@ -56,13 +56,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _sweep(given: argparse.Namespace) -> int:
     """0 where every case was measured, 1 where one was not."""
-    from kvcheck.cli.checks import OK, REGRESSION, complain, progress, show
+    books = _books(given)
+    with ExitStack() as locks:
+        for book in books:
+            locks.enter_context(files.alone(book.path))
+            book.check(given.resume)
+        return _measured(given, books)
+
+
+def _measured(given: argparse.Namespace, books: list[Book]) -> int:
+    """Measure what is left, of books that are checked."""
+    from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, progress, show
     from kvcheck.sweep.schedule import Schedule, groups
 
-    books = _books(given)
-    for book in books:
-        book.open(given.resume)
-    waiting = groups(books)
+    waiting, runs = groups(books), list[tuple[Book, Run | None]]()
     total, over, interrupted = sum(len(group.left) for group in waiting), 0, False
 
     def tell(slot: int, group: Group, entry: Entry, what: str, always: bool = False) -> None:
@@ -88,28 +95,29 @@ def _sweep(given: argparse.Namespace) -> int:
         over += count
         progress(f"{over} of {total} cases; {book.settings.model} cannot be opened: {book.refused}", True)
 
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if waiting:
-            pool = _pool(given, books[0].settings, total)
-            try:
-                Schedule(waiting, heard, died, refused).run(pool)
-            finally:
-                pool.close()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        runs = [_closed(book) for book in books]
-        signal.signal(signal.SIGTERM, before)
-    if all(book.refused is not None and run is None for book, run in zip(books, runs, strict=True)):
-        raise cast("KvcheckError", books[0].refused)  # of none there is anything
+    with ExitStack() as ends:  # every book is closed, whatever happens
+        ends.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
+        for book in reversed(books):
+            book.begin()
+            ends.callback(lambda book=book: runs.append((book, _closed(book))))
+        try:
+            if waiting:
+                pool = _pool(given, books[0].settings, total)
+                try:
+                    Schedule(waiting, heard, died, refused).run(pool)
+                finally:
+                    pool.close()
+        except KeyboardInterrupt:
+            interrupted = True
     for book in books:
         if book.refused is not None:
             complain(book.refused)
+    if all(book.refused is not None and run is None for book, run in runs):
+        return ERROR
     if interrupted:
         show(["interrupted: what was measured is kept; the same command with --resume goes on"])
         return INTERRUPTED
-    return REGRESSION if any(run is None or run.failures for run in runs) else OK
+    return REGRESSION if any(run is None or run.failures for _, run in runs) else OK
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -159,7 +167,7 @@ def _books(given: argparse.Namespace) -> list[Book]:
         files.expect_file(path)
         for method in settings.methods:
             find_method(method)
-        found.append(Book(settings, path, cases.cases(settings, None), _grid(given, settings)))
+        found.append(Book(settings, path, cases.cases(settings, None), _grid(given, settings), str(given.json)))
         if not found[-1].cases:
             raise SpecError(f"no case of {model} under these options", "kvcheck tasks lists what there is")
     return found

@@ -142,6 +142,37 @@ def one_writer(folder: str, wait: float | None = None) -> Iterator[None]:
         held.release()
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While one process or thread is here, no other one comes here for the same file, on file systems that know locks.
+
+    Who dies lets go of it. Raises BaselineError where somebody has it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise BaselineError(
+            f"another process writes {path} now", "wait for it or end it, or name another file"
+        ) from error
+    except NotImplementedError:  # no locks here
+        yield
+        return
+    except OSError as error:
+        raise BaselineError(
+            f"{path} cannot be written: {error.strerror or error}", "unlock it, or name another place"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)  # while it is held: nobody else's is removed
+        lock.release()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -7,6 +7,7 @@ run file itself, so that `kvcheck report` shows what is there. What an earlier s
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,8 @@ GRID = "grid"
 
 @dataclass
 class Book:
-    """One model's part of a sweep. cases: of every method. grid: see GRID. kept: what is there so far.
+    """One model's part of a sweep. cases: of every method. grid: see GRID. json: the file that was named, see `path`.
+    kept: what is there so far.
 
     notes: what is to be said at the end. refused: why a worker could not open the model, which ends this part.
     """
@@ -42,6 +44,7 @@ class Book:
     path: Path
     cases: Sequence[CaseId]
     grid: str
+    json: str = ""
     kept: Kept = field(default_factory=Kept)
     notes: list[str] = field(default_factory=list)
     refused: KvcheckError | None = None
@@ -52,13 +55,14 @@ class Book:
         self._code = Code.here(self.settings)
         self._journal = Journal(journal.folder_of(self.path), "main")
 
-    def open(self, go_on: bool) -> None:
-        """Begin the journal; with `go_on` behind what is there. Raises SpecError where that is of another sweep, and
-        where it is not to go on but there is something."""
+    def check(self, go_on: bool) -> None:
+        """Read what is there, to `go_on` behind it; changes nothing. Raises SpecError where that is of another sweep,
+        and where it is not to go on but there is something."""
         found = resume.at(self.path)
         if found is not None and not go_on:
             raise SpecError(
-                f"{self.path} holds a run already", f"add --resume, or name another file: kvcheck sweep {self.grid}"
+                f"{self.path} holds a run already",
+                f"name another file, or go on with it: {self._typed(self.grid)}",
             )
         if found is not None and found.header is not None:
             resume.expect_same(
@@ -66,14 +70,20 @@ class Book:
             )
             before = found.header.settings.get(GRID, "")
             if before != self.grid:
-                what = f"kvcheck sweep {before}" if before else "no sweep: it was written by pytest"
                 raise SpecError(
                     f"--resume: {self.path} is of another grid; this one is {self.grid}",
-                    f"to go on with it: {what} --json={self.path} --resume" if before else f"it is of {what}",
+                    f"to go on with it: {self._typed(before)}" if before else "it was written by pytest, no sweep",
                 )
             self.kept, anew = resume.renewed(found, self.settings.methods)
             self.kept = self.kept.without(anew)
             self.notes += [f"{one} is measured anew: its code has changed" for one in anew]
+
+    def _typed(self, grid: str) -> str:
+        """The command that goes on with a grid."""
+        return f"kvcheck sweep {grid} {shlex.quote(f'--json={self.json or self.path}')} --resume"
+
+    def begin(self) -> None:
+        """Begin the journal, behind what is there. Raises BaselineError where it cannot be written."""
         journal.begin(journal.folder_of(self.path), self.kept if self.kept.header is not None else None)
         pairs = [(case, method) for case in self.cases for method in self.settings.methods]
         self._journal.item(Item(f"{case}|{method}", "kv_case", str(case), method) for case, method in pairs)

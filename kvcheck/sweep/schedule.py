@@ -145,7 +145,8 @@ class Schedule:
                 group.left.remove(entry)
         if group is not None and group.left:
             self.waiting.insert(0, group)
-        self.died(slot, group, entry, how)
+        counted = group is not None and group.book.refused is None
+        self.died(slot, group if counted else None, entry, how)
 
     def _take(self, slot: int, done: Done) -> None:
         """Write down what a worker has done."""
@@ -167,7 +168,9 @@ class Schedule:
     def _refuse(self, book: Book, why: KvcheckError) -> None:
         """A model cannot be opened: the others go on. What workers are at of it is not taken any more."""
         self.waiting = [group for group in self.waiting if group.book is not book]
-        for group in self.held.values():
+        for slot, group in list(self.held.items()):
             if group.book is book:
                 group.left = []
+                if slot not in self.working:
+                    del self.held[slot]
         self.refused(book, len(book.refuse(why)))

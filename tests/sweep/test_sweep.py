@@ -21,6 +21,7 @@ import pytest
 from kvcheck.backends.transformers import Session
 from kvcheck.cli import sweep as command
 from kvcheck.cli.commands import main
+from kvcheck.core import files
 from kvcheck.core.record import CaseRecord
 from kvcheck.core.settings import Settings
 from kvcheck.plugin import cases
@@ -338,7 +339,12 @@ def test_a_run_that_is_there_is_not_overwritten_nor_gone_on_with_by_another_grid
     assert main([*GRID, "--json=run.json"]) == 0
     before = Path("run.json").read_bytes()
     assert main([*GRID, "--json=run.json"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "holds a run already" in refused
+    typed = refused.rpartition("go on with it: ")[2]
+    assert main(shlex.split(typed)[1:]) == 0, typed
+    capsys.readouterr()
+    before = Path("run.json").read_bytes()
     assert main([*GRID, "--lengths=256", "--json=run.json", "--resume"]) == 2
     refused = capsys.readouterr().err
     assert "is of another grid" in refused
@@ -348,6 +354,24 @@ def test_a_run_that_is_there_is_not_overwritten_nor_gone_on_with_by_another_grid
     assert main([*GRID, "--json=run.json", "--seed=1", "--resume"]) == 2
     assert main([*GRID, "--json=run.json", "--dtype=bfloat16", "--resume"]) == 2
     assert "was measured with dtype=auto, this session has dtype=bfloat16" in capsys.readouterr().err
+
+
+def test_two_sweeps_do_not_write_one_file(here: Callable[..., Here], capsys: pytest.CaptureFixture[str]) -> None:
+    pool = here(1)
+    with files.alone(Path("run.json").absolute()):
+        assert main([*GRID, "--json=run.json", "--resume"]) == 2
+    assert "another process writes" in capsys.readouterr().err
+    assert not pool.seen
+    assert not list(Path().iterdir())
+
+
+def test_a_sweep_that_is_refused_for_one_model_leaves_nothing_of_the_others(
+    here: Callable[..., Here], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here(1)
+    Path("run-mini_window.json").write_text('{"schema": 0}')
+    assert main([*GRID, "--models=mini,mini_window", "--json=run.json"]) == 2
+    assert [path.name for path in Path().iterdir()] == ["run-mini_window.json"]
 
 
 @pytest.mark.parametrize(
