@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kvcheck.cli import options
-from kvcheck.core import files
+from kvcheck.core import files, front
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import typed
 from kvcheck.core.settings import Settings
@@ -147,12 +147,16 @@ def _books(given: argparse.Namespace) -> list[Book]:
     from kvcheck.backends.transformers.session import find_method
     from kvcheck.models import Loading, names
     from kvcheck.models.loading import encoder_of
-    from kvcheck.plugin import cases, opening, refusals
+    from kvcheck.plugin import cases, opening, refusals, resume
     from kvcheck.sweep.book import Book
 
     if given.workers is not None and given.workers < 1:
         raise SpecError("--workers is a number from 1 up", "leave it out: one per device")
     models = list(dict.fromkeys(name.strip() for name in given.models.split(",")))
+    if not all(models):
+        raise SpecError(f"--models={given.models}: a name is empty", "such as --models=mini,mini_window")
+    if not all(split_specs(given.methods)):
+        raise SpecError(f"--methods={given.methods}: a method is empty", "such as --methods=fp16,snapkv:budget=0.25")
     found = []
     for model, path in zip(models, _paths(given.json, models), strict=True):
         asked = {**vars(given), "methods": split_specs(given.methods), "model": model}
@@ -164,7 +168,7 @@ def _books(given: argparse.Namespace) -> list[Book]:
         names.find(model)
         encoder_of(model, Loading(settings.rope, bool(settings.trust_remote_code)))  # all but its weights
         refusals.known_place(settings)
-        files.expect_file(path)
+        resume.expect_ours(path, "--kv-json", front.option("json"))
         for method in settings.methods:
             find_method(method)
         found.append(Book(settings, path, cases.cases(settings, None), _grid(given, settings), str(given.json)))

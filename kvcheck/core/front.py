@@ -8,7 +8,7 @@ says `--kv-lengths` under pytest and `--lengths` under a command that has that o
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kvcheck.core.settings import OPTIONS
@@ -35,6 +35,16 @@ _spell: Spell = for_pytest
 def option(name: str, value: object = "") -> str:
     """An option by the name of its setting, with a value where one is given."""
     return _spell(name, str(value))
+
+
+def flags() -> dict[str, str]:
+    """How the front end that runs spells each option, for another process: see `by`."""
+    return {name: option(name) for name in OPTIONS}
+
+
+def by(spelled: Mapping[str, str]) -> Spell:
+    """How another process spells options, by its `flags`."""
+    return lambda name, value: spelled[name] + (f"={value}" if value else "")
 
 
 def words(**values: object) -> str:

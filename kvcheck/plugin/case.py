@@ -14,7 +14,7 @@ from kvcheck.core.record import CaseId, CaseRecord, Verdict
 from kvcheck.judging.pairing import check_record
 from kvcheck.plugin import resume, state
 from kvcheck.plugin.gate import gate
-from kvcheck.plugin.item import HANGS, KvItem, said, tail
+from kvcheck.plugin.item import KvItem, hangs, said, tail
 from kvcheck.plugin.options import COLLECTOR
 from kvcheck.plugin.progress import At, Progress
 from kvcheck.plugin.state import State
@@ -154,7 +154,7 @@ class Measuring:
     def _problem(self, error: BaseException) -> str:
         if isinstance(error, TimeLimit):
             limit = self.state.settings.timeout
-            return f"{self.method} ran longer than {limit:g} s in {self.case} and was stopped\n  {HANGS}"
+            return f"{self.method} ran longer than {limit:g} s in {self.case} and was stopped\n  {hangs()}"
         if isinstance(error, BaselineError):  # met while looking after a block: the method is not to blame
             return f"{self.case}  {self.method}\n{error}"
         if isinstance(error, KvcheckError):

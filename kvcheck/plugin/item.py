@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
+from kvcheck.core import front
 from kvcheck.plugin import commands, items, options, state
 from kvcheck.plugin.state import in_place
 from kvcheck.plugin.timelimit import time_limit
@@ -117,6 +118,10 @@ def said(error: BaseException) -> str:
     return what
 
 
-HANGS = "does it hang? A slow one gets more time with --kv-timeout=SECONDS (0: no limit)"
+def hangs() -> str:
+    """What to do about a method that ran out of time."""
+    return f"does it hang? A slow one gets more time with {front.option('timeout', 'SECONDS')} (0: no limit)"
+
+
 OURS = (__file__, os.path.join(os.path.dirname(__file__), "case.py"))
 """Files of which no frame is shown: the method's author has no part in them."""

@@ -13,7 +13,7 @@ from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import LatencyRecord, MemoryRecord, Verdict, cost_case, cost_record
 from kvcheck.judging.budget import Budget, judge_ratios
 from kvcheck.plugin import commands
-from kvcheck.plugin.item import HANGS, KvItem, said, tail
+from kvcheck.plugin.item import KvItem, hangs, said, tail
 from kvcheck.plugin.timelimit import TimeLimit
 from kvcheck.report import explain
 from kvcheck.store.journal import Ended
@@ -60,7 +60,7 @@ class KvLatency(KvItem):
     def _problem(self, error: BaseException) -> str:
         what = f"latency of {self.method} at {self.length} tokens"
         if isinstance(error, TimeLimit):
-            return f"{what} took longer than {self.settings.timeout:g} s\n  {HANGS}"
+            return f"{what} took longer than {self.settings.timeout:g} s\n  {hangs()}"
         return f"{what}\n{error}" if isinstance(error, KvcheckError) else f"{tail(error)}{what}\n{said(error)}"
 
     def _refuse_workers(self) -> None:

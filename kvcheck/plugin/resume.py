@@ -51,9 +51,7 @@ def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Pat
     named = {"--kv-json": settings.json, "--kv-md": settings.md, "--kv-html": settings.html}
     paths = {option: Path(os.path.abspath(name)) for option, name in named.items() if name is not None}
     for option, path in paths.items():
-        files.expect_file(path)
-        if path.is_file() and path.stat().st_size and not OURS[option].match(path.read_bytes()[:1000]):
-            raise SpecError(f"{option}: {path} holds something else and would be overwritten", "name another file")
+        expect_ours(path, option)
     others = {option: getattr(config.option, name, None) for option, name in THEIRS.items()}
     every = paths | {option: Path(os.path.abspath(name)) for option, name in others.items() if name}
     taken: dict[str, str] = {}
@@ -62,6 +60,16 @@ def outputs(config: pytest.Config, settings: Settings) -> tuple[Path | None, Pat
         if first != option:
             raise SpecError(f"{first} and {option} name one file: {path}", "give each a name of its own")
     return paths.get("--kv-json") or options.last_run(config), paths.get("--kv-md"), paths.get("--kv-html")
+
+
+def expect_ours(path: Path, option: str, shown: str = "") -> None:
+    """Raise BaselineError, SpecError where an option cannot write its file, or would overwrite one of another kind.
+
+    shown: the option, where it is spelled otherwise.
+    """
+    files.expect_file(path)
+    if path.is_file() and path.stat().st_size and not OURS[option].match(path.read_bytes()[:1000]):
+        raise SpecError(f"{shown or option}: {path} holds something else and would be overwritten", "name another file")
 
 
 def found(config: pytest.Config, settings: Settings) -> tuple[Kept | None, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from kvcheck.core import front
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.sweep.pools import Pool
 from kvcheck.sweep.worker import Done, Job, Worker
@@ -51,7 +52,7 @@ class Actors(Pool):
         self.start()
 
     def _start(self, slot: int) -> None:
-        self._actors[slot] = self._make.remote(os.getcwd())
+        self._actors[slot] = self._make.remote(os.getcwd(), front.flags())
         self._calls[self._actors[slot].ready.remote()] = (slot, False)
 
     def submit(self, slot: int, job: Job) -> None:

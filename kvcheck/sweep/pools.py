@@ -13,6 +13,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
+from kvcheck.core import front
 from kvcheck.core.errors import KvcheckError
 from kvcheck.sweep.worker import Done, Job, Worker
 
@@ -89,7 +90,7 @@ class Processes(Pool):
 
     def _start(self, slot: int) -> None:
         mine, theirs = self._context.Pipe()
-        arguments = (theirs, slot, self.count, os.getcwd(), os.getpid())
+        arguments = (theirs, slot, self.count, os.getcwd(), front.flags(), os.getpid())
         process = self._context.Process(target=_serve, args=arguments, name=f"kvcheck-sweep-{slot}", daemon=True)
         process.start()
         theirs.close()
@@ -144,13 +145,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _serve(pipe: Connection, slot: int, count: int, folder: str, parent: int) -> None:
+def _serve(pipe: Connection, slot: int, count: int, folder: str, flags: dict[str, str], parent: int) -> None:
     """The life of a worker's process. It counts as one of pytest-xdist: cores and devices are shared out so."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever gives the work
     os.environ |= {"PYTEST_XDIST_WORKER": f"gw{slot}", "PYTEST_XDIST_WORKER_COUNT": str(count)}
     with suppress(EOFError, OSError):  # whoever gives the work is gone
-        worker = Worker(folder)
+        worker = Worker(folder, flags)
         pipe.send(None)  # it is ready
         while True:
             pipe.send(worker.do(pipe.recv()))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from kvcheck.core import front
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseId, CaseRecord
 from kvcheck.core.settings import Settings
@@ -64,9 +67,12 @@ class Done:
 
 
 class Worker:
-    """Holds one model at a time. folder: where the sweep was started; methods and models may lie there."""
+    """Holds one model at a time. folder: where the sweep was started; methods and models may lie there.
 
-    def __init__(self, folder: str) -> None:
+    flags: how messages spell options, see front.flags; None: as here.
+    """
+
+    def __init__(self, folder: str, flags: Mapping[str, str] | None = None) -> None:
         from kvcheck.core import threads
         from kvcheck.core.registry import importable
 
@@ -74,6 +80,7 @@ class Worker:
         importable(Path(folder))
         if os.path.isdir(folder):  # on another machine it may not be there
             os.chdir(folder)
+        self._spell = None if flags is None else front.by(flags)
         self._settings: Settings | None = None
         self._engine: Engine | None = None
         self._opened = Done(os.getpid())
@@ -83,6 +90,10 @@ class Worker:
 
     def do(self, job: Job) -> Done:
         """Measure one block. A method that raises or hangs is a failure; one that kills the process ends the worker."""
+        with nullcontext() if self._spell is None else front.spelled(self._spell):
+            return self._do(job)
+
+    def _do(self, job: Job) -> Done:
         try:
             engine = self._open(job.settings)
         except KvcheckError as error:

@@ -23,7 +23,7 @@ from kvcheck.cli import sweep as command
 from kvcheck.cli.commands import main
 from kvcheck.core import files
 from kvcheck.core.record import CaseRecord
-from kvcheck.core.settings import Settings
+from kvcheck.core.settings import OPTIONS, Settings
 from kvcheck.plugin import cases
 from kvcheck.runner.case import Runner
 from kvcheck.store import journal
@@ -318,6 +318,8 @@ def test_a_finished_sweep_needs_no_worker_to_be_resumed(here: Callable[..., Here
         (["--lengths=long"], "--lengths"),
         (["--tasks=kw"], "unknown task 'kw'"),
         (["--n=auto"], "give a number: --n=16"),
+        (["--models=mini,"], "--models=mini,: a name is empty"),
+        (["--methods="], "--methods=: a method is empty"),
         (["--workers=0"], "--workers is a number from 1 up"),
         (["--models=random:tiny"], "random weights"),
     ],
@@ -398,6 +400,30 @@ def test_a_model_that_a_worker_cannot_open_ends_the_sweep_with_its_reason(
     assert not Path("run.json").exists()
 
 
+def test_a_file_of_something_else_is_refused_before_anything_is_measured(
+    here: Callable[..., Here], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = here(1)
+    Path("notes.txt").write_text("notes")
+    for more in ([], ["--resume"]):
+        assert main([*GRID, "--json=notes.txt", *more]) == 2
+        assert "--json: " in (said := capsys.readouterr().err)
+        assert "holds something else and would be overwritten" in said
+    assert not pool.seen
+    assert Path("notes.txt").read_text() == "notes"
+
+
+def test_a_worker_spells_options_as_the_sweep_does() -> None:
+    flags = {name: option.flag.replace("--kv-", "--") for name, option in OPTIONS.items()}
+    settings = replace(SETTINGS, model="/nowhere", timeout=1e-3)
+    case = cases.cases(SETTINGS, None)[0]
+    done = Worker(os.getcwd(), flags).do(Job(settings, case, "fp16"))
+    assert done.refused is not None
+    assert done.refused[0].startswith("--model: there is no folder")
+    done = Worker(os.getcwd(), flags).do(Job(replace(settings, model="mini"), case, "fp16"))
+    assert "--timeout=SECONDS" in done.failure
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_model_that_cannot_be_opened_fails_alone(
     here: Callable[..., Here], capsys: pytest.CaptureFixture[str], at: int
@@ -460,7 +486,7 @@ SLEEPER = """
 import sys, time
 from kvcheck.sweep import pools
 class Sleeps:
-    def __init__(self, folder): time.sleep(100)
+    def __init__(self, folder, flags): time.sleep(100)
 pools.Worker = Sleeps
 if __name__ == "__main__":
     pool = pools.Processes(1)
