@@ -34,8 +34,8 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell has it, and after SIGTERM."""
 EPILOG = (
     "Of several models each has a run file of its own, RUN-MODEL.json. Exit status 0: every case was measured; 1: one "
-    "was not, its run file says why; 2: the sweep could not be run. Verdicts are in the run files and change no "
-    "status: kvcheck report RUN.json"
+    "was not, its run file says why; 2: the sweep could not be run. --timeout limits a block of contexts. Verdicts are "
+    "in the run files and change no status: kvcheck report RUN.json"
 )
 
 
@@ -95,11 +95,14 @@ def _measured(given: argparse.Namespace, books: list[Book]) -> int:
         over += count
         progress(f"{over} of {total} cases; {book.settings.model} cannot be opened: {book.refused}", True)
 
+    def end(book: Book) -> None:
+        runs.append((book, _closed(book)))
+
     with ExitStack() as ends:  # every book is closed, whatever happens
         ends.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
         for book in reversed(books):
             book.begin()
-            ends.callback(lambda book=book: runs.append((book, _closed(book))))
+            ends.callback(end, book)
         try:
             if waiting:
                 pool = _pool(given, books[0].settings, total)

@@ -135,6 +135,8 @@ def parts() -> list[Part]:
 class Ledger:
     """Stands for a book: it counts contexts. settings: the model alone."""
 
+    refused = None
+
     def __init__(self, model: int) -> None:
         self.path, self.settings = model, SimpleNamespace(model=str(model))
         self.counts: Counter[tuple[CaseId, str]] = Counter()
@@ -188,7 +190,7 @@ class Clock(Pool):
     def wait(self) -> list[tuple[int, Done | None]]:
         """The next one that is done."""
         self.now, slot = heapq.heappop(self.busy)
-        self._did(slot)
+        self._ready(slot)
         return [(slot, Done(0))]
 
     def close(self) -> None:
