@@ -106,6 +106,7 @@ def _measured(given: argparse.Namespace, books: list[Book]) -> int:
         try:
             if waiting:
                 pool = _pool(given, books[0].settings, total)
+                signal.signal(signal.SIGTERM, _interrupt)  # Ray has set its own
                 try:
                     Schedule(waiting, heard, died, refused).run(pool)
                 finally:
@@ -169,7 +170,6 @@ def _books(given: argparse.Namespace) -> list[Book]:
         if not isinstance(settings.n, int | None):
             raise SpecError(f"--n={settings.n}: a sweep measures all of its contexts", "give a number: --n=16")
         names.find(model)
-        encoder_of(model, Loading(settings.rope, bool(settings.trust_remote_code)))  # all but its weights
         refusals.known_place(settings)
         resume.expect_ours(path, "--kv-json", front.option("json"))
         for method in settings.methods:
@@ -177,6 +177,8 @@ def _books(given: argparse.Namespace) -> list[Book]:
         found.append(Book(settings, path, cases.cases(settings, None), _grid(given, settings), str(given.json)))
         if not found[-1].cases:
             raise SpecError(f"no case of {model} under these options", "kvcheck tasks lists what there is")
+    for each in (book.settings for book in found):  # all but the weights
+        encoder_of(each.model, Loading(each.rope, bool(each.trust_remote_code)))
     return found
 
 
