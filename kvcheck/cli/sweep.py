@@ -69,7 +69,8 @@ def _measured(given: argparse.Namespace, books: list[Book]) -> int:
     from kvcheck.cli.checks import ERROR, OK, REGRESSION, complain, progress, show
     from kvcheck.sweep.schedule import Schedule, groups
 
-    waiting, runs = groups(books), list[tuple[Book, Run | None]]()
+    waiting = groups(books)
+    runs: list[tuple[Book, Run | None]] = []
     total, over, interrupted = sum(len(group.left) for group in waiting), 0, False
 
     def tell(slot: int, group: Group, entry: Entry, what: str, always: bool = False) -> None:
