@@ -13,7 +13,7 @@ from kvcheck.judging import stats
 from kvcheck.judging.budget import Budget
 from kvcheck.judging.pooled import Compared
 from kvcheck.power import IDENTICAL, Noise, Recorded, load
-from kvcheck.power.judging import Judged, as_a_run_does, remembering, stopped
+from kvcheck.power.judging import Judged, as_a_run_does, remembering, stopped, together
 from kvcheck.power.losses import ANSWERS, TOGETHER, Loss
 from kvcheck.power.rates import Rate
 from kvcheck.power.resample import draw
@@ -90,7 +90,7 @@ class TestRuns:
 
     def test_a_method_with_a_record_is_judged_against_that_alone(self, recorded: Recorded) -> None:
         for own, questions in ((True, {"regression", "drift", "divergence"}), (False, {"budget"})):
-            found = simulate(recorded, Setup(own=own), 1, 0).judged.pooled["run"]
+            found = simulate(recorded, Setup(own=own), 1, 0, together).judged.pooled["run"]
             assert {one.question for one in found} == questions
 
     def test_scopes_take_turns_with_every_method(self, recorded: Recorded) -> None:
