@@ -23,7 +23,7 @@ ENGINES: Registry[EngineInfo] = Registry(
     attribute="ENGINE",
     skip=(
         *("base", "specs", "session", "noise", "bench", "properties", "lives"),
-        *("openvino_ir", "llamacpp_gguf", "plain_llama", "dialects", "http", "meeting", "said"),
+        *("openvino_ir", "llamacpp_gguf", "plain_llama", "dialects", "http", "meeting", "said", "start", "keeper"),
     ),
 )
 FULL = "fp16"
