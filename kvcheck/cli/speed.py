@@ -115,27 +115,15 @@ def _open(plan: Plan) -> Session:
 
 def _header(session: Session, plan: Plan, roofline: str) -> RunHeader:
     """What the rows are measured on, and how."""
-    import kvcheck
     from kvcheck.core import env
-    from kvcheck.store.baselines import ModelId
+    from kvcheck.store.run_file import header
 
-    commit, dirty = env.git_state(Path.cwd())
     settings = {"rounds": str(plan.rounds), "batch": str(plan.batch), "roofline": roofline}
     settings["attention"] = plan.settings.attention
     settings["dtype"] = str(session.loaded.model.dtype).removeprefix("torch.")
     settings["date"] = datetime.date.today().isoformat()
-    return RunHeader(
-        kvcheck=kvcheck.__version__,
-        git=commit,
-        dirty=dirty,
-        packages=env.packages(),
-        machine=env.machine(plan.settings.device),
-        model=session.fingerprint,
-        model_name=ModelId.of(session.model_name, session.fingerprint).name,
-        settings=settings,
-        time=env.now(),
-        branch=env.git_branch(Path.cwd()),
-    )
+    machine = env.machine(plan.settings.device)
+    return header(Path.cwd(), session.model_name, session.fingerprint, machine, settings)
 
 
 def _started(path: Path | None, header: RunHeader) -> Run:

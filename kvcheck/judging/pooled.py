@@ -341,9 +341,10 @@ def _divergence(scope: str, share: float, pool: Pool, rule: DriftRule, level: fl
     if beyond is None:
         return
     then = measured(pool, *over_turns(pool, lambda a, b: None if a.kl is None else b.kl), 0.0, most, 0.0)
-    recorded = rule.times * then.mean if then is not None else 0.0
+    before = then.mean if then is not None else 0.0
+    recorded = rule.times * before
     mean, p = beyond.mean, beyond.p()
-    same = not _moved(recorded + mean, recorded / rule.times, rule)
+    same = not _moved(recorded + mean, before, rule)
     still = not any(
         _moved(a.kl, b.kl, rule) for now, then in pool.pairs for a, b in zip(now.turns, then.turns, strict=True)
     )

@@ -17,7 +17,7 @@ from kvcheck.core.record import RECORDED_NOW, RUN, CaseId, CaseRecord, Run, Verd
 from kvcheck.core.settings import Settings
 from kvcheck.judging.acted import judge_acted
 from kvcheck.judging.asked import budget_of, compared
-from kvcheck.judging.budget import Budget, case_alpha, expect_records, sequential
+from kvcheck.judging.budget import Budget, case_alpha, expect_records, judge, sequential
 from kvcheck.judging.informative import noted, why_not
 from kvcheck.judging.pairing import expect_same_inputs
 from kvcheck.judging.pooled import Compared, judge_pooled, looks, most_telling
@@ -73,6 +73,12 @@ class Gate:
         self.store = open_store(settings.baselines, root)
         self._prompts = Prompts(model, settings, [settings.model])
         self.alpha = case_alpha(settings.alpha, len(cases.cases(settings, None)) * settings.times)
+
+    @classmethod
+    def of_run(cls, run: Run, settings: Settings, root: Path) -> Gate:
+        """For the cases of a run, by kvcheck's own judge, whatever hooks say."""
+        records = {(str(one.case), one.method): one for one in run.cases}
+        return cls(settings, root, ModelId.of(run.header.model_name, run.header.model), records, judge)
 
     def budget(self, case: CaseId, method: str) -> Budget:
         """What a method may cost. The contexts of a further seed are asked what the others are."""

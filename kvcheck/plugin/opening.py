@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvcheck import __version__
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError, MethodsUnfed, SpecError
 from kvcheck.core.escape import plain
@@ -21,7 +20,7 @@ from kvcheck.models import names
 from kvcheck.plugin import cases, engines, options, parse, refusals, resume, sources
 from kvcheck.plugin.state import STATE, State, in_place, of
 from kvcheck.runner.case import driven
-from kvcheck.store.baselines import ModelId
+from kvcheck.store import run_file
 
 if TYPE_CHECKING:
     from kvcheck.backends.base import Engine
@@ -164,17 +163,7 @@ def header(config: pytest.Config, model: dict[str, str]) -> RunHeader:
     before = mine.kept.header.machine if mine.kept is not None and mine.kept.header is not None else {}
     if machine.items() <= before.items():  # where all was taken from before, torch was not asked for its threads
         machine = dict(before)
-    commit, dirty = env.git_state(config.rootpath)
-    return RunHeader(
-        kvcheck=__version__,
-        git=commit,
-        dirty=dirty,
-        packages=env.packages(),
-        machine=machine,
-        model=model["fingerprint"],
-        model_name=ModelId.of(model["name"], model["fingerprint"]).name,
-        settings=settings.texts(),
-        sources=sources.of_methods(settings.methods) | sources.of_plugins(config),
-        time=mine.began,
-        branch=env.git_branch(config.rootpath),
+    brought = sources.of_methods(settings.methods) | sources.of_plugins(config)
+    return run_file.header(
+        config.rootpath, model["name"], model["fingerprint"], machine, settings.texts(), brought, mine.began
     )

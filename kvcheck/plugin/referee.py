@@ -103,12 +103,9 @@ def _graded(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, s
 
 def _judged(run: Run, settings: Settings, asked: Asked) -> Iterator[tuple[str, str]]:
     """Cases whose verdicts come out otherwise."""
-    from kvcheck.judging.budget import judge
     from kvcheck.plugin.gate import Gate
-    from kvcheck.store.baselines import ModelId
 
-    records = {(str(one.case), one.method): one for one in run.cases}
-    gate = Gate(settings, Path(asked.root), ModelId.of(run.header.model_name, run.header.model), records, judge)
+    gate = Gate.of_run(run, settings, Path(asked.root))
     for record in _theirs(run, asked):
         name = f"{record.case}|{record.method}"
         said = {one.question: one.outcome for one in run.verdicts.get(name, ())}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from kvcheck import __version__
+from kvcheck.core import env
 from kvcheck.core.errors import BaselineError, KvcheckError
 from kvcheck.core.escape import json_text
 from kvcheck.core.files import expect_plain, write_atomically
 from kvcheck.core.formats import Json
 from kvcheck.core.front import ANY, command
-from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, Verdict
+from kvcheck.core.record import SCHEMA, CaseId, CaseRecord, Run, RunHeader, Verdict
+from kvcheck.store.text import ModelId
 from kvcheck.store.validate import check_case, shown, strict_json
 
 T = TypeVar("T")
@@ -40,6 +43,34 @@ def case_from_json(text: str) -> CaseRecord:
 def verdicts_from_json(text: str) -> tuple[Verdict, ...]:
     """Read `dumps(verdicts)` back."""
     return typing.cast("tuple[Verdict, ...]", _build(tuple[Verdict, ...], json.loads(text)))
+
+
+def header(
+    root: Path,
+    model_name: str,
+    fingerprint: str,
+    machine: Mapping[str, str],
+    settings: Mapping[str, str],
+    sources: Mapping[str, str] | None = None,
+    time: str = "",
+) -> RunHeader:
+    """What must be known to judge a run years later. root: of the project, for its commit. time: of its begin, by
+    default now.
+    """
+    commit, dirty = env.git_state(root)
+    return RunHeader(
+        kvcheck=__version__,
+        git=commit,
+        dirty=dirty,
+        packages=env.packages(),
+        machine=dict(machine),
+        model=fingerprint,
+        model_name=ModelId.of(model_name, fingerprint).name,
+        settings=dict(settings),
+        sources=dict(sources or {}),
+        time=time or env.now(),
+        branch=env.git_branch(root),
+    )
 
 
 def write_run(path: str | Path, run: Run) -> None:

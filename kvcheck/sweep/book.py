@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
-from kvcheck import __version__
 from kvcheck.core import env
 from kvcheck.core.errors import KvcheckError, SpecError
 from kvcheck.core.record import CaseId, CaseRecord, Run, RunHeader, Verdict
 from kvcheck.core.settings import Settings
 from kvcheck.plugin import resume
-from kvcheck.store import journal
-from kvcheck.store.baselines import ModelId
+from kvcheck.store import journal, run_file
 from kvcheck.store.journal import Ended, Item, Journal, Kept
-from kvcheck.store.run_file import write_run
 from kvcheck.sweep.worker import Code, Done
 
 EVERY, SHARE = 60.0, 100
@@ -85,13 +83,15 @@ class Book:
     def begin(self) -> None:
         """Begin the journal, behind what is there. Raises BaselineError where it cannot be written."""
         journal.begin(journal.folder_of(self.path), self.kept if self.kept.header is not None else None)
-        pairs = [(case, method) for case in self.cases for method in self.settings.methods]
-        self._journal.item(Item(f"{case}|{method}", "kv_case", str(case), method) for case, method in pairs)
+        self._journal.item(Item(f"{case}|{method}", "kv_case", str(case), method) for case, method in self._pairs())
 
     def left(self) -> list[tuple[CaseId, str]]:
         """(case, method) that are not measured whole: those that failed are tried again."""
-        pairs = [(case, method) for case in self.cases for method in self.settings.methods]
-        return [(case, method) for case, method in pairs if self.done(case, method) < case.n]
+        return [(case, method) for case, method in self._pairs() if self.done(case, method) < case.n]
+
+    def _pairs(self) -> Iterator[tuple[CaseId, str]]:
+        """Every case with every method."""
+        yield from product(self.cases, self.settings.methods)
 
     def failed_before(self, case: CaseId, method: str) -> bool:
         """Whether nothing but a failure came of it in an earlier sweep."""
@@ -164,19 +164,9 @@ class Book:
             self.notes.append(note)
 
     def _header(self, done: Done) -> RunHeader:
-        commit, dirty = env.git_state(Path.cwd())
-        return RunHeader(
-            kvcheck=__version__,
-            git=commit,
-            dirty=dirty,
-            packages=self._code.packages,
-            machine=done.machine,
-            model=done.fingerprint,
-            model_name=ModelId.of(done.model_name, done.fingerprint).name,
-            settings={**self.settings.texts(), GRID: self.grid},
-            sources=self._code.sources,
-            time=self._began,
-            branch=env.git_branch(Path.cwd()),
+        settings = {**self.settings.texts(), GRID: self.grid}
+        return run_file.header(
+            Path.cwd(), done.model_name, done.fingerprint, done.machine, settings, self._code.sources, self._began
         )
 
     def run(self) -> Run | None:
@@ -188,7 +178,7 @@ class Book:
         """Write the run file, whole or not at all."""
         run = run or self.run()
         if run is not None:
-            write_run(self.path, run)
+            run_file.write_run(self.path, run)
 
     def close(self) -> Run | None:
         """Judge what is there and write the run file; then the journal goes. None where nothing was measured."""
@@ -204,12 +194,9 @@ class Book:
 
     def _judged(self, run: Run) -> Run:
         """With the gate's verdicts, on cases and on all cases of a method, where there is something to judge by."""
-        from kvcheck.judging.budget import judge
         from kvcheck.plugin.gate import Gate
 
-        records = {(str(one.case), one.method): one for one in run.cases}
-        model = ModelId.of(run.header.model_name, run.header.model)
-        gate = Gate(self.settings, Path.cwd(), model, records, judge)
+        gate = Gate.of_run(run, self.settings, Path.cwd())
         verdicts, judged, why = dict[str, tuple[Verdict, ...]](), [], dict[str, str]()
         for one in run.cases:
             try:

@@ -95,8 +95,8 @@ def what_is_stored_is_read(subject: Subject) -> None:
 def _has_influence(subject: Subject, cache: FedCache, fork: FedCache, name: str) -> bool:
     """Whether any token gets other logits: those of a short follow-up, or single ones behind it.
 
-    What does not grow, such as the newest queries, gets other numbers again before each of these: it is replaced by
-    and by. What grows does not, so that what new tokens bring is not taken for what was there.
+    What does not grow, such as the newest queries, gets other numbers again before each of these, as new tokens
+    replace it little by little. What grows does not, so that what new tokens bring is not taken for what was there.
     """
     sizes = [tensor.shape for tensor in _named(fork, name)]
     for at, ids in enumerate((subject.tokens(8, salt=1), *subject.tokens(LONG // 2, salt=2).split(1, dim=1))):
