@@ -364,6 +364,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 TIMED = ("what_was_cancelled_leaves_nothing", "an_abort_leaves_the_others_alone", "nothing_piles_up")
 """Properties that have to cancel a request while it is read: whether that comes in time depends on the machine."""
 
+STARTED = ("bytes_are_as_counted",)
+"""Properties that start the engine with pools of two sizes, which no server lets a client do."""
+
 
 @pytest.mark.parametrize(
     "fault", [pytest.param(one, marks=[pytest.mark.nightly] * (CAUGHT[one] == TIMED[0])) for one in FAULTS]
@@ -388,10 +391,16 @@ def holding(seed: int, without: tuple[str, ...] = ()) -> list[str]:
 
 
 def test_a_correct_engine_has_every_property_that_needs_no_timing(few: None) -> None:
-    assert holding(1, without=TIMED) == []
+    assert holding(1, without=(*TIMED, *STARTED)) == []
+
+
+def test_a_property_that_starts_the_engine_anew_says_that_a_server_has_no_pool_to_set(
+    stub: Callable[..., Stub], reference: Stub
+) -> None:
+    assert tried(STARTED[0], stub(**USUAL), reference) == "NotTried: server has no pool"
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_no_correct_engine_is_accused(few: None, seed: int) -> None:
-    assert holding(seed) == []
+    assert holding(seed, without=STARTED) == []
