@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from kvcheck.conformance.runner import examine
 from kvcheck.core.record import HOLDS
@@ -20,10 +24,50 @@ STORED = (
 )
 """Properties that storage of one's own can break."""
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^ *```(\w*).*\n([\s\S]*?)^ *```|((?:^ {4}.*\n|^\n(?=\n* {4}))+)", re.MULTILINE)
+"""A block of code: between fences, or indented."""
+BEGINS = re.compile(r"(python|pytest|kvcheck|torchrun) ")
+"""A line of shell that runs something of ours."""
+AGAIN = re.compile(r"(?<! -m)\s(pytest|kvcheck) (?=-|[a-z])")
+"""A command in the middle of a line."""
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def code(text: str) -> Iterator[tuple[str, str]]:
+    """(language, code) of every block of a page, without what indents it. One without a fence says no language."""
+    for language, fenced, indented in BLOCK.findall(text):
+        yield language, textwrap.dedent(fenced or indented).strip("\n")
+
+
+def run_together(block: str) -> list[str]:
+    """Lines of shell that hold more than one command, or only the end of one."""
+    lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+    wrong = [line for line in lines if re.search(r"#.*\s(pytest|kvcheck)$", line)]
+    for line in lines:
+        commands = re.split(r" (?:&&|\||;) ", line.partition(" #")[0])
+        again = any(BEGINS.match(one) and AGAIN.search(one) for one in commands)
+        wrong += [line] if again or (line.startswith("--") and AGAIN.search(line)) else []
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_line_of_a_block_of_code_is_one_line_of_it(page: Path) -> None:
+    """As when a page is wrapped anew and its blocks with it."""
+    for language, block in code(page.read_text("utf-8")):
+        assert not run_together(block), block
+        if language == "python" or (not language and block.startswith(("from ", "import "))):
+            compile(block, str(page), "exec")
+
+
+def test_commands_that_were_run_together_are_seen() -> None:
+    assert not run_together("pytest --kv-method=snapkv \\\n  --kv-n=4  # kvcheck reads it\nkvcheck tasks\n")
+    assert run_together("python -c 'import this' pytest --pyargs\nkvcheck.suites --kv-model=mini")
+    assert run_together("pytest --kv-record=new\n--kv-against=self pytest --pyargs kvcheck.suites")
+    assert run_together("kvcheck push --to A  # what would change kvcheck\npush --to B")
 
 
 def test_the_method_of_the_how_to_runs_through_a_suite(tmp_path):
