@@ -1,4 +1,4 @@
-"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer, phenomena.
+"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer, phenomena, told.
 `speed` has its own module."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLOURS = {"red": "31", "yellow": "33", "green": "32"}
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands of this module."""
-    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer, _add_phenomena):
+    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer, _add_phenomena, _add_told):
         each(commands)
 
 
@@ -99,6 +99,16 @@ def _add_phenomena(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
     parser.set_defaults(run=_phenomena)
+
+
+def _add_told(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("told", help="which known bugs do a model's answers tell from a correct method?")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="bugs or families (default: those mini hardly shows)")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="repeatable (default: mini)")
+    parser.add_argument("--contexts", type=int, help="per task at most (default 16 of prose, 8 of echo)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
+    parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
+    parser.set_defaults(run=_told)
 
 
 def show(lines: Iterable[str]) -> None:
@@ -227,6 +237,37 @@ def _phenomena(given: argparse.Namespace) -> int:
         how = f"{given.contexts} contexts of {given.length} tokens each: `kvcheck phenomena {typed}`."
         write_atomically(given.md, "\n".join(report.markdown(found, words, how)) + "\n")
     return OK
+
+
+def _told(given: argparse.Namespace) -> int:
+    """On every model in turn."""
+    from kvcheck.core.files import write_atomically
+    from kvcheck.core.settings import Settings
+    from kvcheck.report import told as report
+    from kvcheck.runner.case import driven
+    from kvcheck.zoo import told
+
+    if (given.contexts or 1) < 1 or given.length < 1:
+        raise KvcheckError("--contexts and --length are numbers from 1 up", "kvcheck told --contexts 8 --length 512")
+    found = []
+    for model in given.model or ["mini"]:
+        engine = driven(told.Unaudited.open(settings := Settings(model=model)), settings)
+        seen = []
+        for one in told.measure(engine, given.names or tuple(told.UNSEEN), given.length, given.contexts):
+            seen.append(one)
+            progress(f"{model}: {one.bug}, {one.task}, {one.metric or one.failed}: p {one.p:.4f}", True)
+        found.append(report.Looked(model, seen))
+    show(report.text(found, told.UNSEEN))
+    if given.md:
+        how = f"Contexts of {given.length} tokens: `{_typed(given)}`. Told is what stays at p <= {told.LEVEL:g}."
+        write_atomically(given.md, "\n".join(report.markdown(found, told.UNSEEN, how)) + "\n")
+    return OK
+
+
+def _typed(given: argparse.Namespace) -> str:
+    """The command `kvcheck told` as it was given."""
+    words = ["kvcheck told", *given.names, *(f"--model {model}" for model in given.model)]
+    return " ".join([*words, *([f"--contexts {given.contexts}"] if given.contexts else [])])
 
 
 def _false_positives(given: argparse.Namespace) -> int:

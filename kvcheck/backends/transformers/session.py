@@ -45,7 +45,8 @@ class Session:
     memo: prefills of contexts, shared between the methods and modes of a task and length.
     runners: the methods at home on the model, by spec. carrying: prefills of a model with more than a full KV cache.
     proved: (method, length, query_aware) whose caches have been audited in all rows; later ones are in one row.
-    elsewhere: bytes that a prompt leaves outside of its cache, by (method, length).
+    elsewhere: bytes that a prompt leaves outside of its cache, by (method, length). guards: what makes MethodFailed of
+    that which goes wrong in a case.
     """
 
     loaded: LoadedModel
@@ -56,6 +57,7 @@ class Session:
     isolation: Isolation
     carrying: StatePrefiller | None = None
     lacks: ClassVar[dict[str, str]] = {}
+    guards: ClassVar[type[Guard]] = Guard
     proved: set[Hashable] = field(default_factory=set)
     elsewhere: dict[Hashable, int] = field(default_factory=dict)
     runners: dict[str, MethodRunner] = field(default_factory=dict)
@@ -126,7 +128,7 @@ class Session:
         has changed what others are measured with."""
         with self.isolation.around(self, method_spec):
             synthetic.refuse(self.model_name, case.task)
-            guard = Guard(str(Spec.parse(method_spec)), str(case))
+            guard = self.guards(str(Spec.parse(method_spec)), str(case))
             runner = self.method_runner(method_spec, guard)
             prefiller = self.carrying if self.carrying and isinstance(runner, StateRunner) else self.prefiller
             yield CaseWork(self.loaded, prefiller, runner, guard, case, aware, self.proved, self.elsewhere)
