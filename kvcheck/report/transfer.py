@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from kvcheck.core.errors import MissingBaseline
 from kvcheck.core.front import command
@@ -14,22 +15,40 @@ HEAD = """\
 <!-- written by `kvcheck transfer --md`; do not edit -->
 # Does a verdict on the embedded model hold on a pretrained one?
 
-Every method that both models have a shipped record of, by what it loses there, and how alike the two order them
-(Spearman's rank correlation: 1 is the same order, 0 none). Points are below fp16's accuracy, each capability alike.
-What each model can and cannot show is in [models](models.md#what-each-model-can-show).
+Every method that both models have a shipped record of, by what it loses there, and how alike the two order them. Points
+are below fp16's accuracy, each capability alike; KL is from fp16's logits on the reference answers, in nats per token.
+Methods that give fp16's answers by construction (offloading, saving and loading) are left out: they would only make the
+orders look more alike.
+"""
+READ = """\
+Spearman's rank correlation is 1 for the same order and 0 for none. **What carries over** is the order, as far as this
+table says: between kinds of methods, and within each kind. **What does not carry over** is the size of a loss: the last
+column has KL on `{there}` as a multiple of KL on `{here}`, for the method that it grows least for, the median one, and
+the one that it grows most for. So no limit in points or nats is to be taken from one model to another.
+"""
+SHOWS = """\
+Which faults of a cache each model shows at all, and which it is blind to, is measured by changing one thing at a time
+([phenomena](phenomena.md)) and by bugs of public projects beside their correct counterparts ([told](told.md));
+[models](models.md#what-each-model-can-show) has it in words.
 """
 FEWEST = 4
 """Methods of which a rank correlation is shown."""
+TINY = 1e-6
+"""Nats of KL that count as none where a ratio is taken."""
 KINDS = {
     "all": "all methods",
     "rounds": "those that round or prune channels",
     "leaves out": "those that leave tokens out",
 }
+"""What methods do, and in words. A method that does both counts in the first only."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method on two models. kind: of KINDS. lost: points of accuracy below fp16; kl: nats from fp16; by model."""
+    """One method on two models. kind: of KINDS, "both" for a combined one of two kinds.
+
+    lost: points of accuracy below fp16; kl: nats from fp16; by model.
+    """
 
     spec: str
     kind: str
@@ -38,7 +57,10 @@ class Method:
 
 
 def methods(models: Sequence[str]) -> list[Method]:
-    """What both models have records of, fp16 left out. Raises MissingBaseline where one of them has none."""
+    """What both models have records of, without fp16 and what is fp16 by construction.
+
+    Raises MissingBaseline where one of them has none of fp16.
+    """
     found = [recorded(model) for model in models]
     for model, known in zip(models, found, strict=True):
         if "fp16" not in known:
@@ -47,7 +69,7 @@ def methods(models: Sequence[str]) -> list[Method]:
             )
     here, there = found
     fp16 = here["fp16"], there["fp16"]
-    both = [(here[spec], there[spec]) for spec in here if spec in there and spec != "fp16"]
+    both = [(here[spec], there[spec]) for spec in here if spec in there and not _exact(spec)]
     return [
         Method(
             pair[0].spec,
@@ -65,17 +87,45 @@ def _mean(one: Recorded) -> float:
     return sum(one.accuracy.values()) / len(one.accuracy)
 
 
-def _kind(spec: str) -> str:
+def _exact(spec: str) -> bool:
+    """Whether a method gives fp16's answers by construction, whatever its parameters."""
+    from kvcheck.cache.method import Lossless
     from kvcheck.methods import make
 
-    return "leaves out" if make(spec).info.verbatim else "rounds"
+    return make(spec).info.lossless == Lossless.ALWAYS
 
 
-def correlations(found: Sequence[Method]) -> Iterator[tuple[str, int, float | None, float | None]]:
-    """(kind, methods, Spearman's rank correlation by points lost, by KL) between the models; None for too few."""
+def _kind(spec: str) -> str:
+    """Of KINDS, by what a method declares; of a combined one, by that of its parts."""
+    from kvcheck.methods import make
+
+    kinds = {"leaves out" if make(part).info.verbatim else "rounds" for part in spec.split("+")}
+    return kinds.pop() if len(kinds) == 1 else "both"
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How alike two models order the methods of a kind, in words of KINDS; None for too few methods.
+
+    lost, kl: Spearman's rank correlation by points lost, and by KL. grows: KL on the second as a multiple of KL on the
+    first: least, median, most.
+    """
+
+    kind: str
+    count: int
+    lost: float | None
+    kl: float | None
+    grows: tuple[float, float, float] | None
+
+
+def correlations(found: Sequence[Method]) -> Iterator[Alike]:
+    """By kind."""
     for kind, words in KINDS.items():
         mine = [one for one in found if kind in ("all", one.kind)]
-        yield words, len(mine), _spearman([one.lost for one in mine]), _spearman([one.kl for one in mine])
+        ratios = sorted(max(one.kl[1], TINY) / max(one.kl[0], TINY) for one in mine)
+        grows = (ratios[0], median(ratios), ratios[-1]) if len(mine) >= FEWEST else None
+        lost, kl = (_spearman([getattr(one, name) for one in mine]) for name in ("lost", "kl"))
+        yield Alike(words, len(mine), lost, kl, grows)
 
 
 def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -89,16 +139,29 @@ def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
 def tables(models: Sequence[str], found: Sequence[Method]) -> tuple[Table, Table]:
     """What each method does to both models, by KL on the second; and how alike the ranks are."""
     one, other = models
-    head = ("method", f"points lost, {one}", other, f"KL from fp16, {one}", other)
+    head = ("method", "it", f"points lost, {one}", other, f"KL from fp16, {one}", other)
     rows = [
-        (Code(each.spec), *(f"{value:.1f}" for value in each.lost), *(f"{value:.4f}" for value in each.kl))
+        (Code(each.spec), each.kind, *(f"{value + 0.0:.1f}" for value in each.lost), *map(_nats, each.kl))
         for each in sorted(found, key=lambda each: each.kl[1])
     ]
     ranks = [
-        (words, str(count), *("too few" if value is None else f"{value:.2f}" for value in values))
-        for words, count, *values in correlations(found)
+        (each.kind, str(each.count), _rank(each.lost), _rank(each.kl), *_grows(each.grows))
+        for each in correlations(found)
     ]
-    return Table(head, "<>>>>", rows), Table(("Spearman over", "methods", "by points lost", "by KL"), "<>>>", ranks)
+    second = ("Spearman over", "methods", "by points lost", "by KL", f"KL on {other} / {one}")
+    return Table(head, "<<>>>>", rows), Table(second, "<>>>>", ranks)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _rank(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2f}"
+
+
+def _grows(value: tuple[float, float, float] | None) -> Iterator[str]:
+    yield "" if value is None else " … ".join(f"{one:.2g}" for one in value)
 
 
 def text(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
@@ -118,3 +181,5 @@ def markdown(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
     yield ""
     yield from first.markdown()
     yield from second.markdown()
+    yield READ.format(here=models[0], there=models[1])
+    yield SHOWS.rstrip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvcheck.core.errors import MissingBaseline
@@ -39,18 +41,42 @@ def test_only_what_both_models_have_is_compared(known: dict[str, dict[str, Recor
     assert found["h2o"].kl == (2.0, 2.0)
 
 
+def by_kind() -> dict[str, transfer.Alike]:
+    return {one.kind: one for one in transfer.correlations(transfer.methods(MODELS))}
+
+
 def test_ranks_are_told_apart_by_what_methods_do(known: dict[str, dict[str, Recorded]]) -> None:
-    rows = {words: rest for words, *rest in transfer.correlations(transfer.methods(MODELS))}
-    assert rows["those that leave tokens out"] == [4, pytest.approx(1.0), pytest.approx(1.0)]
-    assert rows["those that round or prune channels"] == [4, pytest.approx(-1.0), pytest.approx(-1.0)]
-    assert 0 < rows["all methods"][2] < 1
+    found = by_kind()
+    evicts, rounds = found["those that leave tokens out"], found["those that round or prune channels"]
+    assert (evicts.count, evicts.lost, evicts.kl) == (4, pytest.approx(1.0), pytest.approx(1.0))
+    assert (rounds.count, rounds.lost, rounds.kl) == (4, pytest.approx(-1.0), pytest.approx(-1.0))
+    assert 0 < (found["all methods"].lost or 0) < 1
+
+
+def test_how_much_more_a_loss_is_on_the_other_model_is_said(known: dict[str, dict[str, Recorded]]) -> None:
+    found = by_kind()
+    assert found["those that leave tokens out"].grows == (1.0, 1.0, 1.0)
+    assert found["those that round or prune channels"].grows == pytest.approx((1.75, 3.5, 10.0), rel=0.1)
+
+
+def test_what_is_fp16_by_construction_is_left_out(known: dict[str, dict[str, Recorded]]) -> None:
+    for model in MODELS:
+        known[model]["offload"] = record("offload", 1.0, 0.0)
+    assert "offload" not in {one.spec for one in transfer.methods(MODELS)}
+
+
+def test_a_method_of_two_kinds_counts_among_all_only(known: dict[str, dict[str, Recorded]]) -> None:
+    for model in MODELS:
+        known[model]["snapkv+kivi:bits=4"] = record("snapkv+kivi:bits=4", 0.5, 1.0)
+    assert {one.spec: one.kind for one in transfer.methods(MODELS)}["snapkv+kivi:bits=4"] == "both"
+    assert [one.count for one in by_kind().values()] == [9, 4, 4]
 
 
 def test_of_too_few_methods_no_rank_is_said(known: dict[str, dict[str, Recorded]]) -> None:
     for spec in EVICTS[1:]:
         del known["smollm2"][spec]
     text = "\n".join(transfer.text(MODELS, transfer.methods(MODELS)))
-    assert "those that leave tokens out               1         too few  too few" in text
+    assert re.search("those that leave tokens out +1 +too few +too few", text)
 
 
 def test_the_page_names_both_models_and_every_method(known: dict[str, dict[str, Recorded]]) -> None:
