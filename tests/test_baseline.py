@@ -41,7 +41,7 @@ def path(store: FileStore, method: str = "snapkv") -> Path:
 def rich(method: str, change: str = "") -> CaseRecord:
     """Everything that a record can hold, already rounded as documented."""
     turns = (
-        TurnRecord(0.8333, "a line\nand «another»", "x", 0.25, 1.234, 0.5, 0.001),
+        TurnRecord(0.8333, "a line\nand «another»", "x", 0.25, 1.234, 0.5, 0.001, rank=2),
         TurnRecord(1.0, f"same start{change}", "", None, None, None, None),
     )
     whole = (TurnRecord(0.0, "", "", None), TurnRecord(1.0, '{"0": 1}', "", 0.3333, 0.1))

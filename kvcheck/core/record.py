@@ -26,6 +26,7 @@ IDLE = "compression"
 """The name in CaseRecord.not_measured where a method that frees memory has nothing to do at this length."""
 Clock = Annotated[int, integer(0, 10**6)]
 """MHz."""
+Rank = Annotated[int, integer(1, 10**6)]
 Digest = Annotated[str, pattern("[0-9a-f]{12}", "twelve hex digits")]
 CAPABILITIES = (
     "string_retrieval",
@@ -90,7 +91,8 @@ class TurnRecord:
     nats. Both also count the position behind the last reference token, which nll does not: where the question is
     visible at compression and prefilling is dense, the first token is fp16's own. None where it was not measured.
     ended: an end token or a stop string of the task closed the answer; False: the limit of new tokens cut it; None: not
-    known, as in records of before this was kept.
+    known, as in records of before this was kept. rank: how many of the references of the context's other questions are
+    likelier answers to this one, plus 1; None where that was not measured (TaskInfo.ranked).
     """
 
     score: Share
@@ -101,6 +103,7 @@ class TurnRecord:
     agree: Share | None = None
     kl: Nats | None = None
     ended: Flag | None = None
+    rank: Rank | None = None
 
 
 @dataclass(frozen=True)

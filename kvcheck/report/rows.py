@@ -339,6 +339,26 @@ def nll_before(records: Iterable[CaseRecord], known: References) -> float | None
     return sum(values) / len(values) if values and asked == len(values) else None
 
 
+def ranked_first(records: Iterable[CaseRecord], known: References) -> tuple[float, float | None] | None:
+    """(share of the references that are likelier than those of the context's other questions, the same of fp16).
+
+    fp16's None where it does not have all of them; None where nothing was ranked.
+    """
+    records = list(records)
+    mine = [turn.rank for record in records for one in record.samples for turn in one.turns if turn.rank is not None]
+    theirs = [
+        then.rank
+        for record in records
+        for before, after in pairs(record, known)
+        for then, now in zip(before.turns, after.turns, strict=False)
+        if then.rank is not None and now.rank is not None
+    ]
+    if not mine:
+        return None
+    before = theirs.count(1) / len(theirs) if len(theirs) == len(mine) else None
+    return mine.count(1) / len(mine), before
+
+
 def not_measured(run: Run, records: Iterable[CaseRecord]) -> dict[str, list[str]]:
     """ "what: reason" with the cases that it holds for."""
     found: dict[str, list[str]] = {}

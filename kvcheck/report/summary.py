@@ -152,6 +152,9 @@ def drift_text(records: Sequence[CaseRecord], known: References) -> str:
     if "nll" in found:
         rise = "" if before is None else f"{round(found['nll'] - before, 3) + 0.0:+.3f} nats per token from fp16 "
         texts.insert(0, f"nll {rise}({found['nll']:.3f})" if rise else f"nll {found['nll']:.3f} nats per token")
+    if (first := rows.ranked_first(records, known)) is not None:
+        now, then = first
+        texts.append(f"reference ranked first {now:.1%}" + (f" (fp16 {then:.1%})" if then is not None else ""))
     return ", ".join(texts)
 
 

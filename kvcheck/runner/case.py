@@ -261,7 +261,7 @@ def _turn(sample: Sample, question: Question, prompter: Prompter) -> TurnRecord:
         return TurnRecord(0.0, "", turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl)
     answer, ended = prompter.answer(turn, question)
     graded = score(turn.metric, answer, turn.references, turn.options)
-    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl, ended)
+    return TurnRecord(graded, answer, turn.subtask, turn.depth, drift.nll, drift.agree, drift.kl, ended, drift.rank)
 
 
 def _left(case: CaseId, size: int, done: set[int]) -> Iterator[list[int]]:

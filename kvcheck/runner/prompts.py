@@ -59,7 +59,7 @@ class Prompter:
 
     chat: what stands around the texts of samples that go into the model's chat template. gold: in a conversation the
     right answer stands in the place of the model's. exact: contexts must have `case.length` tokens (TaskInfo.exact).
-    words: the length counts words (TaskInfo.words).
+    words: the length counts words (TaskInfo.words). ranked: see TaskInfo.ranked; False until it is set.
     openings: how often the token that opens a prompt stands there; some benchmarks' code has it twice. Under a chat
     template the first is the template's to write.
 
@@ -73,7 +73,7 @@ class Prompter:
     ) -> None:  # fmt: skip
         self.encoder, self.case, self.max_length = encoder, case, max_length
         self.chat, self.gold, self.exact, self.words = chat, gold, exact, words
-        self.think = chat.think
+        self.think, self.ranked = chat.think, False
         self.opening = encoder.bos * (openings - bool(chat.tail))
         self._seams: dict[str, tuple[list[int], list[tuple[int, ...]]]] = {}
 
@@ -132,8 +132,15 @@ class Prompter:
     def first(self, sample: Sample, row: int, turn: int) -> Question:
         """The question `turn` asked right after the context."""
         asked = sample.turns[turn]
-        ids = self._seam(sample)[1][turn]
-        return Question(row, turn, ids, self.reference(asked), self._limit(asked))
+        ids, reference = self._seam(sample)[1][turn], self.reference(asked)
+        others = self._others(sample, turn, reference) if self.ranked else ()
+        return Question(row, turn, ids, reference, self._limit(asked), others=others)
+
+    def _others(self, sample: Sample, turn: int, reference: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The references of the sample's other questions as they would follow this one, each once."""
+        asked, targets = sample.turns[turn], [one for at, one in enumerate(sample.turns) if at != turn]
+        found = (self._following_answer(asked, _expected(one)) for one in targets)
+        return tuple(dict.fromkeys(ids for ids in found if ids and ids != reference))
 
     def following(self, sample: Sample, question: Question) -> Question | None:
         """The next turn of a conversation, None after the last one."""
@@ -152,10 +159,11 @@ class Prompter:
 
     def reference(self, turn: Turn) -> tuple[int, ...]:
         """Tokens of the expected answer as they follow the question, at most DRIFT_TOKENS; no end token."""
-        expected = _expected(turn)
-        if not expected:
-            return ()
-        return self._behind(self.asked(turn), self.space(turn) + expected)[:DRIFT_TOKENS]
+        return self._following_answer(turn, _expected(turn))
+
+    def _following_answer(self, turn: Turn, answer: str) -> tuple[int, ...]:
+        """Tokens of an answer as they follow the question, at most DRIFT_TOKENS; () for none."""
+        return self._behind(self.asked(turn), self.space(turn) + answer)[:DRIFT_TOKENS] if answer else ()
 
     def fed(self, sample: Sample) -> str:
         """Digest of the ids that a sample becomes: context, questions and references; not the model's own answers."""
@@ -275,7 +283,9 @@ def prompter(
     history = task.info.history if settings.history == "task" else settings.history
     gold = history == "gold" and case.mode == "multi_turn"
     openings = int(task.facts.get("bos", "1"))
-    return Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
+    made = Prompter(encoder, case, max_length, chat, gold, task.info.exact, openings, task.info.words)
+    made.ranked = task.info.ranked and case.mode == "multi_request"
+    return made
 
 
 def conversation(sample: Sample, asking: Prompter) -> list[tuple[str, str]]:

@@ -40,11 +40,13 @@ class Drift:
     """How the answer that earns the full score looks to the method, means over its tokens; None: not measured.
 
     nll: in nats per token. agree: share of the places where the likeliest token is the full cache's; kl: from it.
+    rank: 1 where the answer is likelier than all others that were asked about (Question.others).
     """
 
     nll: float | None = None
     agree: float | None = None
     kl: float | None = None
+    rank: int | None = None
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Question:
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
     history: tokens between the context and ids (earlier questions and their answers), multi-turn only.
-    reference: tokens of the answer that earns the full score. answer: tokens produced, without the end token;
+    reference: tokens of the answer that earns the full score. others: those of other answers that it is ranked among.
+    answer: tokens produced, without the end token;
     ended: an end token closed it (else max_new_tokens did).
     """
 
@@ -66,6 +69,7 @@ class Question:
     answer: list[int] = field(default_factory=list)
     ended: bool = False
     drift: Drift = Drift()
+    others: tuple[tuple[int, ...], ...] = ()
 
     @property
     def pending(self) -> tuple[int, ...]:

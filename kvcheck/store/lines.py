@@ -18,6 +18,8 @@ WEIGHT, END = "held", "end"
 tokens seen, and the number of answers."""
 CUT = "cut"
 """The key of the turns whose answers the limit of new tokens cut."""
+RANK = "rank"
+"""The key of the ranks of the references, one per turn; it is left out where none was measured."""
 
 _INDEX = re.compile("0|[1-9][0-9]{0,6}")
 _SCORES = re.compile(r"[01]+|[01]\.[0-9]{4}(,[01]\.[0-9]{4})*")
@@ -51,6 +53,8 @@ def write_sample(sample: SampleRecord, fp16: SampleRecord | None, weighed: bool,
     cut = [at for at, turn in enumerate(turns) if not turn.ended] if ended else []
     if cut:
         extra[CUT] = cut
+    if any(turn.rank is not None for turn in turns):
+        extra[RANK] = [turn.rank for turn in turns]
     return " ".join(columns + ([_compact(extra)] if extra else []))
 
 
@@ -89,6 +93,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None, ended: bool) ->
     drift = [_read_thousandths(column, len(scores)) for column in columns[-3:]]
     weight = _read_weight(extra.pop(WEIGHT, None), extra.pop(END, None))
     whole = _read_cut(extra.pop(CUT, []), len(scores)) if ended else [None] * len(scores)
+    ranks = extra.pop(RANK, [None] * len(scores))
     if fp16 is None:
         digest, answers = columns[1], extra.pop("answers")
         depths = extra.pop("depth", [None] * len(scores))
@@ -100,7 +105,7 @@ def read_sample(line: str, fp16: dict[int, SampleRecord] | None, ended: bool) ->
         answers = [_restore(extra.pop(str(at), None), turn.answer) for at, turn in enumerate(theirs.turns)]
     if extra:
         raise ValueError(f"{shown(next(iter(extra)))} means nothing in context {index}")
-    rows: Iterator[Json] = zip(scores, answers, subtasks, depths, *drift, whole, strict=True)
+    rows: Iterator[Json] = zip(scores, answers, subtasks, depths, *drift, whole, ranks, strict=True)
     return SampleRecord(index, digest, tuple(TurnRecord(*row) for row in rows), weight)
 
 

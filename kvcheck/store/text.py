@@ -22,7 +22,8 @@ keys and values, slots], and the number of caches where there were several; `end
 tokens seen, answers], the first two as sums over the answers. In records of before only methods without a formula have
 them.
 `cut` are the turns (from 0) whose answers the limit of new tokens cut. In a case with `ended` in its meta object all
-other answers ended; without it that is not known.
+other answers ended; without it that is not known. `rank` is the place of each turn's reference among those of the
+context's other turns by likelihood, where the task measures it.
 
 Rounding: scores and depths to 4 decimals, nll, agree and kl to 3. Everything else comes back as it was.
 """

@@ -101,6 +101,8 @@ class TaskInfo:
     words, and contexts have as many tokens as that takes (exact is False). history: what stands before a later question
     of a conversation, the model's "own" answers or the "gold" ones. most: samples that there are, 0 for any number.
     scored: False where no question is answered and graded: the likelihood of the references is all that is measured.
+    ranked: in multi_request, each reference is ranked among those of the context's other questions: it costs a few
+    tokens for each, and tells something where hardly a model answers right.
     """
 
     name: str
@@ -116,6 +118,7 @@ class TaskInfo:
     history: str = "own"
     most: int = 0
     scored: bool = True
+    ranked: bool = False
 
 
 class Generate(Protocol):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -210,6 +210,9 @@ def many_shot(order: Order) -> Draft:
         Turn(f"\n{colour} {cue} type", (label,), 4, "exact", stop=(";", "\n"), mark="\n")
         for colour, cue, label in asked
     ]
+
+
+kv = replace(kv, info=replace(kv.info, ranked=True))
 
 
 @dataclass(frozen=True)

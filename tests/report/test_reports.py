@@ -98,6 +98,25 @@ def test_the_drift_of_nll_is_told_as_a_rise_from_fp16() -> None:
     assert "drift        nll +0.250 nats per token from fp16 (0.750), top-1 agreement 90.0%, KL 0.0100 nats" in lines
 
 
+def ranked(found: CaseRecord, *ranks: int | None) -> CaseRecord:
+    """A case whose contexts have these ranks in turn."""
+    samples = [
+        replace(one, turns=(replace(one.turns[0], rank=ranks[at % len(ranks)]),))
+        for at, one in enumerate(found.samples)
+    ]
+    return replace(found, samples=tuple(samples))
+
+
+def test_how_often_the_reference_is_ranked_first_is_told_beside_fp16() -> None:
+    before, after = record("kv", "single", "kv", "fp16", 0), record("kv", "single", "kv", METHOD, 0)
+    now, key = ranked(after, 1, 3), before.case.key
+    assert rows.ranked_first([now], {key: ranked(before, 1)}) == (0.5, 1.0)
+    assert rows.ranked_first([now], {key: ranked(before, 1, None)}) == (0.5, None)
+    assert rows.ranked_first([after], {key: ranked(before, 1)}) is None
+    lines = "\n".join(summary.facts(Run(HEADER, (now,)), [now], {key: ranked(before, 1)}))
+    assert "KL 0.0100 nats, reference ranked first 50.0% (fp16 100.0%)" in lines
+
+
 @pytest.mark.parametrize("report", [terminal, markdown], ids=["terminal", "markdown"])
 def test_a_report_says_what_a_newcomer_asks(run: Run, report: object) -> None:
     text = " ".join(" ".join(report.lines(run)).split())  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -183,36 +183,65 @@ class Contexts:
 
     def drift(self, group: Group) -> list[Drift]:
         """The drift of a group whose questions are in the cache and whose answers are not."""
-        rows = [row for row, question in enumerate(group.questions) if question.reference]
-        questions, found = [group.questions[row] for row in rows], [Drift()] * len(group.questions)
-        if not questions:
-            return found
-        dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, questions, kv=False)]
+        rows, found = (
+            [row for row, one in enumerate(group.questions) if one.reference],
+            [Drift()] * len(group.questions),
+        )
+        for row, one in zip(rows, self._drifts(group, rows), strict=True):
+            found[row] = one
+        for row, rank in self._ranks(group).items():
+            found[row] = replace(found[row], rank=rank)
+        return found
+
+    def _drifts(self, group: Group, rows: list[int]) -> list[Drift]:
+        """Of the questions in these rows, which have a reference."""
+        questions, found = [group.questions[row] for row in rows], [Drift()] * len(rows)
+        dense = [tail.log_probs for tail in self.prefiller.tails(self.dense, questions, kv=False)] if rows else []
         if self.runner.method.name() == "fp16":
-            for row, question, log_probs in zip(rows, questions, dense, strict=True):
-                found[row], _ = drift.between(question.reference, log_probs, None)
-            return found
-        evicts = self.runner.method.info.evicts_in_decode
-        for part in alike(range(len(rows)), lambda at: len(questions[at].reference) if evicts else 0):
-            own = self._forced(group, [rows[at] for at in part])
+            return [
+                drift.between(question.reference, log_probs, None)[0]
+                for question, log_probs in zip(questions, dense, strict=True)
+            ]
+        for part in self._forcible([question.reference for question in questions]):
+            own = self._forced(group, [rows[at] for at in part], [questions[at].reference for at in part])
             for at, log_probs in zip(part, own, strict=True):
-                found[rows[at]], apart = drift.between(questions[at].reference, dense[at], log_probs)
+                found[at], apart = drift.between(questions[at].reference, dense[at], log_probs)
                 self.apart.append(apart)
         return found
 
-    def _forced(self, group: Group, rows: list[int]) -> list[torch.Tensor]:
-        """The method's log-probabilities (A + 1, V) before each reference token and behind the last.
+    def _ranks(self, group: Group) -> dict[int, int]:
+        """By row, the rank of the reference among the answers that it is to be compared with, by likelihood."""
+        asked = [(row, one) for row, each in enumerate(group.questions) for one in (each.reference, *each.others)]
+        asked = [(row, one) for row, one in asked if group.questions[row].others]
+        likely = [0.0] * len(asked)
+        for part in self._forcible([one for _, one in asked]):
+            for start in range(0, len(part), self.most):
+                some = part[start : start + self.most]
+                own = self._forced(group, [asked[at][0] for at in some], [asked[at][1] for at in some])
+                for at, log_probs in zip(some, own, strict=True):
+                    likely[at] = drift.likelihood(asked[at][1], log_probs)
+        by: dict[int, list[float]] = {}
+        for (row, _), value in zip(asked, likely, strict=True):
+            by.setdefault(row, []).append(value)
+        return {row: 1 + sum(other > mine for other in others) for row, (mine, *others) in by.items()}
 
-        From a fork that is dropped afterwards. Shorter references are filled up at their end, which a method that does
+    def _forcible(self, answers: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Which answers can be fed together: those of one length, where later tokens may drive out earlier ones."""
+        evicts = self.runner.method.info.evicts_in_decode
+        return alike(range(len(answers)), lambda at: len(answers[at]) if evicts else 0)
+
+    def _forced(self, group: Group, rows: list[int], answers: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        """The method's log-probabilities (A + 1, V) before each token of an answer in each row, and behind the last.
+
+        From a fork that is dropped afterwards. Shorter answers are filled up at their end, which a method that does
         not evict while decoding does not see.
         """
-        questions = [group.questions[row] for row in rows]
         first = group.logits[rows][:, None]
-        fed = drift.padded([question.reference for question in questions], first.device)
+        fed = drift.padded(answers, first.device)
         with self.guard("reading the reference answer"):
             rest = self.runner.feed(group.cache.select(rows), fed, fed.shape[1])
         logits = torch.cat([first, rest], dim=1)
-        parts = [logits[at, : len(question.reference) + 1] for at, question in enumerate(questions)]
+        parts = [logits[at, : len(answer) + 1] for at, answer in enumerate(answers)]
         for part in parts:
             self.guard.pick(part)
         return [drift.log_probs(part) for part in parts]

@@ -38,6 +38,12 @@ def between(reference: Sequence[int], dense: torch.Tensor, own: torch.Tensor | N
     return Drift(nll, agree, kl), float((dense - own).abs().nan_to_num(0.0).max())
 
 
+def likelihood(answer: Sequence[int], own: torch.Tensor) -> float:
+    """The log-likelihood of the T tokens of an answer, by log-probabilities as in `between`."""
+    target = torch.tensor(answer, device=own.device)
+    return float(own[: len(target)].gather(-1, target[:, None]).double().sum())
+
+
 def log_probs(logits: torch.Tensor) -> torch.Tensor:
     """Log-probabilities in float32."""
     return torch.log_softmax(logits.float(), dim=-1)
