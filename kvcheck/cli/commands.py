@@ -12,7 +12,7 @@ import kvcheck
 from kvcheck.cli import baselines, checks, engine, history, new_method, options, report, speed, sweep
 from kvcheck.cli.baselines import own_store
 from kvcheck.cli.checks import ERROR, OK, REGRESSION, coloured, complain, show, width
-from kvcheck.core import env, front, threads
+from kvcheck.core import env, front, kept, threads
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.registry import importable
 from kvcheck.models import names
@@ -159,6 +159,8 @@ def _doctor(given: argparse.Namespace) -> int:
     print("baselines")
     store = own_store()
     show(f"  {entry.model.name:<18} {entry.method} ({len(entry.cases)} cases)" for entry in store.entries())
+    print("prefills kept from run to run")
+    show([f"  {_prefills()}"])
     problems = store.verify()
     show(f"  {path}: {reason}" for path, reason in problems)
     return OK if healthy and models and not problems else REGRESSION
@@ -170,6 +172,18 @@ def _installed(name: str) -> str:
         return str(names.find(name).gguf)
     except KvcheckError as error:
         return f"{error.message}; {error.hint}"
+
+
+def _prefills() -> str:
+    """Where, as the project here has it. Raises SpecError for a table that pytest would refuse."""
+    from kvcheck.plugin import opening, parse
+
+    raw = parse.table(Path.cwd() / "pyproject.toml")
+    asked = {name: value for name, value in raw.items() if name.startswith("prefill_cache")}
+    found = opening.in_full(parse.settings(asked, {name: f"{parse.TABLE} {name}" for name in asked}))
+    if found.prefill_cache is None:
+        return f"nowhere; {front.option('prefill_cache', 'PATH')} keeps them"
+    return kept.said(found.prefill_cache, found.prefill_cache_size)
 
 
 def _torch() -> bool:

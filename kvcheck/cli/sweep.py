@@ -28,8 +28,10 @@ CASES = ("lengths", "profile", "tasks", "modes", "n", "seed")
 ENGINE = ("device", "dtype", "query_aware", "rope", "attention", "trust_remote_code")
 PROMPTS = ("data", "text", "compat", "chat", "think", "history")
 JUDGING = ("baselines", "against", "budget", "alpha", "timeout")
-SAME = (*CASES, *ENGINE, *PROMPTS, *JUDGING)
-"""Options that pytest has, too."""
+GRID = (*CASES, *ENGINE, *PROMPTS, *JUDGING)
+"""Options that pytest has, too, and that say what is measured."""
+SAME = (*GRID, "prefill_cache", "prefill_cache_size")
+"""All that pytest has, too."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell has it, and after SIGTERM."""
 EPILOG = (
@@ -172,6 +174,7 @@ def _books(given: argparse.Namespace) -> list[Book]:
             raise SpecError(f"--n={settings.n}: a sweep measures all of its contexts", "give a number: --n=16")
         names.find(model)
         refusals.known_place(settings)
+        refusals.prefill_place(settings)
         resume.expect_ours(path, "--kv-json", front.option("json"))
         for method in settings.methods:
             find_method(method)
@@ -186,7 +189,7 @@ def _books(given: argparse.Namespace) -> list[Book]:
 def _grid(given: argparse.Namespace, settings: Settings) -> str:
     """The grid as it is typed, in one form."""
     words = [typed("methods", ",".join(settings.methods)), typed("models", given.models)]
-    for name in SAME:
+    for name in GRID:
         value = getattr(settings, name)
         if getattr(given, name) is not None and value != getattr(Settings(), name):
             text = "" if value is True else given.budget if name == "budget" else value

@@ -94,7 +94,8 @@ class Settings:
     has one), "yes" or "no". think: tokens before an answer, which are no part of it. history: what stands before a
     later question: "task" (as the benchmark has it), the model's "own" answers or the "gold" ones. rope: in place of
     the model's own, such as "yarn:factor=4"; "" for its own. attention: the kernel of scaled_dot_product_attention.
-    trust_remote_code: the model whose own code may run, "" for none.
+    trust_remote_code: the model whose own code may run, "" for none. prefill_cache: a folder where prefills of the full
+    cache are kept from run to run, None for nowhere; prefill_cache_size: GB that they take at most.
     """
 
     methods: tuple[str, ...] = declared(
@@ -218,6 +219,12 @@ class Settings:
         values.choice(ATTENTION),
     )
     trust_remote_code: str = declared("", "run the code that comes with this model: its name again", "NAME")
+    prefill_cache: str | None = declared(
+        None, "keep prefills of the full cache in this folder, for the next run on this machine", "PATH"
+    )
+    prefill_cache_size: float = declared(
+        4.0, "GB of that folder at most; what was used longest ago goes first (default: 4)", "GB", values.gigabytes
+    )
     resume: str | None = declared(
         None, "continue an interrupted run: cases of this run file (or `last`) are not run again", "PATH"
     )
@@ -249,6 +256,8 @@ class Settings:
         usual = Settings()
         named = {name: str(getattr(self, name)) for name in (*PROMPTS, *MODEL)}
         found |= {name: text for name, text in named.items() if getattr(self, name) != getattr(usual, name)}
+        if self.prefill_cache is not None and not self.zoo:  # the zoo compares all of them, and this changes no number
+            found["prefill_cache"] = "in use"
         if self.budget:
             found["budget"] = ",".join(f"{key}={value}" for key, value in sorted(self.budget.items()))
         if self.zoo:

@@ -168,6 +168,15 @@ def seconds(value: object) -> float:
     return found
 
 
+def gigabytes(value: object) -> float:
+    """A size on disk."""
+    hint = "GB, a number above 0, such as 4"
+    found = number(value, hint)
+    if found <= 0:
+        raise SpecError(f"out of range: {value}", hint)
+    return found
+
+
 def device(value: object) -> str:
     """Where a model computes, as torch writes it, or `spread`."""
     found = text(value)

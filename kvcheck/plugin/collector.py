@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from kvcheck.core import files
+from kvcheck.backends.engines import specs
+from kvcheck.core import files, kept
 from kvcheck.core.errors import KvcheckError
 from kvcheck.core.escape import plain
 from kvcheck.core.record import RUN, CaseRecord, Run, RunHeader, Verdict
@@ -96,6 +97,16 @@ class Collector:
         if item is not None and item.method and self.state.journal is not None:
             with suppress(KvcheckError):  # that the journal is gone is said at the end
                 self.state.journal.died(item)
+
+    def pytest_report_header(self) -> list[str]:
+        """Say where prefills are kept; another engine makes its own."""
+        if self.settings.prefill_cache is None:
+            return []
+        other = len(self.config.hook.pytest_kvcheck_open.get_hookimpls()) > 1 or specs.chosen(self.settings) is not None
+        where = (
+            "not by this engine" if other else kept.said(self.settings.prefill_cache, self.settings.prefill_cache_size)
+        )
+        return [plain(f"kvcheck: prefills are kept: {where}")]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:

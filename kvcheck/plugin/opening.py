@@ -37,8 +37,10 @@ def activate(config: pytest.Config) -> State:
         refusals.recording_in_ci(found)
         refusals.known_place(found)
         refusals.more_contexts(found)
-        if found.record and not hasattr(config, "workerinput"):
-            refusals.expect_room(found, config.rootpath)
+        if not hasattr(config, "workerinput"):
+            refusals.prefill_place(found)
+            if found.record:
+                refusals.expect_room(found, config.rootpath)
         state = State(in_full(found))
         if not hasattr(config, "workerinput"):
             state.run_file, state.md_file, state.html_file = resume.outputs(config, found)
@@ -60,9 +62,10 @@ def in_full(found: Settings) -> Settings:
     if data not in (None, "hub"):
         data = os.path.abspath(os.path.expanduser(str(data)))
     text = os.path.abspath(os.path.expanduser(found.text)) if found.text else ""
+    prefills = found.prefill_cache and os.path.abspath(os.path.expanduser(found.prefill_cache))
     if stores is not None:
         stores = ",".join(one if "://" in one else os.path.abspath(one) for one in stores.split(","))
-    return replace(found, data=data, text=text, baselines=stores)
+    return replace(found, data=data, text=text, baselines=stores, prefill_cache=prefills)
 
 
 def refuse_forked(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kvcheck.core import kept
 from kvcheck.core.errors import SpecError
 from kvcheck.core.front import option
 from kvcheck.core.settings import Settings
@@ -54,6 +55,12 @@ def known_place(settings: Settings) -> None:
                 f"check the spelling, or add {option('record', 'new')}",
                 option="baselines",
             )
+
+
+def prefill_place(settings: Settings) -> None:
+    """Refuse a folder for prefills that cannot be written."""
+    if settings.prefill_cache is not None:
+        kept.expect_folder(Path(settings.prefill_cache).expanduser())
 
 
 def expect_room(settings: Settings, root: Path) -> None:

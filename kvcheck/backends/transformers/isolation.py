@@ -161,13 +161,16 @@ class Isolation:
             yield
         except KeyboardInterrupt:
             before.restored()
+            _settle(prefillers, good=False)
             raise
         except BaseException as error:
             changed = self._compared(session, method, (before, hooks, prefillers), raised=True)
+            _settle(prefillers, good=not changed)
             if changed:
                 _tell(error, changed)
             raise
         changed = self._compared(session, method, (before, hooks, prefillers))
+        _settle(prefillers, good=not changed)
         if changed:
             raise MethodFailed(f"{method} changed what other methods are measured with:{_listed(changed)}", WAYS)
 
@@ -213,6 +216,13 @@ class Isolation:
         self.proof.loaded = session.loaded
         if self.proof.changed() or not self.proof.answers():
             self.spoiled = method
+
+
+def _settle(prefillers: Iterable[Prefiller], good: bool) -> None:
+    """What a case has prefilled is kept from run to run where nothing was changed while it did."""
+    for each in prefillers:
+        if each.store is not None:
+            each.store.settle(good)
 
 
 def _listed(changed: Iterable[str]) -> str:

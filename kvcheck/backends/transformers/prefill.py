@@ -2,7 +2,7 @@
 
 The context goes through the model once, with the full 16-bit cache. What comes after it (a question, and the reference
 answer for the drift) is appended to a fork, all rows in one forward: short rows are filled up at their right end, which
-a causal model with a full cache does not see.
+a causal model with a full cache does not see. What these forwards gave may be kept from run to run (prefill_store.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 import torch
 
 from kvcheck.backends.transformers import drift
+from kvcheck.backends.transformers.prefill_store import PrefillStore, Tensors, digest_of, numbered
+from kvcheck.cache.kernels import PLAIN, Softmax
 from kvcheck.cache.kv_cache import CacheLayer
 from kvcheck.cache.method_runner import MethodRunner
 from kvcheck.cache.shape import ModelShape, Prefilled
@@ -76,13 +78,15 @@ class Dense(Shared):
     """The full prefill of B contexts of equal length.
 
     key: names it in the memo. layers: per layer keys, values (B, G, n, d), queries (B, H, n, d) or None.
-    tails: what the full cache said of questions behind it, by row, tokens and reference.
+    tails: what the full cache said of questions behind it, by row, tokens and reference. prompt: a digest of its token
+    ids where it is kept from run to run, "" where it is not.
     """
 
     key: Hashable
     layers: list[Prefilled]
     tokens: int
     tails: dict[Hashable, Tail] = field(default_factory=dict)
+    prompt: str = ""
 
     def select(self, rows: Sequence[int]) -> list[Prefilled]:
         """Copies of these rows, repeats allowed: what a method gets may be written to."""
@@ -165,13 +169,17 @@ class Memo(Generic[T]):
 class Prefiller:
     """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
 
-    used: the prefills that were handed out since somebody emptied it, as long as they are kept.
+    used: the prefills that were handed out since somebody emptied it, as long as they are kept. store: keeps what the
+    forwards gave from run to run; None for nowhere.
     """
 
-    def __init__(self, loaded: LoadedModel, memo: Memo[Dense], queries: bool) -> None:
+    def __init__(
+        self, loaded: LoadedModel, memo: Memo[Dense], queries: bool, store: PrefillStore | None = None
+    ) -> None:
         self.runner = MethodRunner(Asked(), loaded)
         self.memo = memo
         self.queries = queries
+        self.store = store
         self.forwards = 0
         self.used: WeakSet[Dense] = WeakSet()
 
@@ -190,23 +198,50 @@ class Prefiller:
         if found is not None and (not queries or found.layers[0].queries is not None):
             self.used.add(found)
             return found
+        prompt = self._prompt(ids)
+        dense = Dense(key, self._stored(prompt) or self._fed(ids, prompt), ids.shape[1], prompt=prompt)
+        self.memo.put(key, dense, dense.nbytes)
+        self.used.add(dense)
+        return dense
+
+    def _fed(self, ids: torch.Tensor, prompt: str) -> list[Prefilled]:
+        """Feed contexts. prompt: under which the store keeps what came of it, "" for not at all."""
         cache = Fp16().build(self.runner.shape)
         with cache.recording() as layers:
             self.runner.feed(cache, ids)
         self.forwards += len(ids)
         if not self.queries:
             layers = [Prefilled(layer.keys, layer.values, None, layer.scaling) for layer in layers]
-        dense = Dense(key, layers, ids.shape[1])
-        self.memo.put(key, dense, dense.nbytes)
-        self.used.add(dense)
-        return dense
+        if self.store is not None and prompt:
+            self.store.put(self.store.key("keys", prompt), *_keys_of(layers))
+            if self.queries:
+                self.store.put(self.store.key("queries", prompt), *_queries_of(layers))
+        return layers
+
+    def _prompt(self, ids: torch.Tensor) -> str:
+        """A digest of contexts for the store; "" where there is none. Ids of images mean others in the next run."""
+        vision = self.runner.loaded.vision
+        if self.store is None or (vision is not None and bool(vision.shown(ids).any())):
+            return ""
+        return digest_of(ids)
+
+    def _stored(self, prompt: str) -> list[Prefilled] | None:
+        """The full cache of contexts from the store, with queries where they are wanted; None where it is not there."""
+        if self.store is None or not prompt:
+            return None
+        queries = self.store.get(self.store.key("queries", prompt), _to_queries) if self.queries else []
+        layers = None if queries is None else self.store.get(self.store.key("keys", prompt), _to_keys)
+        if not queries or layers is None:
+            return layers
+        pairs = zip(layers, queries, strict=True)
+        return [Prefilled(each.keys, each.values, asked, each.scaling, softmax) for each, (asked, softmax) in pairs]
 
     def tails(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """What the full cache says of each question, after the same token history. kv: with keys and values."""
         keys: list[Hashable] = [(question.row, question.tail, question.reference) for question in questions]
         missing = [at for at, key in enumerate(keys) if not self._known(dense, key, kv)]
         if missing:
-            fresh = self._run(dense, [questions[at] for at in missing], kv)
+            fresh = self._answers(dense, [questions[at] for at in missing], kv)
             dense.tails.update((keys[at], tail) for at, tail in zip(missing, fresh, strict=True))
             self.memo.put(dense.key, dense, dense.nbytes)
         return [dense.tails[key] for key in keys]
@@ -229,6 +264,18 @@ class Prefiller:
         if tail is None or not kv:
             return tail is not None
         return tail.layers is not None and (not self.queries or all(part[2] is not None for part in tail.layers))
+
+    def _answers(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
+        """What the full cache says of questions together, from the store where that is there."""
+        if self.store is None or not dense.prompt:
+            return self._run(dense, questions, kv)
+        fed = [(question.row, question.tail, question.reference) for question in questions]
+        key = self.store.key("tails", dense.prompt, fed, kv, kv and self.queries)
+        found = self.store.get(key, _to_tails)
+        if found is None:
+            found = self._run(dense, questions, kv)
+            self.store.put(key, *_of_tails(found))
+        return found
 
     def _run(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """Feed questions and references behind their contexts, in one forward."""
@@ -267,3 +314,59 @@ class Prefiller:
             asked = None if seen is None else seen[at, :, :size].clone()
             parts.append((layer.keys[at, :, span].clone(), layer.values[at, :, span].clone(), asked))
         return parts
+
+
+# -- what the store keeps ----------------------------------------------------------------------------------------------
+
+Told = dict[str, Any]
+
+
+def _keys_of(layers: Sequence[Prefilled]) -> tuple[Tensors, Told]:
+    """Keys and values."""
+    tensors = numbered([{"keys": layer.keys, "values": layer.values} for layer in layers])
+    return tensors, {"scaling": [layer.scaling for layer in layers]}
+
+
+def _to_keys(tensors: Tensors, told: Told) -> list[Prefilled]:
+    each = enumerate(told["scaling"])
+    return [Prefilled(tensors[f"{at}.keys"], tensors[f"{at}.values"], None, scaling) for at, scaling in each]
+
+
+def _queries_of(layers: Sequence[Prefilled]) -> tuple[Tensors, Told]:
+    """Queries, and what makes weights of them."""
+    softmaxes = [layer.softmax or PLAIN for layer in layers]
+    parts = [{"queries": one.queries, "sinks": softmax.sinks} for one, softmax in zip(layers, softmaxes, strict=True)]
+    return numbered(parts), {"caps": [softmax.cap for softmax in softmaxes]}
+
+
+def _to_queries(tensors: Tensors, told: Told) -> list[tuple[torch.Tensor, Softmax]]:
+    each = enumerate(told["caps"])
+    return [(tensors[f"{at}.queries"], _softmax(cap, tensors.get(f"{at}.sinks"))) for at, cap in each]
+
+
+def _softmax(cap: float | None, sinks: torch.Tensor | None) -> Softmax:
+    return PLAIN if cap is None and sinks is None else Softmax(cap, sinks)
+
+
+def _of_tails(tails: Sequence[Tail]) -> tuple[Tensors, Told]:
+    """What the full cache said of questions."""
+    parts: list[dict[str, torch.Tensor | None]] = []
+    for tail in tails:
+        part: dict[str, torch.Tensor | None] = {"logits": tail.logits, "log_probs": tail.log_probs}
+        for at, layer in enumerate(tail.layers or ()):
+            part |= {f"{at}.{name}": one for name, one in zip(("keys", "values", "queries"), layer, strict=True)}
+        parts.append(part)
+    return numbered(parts), {"layers": [None if tail.layers is None else len(tail.layers) for tail in tails]}
+
+
+def _to_tails(tensors: Tensors, told: Told) -> list[Tail]:
+    return [_to_tail(tensors, f"{at}.", layers) for at, layers in enumerate(told["layers"])]
+
+
+def _to_tail(tensors: Tensors, name: str, layers: int | None) -> Tail:
+    """One of them, whose tensors' names begin so."""
+    parts: list[Part] = [
+        (tensors[f"{name}{at}.keys"], tensors[f"{name}{at}.values"], tensors.get(f"{name}{at}.queries"))
+        for at in range(layers or 0)
+    ]
+    return Tail(None if layers is None else parts, tensors[f"{name}logits"], tensors[f"{name}log_probs"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kvcheck.backends.base import Timer
-from kvcheck.backends.transformers import bench, kernel
+from kvcheck.backends.transformers import bench, kernel, prefill_store
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.isolation import Isolation
 from kvcheck.backends.transformers.meter import joined, weigh
@@ -80,7 +80,9 @@ class Session:
         memo, isolation = Memo[Dense](space(loaded.device)), Isolation(loaded)  # before any method's module is imported
         wants = any("queries" in find_method(text).info.needs for text in settings.methods)
         carrying = None if loaded.states is None else StatePrefiller(loaded, memo)
-        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants), memo, isolation, carrying)
+        proof = isolation.proof
+        store = prefill_store.opened(settings, loaded, proof.logits, proof.sums)
+        return cls(loaded, settings, loaded.shape, Prefiller(loaded, memo, wants, store), memo, isolation, carrying)
 
     @property
     def model_name(self) -> str:
