@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from kvcheck.core.record import CAPABILITIES, CaseRecord
@@ -18,8 +18,8 @@ MODELS = {
 class Recorded:
     """The records of one spec. accuracy: by capability, mean over the cases; turns: by turn, in multi-turn mode.
 
-    kl: from fp16, in nats, mean over the cases. least, most: KV bytes as a share of fp16's, over the cases. None where
-    they were not measured.
+    kl: from fp16, in nats, mean over the cases; kl_by_task: over those of each task. least, most: KV bytes as a share
+    of fp16's, over the cases. None where they were not measured.
     """
 
     spec: str
@@ -28,6 +28,7 @@ class Recorded:
     kl: float | None
     least: float | None
     most: float | None
+    kl_by_task: dict[str, float] = field(default_factory=dict)
 
     @property
     def bytes_text(self) -> str:
@@ -70,8 +71,13 @@ def summary(spec: str, cases: list[CaseRecord]) -> Recorded:
         scores = [case.accuracy for case in cases if case.capability == capability and case.scored]
         if scores:
             accuracy[capability] = sum(scores) / len(scores)
-    divergences = [kl for case in cases if (kl := drift([case]).get("kl")) is not None]
+    tasks: dict[str, list[float]] = {}
+    for case in cases:
+        if (one := drift([case]).get("kl")) is not None:
+            tasks.setdefault(case.case.task, []).append(one)
+    divergences = [one for found in tasks.values() for one in found]
     kl = sum(divergences) / len(divergences) if divergences else None
     ratios = sorted(case.memory.ratio for case in cases if case.memory is not None)
     least, most = (ratios[0], ratios[-1]) if ratios else (None, None)
-    return Recorded(spec, accuracy, tuple(turns(cases)), kl, least, most)
+    by_task = {task: sum(found) / len(found) for task, found in tasks.items()}
+    return Recorded(spec, accuracy, tuple(turns(cases)), kl, least, most, by_task)

@@ -16,25 +16,29 @@ HEAD = """\
 # Does a verdict on the embedded model hold on a pretrained one?
 
 Every method that both models have a shipped record of, by what it loses there, and how alike the two order them. Points
-are below fp16's accuracy, each capability alike; KL is from fp16's logits on the reference answers, in nats per token.
+are below fp16's accuracy, each capability alike; KL is from fp16's logits on the reference answers, in nats per token:
+the mean over all cases, and the median over tasks, since one task with large KL can decide a mean.
 Methods that give fp16's answers by construction (offloading, saving and loading) are left out: they would only make the
 orders look more alike.
 """
 READ = """\
-Spearman's rank correlation is 1 for the same order and 0 for none. **What carries over** is the order, as far as this
-table says: between kinds of methods, and within each kind. **What does not carry over** is the size of a loss: the last
-column has KL on `{there}` as a multiple of KL on `{here}`, for the method that it grows least for, the median one, and
-the one that it grows most for. So no limit in points or nats is to be taken from one model to another.
+Spearman's rank correlation is 1 for the same order and 0 for none. "Same tasks" are those that both models have records
+of ({tasks}). **What carries over** is the order, as far as this table says: among all methods, and within each kind.
+**What does not carry over** is the size of a loss: the last column has mean KL on `{there}` as a multiple of that on
+`{here}` (of 0.0005 nats where it is less, which records do not resolve): for the method that it grows least for, the
+median one, and the one that it grows most for. So take no limit in points or nats from one model to another.
 """
 SHOWS = """\
 Which faults of a cache each model shows at all, and which it is blind to, is measured by changing one thing at a time
 ([phenomena](phenomena.md)) and by bugs of public projects beside their correct counterparts ([told](told.md));
 [models](models.md#what-each-model-can-show) has it in words.
 """
+WIDE = 120
+"""Columns of the tables on a terminal."""
 FEWEST = 4
 """Methods of which a rank correlation is shown."""
-TINY = 1e-6
-"""Nats of KL that count as none where a ratio is taken."""
+TINY = 0.0005
+"""Nats of KL that records do not resolve, where a ratio is taken."""
 KINDS = {
     "all": "all methods",
     "rounds": "those that round or prune channels",
@@ -47,13 +51,16 @@ KINDS = {
 class Method:
     """One method on two models. kind: of KINDS, "both" for a combined one of two kinds.
 
-    lost: points of accuracy below fp16; kl: nats from fp16; by model.
+    lost: points of accuracy below fp16; kl: nats from fp16, mean over the cases; by model. middle: the median over the
+    tasks, which one task cannot decide; same: mean over the tasks that both models have, None without such.
     """
 
     spec: str
     kind: str
     lost: tuple[float, float]
     kl: tuple[float, float]
+    middle: tuple[float, float]
+    same: tuple[float, float] | None
 
 
 def methods(models: Sequence[str]) -> list[Method]:
@@ -70,16 +77,30 @@ def methods(models: Sequence[str]) -> list[Method]:
     here, there = found
     fp16 = here["fp16"], there["fp16"]
     both = [(here[spec], there[spec]) for spec in here if spec in there and not _exact(spec)]
-    return [
-        Method(
-            pair[0].spec,
-            _kind(pair[0].spec),
-            tuple(100 * (_mean(full) - _mean(one)) for full, one in zip(fp16, pair, strict=True)),  # type: ignore[arg-type]
-            tuple(one.kl for one in pair),  # type: ignore[arg-type]
-        )
-        for pair in both
-        if all(one.kl is not None for one in pair)
-    ]
+    return [_method(fp16, pair) for pair in both if all(one.kl is not None for one in pair)]
+
+
+def shared(models: Sequence[str]) -> list[str]:
+    """The tasks that the fp16 records of both models have KL of."""
+    here, there = (recorded(model)["fp16"].kl_by_task for model in models)
+    return sorted(here.keys() & there.keys())
+
+
+def _method(fp16: tuple[Recorded, Recorded], pair: tuple[Recorded, Recorded]) -> Method:
+    here, there = pair
+    tasks = here.kl_by_task.keys() & there.kl_by_task.keys()
+    lost = [100 * (_mean(full) - _mean(one)) for full, one in zip(fp16, pair, strict=True)]
+    middle = [median(one.kl_by_task.values()) for one in pair]
+    same = [sum(one.kl_by_task[task] for task in tasks) / len(tasks) for one in pair] if tasks else None
+    kl = (here.kl or 0.0, there.kl or 0.0)
+    return Method(
+        here.spec,
+        _kind(here.spec),
+        (lost[0], lost[1]),
+        kl,
+        (middle[0], middle[1]),
+        (same[0], same[1]) if same else None,
+    )
 
 
 def _mean(one: Recorded) -> float:
@@ -107,14 +128,16 @@ def _kind(spec: str) -> str:
 class Alike:
     """How alike two models order the methods of a kind, in words of KINDS; None for too few methods.
 
-    lost, kl: Spearman's rank correlation by points lost, and by KL. grows: KL on the second as a multiple of KL on the
-    first: least, median, most.
+    lost, kl, middle, same: Spearman's rank correlation by points lost, and by KL as in Method. grows: KL on the second
+    model as a multiple of KL on the first, by means: least, median, most.
     """
 
     kind: str
     count: int
     lost: float | None
     kl: float | None
+    middle: float | None
+    same: float | None
     grows: tuple[float, float, float] | None
 
 
@@ -124,8 +147,8 @@ def correlations(found: Sequence[Method]) -> Iterator[Alike]:
         mine = [one for one in found if kind in ("all", one.kind)]
         ratios = sorted(max(one.kl[1], TINY) / max(one.kl[0], TINY) for one in mine)
         grows = (ratios[0], median(ratios), ratios[-1]) if len(mine) >= FEWEST else None
-        lost, kl = (_spearman([getattr(one, name) for one in mine]) for name in ("lost", "kl"))
-        yield Alike(words, len(mine), lost, kl, grows)
+        by = {name: [pair for one in mine if (pair := getattr(one, name))] for name in ("lost", "kl", "middle", "same")}
+        yield Alike(words, len(mine), **{name: _spearman(pairs) for name, pairs in by.items()}, grows=grows)
 
 
 def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -139,17 +162,22 @@ def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
 def tables(models: Sequence[str], found: Sequence[Method]) -> tuple[Table, Table]:
     """What each method does to both models, by KL on the second; and how alike the ranks are."""
     one, other = models
-    head = ("method", "it", f"points lost, {one}", other, f"KL from fp16, {one}", other)
+    head = ("method", "it", f"points lost, {one}", other, f"KL, mean, {one}", other, f"KL, median task, {one}", other)
     rows = [
-        (Code(each.spec), each.kind, *(f"{value + 0.0:.1f}" for value in each.lost), *map(_nats, each.kl))
+        (Code(each.spec), each.kind, *map(_points, each.lost), *map(_nats, (*each.kl, *each.middle)))
         for each in sorted(found, key=lambda each: each.kl[1])
     ]
     ranks = [
-        (each.kind, str(each.count), _rank(each.lost), _rank(each.kl), *_grows(each.grows))
+        (each.kind, str(each.count), *map(_rank, (each.lost, each.kl, each.middle, each.same)), *_grows(each.grows))
         for each in correlations(found)
     ]
-    second = ("Spearman over", "methods", "by points lost", "by KL", f"KL on {other} / {one}")
-    return Table(head, "<<>>>>", rows), Table(second, "<>>>>", ranks)
+    by = ("points lost", "KL, mean", "median task", "same tasks")
+    second = ("Spearman over", "methods", *by, f"KL on {other} / {one}")
+    return Table(head, "<<>>>>>>", rows), Table(second, "<>>>>>>", ranks)
+
+
+def _points(value: float) -> str:
+    return f"{value + 0.0:.1f}"
 
 
 def _nats(value: float) -> str:
@@ -167,9 +195,9 @@ def _grows(value: tuple[float, float, float] | None) -> Iterator[str]:
 def text(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
     """Lines for a terminal."""
     first, second = tables(models, found)
-    yield from first.text()
+    yield from first.text(WIDE)
     yield ""
-    yield from second.text()
+    yield from second.text(WIDE)
 
 
 def markdown(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
@@ -181,5 +209,6 @@ def markdown(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
     yield ""
     yield from first.markdown()
     yield from second.markdown()
-    yield READ.format(here=models[0], there=models[1])
+    tasks = ", ".join(f"`{task}`" for task in shared(models)) or "none"
+    yield READ.format(here=models[0], there=models[1], tasks=tasks)
     yield SHOWS.rstrip()

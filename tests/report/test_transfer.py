@@ -16,7 +16,9 @@ ROUNDS = ("fp8", "kivi", "flexgen", "think")
 
 
 def record(spec: str, accuracy: float, kl: float | None) -> Recorded:
-    return Recorded(spec, {"needle": accuracy}, (), kl, 0.5, 0.5)
+    """One task that every model has, of KL as given, and two others."""
+    tasks = {} if kl is None else {"kv": kl, "needle": 2 * kl, f"own {accuracy}": 9.0}
+    return Recorded(spec, {"needle": accuracy}, (), kl, 0.5, 0.5, tasks)
 
 
 @pytest.fixture
@@ -39,6 +41,9 @@ def test_only_what_both_models_have_is_compared(known: dict[str, dict[str, Recor
     assert set(found) == {*EVICTS, *ROUNDS}
     assert found["h2o"].lost == pytest.approx((60.0, 60.0))
     assert found["h2o"].kl == (2.0, 2.0)
+    assert found["h2o"].middle == (4.0, 4.0)
+    assert found["kivi"].same == pytest.approx((1.5 * 0.02, 1.5 * 0.09))
+    assert transfer.shared(MODELS) == ["kv", "needle", "own 1.0"]
 
 
 def by_kind() -> dict[str, transfer.Alike]:
@@ -50,6 +55,7 @@ def test_ranks_are_told_apart_by_what_methods_do(known: dict[str, dict[str, Reco
     evicts, rounds = found["those that leave tokens out"], found["those that round or prune channels"]
     assert (evicts.count, evicts.lost, evicts.kl) == (4, pytest.approx(1.0), pytest.approx(1.0))
     assert (rounds.count, rounds.lost, rounds.kl) == (4, pytest.approx(-1.0), pytest.approx(-1.0))
+    assert (evicts.middle, rounds.same) == (pytest.approx(1.0), pytest.approx(-1.0))
     assert 0 < (found["all methods"].lost or 0) < 1
 
 
