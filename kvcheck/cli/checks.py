@@ -1,4 +1,4 @@
-"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer, phenomena, told.
+"""The commands of `kvcheck` that try something: prompt, zoo, false-positives, power, transfer, phenomena, told, along.
 `speed` has its own module."""
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ COLOURS = {"red": "31", "yellow": "33", "green": "32"}
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands of this module."""
-    for each in (_add_power, _add_zoo, _add_false_positives, _add_prompt, _add_transfer, _add_phenomena, _add_told):
+    for each in (
+        _add_power,
+        _add_zoo,
+        _add_false_positives,
+        _add_prompt,
+        _add_transfer,
+        _add_phenomena,
+        _add_told,
+        _add_along,
+    ):
         each(commands)
 
 
@@ -109,6 +118,19 @@ def _add_told(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
     parser.set_defaults(run=_told)
+
+
+def _add_along(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "along", help="what becomes of a method's KL and bytes along an answer of 2,000 tokens?"
+    )
+    parser.add_argument("--model", default="mini", metavar="NAME", help="default: mini")
+    parser.add_argument(
+        "--method", action="append", default=[], metavar="SPEC", help="default: those that act in decoding"
+    )
+    parser.add_argument("--length", type=int, default=512, help="tokens of the prompt (default 512)")
+    parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
+    parser.set_defaults(run=_along)
 
 
 def show(lines: Iterable[str]) -> None:
@@ -268,6 +290,32 @@ def _typed(given: argparse.Namespace) -> str:
     """The command `kvcheck told` as it was given."""
     words = ["kvcheck told", *given.names, *(f"--model {model}" for model in given.model)]
     return " ".join([*words, *([f"--contexts {given.contexts}"] if given.contexts else [])])
+
+
+def _along(given: argparse.Namespace) -> int:
+    """Of every method in turn, over one text."""
+    from kvcheck.backends.transformers import Session, along
+    from kvcheck.core.files import write_atomically
+    from kvcheck.core.settings import Settings
+    from kvcheck.report import along as report
+    from kvcheck.zoo import phenomena
+
+    if given.length < 1:
+        raise KvcheckError("--length is a number from 1 up", "kvcheck along --length 512")
+    session, ends = Session.open(Settings(model=given.model)), along.STRETCHES
+    ids = phenomena.prose(session, given.length + ends[-1])
+    found: dict[str, list[along.Stretch]] = {}
+    for spec in given.method or along.METHODS:
+        found[spec] = []
+        for one in along.along(session, spec, ids, given.length, ends):
+            found[spec].append(one)
+            progress(f"{given.model}: {spec}, up to token {one.upto}: KL {one.kl:.4f}, bytes {one.bytes:.2f}", True)
+    show(report.text(found, ends))
+    if given.md:
+        typed = " ".join(["kvcheck along", f"--model {given.model}", *(f"--method={spec}" for spec in given.method)])
+        how = f"One text on `{given.model}`, a prompt of {given.length} tokens: `{typed}`."
+        write_atomically(given.md, "\n".join(report.markdown(found, ends, how)) + "\n")
+    return OK
 
 
 def _false_positives(given: argparse.Namespace) -> int:

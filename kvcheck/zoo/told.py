@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvcheck.backends.transformers.guard import Guard
 from kvcheck.backends.transformers.session import Session
-from kvcheck.core.errors import MethodFailed
+from kvcheck.core.errors import KvcheckError
 from kvcheck.core.record import CaseId, SampleRecord
 from kvcheck.tasks import find
 from kvcheck.zoo.base import Bug, bugs
@@ -33,10 +33,7 @@ UNSEEN: Mapping[str, str] = {
     "attention-sinks-evictable": "lost sinks",
     "keys-quantized-per-vector": "keys per vector",
     "scales-fall-back-to-one": "scales",
-    "prefix-store-drops-one-token": "a seam, one token short",
-    "shared-layer-query-offset-after-update": "a gap of a block between positions",
-    "position-delta-not-saved": "positions too near",
-    "offset-is-retained-rows": "positions of slots, not of the text",
+    "prefix-store-drops-one-token": "a seam",
     "pending-shift-overwritten": "gaps between positions",
 }
 """Bugs of the kinds that `mini` hardly shows by answers, and which kind it is."""
@@ -61,7 +58,8 @@ class Told:
 
     worse: mean over contexts of how much worse the bug is (share of answers, nats). p: of a one-sided paired t-test.
     since: contexts from which on p stays at LEVEL or below; None where it is above it in the end. n: contexts in all.
-    failed: what was raised, where there are no answers to compare; then there is no metric.
+    failed: what was raised, where there are no answers to compare (the counterpart is not for this model, the bug comes
+    to no end); then there is no metric.
     """
 
     bug: str
@@ -97,7 +95,7 @@ def _one(
         if key not in known:
             known[key] = engine.run_case(case, bug.counterpart).samples
         faulty = engine.run_case(case, bug.spec).samples
-    except MethodFailed as error:
+    except KvcheckError as error:
         yield Told(bug.name, bug.counterpart, case.task, failed=str(error).splitlines()[0])
         return
     for metric in METRICS:

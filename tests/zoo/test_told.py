@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from kvcheck.backends.transformers import Session
-from kvcheck.core.errors import SpecError
-from kvcheck.core.record import SampleRecord, TurnRecord
+from kvcheck.core.errors import MethodUnsupported, SpecError
+from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
 from kvcheck.report import told as report
-from kvcheck.runner.case import driven
+from kvcheck.runner.case import Runner, driven
 from kvcheck.zoo import told
 from kvcheck.zoo.told import Told, Unaudited
 
@@ -37,6 +37,23 @@ def test_the_audit_refuses_it_where_it_looks() -> None:
     found = list(told.measure(engine, ["attention-sinks-evictable"], 512, 1))
     assert len(found) == len(told.CASES)
     assert all("broke its own claims" in one.failed and not one.metric for one in found)
+
+
+def test_a_method_that_is_not_for_the_model_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = driven(Unaudited.open(Settings()), Settings())
+    run, name = Runner.run_case, "kivi:bits=4"
+
+    def refuses(self: Runner, case: CaseId, method: str) -> CaseRecord:
+        if method == name:
+            raise MethodUnsupported("kivi is not for this model\n  really", "take another")
+        return run(self, case, method)
+
+    monkeypatch.setattr(Runner, "run_case", refuses)
+    found = list(told.measure(engine, ["keys-quantized-per-vector", "scales-fall-back-to-one"], 512, 1))
+    assert {(one.bug, one.failed) for one in found} == {
+        ("keys-quantized-per-vector", "kivi is not for this model"),
+        ("scales-fall-back-to-one", ""),
+    }
 
 
 def test_a_bug_that_there_is_not_is_refused() -> None:

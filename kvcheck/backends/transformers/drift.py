@@ -32,10 +32,19 @@ def between(reference: Sequence[int], dense: torch.Tensor, own: torch.Tensor | N
     if own is None:
         return Drift(nll, 1.0, 0.0), 0.0
     agree = _mean((dense.argmax(-1) == own.argmax(-1)).float())
-    weight = dense.exp()
-    terms = torch.where(weight > 0, weight * (dense - own), 0.0)
-    kl = max(_mean(terms.sum(-1)), 0.0)
+    kl = max(_mean(_divergence(dense, own)), 0.0)
     return Drift(nll, agree, kl), float((dense - own).abs().nan_to_num(0.0).max())
+
+
+def _divergence(dense: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """KL(dense || own) at every place, of log-probabilities (T, V) -> (T,)."""
+    weight = dense.exp()
+    return torch.where(weight > 0, weight * (dense - own), 0.0).sum(-1)
+
+
+def divergences(dense: torch.Tensor, own: torch.Tensor) -> list[float]:
+    """KL(dense || own) at every place of log-probabilities (T, V), in nats, no less than 0."""
+    return [max(value, 0.0) for value in _divergence(dense, own).tolist()]
 
 
 def likelihood(answer: Sequence[int], own: torch.Tensor) -> float:
