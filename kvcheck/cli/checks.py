@@ -20,6 +20,8 @@ from kvcheck.report.text import WIDTH, colour, columns
 OK, REGRESSION, ERROR = 0, 1, 2
 PROMPT = ("model", "data", "text", "compat", "chat", "think", "history", "rope", "trust_remote_code")
 """Options of `kvcheck prompt` that are pytest's."""
+TOLD = ("completion/prose", "completion/echo")
+"""Tasks of `kvcheck told`."""
 COLOURS = {"red": "31", "yellow": "33", "green": "32"}
 """As a terminal takes them."""
 
@@ -115,6 +117,7 @@ def _add_told(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("names", nargs="*", metavar="NAME", help="bugs or families (default: those mini hardly shows)")
     parser.add_argument("--model", action="append", default=[], metavar="NAME", help="repeatable (default: mini)")
     parser.add_argument("--contexts", type=int, help="per task at most (default 16 of prose, 8 of echo)")
+    parser.add_argument("--task", action="append", default=[], choices=TOLD, help="repeatable (default: both)")
     parser.add_argument("--length", type=int, default=512, help="tokens of context (default 512)")
     parser.add_argument("--md", metavar="PATH", help="write the tables there as Markdown")
     parser.set_defaults(run=_told)
@@ -275,7 +278,8 @@ def _told(given: argparse.Namespace) -> int:
     for model in given.model or ["mini"]:
         engine = driven(told.Unaudited.open(settings := Settings(model=model)), settings)
         seen = []
-        for one in told.measure(engine, given.names or tuple(told.UNSEEN), given.length, given.contexts):
+        asked = given.names or tuple(told.UNSEEN), given.length, given.contexts, given.task or tuple(told.CASES)
+        for one in told.measure(engine, *asked):
             seen.append(one)
             progress(f"{model}: {one.bug}, {one.task}, {one.metric or one.failed}: p {one.p:.4f}", True)
         found.append(report.Looked(model, seen))
@@ -289,6 +293,7 @@ def _told(given: argparse.Namespace) -> int:
 def _typed(given: argparse.Namespace) -> str:
     """The command `kvcheck told` as it was given."""
     words = ["kvcheck told", *given.names, *(f"--model {model}" for model in given.model)]
+    words += [f"--task {task}" for task in given.task]
     return " ".join([*words, *([f"--contexts {given.contexts}"] if given.contexts else [])])
 
 

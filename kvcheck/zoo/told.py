@@ -73,14 +73,17 @@ class Told:
     failed: str = ""
 
 
-def measure(engine: Engine, names: Sequence[str], length: int, most: int | None = None) -> Iterator[Told]:
-    """Bugs of these names or families, on every task. most: contexts, where fewer than usual are to be fed.
+def measure(
+    engine: Engine, names: Sequence[str], length: int, most: int | None = None, tasks: Sequence[str] = tuple(CASES)
+) -> Iterator[Told]:
+    """Bugs of these names or families, on these tasks. most: contexts, where fewer than usual are to be fed.
 
     Raises SpecError for an unknown name.
     """
     known: dict[tuple[str, str], tuple[SampleRecord, ...]] = {}
     for bug in bugs(tuple(names)):
-        for task, (mode, contexts) in CASES.items():
+        for task in tasks:
+            mode, contexts = CASES[task]
             n = contexts if most is None else min(contexts, most)
             case = CaseId(task, find(task).info.version, mode, length, 0, n)
             yield from _one(engine, bug, case, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvcheck.backends.transformers import Session
+from kvcheck.cli import checks
 from kvcheck.core.errors import MethodUnsupported, SpecError
 from kvcheck.core.record import CaseId, CaseRecord, SampleRecord, TurnRecord
 from kvcheck.core.settings import Settings
@@ -59,6 +60,10 @@ def test_a_method_that_is_not_for_the_model_is_said_and_the_others_go_on(monkeyp
 def test_a_bug_that_there_is_not_is_refused() -> None:
     with pytest.raises(SpecError, match="no bug and no family"):
         list(told.measure(driven(Unaudited.open(Settings()), Settings()), ["sinks"], 512, 1))
+
+
+def test_the_command_offers_the_tasks_that_there_are() -> None:
+    assert tuple(told.CASES) == checks.TOLD
 
 
 def test_every_bug_of_the_page_is_in_the_zoo() -> None:
