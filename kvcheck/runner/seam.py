@@ -54,7 +54,8 @@ class Question:
     """One question on its way: what is fed, and what came back.
 
     row: the context's row in its block. turn: which question of the sample. ids: tokens fed for the question.
-    history: tokens between the context and ids (earlier questions and their answers), multi-turn only.
+    history: tokens between the context and ids (earlier questions and their answers), multi-turn only; before: the
+    question that it goes on from, None for the first.
     reference: tokens of the answer that earns the full score. others: those of other answers that it is ranked among.
     answer: tokens produced, without the end token;
     ended: an end token closed it (else max_new_tokens did).
@@ -70,6 +71,7 @@ class Question:
     ended: bool = False
     drift: Drift = Drift()
     others: tuple[tuple[int, ...], ...] = ()
+    before: Question | None = field(default=None, repr=False, compare=False)
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -81,14 +83,19 @@ class Question:
         """Everything after the context, up to the end of the question."""
         return self.history + self.ids
 
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The same, with the reference behind it."""
+        return self.tail + self.reference
+
     def next(self, turn: int, ids: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Question:
         """The next question in the same conversation: the model's own answer stays in the cache."""
         spoken = tuple(self.answer[: len(self.answer) - len(self.pending)])
-        return Question(self.row, turn, self.pending + ids, reference, limit, self.tail + spoken)
+        return Question(self.row, turn, self.pending + ids, reference, limit, self.tail + spoken, before=self)
 
     def instead(self, turn: int, ids: tuple[int, ...], reference: tuple[int, ...], limit: int) -> Question:
         """The next question where another answer, which `ids` begins with, stands in the place of the model's."""
-        return Question(self.row, turn, ids, reference, limit, self.tail)
+        return Question(self.row, turn, ids, reference, limit, self.tail, before=self)
 
 
 @dataclass(frozen=True)

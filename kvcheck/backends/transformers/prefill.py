@@ -2,7 +2,9 @@
 
 The context goes through the model once, with the full 16-bit cache. What comes after it (a question, and the reference
 answer for the drift) is appended to a fork, all rows in one forward: short rows are filled up at their right end, which
-a causal model with a full cache does not see. What these forwards gave may be kept from run to run (prefill_store.py).
+a causal model with a full cache does not see. A later question of a conversation goes on from what the full cache held
+of the turn before, as far as the two begin alike: the history is not fed again. It is fed by itself, so what else is
+asked changes no bit of it. What these forwards gave may be kept from run to run (prefill_store.py).
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from functools import partial
+from itertools import takewhile
+from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -29,6 +33,7 @@ from kvcheck.runner.seam import Question
 
 T = TypeVar("T")
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Held = tuple[torch.Tensor, torch.Tensor]
 
 
 class AskedLayer(CacheLayer):
@@ -114,17 +119,34 @@ class Tail(Shared):
 
     layers: per layer keys, values (G, T, d) and queries (H, T, d) of the question's T tokens; None where not asked for.
     logits (V) for the first token of the answer; log_probs (A + 1, V) in float32 before each of the
-    A reference tokens and behind the last; (1, V) without a reference.
+    A reference tokens and behind the last; (1, V) without a reference. said: all tokens behind the context, with the
+    reference; held: per layer the keys and values of those that were fed now; before: has the first ones.
     """
 
     layers: list[Part] | None
     logits: torch.Tensor
     log_probs: torch.Tensor
+    said: tuple[int, ...] = ()
+    held: list[Held] = field(default_factory=list)
+    before: Tail | None = None
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """All of them."""
+        """All of them, without those of the turns before."""
         yield from (part for layer in self.layers or () for part in layer if part is not None)
+        yield from (part for layer in self.held for part in layer)
         yield from (self.logits, self.log_probs)
+
+    def first(self, size: int) -> list[Held]:
+        """Per layer the keys and values (G, size, d) of the first tokens behind the context."""
+        start = len(self.said) - self.held[0][0].shape[1]
+        own = [(keys[:, : max(0, size - start)], values[:, : max(0, size - start)]) for keys, values in self.held]
+        if self.before is None or not start:
+            return own
+        earlier = self.before.first(min(size, start))
+        return [
+            (torch.cat([old[0], new[0]], dim=1), torch.cat([old[1], new[1]], dim=1))
+            for old, new in zip(earlier, own, strict=True)
+        ]
 
 
 class Memo(Generic[T]):
@@ -169,9 +191,12 @@ class Memo(Generic[T]):
 class Prefiller:
     """Runs the full cache. forwards counts the prompts (rows) that went through the model from their start.
 
-    used: the prefills that were handed out since somebody emptied it, as long as they are kept. store: keeps what the
-    forwards gave from run to run; None for nowhere.
+    goes_on: keys and values are all that it carries from turn to turn. used: the prefills that were handed out since
+    somebody emptied it, as long as they are kept. store: keeps what the forwards gave from run to run; None for
+    nowhere.
     """
+
+    goes_on: ClassVar[bool] = True
 
     def __init__(
         self, loaded: LoadedModel, memo: Memo[Dense], queries: bool, store: PrefillStore | None = None
@@ -267,29 +292,81 @@ class Prefiller:
 
     def _answers(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
         """What the full cache says of questions together, from the store where that is there."""
+        known = [self._resumed(dense, question) for question in questions]
         if self.store is None or not dense.prompt:
-            return self._run(dense, questions, kv)
+            return self._ran(dense, questions, known, kv)
         fed = [(question.row, question.tail, question.reference) for question in questions]
-        key = self.store.key("tails", dense.prompt, fed, kv, kv and self.queries)
-        found = self.store.get(key, _to_tails)
+        held = [[digest_of(part) for layer in first for part in layer] for _, first in known]
+        key = self.store.key("tails", dense.prompt, fed, held, kv, kv and self.queries)
+        conversation = [(question.said, before) for question, (before, _) in zip(questions, known, strict=True)]
+        found = self.store.get(key, partial(_to_tails, conversation=conversation))
         if found is None:
-            found = self._run(dense, questions, kv)
+            found = self._ran(dense, questions, known, kv)
             self.store.put(key, *_of_tails(found))
         return found
 
-    def _run(self, dense: Dense, questions: Sequence[Question], kv: bool) -> list[Tail]:
-        """Feed questions and references behind their contexts, in one forward."""
-        cache = self.started(dense, [question.row for question in questions])
-        ids = drift.padded([question.tail + question.reference for question in questions], self.runner.loaded.device)
-        first = min(len(question.tail) for question in questions) - 1
-        logits = self.runner.feed(cache, ids, ids.shape[1] - first)
+    def _resumed(self, dense: Dense, question: Question) -> tuple[Tail | None, list[Held]]:
+        """The turn before a question, and what the full cache held of it as far as the two begin alike."""
+        asked = question.before
+        before = None if asked is None else dense.tails.get((asked.row, asked.tail, asked.reference))
+        if before is None or not before.held:
+            return None, []
+        pairs = zip(before.said, question.tail[:-1], strict=False)  # its last token says what comes next
+        size = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return (before, before.first(size)) if size else (None, [])
+
+    def _ran(
+        self, dense: Dense, questions: Sequence[Question], known: Sequence[tuple[Tail | None, list[Held]]], kv: bool
+    ) -> list[Tail]:
+        """Questions right behind their contexts together, each other one by itself, where it can go on from before."""
+        if not (self.goes_on and any(question.history for question in questions)):
+            return self._run(dense, questions, kv)
+        pairs = zip(questions, known, strict=True)
+        return [self._run(dense, [question], kv, before, first)[0] for question, (before, first) in pairs]
+
+    def _run(
+        self,
+        dense: Dense,
+        questions: Sequence[Question],
+        kv: bool,
+        before: Tail | None = None,
+        first: Sequence[Held] = (),
+    ) -> list[Tail]:
+        """Feed questions and references behind their contexts, in one forward. first: what the cache holds of what the
+        question before had behind its context."""
+        size = first[0][0].shape[1] if first else 0
+        rows = [question.row for question in questions]
+        cache = self._behind(dense, rows[0], first) if first else self.started(dense, rows)
+        ids = drift.padded([question.said[size:] for question in questions], self.runner.loaded.device)
+        start = min(len(question.tail) for question in questions) - 1 - size
+        logits = self.runner.feed(cache, ids, ids.shape[1] - start)
         tails = []
         for row, question in enumerate(questions):
-            start, size = len(question.tail) - 1 - first, len(question.reference) + 1
-            wanted = logits[row, start : start + size]
+            at = len(question.tail) - 1 - size - start
+            wanted = logits[row, at : at + len(question.reference) + 1]
             layers = self._cut(cache, row, dense.tokens, len(question.tail)) if kv else None
-            tails.append(Tail(layers, wanted[0].clone(), drift.log_probs(wanted)))
+            held: list[Held] = []
+            if self.goes_on:
+                parts = self._cut(cache, row, dense.tokens + size, len(question.said) - size)
+                held = [(keys, values) for keys, values, _ in parts]
+            logits_of, log_probs = wanted[0].clone(), drift.log_probs(wanted)
+            tails.append(Tail(layers, logits_of, log_probs, question.said, held, before))
         return tails
+
+    def _behind(self, dense: Dense, row: int, first: Sequence[Held]) -> CacheView:
+        """A cache that holds one context, and these keys and values behind it."""
+        layers = [
+            Prefilled(
+                torch.cat([layer.keys[row : row + 1], keys[None]], dim=2),
+                torch.cat([layer.values[row : row + 1], values[None]], dim=2),
+                None,
+                layer.scaling,
+            )
+            for layer, (keys, values) in zip(dense.layers, first, strict=True)
+        ]
+        cache = self.runner.build()
+        cache.absorb(layers)
+        return cache
 
     def started(self, dense: Dense, rows: Sequence[int]) -> CacheView:
         """A cache that holds the contexts of these rows.
@@ -355,18 +432,28 @@ def _of_tails(tails: Sequence[Tail]) -> tuple[Tensors, Told]:
         part: dict[str, torch.Tensor | None] = {"logits": tail.logits, "log_probs": tail.log_probs}
         for at, layer in enumerate(tail.layers or ()):
             part |= {f"{at}.{name}": one for name, one in zip(("keys", "values", "queries"), layer, strict=True)}
+        for at, held in enumerate(tail.held):
+            part |= {f"{at}.held.{name}": one for name, one in zip(("keys", "values"), held, strict=True)}
         parts.append(part)
-    return numbered(parts), {"layers": [None if tail.layers is None else len(tail.layers) for tail in tails]}
+    counts = [(None if tail.layers is None else len(tail.layers), len(tail.held)) for tail in tails]
+    return numbered(parts), {"layers": counts}
 
 
-def _to_tails(tensors: Tensors, told: Told) -> list[Tail]:
-    return [_to_tail(tensors, f"{at}.", layers) for at, layers in enumerate(told["layers"])]
+def _to_tails(tensors: Tensors, told: Told, conversation: Sequence[tuple[tuple[int, ...], Tail | None]]) -> list[Tail]:
+    """conversation: of each, all tokens behind the context, and the turn before."""
+    each = enumerate(zip(told["layers"], conversation, strict=True))
+    return [_to_tail(tensors, f"{at}.", counts, said, before) for at, (counts, (said, before)) in each]
 
 
-def _to_tail(tensors: Tensors, name: str, layers: int | None) -> Tail:
+def _to_tail(
+    tensors: Tensors, name: str, counts: tuple[int | None, int], said: tuple[int, ...], before: Tail | None
+) -> Tail:
     """One of them, whose tensors' names begin so."""
+    layers, held = counts
     parts: list[Part] = [
         (tensors[f"{name}{at}.keys"], tensors[f"{name}{at}.values"], tensors.get(f"{name}{at}.queries"))
         for at in range(layers or 0)
     ]
-    return Tail(None if layers is None else parts, tensors[f"{name}logits"], tensors[f"{name}log_probs"])
+    behind = [(tensors[f"{name}{at}.held.keys"], tensors[f"{name}{at}.held.values"]) for at in range(held)]
+    own = None if layers is None else parts
+    return Tail(own, tensors[f"{name}logits"], tensors[f"{name}log_probs"], said, behind, before)

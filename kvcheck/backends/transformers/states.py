@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,8 @@ class Carrying(Dense):
 
 class StatePrefiller(Prefiller):
     """Prefiller of such a model. Queries are not recorded: no method compresses by what another run has seen."""
+
+    goes_on: ClassVar[bool] = False
 
     def __init__(self, loaded: LoadedModel, memo: Memo[Dense]) -> None:
         super().__init__(loaded, memo, queries=False)
