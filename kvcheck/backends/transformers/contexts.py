@@ -102,7 +102,7 @@ class Contexts:
         kv = opening and self.aware
         wanted = [question for question in questions if kv or question.reference]
         for start in range(0, len(wanted), self.most):
-            self.prefiller.tails(self.dense, wanted[start : start + self.most], kv)
+            self.prefiller.tails(self.dense, wanted[start : start + self.most], kv=kv)
 
     def ask(self, questions: list[Question]) -> Group:
         """Questions of equal length with the compressed cache behind them and the logits to answer from.
