@@ -132,8 +132,9 @@ class Meter:
     def look_elsewhere(self, again: Callable[[int, int], FedCache], rows: int, tokens: int) -> None:
         """Measure what a prompt leaves outside of its cache, behind what has run, and add it to what was weighed.
 
-        again: takes a context (row, shift) once more. It is the smaller growth of two; what is less than a cache may
-        count is none. What is allocated meanwhile and found nowhere is said in `uncounted`.
+        again: takes a context (row, shift) once more. It is the smaller growth of two; one is enough if nothing grew.
+        What is less than a cache may count is none. What is allocated meanwhile and found nowhere is said in
+        `uncounted`.
         """
         if self.elsewhere is None and self.runner is not None:
             self.elsewhere = self._left_behind(self.runner, again, rows, tokens)
@@ -145,6 +146,7 @@ class Meter:
         """The growth of one context's prompt of so many tokens."""
         devices, owners = list(dict.fromkeys(runner.loaded.devices)), (runner, self.method)
         full = self.shape.dense_bytes(1, tokens)
+        most = SLACK * full + LOOSE
         found, caches = [], []
         gc.collect()
         before = census(runner.model, owners, self.modules)
@@ -156,9 +158,11 @@ class Meter:
             now = census(runner.model, owners, self.modules)
             grown = now.growth(before, caches[-1])
             found.append((grown, taken - grown - weight.kv - weight.meta - weight.host - weight.spare))
+            if grown <= COUNTERS * full and found[-1][1] <= most:
+                break  # the smaller of two cannot be more
             before = now
         rest = min(rest for _, rest in found)
-        if rest > SLACK * full + LOOSE and in_use(devices) is not None:
+        if rest > most and in_use(devices) is not None:
             self.uncounted = self.uncounted or (
                 f"{self.guard.method} holds more than can be reached from its cache in {self.guard.where}: a prompt "
                 f"takes {rest:,} bytes of memory that are neither in its cache nor found elsewhere; a full cache would "
