@@ -198,6 +198,7 @@ def test_the_name_of_a_family_stands_for_all_of_its_tasks() -> None:
 
 
 GIVEN = {
+    "prefill_cache_size": "3",
     "methods": "snapkv",
     "profile": "quick",
     "lengths": "512",
