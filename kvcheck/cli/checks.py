@@ -258,8 +258,7 @@ def _phenomena(given: argparse.Namespace) -> int:
     words = {name: text for name, (text, _) in phenomena.CHANGES.items()}
     show(report.text(found, words))
     if given.md:
-        typed = " ".join(f"--model {one.model}" for one in found)
-        how = f"{given.contexts} contexts of {given.length} tokens each: `kvcheck phenomena {typed}`."
+        how = f"{given.contexts} contexts of {given.length} tokens each: `{_typed('phenomena', given, contexts=4)}`."
         write_atomically(given.md, "\n".join(report.markdown(found, words, how)) + "\n")
     return OK
 
@@ -285,16 +284,19 @@ def _told(given: argparse.Namespace) -> int:
         found.append(report.Looked(model, seen))
     show(report.text(found, told.UNSEEN))
     if given.md:
-        how = f"Contexts of {given.length} tokens: `{_typed(given)}`. Told is what stays at p <= {told.LEVEL:g}."
+        how = (
+            f"Contexts of {given.length} tokens: `{_typed('told', given)}`. Told is what stays at p <= {told.LEVEL:g}."
+        )
         write_atomically(given.md, "\n".join(report.markdown(found, told.UNSEEN, how)) + "\n")
     return OK
 
 
-def _typed(given: argparse.Namespace) -> str:
-    """The command `kvcheck told` as it was given."""
-    words = ["kvcheck told", *given.names, *(f"--model {model}" for model in given.model)]
-    words += [f"--task {task}" for task in given.task]
-    return " ".join([*words, *([f"--contexts {given.contexts}"] if given.contexts else [])])
+def _typed(name: str, given: argparse.Namespace, contexts: int | None = None) -> str:
+    """The command as it was given, without what is so by default. contexts: the default number of them."""
+    words = [f"kvcheck {name}", *getattr(given, "names", ()), *(f"--model {model}" for model in given.model)]
+    words += [f"--task {task}" for task in getattr(given, "task", ())]
+    words += [f"--contexts {given.contexts}"] if given.contexts != contexts else []
+    return " ".join(words + ([f"--length {given.length}"] if given.length != 512 else []))
 
 
 def _along(given: argparse.Namespace) -> int:
