@@ -54,7 +54,7 @@ class Softmax(Shared):
         found = ["soft-capped scores"] * (self.cap is not None) + ["learned attention sinks"] * (self.sinks is not None)
         return " and ".join(found)
 
-    def of_heads(self, heads: slice) -> Softmax:
+    def of_heads(self, heads: slice | torch.Tensor) -> Softmax:
         """The same for some of the query heads."""
         return self if self.sinks is None else replace(self, sinks=self.sinks[heads])
 

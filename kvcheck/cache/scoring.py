@@ -12,6 +12,11 @@ from kvcheck.cache.kernels import probabilities
 WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 27}  # weights held at a time: what stays in the L2 cache; what fills a GPU
 
 
+def budget(device: torch.device) -> int:
+    """WEIGHTS of a device."""
+    return WEIGHTS.get(device.type, WEIGHTS["cuda"])
+
+
 def window_scores(queries: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
     """Attention that the last w queries pay to each of n keys: summed over queries, mean over the group.
 
@@ -47,8 +52,7 @@ def in_blocks(
     queries (B, H, q, d), keys (B, G, past + q, d). rows: None for as many as WEIGHTS allows.
     """
     if rows is None:
-        budget = WEIGHTS.get(keys.device.type, WEIGHTS["cuda"])
-        rows = max(1, budget // (queries.shape[0] * queries.shape[1] * keys.shape[2]))
+        rows = max(1, budget(keys.device) // (queries.shape[0] * queries.shape[1] * keys.shape[2]))
     for start in range(0, queries.shape[2], rows):
         block = queries[:, :, start : start + rows]
         yield probabilities(block, keys[:, :, : past + start + block.shape[2]], scaling, past + start)

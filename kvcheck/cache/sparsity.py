@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from kvcheck.cache import kernels
+from kvcheck.cache import kernels, scoring
 from kvcheck.cache.kv_cache import CacheLayer
-from kvcheck.cache.scoring import WEIGHTS
 from kvcheck.core.errors import KvcheckError
 
 ROWS = 128  # query rows that share one gathering of keys
@@ -74,7 +73,6 @@ def a_shape_mask(rows: torch.Tensor, columns: torch.Tensor, n_init: int, n_local
 
 def row_blocks(query: torch.Tensor, columns: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of blocks of the query's rows, so small that a mask over `columns` per query head stays small."""
-    most = WEIGHTS.get(query.device.type, WEIGHTS["cuda"])
-    rows = max(1, most // (query.shape[0] * query.shape[1] * columns))
+    rows = max(1, scoring.budget(query.device) // (query.shape[0] * query.shape[1] * columns))
     for start in range(0, query.shape[2], rows):
         yield start, min(start + rows, query.shape[2])
