@@ -244,13 +244,13 @@ class Heads:
     def by_lines(self, vertical: torch.Tensor, slash: torch.Tensor) -> torch.Tensor:
         """Chosen columns and diagonals (N, c), 1.0: masked, since the diagonals of a few rows cross most columns."""
         out = self.query.new_empty(*self.query.shape[:3], self.values.shape[3])
-        flags = [each.log().to(self.query.dtype)[None] for each in (vertical, slash)]  # what is added to scores
+        columns, diagonals = (each.log().to(self.query.dtype)[None] for each in (vertical, slash))  # added to scores
         size = max(1, scoring.budget(out.device) // (self.view.tokens * MASKED_ROWS))
         for heads in torch.arange(len(vertical)).split(size):
             some = slice(int(heads[0]), int(heads[-1]) + 1)
             for start, stop in sparsity.row_blocks(self.query[:, some], self.view.tokens):
                 first, last = self.view.past + start, self.view.past + stop
-                mask = _line_mask(*(each[:, some] for each in flags), first, last)
+                mask = _line_mask(columns[:, some], diagonals[:, some], first, last)
                 ahead = ~kernels.visible(last - first, last - first, None, mask.device)
                 mask[..., first:].masked_fill_(ahead, -torch.inf)
                 part = self.query[:, some, start:stop], self.keys[:, some, :last], self.values[:, some, :last]
@@ -284,8 +284,8 @@ class Heads:
         size = max(1, scoring.budget(blocks.device) // (GATHERED * count * block * keys.shape[3]))
         outs = []
         for some, chosen, of in zip(rows.split(size), flat.split(size), heads.split(size), strict=True):
-            seen = (_picked(each, chosen) for each in (keys, values))
-            outs.append(kernels.attend_masked(some[None], *seen, mask, self.view.scaling, self.softmax.of_heads(of))[0])
+            part = some[None], _picked(keys, chosen), _picked(values, chosen)
+            outs.append(kernels.attend_masked(*part, mask, self.view.scaling, self.softmax.of_heads(of))[0])
         found = torch.cat(outs).unflatten(0, blocks.shape[:2]).flatten(1, 2)
         return found[:, front : front + self.query.shape[2] - start]
 

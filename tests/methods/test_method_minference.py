@@ -11,7 +11,7 @@ from kvcheck.cache import scoring, sparsity
 from kvcheck.cache.shape import ModelShape, Prefilled
 from kvcheck.measure.memory import held
 from kvcheck.methods import make
-from kvcheck.methods.minference import PATTERNS, MInference
+from kvcheck.methods.minference import PATTERNS, MInference, View
 
 SPECS = ("a_shape:n_init=3,n_local=9", "tri_shape:n_init=3,n_local=9,n_last=6", "minference:vertical=4,slash=9,block=8")
 PINNED = tuple(f"minference:vertical=4,slash=9,block=8,pattern={pattern}" for pattern in PATTERNS)
@@ -174,4 +174,16 @@ def test_chunks_of_whole_blocks_see_the_blocks_that_one_pass_sees_and_keep_the_f
     assert torch.equal(cache.layers[0].found, alone.layers[0].found)
 
 
-# -- all three ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("past", [0, 8, 13, 21, 58])
+def test_gathered_blocks_are_those_of_the_mask_wherever_a_chunk_starts(past, small_blocks):
+    part, text = prompt(61, ONE)[0], "minference:pattern=block_sparse,vertical=4,slash=12,block=8"
+    cache = make(text).build(ONE)
+    with cache.prefilling():
+        if past:
+            feed(cache, cut([part], 0, past))
+        out = feed(cache, cut([part], past, 61))[0]
+    view = View(part.queries[:, :, past:], part.keys, part.scaling, make(text))
+    mask = torch.eye(61).bool().expand(2, 4, 61, 61).clone()
+    mask[:, :, past:] = (view.block_mask(past, 61) > 0).tril(past)
+    assert not bool(mask.tril().all())
+    close(out, masked(part, mask)[:, past:])
