@@ -18,7 +18,7 @@ from types import FunctionType, ModuleType
 
 import torch
 
-from kvcheck.measure.memory import KNOWN, Key, Piece, pieces
+from kvcheck.measure.memory import KNOWN, Key, Piece, parts_of_models, pieces
 
 SHM = Path("/dev/shm")
 MAPS = Path("/proc/self/maps")
@@ -49,8 +49,9 @@ def census(model: torch.nn.Module, owners: Iterable[object], modules: Iterable[M
     """Look at everything once. owners: the runner and its method. modules: see `written_in`."""
     sizes: dict[Key, int] = {}
     alive: list[object] = []
+    left_out = parts_of_models()
     for root in _roots(model, owners, modules):
-        for piece in _safely(root):
+        for piece in _safely(root, left_out):
             sizes[piece.key] = max(piece.size - piece.spare, sizes.get(piece.key, 0))
             alive += [piece.tensor, piece.source]
     return Census(sizes | _shared_files(), alive)
@@ -101,10 +102,10 @@ def _roots(model: torch.nn.Module, owners: Iterable[object], modules: Iterable[M
                 yield dict(vars(value))
 
 
-def _safely(root: object) -> Iterator[Piece]:
+def _safely(root: object, left_out: set[int]) -> Iterator[Piece]:
     """The pieces of one root, itself left out; of one with parts that cannot be looked at, what came before."""
     with suppress(Exception):
-        yield from (piece for piece in pieces(root) if piece.source is not root)
+        yield from (piece for piece in pieces(root, left_out) if piece.source is not root)
 
 
 def _shared_files() -> dict[Key, int]:

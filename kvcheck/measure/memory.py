@@ -141,18 +141,25 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for each in inner for part in parts_of(each)] if inner else [tensor]
 
 
-def pieces(root: object) -> Iterator[Piece]:
-    """All that can be reached, "kv", "meta" or "host" as declared. Of a method, which is shared, its tensors only."""
+def parts_of_models() -> set[int]:
+    """The ids of the modules and parameters of all models that methods are at home on: they are part of no cache."""
+    return {id(part) for each in MODELS for part in (*each.modules(), *each.parameters())}
+
+
+def pieces(root: object, left_out: set[int] | None = None) -> Iterator[Piece]:
+    """All that can be reached, "kv", "meta" or "host" as declared. Of a method, which is shared, its tensors only.
+
+    left_out: ids of what is not entered, `parts_of_models` where they are not given.
+    """
     done: dict[tuple[int, str], object] = {}  # keeps what it has seen alive, so that no id is given out twice
     todo: list[tuple[object, str]] = [(root, "kv")]
-    left_out: set[int] = set()
     while todo:
         value, role = todo.pop()
         if value is None or isinstance(value, _CLOSED) or (id(value), role) in done:
             continue
         done[id(value), role] = value
         if isinstance(value, (torch.nn.Module, torch.nn.Parameter)):
-            left_out = left_out or {id(part) for each in MODELS for part in (*each.modules(), *each.parameters())}
+            left_out = left_out or parts_of_models()
             if id(value) in left_out:
                 continue
         if isinstance(value, GrowableBuffer):

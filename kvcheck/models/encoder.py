@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvcheck.core import env
@@ -75,7 +76,7 @@ class Encoder:
             )
         return self.slots.written(text)
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, str]:
         """What decides the ids of a text beside the files of the model."""
         versions = {name: found for name, found in env.packages().items() if name in ("tokenizers", "transformers")}
