@@ -1,18 +1,19 @@
 """kvcheck beside kvpress's own pipeline: the same token ids, one process, in turns -> how many times as fast.
 
     pip install 'transformers==5.2.0' -e '.[kvpress]'
-    OMP_NUM_THREADS=1 python .ci/beside_kvpress.py [--lengths 512,1024,2048] [--sweep 1024] [--rounds 3]
+    OMP_NUM_THREADS=1 python .ci/beside_kvpress.py [--lengths 512,1024,2048] [--sweep 512,1024] [--warm 512,1024] [--rounds 3]
 
 Both sides answer the same questions about the same contexts of a task, each question from a copy of the compressed
 context. kvcheck does more in that time: it runs fp16 beside the method for nll and KL, and audits the cache. Loading
 the models and making the samples is not timed. Times are processor seconds of this process, so what else runs on the
-machine counts less. Every round starts with no prefill kept. A sweep runs one method after the other: kvcheck shares
+machine counts less. Every round starts with no prefill kept, but for the rows that say so. A sweep runs one method after the other: kvcheck shares
 what the full cache computed, the pipeline cannot.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -50,16 +51,16 @@ def presses() -> dict[str, Callable[[], Any]]:
     """
     import kvpress
 
-    half = {"compression_ratio": 0.5}
+    half, window = {"compression_ratio": 0.5}, {"window_size": 32}
     return {
-        "snapkv": lambda: kvpress.SnapKVPress(**half),
+        "snapkv": lambda: kvpress.SnapKVPress(**half, **window),
         "streaming_llm": lambda: kvpress.StreamingLLMPress(**half),
         "tova": lambda: kvpress.TOVAPress(**half),
-        "snapkv:budget=0.25": lambda: kvpress.SnapKVPress(compression_ratio=0.75),
-        "think": lambda: kvpress.ThinKPress(key_channel_compression_ratio=0.5),
+        "snapkv:budget=0.25": lambda: kvpress.SnapKVPress(compression_ratio=0.75, **window),
+        "think": lambda: kvpress.ThinKPress(key_channel_compression_ratio=0.4),
         "expected_attention": lambda: kvpress.ExpectedAttentionPress(**half),
-        "chunkkv": lambda: kvpress.ChunkKVPress(kvpress.SnapKVPress(**half)),
-        "adakv": lambda: kvpress.AdaKVPress(kvpress.SnapKVPress(**half)),
+        "chunkkv": lambda: kvpress.ChunkKVPress(kvpress.SnapKVPress(**half, **window), chunk_length=10),
+        "adakv": lambda: kvpress.AdaKVPress(kvpress.SnapKVPress(**half, **window)),
     }
 
 
@@ -77,10 +78,15 @@ class Asked:
     samples: list[Sample]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, task: str, length: int, contexts: int, several: bool) -> Asked:
-        """Samples of a task; the question is not in the prompt that is compressed, as in the pipeline."""
+    def of(
+        cls, loaded: LoadedModel, task: str, length: int, contexts: int, several: bool, kept: str | None = None
+    ) -> Asked:
+        """Samples of a task; the question is not in the prompt that is compressed, as in the pipeline.
+
+        kept: the folder of prefills that are there from the run before, None for none.
+        """
         mode = "multi_request" if several else "single"
-        settings = Settings(tasks=(task,), query_aware="no")
+        settings = Settings(tasks=(task,), query_aware="no", prefill_cache=kept)
         case = CaseId(task, TASKS.get(task).info.version, mode, length, 0, contexts)
         found = find_task(case, settings)
         samples = [found.generate(case.seed, index, length, loaded.tokenizer) for index in range(contexts)]
@@ -213,6 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="512,1024,2048", help="tokens of the contexts, for one method")
     parser.add_argument("--sweep", default="512,1024", help="the same for all eight")
+    parser.add_argument(
+        "--warm", default="512,1024", help="the same with the prefills of the round before kept on disk"
+    )
     parser.add_argument("--task", default="kv")
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -220,16 +229,19 @@ def main() -> None:
     mine, theirs = (load("mini", torch.device("cpu"), torch.float32) for _ in range(2))
     engine, pipeline = Engine(mine), Pipeline(theirs)
     print(HEAD, flush=True)
-    for several in (False, True):
-        for length in map(int, filter(None, given.lengths.split(","))):
-            asked = Asked.of(mine, given.task, length, given.contexts, several)
-            print(compared(f"{SINGLE}, {length}", asked, [SINGLE], engine, pipeline, given.rounds).line, flush=True)
-    for length in map(int, filter(None, given.sweep.split(","))):
-        asked = Asked.of(mine, given.task, length, given.contexts, True)
-        print(
-            compared(f"eight methods, {length}", asked, list(presses()), engine, pipeline, given.rounds).line,
-            flush=True,
-        )
+    methods = list(presses())
+    lengths, sweep, warm = (
+        [int(one) for one in text.split(",") if one] for text in (given.lengths, given.sweep, given.warm)
+    )
+    asked = [
+        (f"{SINGLE}, {length}", [SINGLE], length, several, None) for several in (False, True) for length in lengths
+    ]
+    asked += [(f"eight methods, {length}", methods, length, True, None) for length in sweep]
+    with tempfile.TemporaryDirectory() as folder:
+        asked += [(f"eight methods, {length}, prefills kept", methods, length, True, folder) for length in warm]
+        for what, which, length, several, kept in asked:
+            case = Asked.of(mine, given.task, length, given.contexts, several, kept)
+            print(compared(what, case, which, engine, pipeline, given.rounds).line, flush=True)
 
 
 if __name__ == "__main__":
