@@ -33,7 +33,7 @@ FORGOTTEN = 24 * 3600.0
 
 @dataclass
 class KeptFiles:
-    """A folder of kept files. limit: bytes that they take together at most. damaged: files that were found so, and removed.
+    """A folder of kept files. limit: bytes that they take together. damaged: how many were found so, and removed.
 
     Other files in the folder are left alone.
     """
