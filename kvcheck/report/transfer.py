@@ -23,7 +23,8 @@ orders look more alike.
 """
 READ = """\
 Spearman's rank correlation is 1 for the same order and 0 for none. "Same tasks" are those that both models have records
-of ({tasks}). **What carries over** is the order, as far as this table says: among all methods, and within each kind.
+of ({tasks}). **The order** carries over as far as this table says, and no farther: of a kind with few methods, one that
+changes its place decides the number. {moved}
 **What does not carry over** is the size of a loss: the last column has mean KL on `{there}` as a multiple of that on
 `{here}` (of 0.0005 nats where it is less, which records do not resolve): for the method that it grows least for, the
 median one, and the one that it grows most for. So take no limit in points or nats from one model to another.
@@ -176,6 +177,22 @@ def tables(models: Sequence[str], found: Sequence[Method]) -> tuple[Table, Table
     return Table(head, "<<>>>>>>", rows), Table(second, "<>>>>>>", ranks)
 
 
+def _moved(models: Sequence[str], found: Sequence[Method]) -> str:
+    """Which methods change their place most, by the median task."""
+    places = [{one.spec: at for at, one in enumerate(_by_middle(found, side), 1)} for side in (0, 1)]
+    moves = {spec: abs(place - places[1][spec]) for spec, place in places[0].items()}
+    most = [spec for spec, by in moves.items() if by and by == max(moves.values())]
+    each = [f"`{spec}` ({places[0][spec]} on `{models[0]}`, {places[1][spec]} on `{models[1]}`)" for spec in most]
+    said = (
+        f"By the median task those that change most, of {len(found)} places with 1 for the mildest: {', '.join(each)}."
+    )
+    return said if each else ""
+
+
+def _by_middle(found: Sequence[Method], side: int) -> list[Method]:
+    return sorted(found, key=lambda one: (one.middle[side], one.spec))
+
+
 def _points(value: float) -> str:
     return f"{value + 0.0:.1f}"
 
@@ -210,5 +227,5 @@ def markdown(models: Sequence[str], found: Sequence[Method]) -> Iterator[str]:
     yield from first.markdown()
     yield from second.markdown()
     tasks = ", ".join(f"`{task}`" for task in shared(models)) or "none"
-    yield READ.format(here=models[0], there=models[1], tasks=tasks)
+    yield READ.format(here=models[0], there=models[1], tasks=tasks, moved=_moved(models, found))
     yield SHOWS.rstrip()

@@ -65,6 +65,12 @@ def test_how_much_more_a_loss_is_on_the_other_model_is_said(known: dict[str, dic
     assert found["those that round or prune channels"].grows == pytest.approx((1.75, 3.5, 10.0), rel=0.1)
 
 
+def test_the_page_names_the_method_that_changes_its_place_most(known: dict[str, dict[str, Recorded]]) -> None:
+    known["smollm2"]["fp8"] = record("fp8", 0.1, 50.0)
+    page = "\n".join(transfer.markdown(MODELS, transfer.methods(MODELS)))
+    assert "of 8 places with 1 for the mildest: `fp8` (1 on `mini`, 8 on `smollm2`)." in page
+
+
 def test_what_is_fp16_by_construction_is_left_out(known: dict[str, dict[str, Recorded]]) -> None:
     for model in MODELS:
         known[model]["offload"] = record("offload", 1.0, 0.0)
