@@ -1,13 +1,13 @@
 """kvcheck beside kvpress's own pipeline: the same token ids, one process, in turns -> how many times as fast.
 
     pip install 'transformers==5.2.0' -e '.[kvpress]'
-    OMP_NUM_THREADS=1 python .ci/beside_kvpress.py [--lengths 512,1024,2048] [--sweep 512,1024] [--warm 512,1024] [--rounds 3]
+    OMP_NUM_THREADS=1 python .ci/beside_kvpress.py [--lengths 512,1024] [--sweep 512] [--warm 512] [--rounds 3]
 
 Both sides answer the same questions about the same contexts of a task, each question from a copy of the compressed
 context. kvcheck does more in that time: it runs fp16 beside the method for nll and KL, and audits the cache. Loading
 the models and making the samples is not timed. Times are processor seconds of this process, so what else runs on the
-machine counts less. Every round starts with no prefill kept, but for the rows that say so. A sweep runs one method after the other: kvcheck shares
-what the full cache computed, the pipeline cannot.
+machine counts less. Every round starts with no prefill kept, but for the rows that say so. A sweep runs one method
+after the other: kvcheck shares what the full cache computed, the pipeline cannot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 
 from kvcheck.backends.transformers.contexts import Contexts
 from kvcheck.backends.transformers.meter import Meter
-from kvcheck.backends.transformers.profile import Clock
+from kvcheck.backends.transformers.prefill import Prefiller
+from kvcheck.backends.transformers.profile import DRIFT, Clock, Spent
 from kvcheck.backends.transformers.session import Session
 from kvcheck.core.record import CaseId
 from kvcheck.core.settings import Settings
@@ -118,9 +119,15 @@ class Engine:
         runner = Runner(Session.of(self.loaded, settings), settings)
         for index, sample in enumerate(asked.samples):
             runner.samples[asked.case.task, asked.case.version, asked.case.seed, asked.case.length, index] = sample
-        timed = (("model", self.loaded.model, "forward"), ("drift", Contexts, "drift"), ("audit", Meter, "watch"))
+        timed = (
+            ("model", self.loaded.model, "forward"),
+            (DRIFT, Contexts, "drift"),
+            (DRIFT, Prefiller, "tails"),
+            ("audit", Meter, "watch"),
+            ("search for hidden memory", Meter, "look_elsewhere"),
+        )
         with ExitStack() as stack:
-            for name, owner, attribute in (*timed, ("samples", Runner, "sample")):
+            for name, owner, attribute in timed:
                 stack.enter_context(patch.object(owner, attribute, self.parts.wrap(name, getattr(owner, attribute))))
             records = [runner.run_case(asked.case, method) for method in methods]
         turns = [turn for record in records for sample in record.samples for turn in sample.turns]
@@ -167,21 +174,23 @@ class Pipeline:
 
 @dataclass
 class Row:
-    """Seconds of both sides by round, and their accuracies."""
+    """Seconds of both sides by round, and their accuracies. parts: of kvcheck's; the drift with its forwards."""
 
     what: str
     questions: int
     mine: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
     accuracies: tuple[float, float] = (0.0, 0.0)
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: Spent = field(default_factory=dict)
 
     @property
     def line(self) -> str:
         """Of the table: medians, and the ratio of each round."""
         ratios = [other / one for one, other in zip(self.mine, self.theirs, strict=True)]
         total = sum(self.mine)
-        parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.parts.items())
+        parts = ", ".join(
+            f"{name} {seconds / total:.0%}" for (name, drifts), seconds in self.parts.items() if not drifts
+        )
         times = f"{median(self.mine):.2f} | {median(self.theirs):.2f}"
         span = f"{median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
         accuracies = " / ".join(f"{each:.2f}" for each in self.accuracies)

@@ -47,8 +47,8 @@ def test_a_row_has_both_sides_in_turns_and_says_what_kvchecks_time_went_into(bes
     row = beside.compared("snapkv, 128", asked, ["snapkv"], engine, pipeline, rounds=2)
     assert len(row.mine) == len(row.theirs) == 2
     assert all(seconds > 0 for seconds in (*row.mine, *row.theirs))
-    assert 0 < row.parts["model"] < sum(row.mine)
-    row.mine, row.theirs, row.parts = [1.0, 2.0, 1.0], [2.0, 3.0, 1.0], {"model": 3.0}
+    assert 0 < row.parts["model", False] < sum(row.mine)
+    row.mine, row.theirs, row.parts = [1.0, 2.0, 1.0], [2.0, 3.0, 1.0], {("model", False): 3.0, ("model", True): 0.5}
     row.accuracies = 1.0, 0.5
     assert row.line == "| snapkv, 128 | 1 | 1.00 | 2.00 | 1.50 | 1.00 to 2.00 | 1.00 / 0.50 | model 75% |"
 
