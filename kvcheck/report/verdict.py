@@ -306,7 +306,9 @@ def short(verdict: Verdict) -> str:
         verdict.question, AGAINST_OWN.get(verdict.question, verdict.question)
     )
     unit = " points" if scale == 1 else ""
-    limit = " vs own record" if verdict.question in AGAINST_OWN else f", allowed {verdict.limit:g}"
+    limit = f", {'recorded' if by_own_record(verdict) else 'allowed'} {verdict.limit:g}"
+    if verdict.question in AGAINST_OWN:
+        limit = " vs own record"
     sure = "" if verdict.low == verdict.high else f" {interval(verdict.low, verdict.high, scale)}"
     value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit}{sure}"
     start = f"{verdict.outcome}: " if verdict.outcome == INCONCLUSIVE else ""

@@ -138,6 +138,13 @@ def test_a_line_of_the_short_summary_has_the_numbers_in_forty_columns() -> None:
     assert len(text) == 40
 
 
+def test_bytes_that_differ_from_those_recorded_are_not_said_to_be_above_what_is_allowed() -> None:
+    changed = Verdict("bytes", "fail", 0.4994, 0.4994, 0.4994, 0.507051, 16, reason="6017760 now; 6109920 recorded")
+    assert verdict.short(changed) == "bytes 0.499, recorded 0.507051"
+    above = replace(changed, value=0.6, low=0.6, high=0.6, limit=0.5, reason="more than the allowed 0.5; recorded 0.6")
+    assert verdict.short(above) == "bytes 0.600, allowed 0.5"
+
+
 def test_fp16_that_was_measured_beside_a_method_is_not_what_the_run_is_about() -> None:
     found = measured(drop("pass", 0.1, -0.5, 0.9))
     assert verdict.judged(replace(found, cases=(*found.cases, fp16(16)))) == [METHOD]
