@@ -228,13 +228,8 @@ class Heads:
     def __init__(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, view: View, softmax: kernels.Softmax
     ) -> None:
-        self.query, self.keys, self.values, self.view, self.softmax = (
-            query[None],
-            keys[None],
-            values[None],
-            view,
-            softmax,
-        )
+        self.query, self.keys, self.values = query[None], keys[None], values[None]
+        self.view, self.softmax = view, softmax
 
     def by_distance(self) -> torch.Tensor:
         """The a_shape: only its keys are read."""

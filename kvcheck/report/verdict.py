@@ -306,9 +306,8 @@ def short(verdict: Verdict) -> str:
         verdict.question, AGAINST_OWN.get(verdict.question, verdict.question)
     )
     unit = " points" if scale == 1 else ""
-    limit = f", {'recorded' if by_own_record(verdict) else 'allowed'} {verdict.limit:g}"
-    if verdict.question in AGAINST_OWN:
-        limit = " vs own record"
+    whose = "recorded" if by_own_record(verdict) else "allowed"
+    limit = " vs own record" if verdict.question in AGAINST_OWN else f", {whose} {verdict.limit:g}"
     sure = "" if verdict.low == verdict.high else f" {interval(verdict.low, verdict.high, scale)}"
     value = f"{round(verdict.value, scale) + 0.0:.{scale}f}{unit}{sure}"
     start = f"{verdict.outcome}: " if verdict.outcome == INCONCLUSIVE else ""

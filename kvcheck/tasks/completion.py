@@ -192,6 +192,12 @@ def needle(order: Order) -> Draft:
     return context, turns
 
 
+def ranked(made: Task) -> Task:
+    """The same task with TaskInfo.ranked."""
+    return replace(made, info=replace(made.info, ranked=True))
+
+
+@ranked
 @task("completion/kv", "string_retrieval", True, 1e-8, "random key-value pairs, without a question", lengths=LENGTHS)
 def kv(order: Order) -> Draft:
     """As kv, but that the pair is begun, and nothing is asked."""
@@ -210,9 +216,6 @@ def many_shot(order: Order) -> Draft:
         Turn(f"\n{colour} {cue} type", (label,), 4, "exact", stop=(";", "\n"), mark="\n")
         for colour, cue, label in asked
     ]
-
-
-kv = replace(kv, info=replace(kv.info, ranked=True))
 
 
 @dataclass(frozen=True)

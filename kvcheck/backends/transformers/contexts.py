@@ -183,10 +183,8 @@ class Contexts:
 
     def drift(self, group: Group) -> list[Drift]:
         """The drift of a group whose questions are in the cache and whose answers are not."""
-        rows, found = (
-            [row for row, one in enumerate(group.questions) if one.reference],
-            [Drift()] * len(group.questions),
-        )
+        rows = [row for row, one in enumerate(group.questions) if one.reference]
+        found = [Drift()] * len(group.questions)
         for row, one in zip(rows, self._drifts(group, rows), strict=True):
             found[row] = one
         for row, rank in self._ranks(group).items():
